@@ -1,0 +1,4 @@
+//! The engine of Tidegate: it moves packets, and nothing else.
+pub mod clock;
+pub mod drop_reason;
+pub mod wire;

@@ -1,0 +1,1 @@
+"""Tidegate: a VPN gateway that lives wholly in user space."""

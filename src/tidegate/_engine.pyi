@@ -1,0 +1,184 @@
+"""The border between Python, which decides, and Rust, which moves packets.
+
+Settings and commands go down, events and counters come up. Python never sees a data packet (but through `Nat`, which
+exists for tests and tinkerers); Rust never reads a file, a database or an environment variable.
+
+Conventions: addresses are dotted IPv4 strings, prefixes ``"10.66.77.0/24"``, keys 32 raw bytes, times seconds. A bad
+argument raises `ValueError`, a refusal by the operating system `OSError` with ``errno`` set and a text that says what
+was being done to what; nothing is left half-open after either.
+"""
+
+from typing import final
+
+@final
+class Offloads:
+    """Which kernel offloads to try; each falls back by itself where the kernel refuses (and says so in an event)."""
+
+    def __init__(
+        self,
+        *,
+        tun: bool = True,  # virtio-net header on the TUN device: TSO
+        tun_uso: bool = True,  # UDP segmentation on the TUN device
+        udp_gso: bool = True,  # UDP_SEGMENT on the transport
+        udp_gro: bool = True,  # UDP_GRO on the transport
+        external: bool = True,  # superpackets towards the external interface; off: every packet at most the MTU
+        coalesce: bool = True,  # merge consecutive segments into superpackets
+    ) -> None: ...
+
+@final
+class NatOptions:
+    """Behaviour of the NAT; the defaults are those of docs/nat.md. Times in seconds."""
+
+    def __init__(
+        self,
+        *,
+        filtering: str = "address-dependent",  # or "endpoint-independent", "address-and-port-dependent"
+        udp_timeout: float = 300.0,  # RFC 4787 REQ-5
+        tcp_established_timeout: float = 7440.0,  # RFC 5382 REQ-5: at least 2 h 4 min
+        tcp_transitory_timeout: float = 240.0,  # RFC 5382 REQ-5: at least 4 min
+        icmp_timeout: float = 60.0,  # RFC 5508 REQ-2
+        max_mappings: int = 200_000,  # the whole gateway
+        max_mappings_per_client: int = 16_384,
+        max_new_mappings_per_second: int = 2_000,  # per client, with a burst of as many
+        max_sessions_per_mapping: int = 4_096,
+        port_range: tuple[int, int] = (1024, 65535),  # external ports, inclusive
+    ) -> None: ...
+
+@final
+class ExternalLink:
+    """What the host's kernel says about the external interface. Read, never changed."""
+
+    def __init__(
+        self,
+        *,
+        interface: str,
+        index: int,
+        mac: bytes,  # 6 bytes
+        mtu: int,
+        addresses: list[str],  # external addresses to translate to; the first is the gateway's own face
+        on_link: list[str],  # prefixes reached without a router
+        next_hop: str | None,  # the default router; None: only on-link destinations
+    ) -> None: ...
+
+@final
+class GatewayOptions:
+    def __init__(
+        self,
+        *,
+        private_key: bytes,
+        listen: tuple[str, int],
+        subnet: str,
+        gateway_address: str,
+        tun_name: str,  # at most 15 bytes
+        tunnel_mtu: int,
+        external: ExternalLink,
+        host_addresses: list[str],  # the host's own addresses: delivered through the TUN device
+        nat: NatOptions,
+        offloads: Offloads,
+        shards: int,  # 0: one per core
+    ) -> None: ...
+
+@final
+class ClientOptions:
+    def __init__(
+        self,
+        *,
+        private_key: bytes,
+        address: str,
+        tun_name: str,
+        mtu: int,
+        peer_public_key: bytes,
+        preshared_key: bytes | None,
+        endpoint: tuple[str, int],
+        allowed_ips: list[str],  # inner sources accepted from the gateway
+        persistent_keepalive: int,  # seconds, 0: off
+        listen_port: int,  # 0: any
+        fwmark: int,  # SO_MARK of the transport socket, 0: none
+        offloads: Offloads,
+    ) -> None: ...
+
+@final
+class PeerStatus:
+    public_key: bytes
+    address: str
+    endpoint: tuple[str, int] | None
+    last_handshake: float | None  # seconds ago
+    received_bytes: int  # inner bytes received from the peer
+    sent_bytes: int
+    received_packets: int
+    sent_packets: int
+    mappings: int
+
+@final
+class Mapping:
+    """One NAT mapping (RFC 4787 §2): an inner endpoint and the external endpoint that stands for it."""
+
+    protocol: str  # "tcp", "udp", "icmp"
+    internal: tuple[str, int]
+    external: tuple[str, int]
+    age: float
+    idle: float
+    expires_in: float
+    sessions: int
+    state: str  # TCP: "opening", "established", "closing"; others: "active"; published ports: "published"
+
+@final
+class Status:
+    """A snapshot of the engine's counters."""
+
+    peers: list[PeerStatus]
+    mappings: dict[str, int]  # by protocol
+    reserved_ports: dict[str, int]  # by protocol
+    drops: dict[str, int]  # by reason
+    packets: dict[str, int]  # by direction: "from_peers", "to_peers", "from_external", "to_external", "from_host", "to_host", "between_peers"
+    bytes: dict[str, int]
+    offloads: dict[str, bool]  # those in use
+    shards: int
+
+@final
+class Event:
+    """Something that Python should know. `kind`: "shard_failed", "offload_disabled", "ports_exhausted",
+    "external_down", "external_up"."""
+
+    kind: str
+    detail: str
+
+@final
+class Gateway:
+    """One gateway's packet engine. Use: construct (opens everything), `start`, `stop`."""
+
+    def __init__(self, options: GatewayOptions) -> None: ...
+    def start(self) -> None:
+        """Starts the shards. Raises `RuntimeError` if started before."""
+    def stop(self) -> None:
+        """Stops and joins the shards and closes every socket. Stopping twice does nothing."""
+    def event_fd(self) -> int:
+        """Readable (level-triggered) while `poll_events` has something."""
+    def poll_events(self) -> list[Event]: ...
+    def set_peer(self, public_key: bytes, address: str, preshared_key: bytes | None = None) -> None:
+        """Adds the peer, or changes its address and preshared key; sessions of other peers are not disturbed."""
+    def remove_peer(self, public_key: bytes) -> bool: ...
+    def set_external(self, link: ExternalLink, host_addresses: list[str]) -> None:
+        """The kernel's view of the link changed: new next hop, address or MTU."""
+    def set_nat(self, options: NatOptions) -> None: ...
+    def publish(self, protocol: str, external_port: int, internal: tuple[str, int]) -> None:
+        """Forwards an external port to a client. `OSError` (EADDRINUSE) if a host program holds the port."""
+    def unpublish(self, protocol: str, external_port: int) -> bool: ...
+    def status(self) -> Status: ...
+    def mappings(self, address: str | None = None, limit: int = 10_000) -> list[Mapping]: ...
+
+@final
+class Client:
+    """One client's packet engine. The TUN device exists once constructed; Python gives it its address and routes."""
+
+    def __init__(self, options: ClientOptions) -> None: ...
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+    def event_fd(self) -> int: ...
+    def poll_events(self) -> list[Event]: ...
+    def set_endpoint(self, endpoint: tuple[str, int]) -> None: ...
+    def status(self) -> Status:
+        """As of a gateway; `peers` holds the gateway alone."""
+
+def version() -> str:
+    """The engine's version."""
