@@ -1,4 +1,5 @@
 //! The engine of Tidegate: it moves packets, and nothing else.
+pub mod arena;
 pub mod clock;
 pub mod drop_reason;
 pub mod wire;

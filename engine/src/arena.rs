@@ -1,0 +1,86 @@
+//! The buffers of one turn of the loop.
+//!
+//! A shard receives into an [`Arena`], opens and rewrites in place, gathers superpackets from [`Span`]s of it, sends,
+//! and starts over: nothing on a packet's way allocates or copies payload. A span is a name, not a borrow, so that
+//! many may be held while the bytes behind one of them change.
+
+use std::ops::Range;
+
+/// Bytes of one buffer: the largest UDP train or superpacket, link and virtio-net headers included.
+pub const BUFFER_SIZE: usize = 65_536 + 512;
+
+/// A piece of one of the arena's buffers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Span {
+    /// Which buffer.
+    pub buffer: u32,
+    /// The first byte.
+    pub start: u32,
+    /// How many bytes.
+    pub len: u32,
+}
+
+impl Span {
+    /// The span of `range` within `buffer`.
+    pub fn new(buffer: usize, range: Range<usize>) -> Self {
+        Self { buffer: buffer as u32, start: range.start as u32, len: range.len() as u32 }
+    }
+
+    /// The bytes that it covers, as a range within its buffer.
+    pub fn range(self) -> Range<usize> {
+        self.start as usize..(self.start + self.len) as usize
+    }
+
+    /// The part of it from `offset` on (empty if there is none).
+    pub fn skip(self, offset: usize) -> Self {
+        let offset = (offset as u32).min(self.len);
+        Self { buffer: self.buffer, start: self.start + offset, len: self.len - offset }
+    }
+
+    /// Its first `len` bytes (all if there are fewer).
+    pub fn take(self, len: usize) -> Self {
+        Self { len: (len as u32).min(self.len), ..self }
+    }
+}
+
+/// A fixed number of equal buffers.
+pub struct Arena {
+    buffers: Vec<Box<[u8]>>,
+}
+
+impl Arena {
+    /// `count` zeroed buffers of [`BUFFER_SIZE`].
+    pub fn new(count: usize) -> Self {
+        Self { buffers: (0..count).map(|_| vec![0; BUFFER_SIZE].into_boxed_slice()).collect() }
+    }
+
+    /// How many buffers there are.
+    pub fn len(&self) -> usize {
+        self.buffers.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.buffers.is_empty()
+    }
+
+    /// A whole buffer.
+    pub fn buffer_mut(&mut self, buffer: usize) -> &mut [u8] {
+        &mut self.buffers[buffer]
+    }
+
+    /// Several whole buffers, to receive into.
+    pub fn buffers_mut(&mut self, range: Range<usize>) -> &mut [Box<[u8]>] {
+        &mut self.buffers[range]
+    }
+
+    /// The bytes of a span.
+    pub fn get(&self, span: Span) -> &[u8] {
+        &self.buffers[span.buffer as usize][span.range()]
+    }
+
+    /// The bytes of a span, to be changed.
+    pub fn get_mut(&mut self, span: Span) -> &mut [u8] {
+        &mut self.buffers[span.buffer as usize][span.range()]
+    }
+}
