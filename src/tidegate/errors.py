@@ -43,7 +43,9 @@ class ProfileError(TidegateError):
 
     exit_code = 2
 
-    def __init__(self, message: str, *, path: Path | str, line: int | None = None, hint: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, path: Path | str, line: int | None = None, hint: str | None = None
+    ) -> None:
         super().__init__(f"{path}:{line}: {message}" if line else f"{path}: {message}", hint=hint)
         self.path = path
         self.line = line

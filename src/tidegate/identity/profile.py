@@ -7,7 +7,16 @@ is a promise that is not kept (a `Table` or `PostUp` that silently does nothing)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_address, ip_interface, ip_network
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Interface,
+    IPv6Network,
+    ip_address,
+    ip_interface,
+    ip_network,
+)
 from pathlib import Path
 from typing import NoReturn
 
@@ -111,7 +120,9 @@ def _sections(text: str, path: Path | str) -> dict[str, dict[str, list[_Entry]]]
             if current not in _KEYS or not content.endswith("]"):
                 raise ProfileError(f"unknown section {_short(content)}", path=path, line=number)
             if current in sections:
-                raise ProfileError(f"a second {_short(content)} section: one is supported", path=path, line=number)
+                raise ProfileError(
+                    f"a second {_short(content)} section: one is supported", path=path, line=number
+                )
             sections[current], lines[current] = {}, number
             continue
         key, equals, value = (part.strip() for part in content.partition("="))
@@ -133,10 +144,14 @@ def _check_key(
 ) -> None:
     known = {name.lower(): name for name in _KEYS[section]}
     if key.lower() in _OF_WG_QUICK:
-        raise ProfileError(f"{key} is not supported by `tidegate connect`", path=path, line=line, hint="remove the line")
+        raise ProfileError(
+            f"{key} is not supported by `tidegate connect`", path=path, line=line, hint="remove the line"
+        )
     if key.lower() not in known:
         hint = f"known are {', '.join(_KEYS[section])}"
-        raise ProfileError(f"unknown key {_short(key)} in [{section.capitalize()}]", path=path, line=line, hint=hint)
+        raise ProfileError(
+            f"unknown key {_short(key)} in [{section.capitalize()}]", path=path, line=line, hint=hint
+        )
     if key.lower() in seen and key.lower() not in _REPEATABLE:
         first = seen[key.lower()][0].line
         raise ProfileError(f"{known[key.lower()]} was already given on line {first}", path=path, line=line)
@@ -178,7 +193,12 @@ class _Reader:
 
     def _items(self, section: str, key: str) -> list[_Entry]:
         entries = self._sections[section].get(key.lower(), [])
-        return [_Entry(item.strip(), entry.line) for entry in entries for item in entry.value.split(",") if item.strip()]
+        return [
+            _Entry(item.strip(), entry.line)
+            for entry in entries
+            for item in entry.value.split(",")
+            if item.strip()
+        ]
 
     def _fail(self, message: str, line: int) -> NoReturn:
         raise ProfileError(message, path=self._path, line=line)
@@ -202,7 +222,9 @@ class _Reader:
         if entry is None:
             return default
         if not (entry.value.isascii() and entry.value.isdigit()) or not least <= int(entry.value[:9]) <= most:
-            self._fail(f"{key} must be a number from {least} to {most}, not {_short(entry.value)!r}", entry.line)
+            self._fail(
+                f"{key} must be a number from {least} to {most}, not {_short(entry.value)!r}", entry.line
+            )
         return int(entry.value)
 
     def _keepalive(self) -> int:
@@ -219,7 +241,9 @@ class _Reader:
             except ValueError:
                 self._fail(f"Address: {_short(item.value)!r} is not an IP address", item.line)
             if isinstance(address, IPv6Interface):
-                self._fail(f"Address: {_short(item.value)!r}: IPv6 inside the tunnel is not supported", item.line)
+                self._fail(
+                    f"Address: {_short(item.value)!r}: IPv6 inside the tunnel is not supported", item.line
+                )
             found.append(address)
         line = self._sections["interface"]["address"][0].line
         if len(found) != 1:
@@ -240,7 +264,9 @@ class _Reader:
                 search.append(item.value)
                 continue
             if not isinstance(address, IPv4Address):
-                self._fail(f"DNS: {address} cannot be reached: IPv6 inside the tunnel is not supported", item.line)
+                self._fail(
+                    f"DNS: {address} cannot be reached: IPv6 inside the tunnel is not supported", item.line
+                )
             servers.append(address)
         return tuple(servers), tuple(search)
 

@@ -10,7 +10,15 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    field_validator,
+    model_validator,
+)
 
 from tidegate.net import Endpoint, ListenAddress, gateway_address_of, parse_subnet
 
@@ -30,8 +38,16 @@ def _parse_address(text: str) -> IPv4Address:
 
 
 def _parse_interface(text: str) -> str:
-    if not text or len(text.encode()) > MAX_INTERFACE_NAME or "/" in text or any(c.isspace() for c in text) or text in {".", ".."}:
-        raise ValueError(f"{text!r} is not an interface name (1 to {MAX_INTERFACE_NAME} bytes, no spaces, no slash)")
+    if (
+        not text
+        or len(text.encode()) > MAX_INTERFACE_NAME
+        or "/" in text
+        or any(c.isspace() for c in text)
+        or text in {".", ".."}
+    ):
+        raise ValueError(
+            f"{text!r} is not an interface name (1 to {MAX_INTERFACE_NAME} bytes, no spaces, no slash)"
+        )
     return text
 
 
@@ -88,7 +104,9 @@ class ExternalSettings(_Section):
 class NatSettings(_Section):
     """``[nat]``: behaviour of the NAT; docs/nat.md explains each. Times in seconds."""
 
-    filtering: Literal["endpoint-independent", "address-dependent", "address-and-port-dependent"] = "address-dependent"
+    filtering: Literal["endpoint-independent", "address-dependent", "address-and-port-dependent"] = (
+        "address-dependent"
+    )
     udp_timeout: Timeout = 300.0  # RFC 4787 REQ-5: at least 2 min, 5 min recommended
     tcp_established_timeout: Timeout = 7440.0  # RFC 5382 REQ-5: at least 2 h 4 min
     tcp_transitory_timeout: Timeout = 240.0  # RFC 5382 REQ-5: at least 4 min
@@ -153,7 +171,9 @@ class Settings(_Section):
     def _nothing_points_into_the_tunnel(self) -> Self:
         subnet = self.gateway.subnet
         if self.gateway.listen.address in subnet:
-            raise ValueError(f"gateway.listen: {self.gateway.listen} lies inside the VPN's own subnet {subnet}")
+            raise ValueError(
+                f"gateway.listen: {self.gateway.listen} lies inside the VPN's own subnet {subnet}"
+            )
         for upstream in self.dns.upstreams:
             if upstream in subnet:
                 raise ValueError(f"dns.upstreams: {upstream} lies inside the VPN's own subnet {subnet}")

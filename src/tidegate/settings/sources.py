@@ -91,7 +91,9 @@ class _Merged:
             line = raw[: cause.start].count(b"\n") + 1
             raise SettingsError("is not UTF-8 text", where=f"{path}:{line}") from None
         except tomllib.TOMLDecodeError as cause:
-            raise SettingsError(f"is not valid TOML: {cause}", where=_toml_position(path, str(cause))) from None
+            raise SettingsError(
+                f"is not valid TOML: {cause}", where=_toml_position(path, str(cause))
+            ) from None
         except RecursionError:
             raise SettingsError("is nested too deeply", where=str(path)) from None
         self._path = path
@@ -185,9 +187,16 @@ def _from_text(text: str, kind: Any) -> Any:
     """What a variable's text means for a setting of type `kind`; left as text where it means nothing, so that the
     type check names it."""
     if kind is bool:
-        return {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}.get(
-            text.strip().lower(), text
-        )
+        return {
+            "1": True,
+            "true": True,
+            "yes": True,
+            "on": True,
+            "0": False,
+            "false": False,
+            "no": False,
+            "off": False,
+        }.get(text.strip().lower(), text)
     if kind in (int, float):
         try:
             return kind(text)
