@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import structlog
@@ -49,7 +50,7 @@ class Supervisor:
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        if self._stopping:
+        if self._stopping or (self._wake.is_set() and not task.cancelled() and task.exception() is None):
             return
         cause = None if task.cancelled() else task.exception()
         self.fail(TaskDiedError(task.get_name(), asyncio.CancelledError() if task.cancelled() else cause))
@@ -64,14 +65,17 @@ class Supervisor:
         self.stop_signal = self.stop_signal or signal_number
         self._wake.set()
 
-    def stop_on_signals(self, *signals: signal.Signals) -> None:
-        """Lets signals request the stop; undone by `stop`."""
+    @contextmanager
+    def stop_on_signals(self, *signals: signal.Signals) -> Iterator[None]:
+        """Lets signals request the stop, for as long as the block lasts."""
         loop = asyncio.get_running_loop()
         for number in signals:
             loop.add_signal_handler(number, self.request_stop, number)
-        self._signals = signals
-
-    _signals: tuple[signal.Signals, ...] = ()
+        try:
+            yield
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
 
     @property
     def stop_requested(self) -> bool:
@@ -82,6 +86,10 @@ class Supervisor:
         await self._wake.wait()
         if self._failure is not None:
             raise self._failure
+
+    async def stopped(self) -> None:
+        """Until a stop is requested, whatever the reason. For tasks that are done with their work."""
+        await self._wake.wait()
 
     async def wait_for_stop(self, seconds: float) -> bool:
         """Pauses for at most `seconds`; `True` at once when the process is to stop. For tasks with a period."""
@@ -106,5 +114,3 @@ class Supervisor:
                     log.warning("task failed while stopping", task=task.get_name(), cause=repr(cause))
             for task in late:
                 log.error("task did not stop in time", task=task.get_name(), seconds=self._stop_deadline)
-        for number in self._signals:
-            asyncio.get_running_loop().remove_signal_handler(number)

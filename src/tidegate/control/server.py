@@ -68,9 +68,9 @@ class ControlServer:
             raise RuntimeError("ControlServer.run before open")
         server = await asyncio.start_unix_server(self._accept, sock=self._listener, limit=MAX_REQUEST_BYTES)
         try:
-            async with server:
-                await server.serve_forever()
+            await asyncio.get_running_loop().create_future()  # until cancelled
         finally:
+            server.close()
             for connection in self._connections:
                 connection.cancel()
             await asyncio.gather(*self._connections, return_exceptions=True)
