@@ -1,4 +1,5 @@
-"""Who carries out a command: the gateway that runs on the state directory, or, where none runs, this process itself."""
+"""Who carries out a command: the gateway that runs on the state directory, or, where none runs, this process
+itself."""
 
 from __future__ import annotations
 
@@ -34,8 +35,8 @@ def running_gateway(settings: Settings) -> Iterator[Executor]:
 
 @contextmanager
 def administration(settings: Settings, host: Host, *, make: bool) -> Iterator[Executor]:
-    """The gateway that runs, or else the store itself under its lock. Without `make` a state directory that is not there
-    raises `NotRunningError`, instead of coming into being by being looked at."""
+    """The gateway that runs, or else the store itself under its lock. Without `make` a state directory that
+    is not there raises `NotRunningError`, instead of coming into being by being looked at."""
     state = StateDir(settings.state_dir)
     deadline = time.monotonic() + COMMAND_PATIENCE
     while True:
@@ -54,7 +55,8 @@ def administration(settings: Settings, host: Host, *, make: bool) -> Iterator[Ex
                 yield alone
                 return
         except LockedError:
-            # A gateway holds the lock but does not listen yet (or any more): ask it again until the time is up.
+            # A gateway holds the lock but does not listen yet (or any more): ask it again until the time is
+            # up.
             if time.monotonic() >= deadline:
                 raise
 

@@ -9,7 +9,7 @@ from tidegate.cli import connect, lab, nat, peer, publish, serve, status
 
 app = typer.Typer(
     name="tidegate",
-    help="A VPN gateway that lives wholly in user space: WireGuard in, user-space NAT out, the host untouched.",
+    help="A VPN gateway wholly in user space: WireGuard in, user-space NAT out, the host untouched.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -34,8 +34,8 @@ def read_settings(
     state_dir: Path | None,
     flags: dict[tuple[str, ...], tuple[str, Any]] | None = None,
 ) -> Settings:
-    """Settings from file, environment and flags. `flags` maps a setting to the flag's name and its value; a value of
-    `None` was not given."""
+    """Settings from file, environment and flags. `flags` maps a setting to the flag's name and its value; a
+    value of `None` was not given."""
     from tidegate.settings import load_settings
 
     given = {key: (flag, value) for key, (flag, value) in (flags or {}).items() if value is not None}
@@ -50,7 +50,8 @@ def read_settings(
 
 
 def examples(*lines: tuple[str, str]) -> str:
-    """The end of a command's help: commands with what they do. (A blank line between lines keeps them apart.)"""
+    """The end of a command's help: commands with what they do. (A blank line between lines keeps them
+    apart.)"""
     return "\n\n".join(
         ["[bold]Examples[/]", *(f"[cyan]{command}[/]  [dim]{does}[/]" for command, does in lines)]
     )

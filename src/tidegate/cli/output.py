@@ -1,4 +1,5 @@
-"""What commands print: tables for people, JSON for programs, on standard output; remarks on standard error."""
+"""What commands print: tables for people, JSON for programs, on standard output; remarks on standard
+error."""
 
 from __future__ import annotations
 

@@ -56,7 +56,8 @@ def add(
     state_dir: StateDirOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Add a peer and hand out its profile (wg-quick format). Its private key is in the profile and nowhere else."""
+    """Add a peer and hand out its profile (wg-quick format). Its private key is in the profile and nowhere
+    else."""
     from tidegate.cli.administration import administration
     from tidegate.cli.output import remark
     from tidegate.control.commands import PeerAdd, PeerRemove
@@ -157,9 +158,7 @@ def _warn_of_private_endpoint(profile: Profile, *, explicit: bool) -> None:
         return
     address = IPv4Address(profile.endpoint.host)
     if any(address in network for network in PRIVATE_NETWORKS):
-        remark(
-            f"the endpoint {profile.endpoint} is a private address; clients elsewhere need --endpoint HOST:PORT"
-        )
+        remark(f"the endpoint {profile.endpoint} is a private address; clients elsewhere need --endpoint")
 
 
 def _print_added(added: PeerAdded, profile: Profile, text: str, out: Path | None) -> None:

@@ -1,7 +1,7 @@
 """The settings: what exists, of which type, and what it is when nobody says anything.
 
-Every model is frozen and refuses unknown keys. Types are strict (`shards = "2"` is an error, not a two); what comes
-from the environment as text is turned into values by `sources` first.
+Every model is frozen and refuses unknown keys. Types are strict (`shards = "2"` is an error, not a two); what
+comes from the environment as text is turned into values by `sources` first.
 """
 
 from __future__ import annotations
