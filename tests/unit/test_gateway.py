@@ -1,4 +1,4 @@
-"""A whole gateway on a fake engine and a fake host, administered through the real command line and control socket."""
+"""A whole gateway on a fake engine and a fake host, administered through command line and control socket."""
 
 from __future__ import annotations
 

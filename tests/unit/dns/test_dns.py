@@ -429,8 +429,8 @@ def test_resolvers_come_from_settings_or_resolv_conf_and_never_loop(tmp_path: Pa
     own = IPv4Address("10.66.77.1")
     file = tmp_path / "resolv.conf"
     file.write_text(
-        "# comment\nsearch example.com\nnameserver 10.66.77.1\nnameserver 192.0.2.53\nnameserver 2001:db8::1\n"
-        "nameserver nonsense\nnameserver 192.0.2.54\nnameserver 192.0.2.53\n"
+        "# comment\nsearch example.com\nnameserver 10.66.77.1\nnameserver 192.0.2.53\n"
+        "nameserver 2001:db8::1\nnameserver nonsense\nnameserver 192.0.2.54\nnameserver 192.0.2.53\n"
     )
     assert choose_upstreams((), own=own, resolv_conf=file) == [("192.0.2.53", 53), ("192.0.2.54", 53)]
     assert choose_upstreams((IPv4Address("192.0.2.9"),), own=own, resolv_conf=file) == [("192.0.2.9", 53)]
