@@ -4,8 +4,12 @@
 //! in the types are in the machine's.
 
 pub mod checksum;
+pub mod coalesce;
 pub mod ipv4;
 pub mod offload;
+pub mod split;
 
+pub use coalesce::{CoalesceOptions, Coalescer, Gathered};
 pub use ipv4::{Ipv4Packet, Transport, protocol};
 pub use offload::{ChecksumState, Gso, GsoKind, Offload, VirtioNetHeader};
+pub use split::{Segments, Shape};
