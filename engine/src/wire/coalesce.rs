@@ -428,3 +428,6 @@ fn write_head<T>(head: &mut [u8], item: &Item<T>) {
         put_u16(transport, 16, pseudo_header.partial());
     }
 }
+
+#[cfg(test)]
+mod tests;

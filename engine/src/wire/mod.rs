@@ -8,6 +8,8 @@ pub mod coalesce;
 pub mod ipv4;
 pub mod offload;
 pub mod split;
+#[cfg(test)]
+pub(crate) mod test_packets;
 
 pub use coalesce::{CoalesceOptions, Coalescer, Gathered};
 pub use ipv4::{Ipv4Packet, Transport, protocol};

@@ -283,3 +283,6 @@ fn complete_checksum(packet: &mut [u8], shape: Shape) {
 fn nonzero(checksum: u16) -> u16 {
     if checksum == 0 { 0xffff } else { checksum }
 }
+
+#[cfg(test)]
+mod tests;
