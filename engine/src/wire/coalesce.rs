@@ -149,6 +149,19 @@ struct Candidate {
     payload_len: u16,
 }
 
+impl<T> Default for Coalescer<T> {
+    /// Merges with the default options. Allocates nothing yet: what [`std::mem::take`] leaves behind.
+    fn default() -> Self {
+        Self {
+            options: CoalesceOptions::default(),
+            items: Vec::new(),
+            tails: Vec::new(),
+            open: Vec::new(),
+            gather: Vec::new(),
+        }
+    }
+}
+
 impl<T: Copy + Eq> Coalescer<T> {
     /// An empty coalescer.
     pub fn new(options: CoalesceOptions) -> Self {

@@ -7,6 +7,7 @@ pub mod checksum;
 pub mod coalesce;
 pub mod ipv4;
 pub mod offload;
+pub mod shape;
 pub mod split;
 #[cfg(test)]
 pub(crate) mod test_packets;
@@ -14,4 +15,5 @@ pub(crate) mod test_packets;
 pub use coalesce::{CoalesceOptions, Coalescer, Gathered};
 pub use ipv4::{Ipv4Packet, Transport, protocol};
 pub use offload::{ChecksumState, Gso, GsoKind, Offload, VirtioNetHeader};
-pub use split::{Segments, Shape};
+pub use shape::Shape;
+pub use split::Segments;

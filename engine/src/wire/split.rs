@@ -22,55 +22,8 @@
 
 use super::checksum::{self, Sum};
 use super::ipv4::{Ipv4Packet, Transport, address_at, put_u16, tcp_flags, u16_at, u32_at};
-use super::offload::{ChecksumState, GsoKind, Offload};
-
-/// What a checked packet's bytes mean, without a borrow of them.
-///
-/// It is the proof that [`Ipv4Packet`] carries, for a caller who has to give the view back to reach the gather list.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Shape {
-    ip_header_len: u8,
-    /// IP and transport header together, 120 bytes at most.
-    headers_len: u8,
-    total_len: u32,
-    transport: Transport,
-    offload: Offload,
-}
-
-impl Shape {
-    /// The shape of `packet`.
-    pub fn of(packet: &Ipv4Packet<'_>) -> Self {
-        Self {
-            ip_header_len: packet.header_len() as u8,
-            headers_len: (packet.header_len() + packet.transport_header_len()) as u8,
-            total_len: packet.total_len() as u32,
-            transport: packet.transport(),
-            offload: packet.offload(),
-        }
-    }
-
-    /// Payload bytes behind the transport header.
-    fn payload_len(self) -> usize {
-        self.total_len as usize - usize::from(self.headers_len)
-    }
-
-    /// What is to be done, and with how much payload at a time.
-    fn plan(self) -> (Kind, usize) {
-        let whole = self.payload_len();
-        match (self.offload.gso.map(|gso| (gso.kind, usize::from(gso.segment_size))), self.transport) {
-            (Some((GsoKind::Tcp4 | GsoKind::Tcp4Ecn, size)), Transport::Tcp { .. }) => {
-                (Kind::Tcp, size.max(1))
-            }
-            (Some((GsoKind::Udp4, size)), Transport::Udp) => (Kind::Udp, size.max(1)),
-            (_, Transport::Tcp { .. } | Transport::Udp)
-                if self.offload.checksum == ChecksumState::Partial =>
-            {
-                (Kind::Unfinished, whole)
-            }
-            _ => (Kind::Verbatim, whole),
-        }
-    }
-}
+use super::offload::{ChecksumState, GsoKind};
+use super::shape::Shape;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
@@ -82,6 +35,21 @@ enum Kind {
     Unfinished,
     /// One packet, to be copied.
     Verbatim,
+}
+
+/// What is to be done, and with how many payload bytes at a time.
+fn plan(shape: Shape) -> (Kind, usize) {
+    let payload_len = shape.payload_len();
+    match (shape.gso(), shape.transport()) {
+        (Some((GsoKind::Tcp4 | GsoKind::Tcp4Ecn, size)), _) => (Kind::Tcp, size),
+        (Some((GsoKind::Udp4, size)), _) => (Kind::Udp, size),
+        (None, Transport::Tcp { .. } | Transport::Udp)
+            if shape.offload().checksum == ChecksumState::Partial =>
+        {
+            (Kind::Unfinished, payload_len)
+        }
+        (None, _) => (Kind::Verbatim, payload_len),
+    }
 }
 
 /// The segments of one packet, in order.
@@ -109,41 +77,32 @@ pub struct Segments<'a, I> {
 impl<'a> Segments<'a, std::iter::Empty<&'a [u8]>> {
     /// The segments of a packet that lies wholly in its head.
     pub fn whole(packet: &'a Ipv4Packet<'_>) -> Self {
-        Self::new(packet, std::iter::empty())
+        Self::new(packet.head(), packet.shape(), std::iter::empty())
     }
 }
 
 impl<'a, I: Iterator<Item = &'a [u8]>> Segments<'a, I> {
-    /// The segments of `packet`, whose payload goes on in `tails`.
-    pub fn new(packet: &'a Ipv4Packet<'_>, tails: impl IntoIterator<IntoIter = I>) -> Self {
-        Self::with_shape(Shape::of(packet), packet.head(), tails)
-    }
-
-    /// The segments of the packet that `shape` was taken of, whose bytes are `head` and then `tails`.
+    /// The segments of the packet that `shape` was taken of, whose bytes are `head` and then the slices of `tails`.
     ///
     /// If the bytes are fewer than the shape says, the segments end where they do.
-    pub fn with_shape(shape: Shape, head: &'a [u8], tails: impl IntoIterator<IntoIter = I>) -> Self {
-        let (kind, segment_size) = shape.plan();
-        let remaining = shape.payload_len();
-        let (headers, slice, count) = match head.split_at_checked(usize::from(shape.headers_len)) {
-            Some((headers, payload)) => (headers, payload, remaining.div_ceil(segment_size.max(1)).max(1)),
+    pub fn new(head: &'a [u8], shape: Shape, tails: impl IntoIterator<IntoIter = I>) -> Self {
+        let (kind, segment_size) = plan(shape);
+        let (headers, slice, count) = match head.split_at_checked(shape.headers_len()) {
+            Some((headers, payload)) => (headers, payload, shape.segment_count()),
             None => (&[][..], &[][..], 0),
         };
         let (ip_sum, transport_sum) = match kind {
-            Kind::Tcp | Kind::Udp if count > 0 => {
-                constant_sums(headers, usize::from(shape.ip_header_len), kind)
-            }
+            Kind::Tcp | Kind::Udp if count > 0 => constant_sums(headers, shape.ip_header_len(), kind),
             _ => (Sum::ZERO, Sum::ZERO),
         };
-        let tails = tails.into_iter();
         Self {
             shape,
             kind,
             segment_size,
             headers,
             slice,
-            tails,
-            remaining,
+            tails: tails.into_iter(),
+            remaining: shape.payload_len(),
             next: 0,
             count,
             ip_sum,
@@ -158,7 +117,7 @@ impl<'a, I: Iterator<Item = &'a [u8]>> Segments<'a, I> {
 
     /// The length of the longest segment, IP header included: what `out` must hold.
     pub fn max_segment_len(&self) -> usize {
-        self.headers.len() + self.segment_size.min(self.shape.payload_len())
+        self.shape.segment_len()
     }
 
     /// Writes the next segment to the front of `out` and returns its length; `None` when there are no more.
@@ -218,7 +177,7 @@ impl<'a, I: Iterator<Item = &'a [u8]>> Segments<'a, I> {
     }
 
     fn finish_tcp(&self, headers: &mut [u8], payload: &[u8]) {
-        let tcp = &mut headers[usize::from(self.shape.ip_header_len)..];
+        let tcp = &mut headers[self.shape.ip_header_len()..];
         let before = (self.next * self.segment_size) as u32;
         let sequence = u32_at(tcp, 4).wrapping_add(before);
         tcp[4..8].copy_from_slice(&sequence.to_be_bytes());
@@ -238,7 +197,7 @@ impl<'a, I: Iterator<Item = &'a [u8]>> Segments<'a, I> {
     }
 
     fn finish_udp(&self, headers: &mut [u8], payload: &[u8]) {
-        let udp = &mut headers[usize::from(self.shape.ip_header_len)..];
+        let udp = &mut headers[self.shape.ip_header_len()..];
         let length = (udp.len() + payload.len()) as u16;
         put_u16(udp, 4, length);
         // The length is summed twice: in the pseudo-header and in the header (RFC 768).
@@ -267,8 +226,8 @@ fn constant_sums(headers: &[u8], ip_header_len: usize, kind: Kind) -> (Sum, Sum)
 
 /// Makes the partial checksum of one whole TCP or UDP packet complete.
 fn complete_checksum(packet: &mut [u8], shape: Shape) {
-    let (ip, transport) = packet.split_at_mut(usize::from(shape.ip_header_len));
-    let (at, covered) = match shape.transport {
+    let (ip, transport) = packet.split_at_mut(shape.ip_header_len());
+    let (at, covered) = match shape.transport() {
         Transport::Udp => (6, usize::from(u16_at(transport, 4)).min(transport.len())),
         _ => (16, transport.len()),
     };
@@ -276,7 +235,7 @@ fn complete_checksum(packet: &mut [u8], shape: Shape) {
     let sum = checksum::pseudo_header(address_at(ip, 12), address_at(ip, 16), ip[9], covered as u16)
         .add_bytes(&transport[..covered])
         .finish();
-    put_u16(transport, at, if shape.transport == Transport::Udp { nonzero(sum) } else { sum });
+    put_u16(transport, at, if shape.transport() == Transport::Udp { nonzero(sum) } else { sum });
 }
 
 /// A UDP checksum of zero would mean "none" (RFC 768).

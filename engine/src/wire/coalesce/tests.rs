@@ -1,8 +1,8 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::wire::Segments;
 use crate::wire::test_packets::*;
-use crate::wire::{Segments, Shape};
 
 const OPTIONS: CoalesceOptions = CoalesceOptions { enabled: true, udp: true, verify: false };
 const TIMESTAMPS: [u8; 12] = [1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2];
@@ -47,11 +47,11 @@ impl Bench {
         let mut all = Vec::new();
         self.coalescer.drain(&mut self.arena, |arena, gathered| {
             let head = arena.get_mut(gathered.head);
-            let shape = Shape::of(&Ipv4Packet::parse(head, gathered.tail_len, gathered.offload).unwrap());
+            let shape = Ipv4Packet::parse(head, gathered.tail_len, gathered.offload).unwrap().shape();
             let head = arena.get(gathered.head);
             let tails = || gathered.tails.iter().map(|&span| arena.get(span));
             let bytes = [head].into_iter().chain(tails()).collect::<Vec<_>>().concat();
-            let mut cutter = Segments::with_shape(shape, head, tails());
+            let mut cutter = Segments::new(head, shape, tails());
             let mut out = vec![0; cutter.max_segment_len()];
             let mut segments = Vec::new();
             while let Some(len) = cutter.next_into(&mut out) {
@@ -165,7 +165,8 @@ fn nothing_merges_where_it_is_switched_off() {
 #[test]
 fn segments_that_differ_in_a_header_field_do_not_merge() {
     assert_eq!(sizes(&coalesce(&pair(|_| {}))), [2], "the pair merges as it is");
-    let changes: [(&str, fn(&mut Template)); 14] = [
+    type Change = fn(&mut Template);
+    let changes: [(&str, Change); 14] = [
         ("source", |t| t.source = SERVER),
         ("destination", |t| t.destination = ALICE),
         ("source port", |t| t.ports.0 ^= 1),

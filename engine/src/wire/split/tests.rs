@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::wire::ipv4::protocol;
-use crate::wire::offload::Gso;
+use crate::wire::offload::{Gso, Offload};
 use crate::wire::test_packets::*;
 
 fn gso(kind: GsoKind, segment_size: u16) -> Offload {
@@ -16,7 +16,7 @@ fn split(bytes: &[u8], head_len: usize, slice_len: usize, offload: Offload) -> V
     let (head, tail) = bytes.split_at(head_len);
     let mut head = head.to_vec();
     let packet = Ipv4Packet::parse(&mut head, tail.len(), offload).unwrap();
-    let mut segments = Segments::new(&packet, tail.chunks(slice_len.max(1)));
+    let mut segments = Segments::new(packet.head(), packet.shape(), tail.chunks(slice_len.max(1)));
     let (count, longest) = (segments.segment_count(), segments.max_segment_len());
     let mut out = vec![0; longest];
     let mut all = Vec::new();
@@ -78,7 +78,7 @@ fn a_packet_that_is_no_superpacket_is_copied_as_it_is() {
         Template { fragment: MF | 5, ..Template::default() }.ip(protocol::UDP, &payload(64)),
         Template::default().ip(47, &[]),
     ] {
-        assert_eq!(split_whole(&packet, Offload::NONE), [packet.clone()]);
+        assert_eq!(split_whole(&packet, Offload::NONE), std::slice::from_ref(&packet));
     }
 }
 
@@ -130,13 +130,13 @@ fn bytes_that_are_missing_end_the_segments() {
     let packet = &mut Template::default().tcp(&payload(300));
     let head_len = 50;
     let packet = Ipv4Packet::parse(packet, 0, gso(GsoKind::Tcp4, 100)).unwrap();
-    let shape = Shape::of(&packet);
+    let shape = packet.shape();
     let mut out = [0; 200];
     for len in 0..head_len {
-        let mut segments = Segments::with_shape(shape, &packet.head()[..len], std::iter::empty());
+        let mut segments = Segments::new(&packet.head()[..len], shape, std::iter::empty());
         assert_eq!(segments.next_into(&mut out), None);
     }
-    let mut segments = Segments::with_shape(shape, &packet.head()[..150], std::iter::empty());
+    let mut segments = Segments::new(&packet.head()[..150], shape, std::iter::empty());
     assert_eq!(segments.next_into(&mut out), Some(140));
     assert_eq!(segments.next_into(&mut out), None);
     assert_eq!(segments.next_into(&mut out), None);
@@ -195,7 +195,7 @@ proptest! {
         if let Ok(packet) = Ipv4Packet::parse(&mut bytes, 0, gso(kind, segment_size)) {
             let head = &packet.head()[..cut.min(packet.head().len())];
             let mut out = vec![0; 65_536];
-            let mut segments = Segments::with_shape(Shape::of(&packet), head, std::iter::empty());
+            let mut segments = Segments::new(head, packet.shape(), std::iter::empty());
             while segments.next_into(&mut out).is_some() {}
         }
     }
