@@ -2,4 +2,8 @@
 pub mod arena;
 pub mod clock;
 pub mod drop_reason;
+pub mod mss;
+pub mod prefix;
+pub mod rate_limit;
+pub mod router;
 pub mod wire;
