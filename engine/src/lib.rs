@@ -6,4 +6,5 @@ pub mod mss;
 pub mod prefix;
 pub mod rate_limit;
 pub mod router;
+pub mod tunnel;
 pub mod wire;
