@@ -24,8 +24,6 @@ pub struct ClientConfig {
     pub gateway: PeerConfig,
     /// Inner sources that the gateway may use: the profile's `AllowedIPs`.
     pub allowed_ips: Vec<Prefix>,
-    /// The largest inner packet, in bytes.
-    pub mtu: usize,
     /// Which segments become superpackets.
     pub coalesce: CoalesceOptions,
 }
@@ -35,7 +33,6 @@ pub struct Client {
     tunnel: Tunnel,
     gateway: PeerId,
     allowed_ips: Vec<Prefix>,
-    mtu: usize,
     coalescer: Coalescer<()>,
     drops: DropCounters,
     traffic: Traffic,
@@ -45,12 +42,11 @@ impl Client {
     /// A client without a session; the first packet starts the handshake.
     pub fn new(config: ClientConfig, now: Timestamp) -> Self {
         let mut tunnel = Tunnel::new(config.tunnel);
-        let gateway = tunnel.set_peer(config.gateway, now);
+        let gateway = tunnel.set_peer(&config.gateway, now);
         Self {
             tunnel,
             gateway,
             allowed_ips: config.allowed_ips,
-            mtu: config.mtu,
             coalescer: Coalescer::new(config.coalesce),
             drops: DropCounters::default(),
             traffic: Traffic::default(),
@@ -63,8 +59,8 @@ impl Client {
     }
 
     /// Sends to another address from now on, as when the gateway's name resolves anew.
-    pub fn set_endpoint(&mut self, endpoint: SocketAddrV4) {
-        self.tunnel.set_endpoint(self.gateway, endpoint);
+    pub fn set_endpoint(&mut self, endpoint: SocketAddrV4, now: Timestamp) {
+        self.tunnel.set_endpoint(self.gateway, endpoint, now);
     }
 
     fn receive_datagram(
@@ -162,8 +158,8 @@ impl Core for Client {
         self.tunnel.next_wakeup()
     }
 
-    fn sealing(&mut self) -> (&mut Tunnel, &mut DropCounters, usize) {
-        (&mut self.tunnel, &mut self.drops, self.mtu)
+    fn sealing(&mut self) -> (&mut Tunnel, &mut DropCounters) {
+        (&mut self.tunnel, &mut self.drops)
     }
 
     fn tunnel(&self) -> &Tunnel {

@@ -42,8 +42,8 @@ pub trait Core {
     /// When [`Self::poll`] has something to do next; `None`: not before another packet comes.
     fn next_wakeup(&self) -> Option<Timestamp>;
 
-    /// What [`crate::outbox::seal_frames`] needs: the tunnel, the drop counters, the tunnel's MTU.
-    fn sealing(&mut self) -> (&mut Tunnel, &mut DropCounters, usize);
+    /// What [`crate::outbox::seal_frames`] needs: the tunnel and the drop counters.
+    fn sealing(&mut self) -> (&mut Tunnel, &mut DropCounters);
 
     /// The WireGuard peers.
     fn tunnel(&self) -> &Tunnel;

@@ -7,11 +7,11 @@ use std::net::SocketAddrV4;
 use std::ops::Range;
 
 use crate::arena::{Arena, Span};
+use crate::clock::Timestamp;
 use crate::drop_reason::{DropCounters, DropReason};
 use crate::transport::{MAX_TRAIN_BYTES, MAX_TRAIN_SEGMENTS};
-use crate::tunnel::{Outgoing, PeerId, Tunnel};
-use crate::wire::split::Segments;
-use crate::wire::{Shape, VirtioNetHeader};
+use crate::tunnel::{Outgoing, PeerId, Sealer, Tunnel};
+use crate::wire::{Segments, Shape, VirtioNetHeader};
 
 /// Where a packet's head lies.
 #[derive(Debug)]
@@ -139,7 +139,7 @@ impl Outbox {
         self.peers.clear();
         self.arp.clear();
         self.crossings.clear();
-        self.datagrams.clear();
+        self.datagrams.datagrams.clear();
         self.tails.clear();
     }
 }
@@ -166,11 +166,8 @@ pub struct TrainBuffer {
 
 /// Enough for four full trains, and little enough to stay in the cache.
 const TRAIN_BUFFER_SIZE: usize = 256 * 1024;
-/// What sealing adds to a packet: data message header, padding, tag (WireGuard whitepaper §5.4.6).
-const SEALING_OVERHEAD: usize = 16 + 15 + 16;
-/// Where the packet begins in a data message.
-const DATA_HEADER_LEN: usize = 16;
-
+/// What sealing adds to a packet, at most: header and tag, and padding to a multiple of 16.
+const MAX_SEALING_OVERHEAD: usize = Sealer::OVERHEAD + 15;
 impl Default for TrainBuffer {
     fn default() -> Self {
         Self { bytes: vec![0; TRAIN_BUFFER_SIZE].into_boxed_slice(), used: 0, trains: Vec::new() }
@@ -186,6 +183,11 @@ impl TrainBuffer {
     /// A train's bytes.
     pub fn bytes(&self, train: &Train) -> &[u8] {
         &self.bytes[train.range.clone()]
+    }
+
+    /// The room behind the last datagram.
+    fn room(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.used..]
     }
 
     /// Forgets the trains, keeps the memory.
@@ -223,51 +225,39 @@ pub fn seal_frames(
     arena: &Arena,
     tunnel: &mut Tunnel,
     buffer: &mut TrainBuffer,
-    context: &mut SealContext<'_>,
+    now: Timestamp,
+    drops: &mut DropCounters,
 ) -> bool {
     while let Some(frame) = outbox.peers.get(*next) {
-        let head = frame.packet.head.get(arena);
         let tails = &outbox.tails[frame.packet.tails.start as usize..frame.packet.tails.end as usize];
-        let mut segments = Segments::new(head, frame.shape, tails, arena);
-        let worst = segments.count() * (segments.max_len() + SEALING_OVERHEAD);
-        if worst > buffer.bytes.len() {
-            context.drops.add(DropReason::TooBig, segments.count() as u64);
-            *next += 1;
-            continue;
-        }
-        if buffer.used + worst > buffer.bytes.len() {
+        let slices = tails.iter().map(|&tail| arena.get(tail));
+        let mut segments = Segments::with_shape(frame.shape, frame.packet.head.get(arena), slices);
+        let worst = segments.segment_count() * (segments.max_segment_len() + MAX_SEALING_OVERHEAD);
+        if buffer.used > 0 && buffer.used + worst > buffer.bytes.len() {
             return true;
         }
-        if let Some(mut sealer) = tunnel.sealer(frame.peer, context.now, context.mtu) {
+        *next += 1;
+        if worst > buffer.bytes.len() {
+            // Segments so small that their headers outweigh them a hundred times: nobody sends that in earnest.
+            drops.add(DropReason::TooBig, segments.segment_count() as u64);
+            continue;
+        }
+        if let Some(mut sealer) = tunnel.sealer(frame.peer, now) {
             let to = sealer.endpoint();
-            loop {
-                let room = &mut buffer.bytes[buffer.used..];
-                let Some(len) = segments.next_into(&mut room[DATA_HEADER_LEN..]) else { break };
-                match sealer.seal(room, len) {
+            while let Some(len) = segments.next_into(&mut buffer.room()[Sealer::HEADER_LEN..]) {
+                match sealer.seal(buffer.room(), len) {
                     Ok(sealed) => buffer.commit(to, sealed),
-                    Err(reason) => context.drops.count(reason),
+                    Err(reason) => drops.count(reason),
                 }
             }
         } else {
-            let room = &mut buffer.bytes[buffer.used..];
-            while let Some(len) = segments.next_into(room) {
-                if let Err(reason) = tunnel.enqueue(frame.peer, &room[..len], context.now, &mut outbox.datagrams) {
-                    context.drops.count(reason);
+            while let Some(len) = segments.next_into(buffer.room()) {
+                let packet = &buffer.room()[..len];
+                if let Err(reason) = tunnel.enqueue(frame.peer, packet, now, &mut outbox.datagrams) {
+                    drops.count(reason);
                 }
             }
         }
-        *next += 1;
     }
     false
-}
-
-/// What sealing needs to know beside the packets.
-#[derive(Debug)]
-pub struct SealContext<'a> {
-    /// The time.
-    pub now: crate::clock::Timestamp,
-    /// The tunnel's MTU: padding never exceeds it.
-    pub mtu: usize,
-    /// Where drops are counted.
-    pub drops: &'a mut DropCounters,
 }

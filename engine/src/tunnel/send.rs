@@ -109,6 +109,11 @@ impl Tunnel {
         if oldest.is_some() { Err(DropReason::NoSession) } else { Ok(()) }
     }
 
+    /// Begins a handshake with `peer` without waiting for a packet, as a client does when it starts.
+    pub fn start_handshake(&mut self, peer: PeerId, now: Timestamp, out: &mut Outgoing) {
+        self.want_handshake(peer, now, out);
+    }
+
     /// Begins a handshake now, if the last one is not too recent; otherwise when it no longer is.
     pub(super) fn want_handshake(&mut self, id: PeerId, now: Timestamp, out: &mut Outgoing) {
         let Some(peer) = self.peers.get_mut(id) else { return };
