@@ -50,6 +50,8 @@ struct World {
     wire: VecDeque<Datagram>,
     /// Everything that was ever on the wire.
     recording: Vec<Datagram>,
+    /// How often `pass` polled.
+    wakeups: usize,
 }
 
 fn tunnel(private_key: [u8; 32]) -> Tunnel {
@@ -94,6 +96,7 @@ impl World {
             bob: end(BOB_KEY, BOB, ALICE_KEY, None),
             wire: VecDeque::new(),
             recording: Vec::new(),
+            wakeups: 0,
         }
     }
 
@@ -148,6 +151,7 @@ impl World {
             let wakeups = [self.alice.tunnel.next_wakeup(), self.bob.tunnel.next_wakeup()];
             let Some(next) = wakeups.into_iter().flatten().min().filter(|&next| next <= end) else { break };
             self.now = self.now.max(next);
+            self.wakeups += 1;
             self.poll();
             self.deliver();
         }
