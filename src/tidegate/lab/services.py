@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from tidegate.lab import webserver
+from tidegate.lab import udpecho, webserver
 from tidegate.lab.processes import CommandError, Process
 from tidegate.lab.topology import BEYOND, INTERNET, Lab, Namespace
 from tidegate.lab.waiting import wait_until
@@ -19,23 +19,29 @@ TEXT = "the tide comes in"
 
 @dataclass(frozen=True)
 class Services:
-    """What runs on `internet`, and on `beyond` the web server."""
+    """What runs on `internet`, and on `beyond` the web server and the echo server."""
 
     web: Process
     far_web: Process
     dns: Process
     iperf: Process
+    echo: Process
+    far_echo: Process
 
 
 def start_services(lab: Lab) -> Services:
-    """Starts the web, DNS and iperf3 servers and returns once all of them answer."""
+    """Starts the web, echo, DNS and iperf3 servers and returns once all of them answer."""
     web = start_web_server(lab.internet, INTERNET)
     far_web = start_web_server(lab.beyond, BEYOND)
     dns = start_dns_server(lab.internet, INTERNET)
     iperf = start_iperf_server(lab.internet, INTERNET)
-    web.wait_for(webserver.READY)
-    far_web.wait_for(webserver.READY)
-    return Services(web, far_web, dns, iperf)
+    echo = start_echo_server(lab.internet, INTERNET)
+    far_echo = start_echo_server(lab.beyond, BEYOND)
+    for process in (web, far_web):
+        process.wait_for(webserver.READY)
+    for process in (echo, far_echo):
+        process.wait_for(udpecho.READY)
+    return Services(web, far_web, dns, iperf, echo, far_echo)
 
 
 def start_web_server(host: Namespace, *addresses: str, port: int = 80) -> Process:
@@ -43,6 +49,11 @@ def start_web_server(host: Namespace, *addresses: str, port: int = 80) -> Proces
     return host.popen(
         [sys.executable, "-m", webserver.__name__, *addresses, "--port", str(port)], name="webserver"
     )
+
+
+def start_echo_server(host: Namespace, address: str) -> Process:
+    """Starts `tidegate.lab.udpecho`; ready when it says so (`udpecho.READY`)."""
+    return host.popen([sys.executable, "-m", udpecho.__name__, address], name="udpecho")
 
 
 def start_dns_server(host: Namespace, address: str) -> Process:

@@ -19,6 +19,7 @@ the next run finds and removes what a killed one left behind. No interface ever 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import os
 import re
@@ -26,10 +27,11 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from tidegate.lab.processes import CommandError, Process, run
 from tidegate.lab.waiting import WaitTimeoutError, wait_until
@@ -44,6 +46,8 @@ BEYOND = "192.0.2.9"
 
 MAX_CLIENTS = 100
 
+_T = TypeVar("_T")
+_CLONE_NEWNET = 0x40000000  # linux/sched.h
 _NETNS = Path("/run/netns")
 _ETC_NETNS = Path("/etc/netns")
 _OWNED = re.compile(r"tg(?P<pid>\d+)-\d+-[a-z0-9]+")
@@ -116,6 +120,18 @@ class Namespace:
         process = Process(f"{name} ({self.role})", self.inside(command), log, env)
         self._processes.append(process)
         return process
+
+    def call(self, function: Callable[[], _T]) -> _T:
+        """Calls `function` on a thread that is in the namespace; sockets that it opens stay there."""
+
+        def enter() -> None:
+            with (_NETNS / self.name).open("rb") as namespace:
+                if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), _CLONE_NEWNET) != 0:
+                    error = ctypes.get_errno()
+                    raise OSError(error, f"setns to {self.name}: {os.strerror(error)}")
+
+        with ThreadPoolExecutor(1, initializer=enter) as thread:
+            return thread.submit(function).result()
 
     @contextlib.contextmanager
     def capture(self, interface: str, expression: str = "", *, snaplen: int = 262_144) -> Iterator[Capture]:
