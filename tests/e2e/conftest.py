@@ -1,0 +1,109 @@
+"""A lab with a gateway and its clients, for tests of the whole thing.
+
+By default Tidegate runs, as built in ``.venv/bin/tidegate``. With ``--reference``, wireguard-go and kernel NAT run in its
+place: what any VPN must do is green then, and what only Tidegate does is red. So the tests themselves are tested.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import pytest
+from tidegate.lab.services import start_services
+from tidegate.lab.stacks import (
+    Client,
+    Gateway,
+    TidegateClient,
+    TidegateGateway,
+    WireguardGoClient,
+    WireguardGoGateway,
+)
+from tidegate.lab.topology import Lab, Namespace
+
+ClientKind = type[TidegateClient] | type[WireguardGoClient]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How long and how large: TIDEGATE_E2E_FULL=1 asks for the figures of the specification."""
+
+    transfer_bytes: int
+    silence_seconds: float
+    idle_seconds: float
+
+    @classmethod
+    def chosen(cls) -> Scale:
+        if os.environ.get("TIDEGATE_E2E_FULL") == "1":
+            return cls(transfer_bytes=1 << 30, silence_seconds=60.0, idle_seconds=30.0)
+        return cls(transfer_bytes=256 << 20, silence_seconds=10.0, idle_seconds=10.0)
+
+
+@pytest.fixture(scope="session")
+def scale() -> Scale:
+    return Scale.chosen()
+
+
+@dataclass
+class World:
+    """A lab with services and a running gateway."""
+
+    lab: Lab
+    gateway: Gateway
+    reference: bool
+
+    @property
+    def tidegate(self) -> TidegateGateway:
+        """The gateway, by a test that is about Tidegate and nothing else."""
+        if not isinstance(self.gateway, TidegateGateway):
+            pytest.skip("about Tidegate only")
+        return self.gateway
+
+    def connect(self, host: Namespace, kind: ClientKind | None = None, name: str | None = None) -> Client:
+        """Registers a peer and connects it from `host`; by default with the gateway's own kind of client."""
+        kind = kind or (WireguardGoClient if self.reference else TidegateClient)
+        client = kind(host, self.gateway.add_peer(name or host.role))
+        client.start()
+        return client
+
+
+MakeWorld = Callable[..., World]
+
+
+@pytest.fixture(scope="module")
+def make_world(request: pytest.FixtureRequest) -> Iterator[MakeWorld]:
+    """Builds worlds that last as long as the module; on failure their logs are part of the report."""
+    reference = bool(request.config.getoption("--reference"))
+    with ExitStack() as stack:
+
+        def make(*, clients: int = 1, beyond_mtu: int = 1500, config: str | None = None) -> World:
+            lab = stack.enter_context(Lab(clients=clients, beyond_mtu=beyond_mtu))
+            start_services(lab)
+            gateway = WireguardGoGateway(lab) if reference else TidegateGateway(lab, config=config)
+            world = World(lab, gateway, reference)
+            worlds = request.node.stash.setdefault(_WORLDS, [])
+            worlds.append(world)
+            stack.callback(worlds.remove, world)
+            gateway.start()
+            return world
+
+        yield make
+
+
+_WORLDS = pytest.StashKey[list[World]]()
+_LOG_LINES = 40
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[pytest.TestReport]:
+    """Adds the last lines of the gateway's and the clients' logs to the report of a failed test."""
+    report: pytest.TestReport = yield
+    module = item.getparent(pytest.Module)
+    if report.failed and module is not None:
+        for world in module.stash.get(_WORLDS, []):
+            for log in sorted(world.lab.logs.glob("*tidegate*.log")):
+                lines = log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
+                report.sections.append((f"last lines of {log.name}", "\n".join(lines)))
+    return report
