@@ -1,0 +1,1 @@
+//! The external interface: a user-space face on the host's own network card and address.
