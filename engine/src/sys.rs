@@ -56,6 +56,25 @@ impl<T> Context<T> for io::Result<T> {
     }
 }
 
+/// What became of the packets of one call.
+#[derive(Default, Debug)]
+pub struct SendOutcome {
+    /// Packets that the kernel took.
+    pub sent: usize,
+    /// Packets that it did not: count them under `DropReason::SendFailed`.
+    pub dropped: usize,
+    /// The first refusal, for the log.
+    pub error: Option<io::Error>,
+}
+
+impl SendOutcome {
+    /// Counts packets that the kernel refused.
+    pub(crate) fn lose(&mut self, packets: usize, error: io::Error) {
+        self.dropped += packets;
+        self.error.get_or_insert(error);
+    }
+}
+
 /// Plain structures of the kernel: any bit pattern is a value, and there is no padding that could leak.
 ///
 /// # Safety
@@ -215,12 +234,6 @@ impl SocketAddress {
             return None;
         }
         Some(SocketAddrV4::new(Ipv4Addr::new(b[4], b[5], b[6], b[7]), u16::from_be_bytes([b[2], b[3]])))
-    }
-
-    /// The packet type (`sll_pkttype`) of a `struct sockaddr_ll`.
-    #[cfg(test)]
-    pub(crate) fn packet_type(self) -> u8 {
-        self.bytes[10]
     }
 }
 

@@ -12,6 +12,9 @@ use crate::arena::{Arena, Span};
 
 pub mod udp;
 
+/// What became of the datagrams of one call.
+pub use crate::sys::SendOutcome;
+
 /// The most datagrams of a train (`UDP_MAX_SEGMENTS` of linux/udp.h before 6.9; it is 128 since).
 pub const MAX_TRAIN_SEGMENTS: usize = 64;
 /// The most bytes of a train: 65,535 less an IPv4 header of 20 bytes (RFC 791) and a UDP header of 8 (RFC 768).
@@ -52,17 +55,6 @@ impl SendTrain<'_> {
     pub fn datagrams(&self) -> usize {
         if self.segment_size == 0 { 1 } else { self.bytes.len().div_ceil(self.segment_size).max(1) }
     }
-}
-
-/// What became of the trains of one call.
-#[derive(Default, Debug)]
-pub struct SendOutcome {
-    /// Datagrams that the kernel took.
-    pub sent: usize,
-    /// Datagrams that it did not: count them under `DropReason::SendFailed`.
-    pub dropped: usize,
-    /// The first refusal, for the log.
-    pub error: Option<io::Error>,
 }
 
 /// A way for sealed datagrams to travel.

@@ -262,13 +262,6 @@ impl AsRawFd for UdpTransport {
     }
 }
 
-impl SendOutcome {
-    fn lose(&mut self, datagrams: usize, error: io::Error) {
-        self.dropped += datagrams;
-        self.error.get_or_insert(error);
-    }
-}
-
 /// Whether the kernel refuses the train, but perhaps not its datagrams (`udp_send_skb` in net/ipv4/udp.c): `EIO` where
 /// the device or a transformation cannot do it, `EINVAL` on kernels with stricter rules, and `EMSGSIZE` where a
 /// datagram is beyond the MTU, since a train cannot be fragmented.
