@@ -2,6 +2,8 @@
 pub mod arena;
 pub mod clock;
 pub mod drop_reason;
+pub mod fragment;
+pub mod icmp_error;
 pub mod mss;
 pub mod prefix;
 pub mod rate_limit;
