@@ -2,4 +2,5 @@
 pub mod arena;
 pub mod clock;
 pub mod drop_reason;
+pub mod nat;
 pub mod wire;

@@ -109,7 +109,10 @@ impl VirtioNetHeader {
             return None;
         }
         // A superpacket's checksum is always to be made anew per segment, whatever the flag says.
-        Some(Offload { gso: Some(Gso { kind, segment_size: self.gso_size }), checksum: ChecksumState::Partial })
+        Some(Offload {
+            gso: Some(Gso { kind, segment_size: self.gso_size }),
+            checksum: ChecksumState::Partial,
+        })
     }
 
     /// The header for `packet`; `link_header` is the length of the link header that precedes it (0 on TUN, 14 on
