@@ -10,7 +10,7 @@ use crate::drop_reason::DropCounters;
 use crate::clock::Timestamp;
 use crate::external::next_hop::ExternalLink;
 use crate::external::packet_socket::FilterRules;
-use crate::external::reservation::Batch;
+use crate::external::reservation::{Batch, ReserverHandle};
 use crate::nat::{Endpoint, MappingView, NatConfig, Proto, PublishError};
 use crate::traffic::Traffic;
 use crate::tunnel::{PeerConfig, PeerStats};
@@ -43,6 +43,10 @@ pub enum Command {
         /// What the external interface's sockets are to let through.
         filter: FilterRules,
     },
+    /// Other ports are published: other packets are to be let through.
+    SetFilter(FilterRules),
+    /// Whom to ask for external ports.
+    Reserver(ReserverHandle),
     /// The NAT's settings changed.
     SetNat(NatConfig),
     /// The reserver got ports for this shard.

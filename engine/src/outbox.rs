@@ -239,7 +239,7 @@ pub fn seal_frames(
 ) -> bool {
     while let Some(frame) = outbox.peers.get(*next) {
         let slices = frame.packet.tails_of(&outbox.tails).iter().map(|&tail| arena.get(tail));
-        let mut segments = Segments::with_shape(frame.shape, frame.packet.head.get(arena), slices);
+        let mut segments = Segments::new(frame.packet.head.get(arena), frame.shape, slices);
         let worst = segments.segment_count() * (segments.max_segment_len() + MAX_SEALING_OVERHEAD);
         if buffer.used > 0 && buffer.used + worst > buffer.bytes.len() {
             return true;

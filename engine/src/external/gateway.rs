@@ -100,7 +100,7 @@ impl ExternalGateway {
 
     fn send_split(&mut self, frame: &DeviceFrame, tails: &[Span], arena: &Arena, segment: &mut [u8]) -> usize {
         let slices = frame.packet.tails_of(tails).iter().map(|&tail| arena.get(tail));
-        let mut segments = Segments::with_shape(frame.shape, frame.packet.head.get(arena), slices);
+        let mut segments = Segments::new(frame.packet.head.get(arena), frame.shape, slices);
         let mut dropped = 0;
         while let Some(len) = segments.next_into(segment) {
             let slices = [IoSlice::new(&segment[..len])];

@@ -180,7 +180,7 @@ impl Gateway {
                     self.drops.count(DropReason::NextHopUnresolved);
                 }
             }
-            Resolution::Unreachable => self.drops.count(DropReason::NextHopUnresolved),
+            Resolution::Unreachable | Resolution::Full => self.drops.count(DropReason::NextHopUnresolved),
         }
     }
 
@@ -198,7 +198,7 @@ impl Gateway {
                 let packet = Gather::whole(Bytes::Owned(packet));
                 outbox.external.push(DeviceFrame { packet, header, shape, destination_mac });
             }
-            Resolution::Pending | Resolution::Unreachable => {
+            Resolution::Pending | Resolution::Unreachable | Resolution::Full => {
                 self.drops.count(DropReason::NextHopUnresolved);
             }
         }
@@ -217,7 +217,7 @@ impl Gateway {
         let mut segment = vec![0; shape.segment_len()];
         let mut fragment = vec![0; mtu];
         let slices = packet.tails_of(&outbox.tails).iter().map(|&tail| arena.get(tail));
-        let mut segments = Segments::with_shape(shape, packet.head.get(arena), slices);
+        let mut segments = Segments::new(packet.head.get(arena), shape, slices);
         while let Some(len) = segments.next_into(&mut segment) {
             match Fragments::new(&segment[..len], mtu) {
                 Ok(mut fragments) => {

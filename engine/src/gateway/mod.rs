@@ -23,13 +23,13 @@ mod peers;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use hashbrown::HashMap;
+use hashbrown::HashMap as KeyedMap;
 
 use crate::arena::{Arena, Span};
 use crate::clock::Timestamp;
 use crate::core::Core;
 use crate::drop_reason::{DropCounters, DropReason};
-use crate::external::neighbor::{ArpFrame, NeighborCache};
+use crate::external::neighbor::NeighborCache;
 use crate::external::next_hop::ExternalLink;
 use crate::external::reservation::{PortOwnership, ReserveRequest};
 use crate::fragment::reassembly::Reassembly;
@@ -46,6 +46,9 @@ use crate::wire::{CoalesceOptions, Coalescer, Ipv4Packet, Offload, Shape, Virtio
 
 use leave::{Decision, Exit, Origin, Refusal};
 use peers::PortSupply;
+
+/// A map with a keyed hash: clients choose some of the keys.
+type HashMap<K, V> = KeyedMap<K, V, foldhash::quality::RandomState>;
 
 /// What one shard of a gateway needs to know from the start.
 pub struct GatewayConfig {
@@ -133,9 +136,9 @@ impl Gateway {
             external,
             ownership: config.ownership,
             supply: PortSupply::new(config.port_range),
-            published: HashMap::new(),
-            places: HashMap::new(),
-            addresses: HashMap::new(),
+            published: HashMap::default(),
+            places: HashMap::default(),
+            addresses: HashMap::default(),
             coalescer: Coalescer::new(config.coalesce),
             from_peers: Reassembly::default(),
             from_external: Reassembly::default(),

@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 use super::*;
 use crate::external::reservation::{Batch, PortProtocol};
 use crate::messages::PeerSnapshot;
-use crate::nat::{Endpoint, PortClass};
+use crate::nat::PortClass;
 
 /// Ports of a batch to begin with, and after which a pool counts as large enough to be asked for in larger steps.
 const FIRST_BATCH: usize = 256;
@@ -25,7 +25,7 @@ pub(super) struct PortSupply {
 
 impl PortSupply {
     pub(super) fn new(range: (u16, u16)) -> Self {
-        Self { range, asked: Vec::new(), granted: HashMap::new() }
+        Self { range, asked: Vec::new(), granted: HashMap::default() }
     }
 
     fn ports(&self, class: PortClass) -> RangeInclusive<u16> {
@@ -73,7 +73,7 @@ impl Gateway {
                     self.published.remove(&(protocol, external.port));
                 }
                 // Whoever asked may have given up.
-                drop(reply.try_send(published));
+                reply.try_send(published).ok();
             }
             Command::Unpublish { protocol, external } => {
                 self.published.remove(&(protocol, external.port));
@@ -86,10 +86,15 @@ impl Gateway {
                     .filter(|mapping| address.is_none_or(|address| mapping.internal.address == address))
                     .take(limit)
                     .collect();
-                drop(reply.try_send(mappings));
+                reply.try_send(mappings).ok();
             }
             // The loop's own, or a client's.
-            Command::Status(_) | Command::Stop | Command::SetEndpoint(_) | Command::StartHandshake => {}
+            Command::Status(_)
+            | Command::Stop
+            | Command::SetFilter(_)
+            | Command::Reserver(_)
+            | Command::SetEndpoint(_)
+            | Command::StartHandshake => {}
         }
     }
 
@@ -180,6 +185,3 @@ impl Gateway {
         }
     }
 }
-
-/// The external endpoint of a published port.
-pub type ExternalEndpoint = Endpoint;
