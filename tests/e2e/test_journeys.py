@@ -33,7 +33,9 @@ class Journey:
     client: Client
 
 
-@pytest.fixture(scope="module", params=[TidegateClient, WireguardGoClient], ids=["own client", "wireguard-go"])
+@pytest.fixture(
+    scope="module", params=[TidegateClient, WireguardGoClient], ids=["own client", "wireguard-go"]
+)
 def journey(request: pytest.FixtureRequest, make_world: MakeWorld) -> Iterator[Journey]:
     kind: ClientKind = request.param
     world = make_world()
