@@ -1,7 +1,7 @@
 """A lab with a gateway and its clients, for tests of the whole thing.
 
-By default Tidegate runs, as built in ``.venv/bin/tidegate``. With ``--reference``, wireguard-go and kernel NAT run in its
-place: what any VPN must do is green then, and what only Tidegate does is red. So the tests themselves are tested.
+By default Tidegate runs, as built in ``.venv/bin/tidegate``. With ``--reference``, wireguard-go and kernel NAT run in
+its place: what any VPN must do is green then, and what only Tidegate does is red. So the tests themselves are tested.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 import pytest
+
 from tidegate.lab.processes import Process
 from tidegate.lab.services import start_services
 from tidegate.lab.stacks import (
@@ -150,9 +151,11 @@ _LOG_LINES = 40
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[pytest.TestReport]:
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Adds the last lines of the gateway's and the clients' logs to the report of a failed test."""
-    report: pytest.TestReport = yield
+    report = yield
     module = item.getparent(pytest.Module)
     if report.failed and module is not None:
         for world in module.stash.get(_WORLDS, []):

@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import pytest
+
 from tidegate.lab import checks, udpecho
 from tidegate.lab.blob import blob_sha256
 from tidegate.lab.services import start_iperf_server, start_web_server

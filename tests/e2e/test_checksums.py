@@ -14,6 +14,7 @@ import itertools
 from collections.abc import Iterator
 
 import pytest
+
 from tidegate.lab import checks
 from tidegate.lab.blob import blob_sha256
 from tidegate.lab.topology import BEYOND, GATEWAY_EXTERNAL, INTERNET, Capture

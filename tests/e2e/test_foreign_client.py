@@ -12,6 +12,7 @@ import subprocess
 import time
 
 import pytest
+
 from tidegate.lab import checks
 from tidegate.lab.blob import blob_sha256
 from tidegate.lab.stacks import INNER_GATEWAY, TidegateClient, WireguardGoClient

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
+
 from tidegate.lab import checks, udpecho
 from tidegate.lab.stacks import INNER_GATEWAY, LISTEN_PORT, TidegateGateway, WireguardGoClient
 from tidegate.lab.topology import BEYOND, GATEWAY_ACCESS, GATEWAY_EXTERNAL, INTERNET, Lab

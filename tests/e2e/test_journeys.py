@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
+
 from tidegate.lab import checks, udpecho
 from tidegate.lab.blob import blob, blob_sha256
 from tidegate.lab.stacks import INNER_GATEWAY, Client, TidegateClient, WireguardGoClient

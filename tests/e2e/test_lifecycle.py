@@ -11,6 +11,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+
 from tidegate.lab import checks, hoststate
 from tidegate.lab.hoststate import HostState
 from tidegate.lab.processes import Process

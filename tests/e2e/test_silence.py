@@ -14,12 +14,14 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
+
 from tidegate.lab import checks, udpecho
 from tidegate.lab.stacks import Client
-from tidegate.lab.topology import GATEWAY_EXTERNAL, INTERNET
+from tidegate.lab.topology import GATEWAY_EXTERNAL, INTERNET, Lab
 from tidegate.lab.waiting import pause
 
 from .conftest import MakeWorld, Scale, World
@@ -54,7 +56,7 @@ def test_what_the_internet_gets_is_what_the_client_sent(scene: Scene) -> None:
         lab.internet.capture("external", FROM_GATEWAY, snaplen=HEADERS) as outside,
         lab.client.capture(tunnel, f"({RST}) or ({UNREACHABLE})", snaplen=HEADERS) as inside,
     ):
-        traffic(scene)
+        traffic(lab)
         pause(1.0)
     assert outside.lost == inside.lost == 0
     assert len(outside.lines(f"{FROM_GATEWAY} and tcp")) > 20, "the capture did not see the traffic"
@@ -75,7 +77,7 @@ def test_what_the_internet_gets_is_what_the_client_sent(scene: Scene) -> None:
 def test_after_the_traffic_a_port_of_the_nat_stays_silent_to_anything(scene: Scene, scale: Scale) -> None:
     lab = scene.world.lab
     with lab.internet.capture("external", FROM_GATEWAY, snaplen=HEADERS) as outside:
-        traffic(scene)
+        traffic(lab)
     ports = external_ports(outside.lines(f"{FROM_GATEWAY} and (tcp or udp)"))
     assert len(ports["tcp"]) >= 3
     assert len(ports["udp"]) >= 3
@@ -110,14 +112,14 @@ def test_programs_of_the_host_and_the_nat_never_share_a_port(make_world: MakeWor
         held = set()
         for port in range(20_000, 40_000, 2):
             for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
-                if holder := lab.gateway.call(lambda kind=kind, port=port: bound(kind, port)):
+                if holder := lab.gateway.call(partial(bound, kind, port)):
                     stack.enter_context(holder)
                     held.add((kind, port))
             if len(held) >= enough:
                 break
         with lab.internet.capture("external", FROM_GATEWAY, snaplen=HEADERS) as outside:
             for _ in range(10):
-                traffic(Scene(world, None))  # type: ignore[arg-type]
+                traffic(lab)
         ports = external_ports(outside.lines(f"{FROM_GATEWAY} and (tcp or udp)"))
         taken = {(socket.SOCK_STREAM, port) for port in ports["tcp"]}
         taken |= {(socket.SOCK_DGRAM, port) for port in ports["udp"]}
@@ -126,7 +128,7 @@ def test_programs_of_the_host_and_the_nat_never_share_a_port(make_world: MakeWor
 
         # And what the NAT has, no program gets: neither by asking for it, nor by connecting from any port.
         for kind, port in taken:
-            got = lab.gateway.call(lambda kind=kind, port=port: bound(kind, port))
+            got = lab.gateway.call(partial(bound, kind, port))
             assert got is None, f"a program of the host got port {port}, which the NAT uses"
 
         def connect_out() -> list[int]:
@@ -143,9 +145,9 @@ def test_programs_of_the_host_and_the_nat_never_share_a_port(make_world: MakeWor
     world.gateway.stop()
 
 
-def traffic(scene: Scene) -> None:
+def traffic(lab: Lab) -> None:
     """Some of everything, closed in all the usual ways."""
-    host = scene.world.lab.client
+    host = lab.client
     checks.download(host, f"http://{INTERNET}/blob/silence/4000000")
     for _ in range(3):
         host.run(["curl", "-sS", "--fail", f"http://{INTERNET}/"])

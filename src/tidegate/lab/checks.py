@@ -74,7 +74,7 @@ class Transfer:
 
 def download(host: Namespace, url: str, *, timeout: float = 300.0) -> Transfer:
     """Downloads with curl and computes the SHA-256 of what arrived."""
-    script = 'set -o pipefail; { curl -sS --fail --write-out "%{stderr}%{size_download} %{time_total}" "$0"; } | sha256sum'
+    script = 'set -o pipefail; curl -sS --fail -w "%{stderr}%{size_download} %{time_total}" "$0" | sha256sum'
     done = host.run(["bash", "-c", script, url], timeout=timeout)
     size, seconds = done.stderr.split()
     return Transfer(done.stdout.split()[0], int(size), float(seconds))

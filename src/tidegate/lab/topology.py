@@ -9,8 +9,8 @@ With one client::
                                                                beyond          beyond
 
 The gateway's default route leads to `internet`, which is a host with services and at the same time the router to
-`beyond`. With more clients (client, client2, …: 198.51.100.2, .3, …) a bridge in a namespace of its own, `switch`, takes
-the place of the cable between client and gateway. Nobody but the gateway knows a way back to the clients.
+`beyond`. With more clients (client, client2, …: 198.51.100.2, .3, …) a bridge in a namespace of its own, `switch`,
+takes the place of the cable between client and gateway. Nobody but the gateway knows a way back to the clients.
 
 Namespaces are named ``tg<pid>-<serial>-<role>``, after the process that owns them: so runs do not meet each other, and
 the next run finds and removes what a killed one left behind. No interface ever appears in the caller's namespace.
