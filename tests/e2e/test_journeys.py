@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
+
 from tidegate.lab import checks, udpecho
 from tidegate.lab.blob import blob, blob_sha256
 from tidegate.lab.stacks import INNER_GATEWAY, Client, TidegateClient, WireguardGoClient
@@ -33,7 +34,9 @@ class Journey:
     client: Client
 
 
-@pytest.fixture(scope="module", params=[TidegateClient, WireguardGoClient], ids=["own client", "wireguard-go"])
+@pytest.fixture(
+    scope="module", params=[TidegateClient, WireguardGoClient], ids=["own client", "wireguard-go"]
+)
 def journey(request: pytest.FixtureRequest, make_world: MakeWorld) -> Iterator[Journey]:
     kind: ClientKind = request.param
     world = make_world()

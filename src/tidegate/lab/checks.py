@@ -74,7 +74,7 @@ class Transfer:
 
 def download(host: Namespace, url: str, *, timeout: float = 300.0) -> Transfer:
     """Downloads with curl and computes the SHA-256 of what arrived."""
-    script = 'set -o pipefail; { curl -sS --fail --write-out "%{stderr}%{size_download} %{time_total}" "$0"; } | sha256sum'
+    script = 'set -o pipefail; curl -sS --fail -w "%{stderr}%{size_download} %{time_total}" "$0" | sha256sum'
     done = host.run(["bash", "-c", script, url], timeout=timeout)
     size, seconds = done.stderr.split()
     return Transfer(done.stdout.split()[0], int(size), float(seconds))
@@ -82,7 +82,18 @@ def download(host: Namespace, url: str, *, timeout: float = 300.0) -> Transfer:
 
 def upload(host: Namespace, url: str, file: Path, *, timeout: float = 300.0) -> Transfer:
     """Uploads with curl; the SHA-256 is the one that the server computed."""
-    command = ["curl", "-sS", "--fail", "-H", "Expect:", "--write-out", "\n%{time_total}", "-T", str(file), url]
+    command = [
+        "curl",
+        "-sS",
+        "--fail",
+        "-H",
+        "Expect:",
+        "--write-out",
+        "\n%{time_total}",
+        "-T",
+        str(file),
+        url,
+    ]
     answer, seconds = host.run(command, timeout=timeout).stdout.rsplit("\n", 1)
     received = json.loads(answer)
     return Transfer(received["sha256"], received["bytes"], float(seconds))
@@ -105,7 +116,19 @@ def iperf(
     port: int = IPERF_PORT,
 ) -> dict[str, Any]:
     """Runs iperf3 against a server of the lab and returns its JSON report."""
-    command = ["iperf3", "-c", server, "-p", str(port), "-t", f"{seconds:g}", "-P", str(flows), "-J", *arguments]
+    command = [
+        "iperf3",
+        "-c",
+        server,
+        "-p",
+        str(port),
+        "-t",
+        f"{seconds:g}",
+        "-P",
+        str(flows),
+        "-J",
+        *arguments,
+    ]
     if reverse:
         command.append("-R")
     done = host.run(command, timeout=seconds + 30, check=False)

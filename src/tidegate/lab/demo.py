@@ -282,13 +282,17 @@ class _Demo:
         table.add_column("Result", overflow="fold")
         for result in results:
             mark = {True: "[green]✓[/]", False: "[red]✗[/]", None: "[yellow]–[/]"}[result.ok]
-            table.add_row(mark, result.name, escape(result.detail) if result.ok is not None else "not reached")
+            table.add_row(
+                mark, result.name, escape(result.detail) if result.ok is not None else "not reached"
+            )
         self._console.print(table)
 
 
 def _differences(comparison: hoststate.Comparison, *, shown: int = 4) -> str:
     more = len(comparison.differences) - shown
-    return "; ".join(" ".join(line.split()) for line in comparison.differences[:shown]) + (f"; and {more} more" if more > 0 else "")
+    return "; ".join(" ".join(line.split()) for line in comparison.differences[:shown]) + (
+        f"; and {more} more" if more > 0 else ""
+    )
 
 
 def _rate(bits_per_second: float) -> str:
@@ -306,7 +310,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tidegate.lab.demo", description=__doc__)
     parser.add_argument("--json", action="store_true", help="the result as JSON on standard output")
     parser.add_argument(
-        "--reference", action="store_true", help="wireguard-go and kernel NAT instead of Tidegate (tests the checks)"
+        "--reference",
+        action="store_true",
+        help="wireguard-go and kernel NAT instead of Tidegate (tests the checks)",
     )
     arguments = parser.parse_args()
     sys.exit(run_demo(json_output=arguments.json, reference=arguments.reference))

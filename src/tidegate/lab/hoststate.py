@@ -91,7 +91,8 @@ def tun_devices(host: Namespace) -> set[str]:
 def _mentions(line: str, devices: set[str]) -> bool:
     """Whether a line is about one of the devices, in any of the forms that the tools use for one."""
     return any(
-        re.search(rf"(\bdev |^\d+: |^|\.(conf|neigh)\.){re.escape(name)}(?=[ :.@]|$)", line) for name in devices
+        re.search(rf"(\bdev |^\d+: |^|\.(conf|neigh)\.){re.escape(name)}(?=[ :.@]|$)", line)
+        for name in devices
     )
 
 
@@ -116,6 +117,7 @@ def _is_setting(key: str) -> bool:
 
 def _iptables(host: Namespace) -> list[str]:
     """The rules of the older interface, which can hide from nft; empty where it is not installed."""
-    legacy = host.run(["sh", "-c", "cat /proc/net/ip_tables_names /proc/net/arp_tables_names 2>/dev/null"], check=False)
+    legacy = host.run(
+        ["sh", "-c", "cat /proc/net/ip_tables_names /proc/net/arp_tables_names 2>/dev/null"], check=False
+    )
     return legacy.stdout.splitlines()
-

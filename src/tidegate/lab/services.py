@@ -59,8 +59,21 @@ def start_echo_server(host: Namespace, address: str) -> Process:
 def start_dns_server(host: Namespace, address: str) -> Process:
     """Starts dnsmasq, which knows `NAMES` and nothing else, and returns once it answers."""
     records = [f"--host-record={name},{target}" for name, target in NAMES.items()]
-    command = ["dnsmasq", "--keep-in-foreground", "--no-resolv", "--no-hosts", "--conf-file=/dev/null", "--pid-file="]
-    command += ["--user=root", "--group=root", f"--listen-address={address}", "--bind-interfaces", "--log-facility=-"]
+    command = [
+        "dnsmasq",
+        "--keep-in-foreground",
+        "--no-resolv",
+        "--no-hosts",
+        "--conf-file=/dev/null",
+        "--pid-file=",
+    ]
+    command += [
+        "--user=root",
+        "--group=root",
+        f"--listen-address={address}",
+        "--bind-interfaces",
+        "--log-facility=-",
+    ]
     process = host.popen([*command, *records, f"--txt-record={TEXT_NAME},{TEXT}", "--local-ttl=60"])
     wait_until(lambda: _listens(host, process, 53), f"the DNS server on {address}")
     return process

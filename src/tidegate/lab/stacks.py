@@ -167,13 +167,15 @@ class KernelGateway:
 class TidegateClient:
     """The real thing: ``tidegate connect PROFILE``."""
 
-    def __init__(self, host: Namespace, profile: Path) -> None:
+    def __init__(self, host: Namespace, profile: Path, *, set_resolver: bool = True) -> None:
         self._host = host
         self._profile = profile
+        self._set_resolver = set_resolver
         self.process: Process
 
     def start(self) -> None:
-        self._host.resolve_with(INNER_GATEWAY)
+        if self._set_resolver:
+            self._host.resolve_with(INNER_GATEWAY)
         command = [*tidegate_command(), "connect", str(self._profile)]
         self.process = self._host.popen(command, name="tidegate-connect")
         wait_for_gateway(self._host, self.process)
@@ -270,5 +272,3 @@ class _Keys:
 def _wireguard_interface() -> str:
     """A name that is unique on the machine: the control socket in /run/wireguard is named after the interface."""
     return f"wg{os.getpid()}x{next(_serial)}"
-
-

@@ -9,8 +9,8 @@ With one client::
                                                                beyond          beyond
 
 The gateway's default route leads to `internet`, which is a host with services and at the same time the router to
-`beyond`. With more clients (client, client2, …: 198.51.100.2, .3, …) a bridge in a namespace of its own, `switch`, takes
-the place of the cable between client and gateway. Nobody but the gateway knows a way back to the clients.
+`beyond`. With more clients (client, client2, …: 198.51.100.2, .3, …) a bridge in a namespace of its own, `switch`,
+takes the place of the cable between client and gateway. Nobody but the gateway knows a way back to the clients.
 
 Namespaces are named ``tg<pid>-<serial>-<role>``, after the process that owns them: so runs do not meet each other, and
 the next run finds and removes what a killed one left behind. No interface ever appears in the caller's namespace.
@@ -134,11 +134,24 @@ class Namespace:
             return thread.submit(function).result()
 
     @contextlib.contextmanager
-    def capture(self, interface: str, expression: str = "", *, snaplen: int = 262_144) -> Iterator[Capture]:
+    def capture(self, interface: str, expression: str = "", *, snaplen: int = 1600) -> Iterator[Capture]:
         """Records the packets of an interface while the context lasts; read them afterwards."""
         serial = next(self._log_serial)
         pcap = self._logs / f"{self.role}-{serial}-{interface}.pcap"
-        command = ["tcpdump", "-i", interface, "-n", "-U", "--immediate-mode", "-B", "32768", "-s", str(snaplen), "-Z", "root"]
+        command = [
+            "tcpdump",
+            "-i",
+            interface,
+            "-n",
+            "-U",
+            "--immediate-mode",
+            "-B",
+            "65536",
+            "-s",
+            str(snaplen),
+            "-Z",
+            "root",
+        ]
         process = self.popen([*command, "-w", str(pcap), *expression.split()], name="tcpdump")
         process.wait_for("listening on")
         recording = Capture(pcap, process)
@@ -270,7 +283,19 @@ def require_lab_abilities() -> None:
         raise LabError("network namespaces need root: run it with sudo")
     if not Path("/dev/net/tun").exists():
         raise LabError("/dev/net/tun is missing: load the module with `modprobe tun`, or pass the device in")
-    tools = ("ip", "sysctl", "tcpdump", "ping", "curl", "dig", "traceroute", "iperf3", "dnsmasq", "ethtool", "nft")
+    tools = (
+        "ip",
+        "sysctl",
+        "tcpdump",
+        "ping",
+        "curl",
+        "dig",
+        "traceroute",
+        "iperf3",
+        "dnsmasq",
+        "ethtool",
+        "nft",
+    )
     if missing := [tool for tool in tools if shutil.which(tool) is None]:
         raise LabError(f"not installed: {', '.join(missing)}. `make build` installs what the lab needs")
 

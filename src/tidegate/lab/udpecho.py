@@ -15,7 +15,9 @@ WHOAMI = b"whoami"
 
 def main() -> None:
     """Serves until it is ended by a signal."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("address")
     parser.add_argument("--port", type=int, default=PORT)
     arguments = parser.parse_args()

@@ -84,7 +84,9 @@ class _Server(ThreadingHTTPServer):
 
 def main() -> None:
     """Serves until it is ended by a signal."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("addresses", nargs="+")
     parser.add_argument("--port", type=int, default=80)
     arguments = parser.parse_args()
