@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::mpsc::{self, Sender, SyncSender};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -128,9 +128,12 @@ impl Drop for ClientSettings {
     }
 }
 
+/// A shard that has not been started yet.
+type Waiting = Box<dyn FnOnce() -> std::io::Result<()> + Send>;
+
 /// The threads of an engine, from before their start until after their end.
 struct Shards {
-    waiting: Vec<Box<dyn FnOnce() -> std::io::Result<()> + Send>>,
+    waiting: Mutex<Vec<Waiting>>,
     running: Vec<JoinHandle<()>>,
     senders: Vec<CommandSender>,
     events: Events,
@@ -153,11 +156,11 @@ impl CommandSender {
 
 impl Shards {
     fn new(events: Events) -> Self {
-        Self { waiting: Vec::new(), running: Vec::new(), senders: Vec::new(), events, started: false }
+        Self { waiting: Mutex::default(), running: Vec::new(), senders: Vec::new(), events, started: false }
     }
 
     fn add<C: Core + Send + 'static>(&mut self, shard: Shard<C>, sender: CommandSender) {
-        self.waiting.push(Box::new(move || shard.run()));
+        self.waiting.get_mut().unwrap_or_else(PoisonError::into_inner).push(Box::new(move || shard.run()));
         self.senders.push(sender);
     }
 
@@ -166,7 +169,8 @@ impl Shards {
             return Err(EngineError::State("the engine was started before; it starts once".into()));
         }
         self.started = true;
-        for (number, run) in std::mem::take(&mut self.waiting).into_iter().enumerate() {
+        let waiting = std::mem::take(self.waiting.get_mut().unwrap_or_else(PoisonError::into_inner));
+        for (number, run) in waiting.into_iter().enumerate() {
             let events = self.events.clone();
             let name = format!("shard-{number}");
             let thread = std::thread::Builder::new()
@@ -193,7 +197,7 @@ impl Shards {
     }
 
     fn stop(&mut self) {
-        self.waiting.clear();
+        self.waiting.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
         for sender in &self.senders {
             sender.send(Command::Stop);
         }

@@ -1,5 +1,6 @@
 //! The Python module `tidegate._engine`: the only file that knows PyO3. Its types are described in `_engine.pyi`.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd};
@@ -7,7 +8,6 @@ use std::time::Duration;
 
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
 
 use crate::engine::{
     ClientEngine, ClientSettings, EngineError, GatewayEngine, GatewaySettings, OffloadSettings,
@@ -252,7 +252,7 @@ impl ClientOptions {
 #[pyclass(frozen, get_all, module = "tidegate._engine")]
 #[derive(Clone)]
 struct PeerStatus {
-    public_key: Py<PyBytes>,
+    public_key: Cow<'static, [u8]>,
     address: Option<String>,
     endpoint: Option<(String, u16)>,
     last_handshake: Option<f64>,
@@ -304,7 +304,7 @@ struct Status {
 }
 
 impl Status {
-    fn new(py: Python<'_>, shards: &[ShardStatus], reserved: [usize; 2]) -> Self {
+    fn new(shards: &[ShardStatus], reserved: [usize; 2]) -> Self {
         let mut merged = ShardStatus::default();
         let mut offloads = BTreeMap::new();
         let mut peers = Vec::new();
@@ -319,7 +319,7 @@ impl Status {
                 offloads.entry(name).and_modify(|all| *all &= on).or_insert(on);
             }
             peers.extend(shard.peers.iter().map(|peer| PeerStatus {
-                public_key: PyBytes::new(py, &peer.public_key).unbind(),
+                public_key: Cow::Owned(peer.public_key.to_vec()),
                 address: peer.address.map(|address| address.to_string()),
                 endpoint: peer.endpoint.map(|endpoint| (endpoint.ip().to_string(), endpoint.port())),
                 last_handshake: peer.last_handshake.map(|ago| ago.as_secs_f64()),
@@ -418,7 +418,7 @@ impl Gateway {
 
     fn status(&self, py: Python<'_>) -> PyResult<Status> {
         let shards = py.detach(|| self.0.status())?;
-        Ok(Status::new(py, &shards, self.0.reserved_ports()))
+        Ok(Status::new(&shards, self.0.reserved_ports()))
     }
 
     #[pyo3(signature = (address=None, limit=10_000))]
@@ -462,7 +462,7 @@ impl Client {
 
     fn status(&self, py: Python<'_>) -> PyResult<Status> {
         let shards = py.detach(|| self.0.status())?;
-        Ok(Status::new(py, &shards, [0, 0]))
+        Ok(Status::new(&shards, [0, 0]))
     }
 }
 
