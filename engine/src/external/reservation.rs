@@ -14,6 +14,7 @@
 //! takes milliseconds, so it happens on a thread of its own ([`Reserver`]) and never on a packet's way.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, OwnedFd};
@@ -45,6 +46,20 @@ pub enum Shortage {
     Descriptors,
     /// Another refusal, as `EADDRNOTAVAIL` for an address that the host has not.
     Refused(io::Error),
+}
+
+impl fmt::Display for Shortage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoFreePort => {
+                f.write_str("every port of the range is reserved or held by a program of the host")
+            }
+            Self::Descriptors => {
+                f.write_str("the process has no more descriptors for ports: raise RLIMIT_NOFILE")
+            }
+            Self::Refused(error) => write!(f, "cannot reserve a port: {error}"),
+        }
+    }
 }
 
 /// The sockets that hold the reserved ports. A port is free again when its socket is dropped.

@@ -5,7 +5,7 @@
 //! `UDP_SEGMENT`. Nothing waits: where the kernel has no room, datagrams die and are counted, as on any link.
 //!
 //! UDP GSO is broken on some kernels and drivers. If the kernel refuses a train with `EIO` or `EINVAL`, GSO is switched
-//! off for good and the train goes out datagram by datagram; [`UdpTransport::gso`] tells.
+//! off for good and the train goes out datagram by datagram; [`Transport::gso`] tells.
 //!
 //! Several shards share the port by `SO_REUSEPORT`. A program in the kernel reads the *receiver index* of each message
 //! and picks the shard that handed it out, so that a peer stays on its shard wherever it roams
@@ -118,16 +118,6 @@ impl UdpTransport {
                 )
             })
             .context(|| format!("steer UDP datagrams to {shards} shards"))
-    }
-
-    /// Whether trains are sent with `UDP_SEGMENT`. Turns false at the first refusal.
-    pub fn gso(&self) -> bool {
-        self.gso
-    }
-
-    /// Whether trains are received by `UDP_GRO`.
-    pub fn gro(&self) -> bool {
-        self.gro
     }
 
     /// The address to which the socket is bound.
@@ -247,6 +237,14 @@ impl Transport for UdpTransport {
             }
         }
         outcome
+    }
+
+    fn gso(&self) -> bool {
+        self.gso
+    }
+
+    fn gro(&self) -> bool {
+        self.gro
     }
 }
 
