@@ -211,10 +211,6 @@ impl PacketSocket {
         let Self { fd, outgoing, source_mac, .. } = self;
         let mut full = false;
         for (n, batch) in frames.chunks(MAX_MESSAGES).enumerate() {
-            if full {
-                outcome.dropped += batch.len();
-                continue; // counted
-            }
             let mut reported = 0;
             let messages = batch.iter().map(|frame| Message {
                 to: None,
@@ -237,6 +233,10 @@ impl PacketSocket {
                 if full { AfterError::Stop } else { AfterError::Skip }
             });
             outcome.dropped += batch.len() - reported;
+            if full {
+                outcome.dropped += frames.len() - n * MAX_MESSAGES - batch.len();
+                break;
+            }
         }
         outcome
     }
