@@ -9,6 +9,8 @@
 //! They need root (`CAP_NET_ADMIN`, `CAP_SYS_ADMIN`). Without it they say so and pass, except under `CI`, where they
 //! fail. No test waits for time to pass: each ends with a packet that must arrive.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails; the helpers are tests, too")]
+
 #[path = "devices/packets.rs"]
 mod packets;
 #[path = "devices/world.rs"]
@@ -356,8 +358,10 @@ fn datagrams_are_steered_by_receiver_index_to_the_shard_that_gave_it() {
         ip(&["link", "set", "lo", "up"]);
         let listen = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 51_820);
         let options = UdpOptions { reuse_port: true, ..UdpOptions::default() };
-        let mut shards: Vec<_> = (0..SHARDS).map(|_| UdpTransport::open(listen, options).unwrap()).collect();
+        let open = || UdpTransport::open(listen, options).unwrap();
+        let mut shards = vec![open()];
         shards[0].steer_by_receiver_index(SHARDS).unwrap();
+        shards.extend((1..SHARDS).map(|_| open()));
         let mut message = |kind: u8, index_at: usize, index: u8| {
             // From a new port each time, so that a hash of the addresses would scatter them.
             let from = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
@@ -472,12 +476,13 @@ fn the_tun_device_opens_with_the_offloads_that_were_wanted_and_once() {
     Namespace::new().run(|| {
         for (tso, uso) in [(false, false), (true, false), (false, true), (true, true)] {
             let wanted = TunOffloads { tso, uso };
-            let tun = Tun::open("tide0", wanted).unwrap();
+            // A new name each time: a child that another test has forked may hold a closed device until it execs.
+            let tun = Tun::open("tide%d", wanted).unwrap();
             assert_eq!(tun.offloads(), wanted);
-            let error = Tun::open("tide0", wanted).unwrap_err();
+            let error = Tun::open(tun.name(), wanted).unwrap_err();
             assert_eq!(error.raw_os_error(), Some(libc::EBUSY));
-            assert!(error.to_string().starts_with("cannot create the TUN device tide0: "), "{error}");
-            drop(tun);
+            let text = format!("cannot create the TUN device {}: ", tun.name());
+            assert!(error.to_string().starts_with(&text), "{error}");
         }
     });
 }

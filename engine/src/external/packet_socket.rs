@@ -126,7 +126,8 @@ impl PacketSocket {
     /// an ICMP echo reply, modulo `shards` picks the socket; fragments and ICMP errors go to shard 0.
     ///
     /// The first socket founds the group (`None`) and gets its number, with which the others join it. They number
-    /// themselves in the order of joining, so open and join in the order of the shards.
+    /// themselves in the order of joining (after a link flap, of opening), so open and join in the order of the shards,
+    /// and [`Self::set_filter`] only then.
     ///
     /// # Errors
     /// `EINVAL` if the sockets are not of one interface, or `shards` is 0.

@@ -100,9 +100,9 @@ impl UdpTransport {
 
     /// Makes the kernel pick the shard's socket by the receiver index (its lowest byte, modulo `shards`).
     ///
-    /// Call it on one of the sockets after all of them were opened, in the order of their shards: the kernel numbers
-    /// them in the order in which they were bound. Handshake initiations, which have no receiver yet, and whatever is no
-    /// WireGuard message go to shard 0.
+    /// Call it on the first socket of the port, and open the others in the order of their shards: the kernel numbers
+    /// them in the order in which they were bound, and they share the program. Handshake initiations, which have no
+    /// receiver yet, and whatever is no WireGuard message go to shard 0.
     ///
     /// # Errors
     /// `EINVAL` if the socket was opened without `reuse_port`, or `shards` is 0.
