@@ -14,6 +14,7 @@
 //! takes milliseconds, so it happens on a thread of its own ([`Reserver`]) and never on a packet's way.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, OwnedFd};
@@ -47,6 +48,7 @@ pub enum Shortage {
     Refused(io::Error),
 }
 
+<<<<<<< HEAD
 impl std::fmt::Display for Shortage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -55,6 +57,18 @@ impl std::fmt::Display for Shortage {
                 f.write_str("the limit of open files bounds the external ports (raise it: ulimit -n, LimitNOFILE=)")
             }
             Self::Refused(error) => write!(f, "cannot reserve external ports: {error}"),
+=======
+impl fmt::Display for Shortage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoFreePort => {
+                f.write_str("every port of the range is reserved or held by a program of the host")
+            }
+            Self::Descriptors => {
+                f.write_str("the process has no more descriptors for ports: raise RLIMIT_NOFILE")
+            }
+            Self::Refused(error) => write!(f, "cannot reserve a port: {error}"),
+>>>>>>> devices
         }
     }
 }
