@@ -6,8 +6,8 @@
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::mpsc::{self, Sender, SyncSender};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -385,12 +385,7 @@ fn shard_count(wanted: u8) -> Result<u8, EngineError> {
     Ok(cores.min(usize::from(MAX_SHARDS)) as u8)
 }
 
-fn tunnel_config(
-    private_key: [u8; 32],
-    shard: u8,
-    shards: u8,
-    mtu: usize,
-) -> TunnelConfig {
+fn tunnel_config(private_key: [u8; 32], shard: u8, shards: u8, mtu: usize) -> TunnelConfig {
     let unix_time_at_origin = unix_time().saturating_sub(monotonic_now().since(Timestamp::ORIGIN));
     TunnelConfig { private_key, shard, shards, mtu, unix_time_at_origin }
 }
@@ -517,13 +512,8 @@ impl GatewayEngine {
                     .claim(reserved, SocketAddrV4::new(address, port))
                     .context(|| format!("publish {} port {port} of {address}", protocol.name()))?;
             }
-            let answers = self.shards.ask(|reply| Command::Publish {
-                protocol,
-                external,
-                internal,
-                shard,
-                reply,
-            })?;
+            let answers =
+                self.shards.ask(|reply| Command::Publish { protocol, external, internal, shard, reply })?;
             if let Some(refusal) = answers.into_iter().find_map(Result::err) {
                 self.unpublish(protocol, port);
                 let source = std::io::Error::from_raw_os_error(libc::EADDRINUSE);

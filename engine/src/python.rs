@@ -57,7 +57,8 @@ fn endpoint((host, port): &(String, u16)) -> PyResult<SocketAddrV4> {
 }
 
 fn seconds(name: &str, value: f64) -> PyResult<Duration> {
-    Duration::try_from_secs_f64(value).map_err(|_| value_error(format!("{name} must be a number of seconds, not {value}")))
+    Duration::try_from_secs_f64(value)
+        .map_err(|_| value_error(format!("{name} must be a number of seconds, not {value}")))
 }
 
 fn transport_protocol(name: &str) -> PyResult<Proto> {
@@ -111,7 +112,9 @@ impl NatOptions {
             "endpoint-independent" => Filtering::EndpointIndependent,
             "address-dependent" => Filtering::AddressDependent,
             "address-and-port-dependent" => Filtering::AddressAndPortDependent,
-            other => return Err(value_error(format!("{other:?} is not a filtering behaviour (RFC 4787 §5)"))),
+            other => {
+                return Err(value_error(format!("{other:?} is not a filtering behaviour (RFC 4787 §5)")));
+            }
         };
         if port_range.0 < 1024 || port_range.0 > port_range.1 {
             return Err(value_error(format!(

@@ -3,10 +3,7 @@
 use std::net::Ipv4Addr;
 
 use super::MacAddress;
-<<<<<<< HEAD
-=======
 use crate::drop_reason::DropReason;
->>>>>>> devices
 use crate::prefix::Prefix;
 
 /// What the host's kernel says about the external interface. Read, never changed.
@@ -41,12 +38,7 @@ impl ExternalLink {
     /// which have neither).
     pub fn next_hop(&self, destination: Ipv4Addr) -> Result<NextHop, DropReason> {
         match self.on_link.iter().find(|prefix| prefix.contains(destination)) {
-            Some(prefix) if prefix.len() < 31 && destination == prefix.broadcast() => {
-                Err(DropReason::BogonDestination)
-            }
-            Some(prefix) if prefix.len() < 31 && destination == prefix.network() => {
-                Err(DropReason::BogonDestination)
-            }
+            Some(prefix) if prefix.is_edge(destination) => Err(DropReason::BogonDestination),
             Some(_) => Ok(NextHop(destination)),
             None => self.router.map(NextHop).ok_or(DropReason::NoRoute),
         }
@@ -83,16 +75,8 @@ mod tests {
     #[test]
     fn without_a_router_only_neighbours_are_reached() {
         let link = link(None);
-<<<<<<< HEAD
-        assert_eq!(link.next_hop(Ipv4Addr::new(198, 51, 100, 1)), NextHop::NoRoute);
-        assert_eq!(
-            link.next_hop(Ipv4Addr::new(192, 0, 2, 3)),
-            NextHop::Neighbor(Ipv4Addr::new(192, 0, 2, 3))
-        );
-=======
         assert_eq!(link.next_hop(Ipv4Addr::new(198, 51, 100, 1)), Err(DropReason::NoRoute));
         let neighbor = Ipv4Addr::new(192, 0, 2, 3);
         assert_eq!(link.next_hop(neighbor), Ok(NextHop(neighbor)));
->>>>>>> devices
     }
 }

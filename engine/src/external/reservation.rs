@@ -48,16 +48,6 @@ pub enum Shortage {
     Refused(io::Error),
 }
 
-<<<<<<< HEAD
-impl std::fmt::Display for Shortage {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::NoFreePort => f.write_str("no external port is free on the host"),
-            Self::Descriptors => {
-                f.write_str("the limit of open files bounds the external ports (raise it: ulimit -n, LimitNOFILE=)")
-            }
-            Self::Refused(error) => write!(f, "cannot reserve external ports: {error}"),
-=======
 impl fmt::Display for Shortage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -68,7 +58,6 @@ impl fmt::Display for Shortage {
                 f.write_str("the process has no more descriptors for ports: raise RLIMIT_NOFILE")
             }
             Self::Refused(error) => write!(f, "cannot reserve a port: {error}"),
->>>>>>> devices
         }
     }
 }
