@@ -1,0 +1,210 @@
+"""Assembles one client and runs it: profile, engine, TUN device, routes, DNS; everything is taken back at the
+end, after a failure half-way too."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, AsyncExitStack, contextmanager
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Interface
+from typing import Any, Protocol
+
+import structlog
+
+from tidegate.engine import ClientOptions, Engine, EngineClient
+from tidegate.errors import EngineError, HostNetworkError
+from tidegate.gateway import explain_engine, watch_engine
+from tidegate.host.netlink import configure_tun
+from tidegate.host.privileges import CAP_NET_ADMIN, check_privileges
+from tidegate.host.resolver import configured_dns
+from tidegate.host.routes import RoutePlan, apply_routes, plan_routes
+from tidegate.identity import Profile
+from tidegate.lifecycle import Supervisor
+from tidegate.net import Endpoint
+from tidegate.settings import OffloadSettings
+
+log = structlog.get_logger("tidegate.client")
+
+RESOLVE_TIMEOUT = 10.0  # seconds
+REMINDER = 20.0
+"""Seconds after which a handshake that does not come is mentioned, again and again."""
+FIRST_LOOK, LAST_LOOK = 0.05, 1.0
+"""Seconds between looks for the first handshake: it comes within a round trip, or not soon."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientEvent:
+    """What a person or a program that runs `tidegate connect` should know."""
+
+    event: str
+    """"starting", "waiting", "connected", "stopping"."""
+    text: str
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+class ClientHost(Protocol):
+    """What a client asks of its host. Methods block shortly."""
+
+    def check_privileges(self) -> None: ...
+    def configure_tun(self, name: str, address: IPv4Interface, mtu: int) -> None: ...
+    def routes(self, plan: RoutePlan, tun_name: str) -> AbstractContextManager[None]: ...
+    def dns(
+        self, tun_name: str, servers: Sequence[IPv4Address], search: Sequence[str]
+    ) -> AbstractContextManager[str | None]: ...
+
+
+class LinuxClientHost(ClientHost):
+    """The host that this process runs on (its network namespace)."""
+
+    def check_privileges(self) -> None:
+        check_privileges((CAP_NET_ADMIN,))
+
+    def configure_tun(self, name: str, address: IPv4Interface, mtu: int) -> None:
+        configure_tun(name, address, mtu)
+
+    @contextmanager
+    def routes(self, plan: RoutePlan, tun_name: str) -> Iterator[None]:
+        with apply_routes(plan, tun_name):
+            yield
+
+    @contextmanager
+    def dns(
+        self, tun_name: str, servers: Sequence[IPv4Address], search: Sequence[str]
+    ) -> Iterator[str | None]:
+        with configured_dns(tun_name, servers, search) as manager:
+            yield manager
+
+
+class Client:
+    """One tunnel to one gateway, from start to stop. To be run once."""
+
+    def __init__(
+        self,
+        profile: Profile,
+        engine: Engine,
+        host: ClientHost,
+        *,
+        tun_name: str,
+        offloads: OffloadSettings,
+        use_dns: bool = True,
+        use_routes: bool = True,
+        report: Callable[[ClientEvent], None] = lambda _: None,
+    ) -> None:
+        self._profile = profile
+        self._engines = engine
+        self._host = host
+        self._tun_name = tun_name
+        self._offloads = offloads
+        self._use_dns = use_dns
+        self._use_routes = use_routes
+        self._report = report
+        self._supervisor = Supervisor()
+
+    async def run(self) -> signal.Signals | None:
+        """Runs until SIGINT or SIGTERM, and gives back which. Raises `TidegateError`."""
+        async with AsyncExitStack() as undo:
+            await self._start(undo)
+            await self._supervisor.wait()
+            self._report(ClientEvent("stopping", "disconnecting"))
+        return self._supervisor.stop_signal
+
+    def request_stop(self) -> None:
+        """Makes `run` return. Asking twice does nothing more."""
+        self._supervisor.request_stop()
+
+    async def _start(self, undo: AsyncExitStack) -> None:
+        profile = self._profile
+        undo.enter_context(self._supervisor.stop_on_signals(signal.SIGTERM, signal.SIGINT))
+        self._host.check_privileges()
+        endpoint = await resolve(profile.endpoint)
+        plan = plan_routes(profile.allowed_ips, endpoint) if self._use_routes else RoutePlan(0, (), ())
+        self._report(
+            ClientEvent(
+                "starting",
+                f"connecting to {profile.endpoint} as {profile.address.ip}, interface {self._tun_name}",
+                {"endpoint": f"{endpoint}:{profile.endpoint.port}", "address": str(profile.address.ip)},
+            )
+        )
+        engine = await self._open_engine(endpoint, plan)
+        undo.callback(engine.stop)
+        await asyncio.to_thread(self._host.configure_tun, self._tun_name, profile.address, profile.mtu)
+        engine.start()
+        routes = self._host.routes(plan, self._tun_name)
+        await asyncio.to_thread(routes.__enter__)
+        undo.push(routes)
+        if self._use_dns and (profile.dns or profile.search):
+            managed = self._host.dns(self._tun_name, profile.dns, profile.search)
+            manager = await asyncio.to_thread(managed.__enter__)
+            undo.push(managed)
+            if manager is None:
+                servers = ", ".join(map(str, profile.dns))
+                log.warning("nothing here manages resolv.conf: DNS is left as it is", servers=servers)
+        undo.push_async_callback(self._supervisor.stop)
+        self._supervisor.start("engine-events", lambda: watch_engine(engine, self._supervisor))
+        self._supervisor.start("handshake", lambda: self._await_handshake(engine))
+
+    async def _open_engine(self, endpoint: IPv4Address, plan: RoutePlan) -> EngineClient:
+        profile = self._profile
+        options = ClientOptions(
+            private_key=profile.private_key,
+            address=str(profile.address.ip),
+            tun_name=self._tun_name,
+            mtu=profile.mtu,
+            peer_public_key=profile.peer_public_key,
+            preshared_key=profile.preshared_key,
+            endpoint=(str(endpoint), profile.endpoint.port),
+            allowed_ips=tuple(str(network) for network in profile.allowed_ips if network.version == 4),
+            persistent_keepalive=profile.persistent_keepalive,
+            listen_port=profile.listen_port,
+            fwmark=plan.fwmark,
+            offloads=self._offloads,
+        )
+        try:
+            return await asyncio.to_thread(self._engines.client, options)
+        except OSError as cause:
+            raise explain_engine(cause, self._tun_name) from cause
+        except ValueError as cause:
+            raise EngineError(f"the engine refuses the profile: {cause}") from cause
+
+    async def _await_handshake(self, engine: EngineClient) -> None:
+        """Says when the tunnel is up. Ends its looking then: an idle client runs nothing."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        reminded = 0
+        pause = FIRST_LOOK
+        while not any(peer.last_handshake is not None for peer in engine.status().peers):
+            waited = loop.time() - began
+            if waited >= REMINDER * (reminded + 1):
+                reminded += 1
+                text = f"no answer from {self._profile.endpoint} for {waited:.0f} s; still trying"
+                self._report(ClientEvent("waiting", text, {"seconds": round(waited)}))
+            if await self._supervisor.wait_for_stop(pause):
+                return
+            pause = min(pause * 2, LAST_LOOK)
+        seconds = loop.time() - began
+        fields = {"address": str(self._profile.address.ip), "seconds": round(seconds, 3)}
+        self._report(ClientEvent("connected", f"connected to {self._profile.endpoint}", fields))
+        await self._supervisor.stopped()
+
+
+async def resolve(endpoint: Endpoint) -> IPv4Address:
+    """The endpoint's IPv4 address. Raises `HostNetworkError`."""
+    try:
+        return IPv4Address(endpoint.host)
+    except ValueError:
+        pass
+    try:
+        async with asyncio.timeout(RESOLVE_TIMEOUT):
+            found = await asyncio.get_running_loop().getaddrinfo(
+                endpoint.host, endpoint.port, family=socket.AF_INET, type=socket.SOCK_DGRAM
+            )
+    except TimeoutError:
+        raise HostNetworkError(
+            f"{endpoint.host} could not be resolved within {RESOLVE_TIMEOUT:g} s"
+        ) from None
+    except OSError as cause:
+        raise HostNetworkError(f"{endpoint.host} cannot be resolved: {cause.strerror}") from cause
+    return IPv4Address(found[0][4][0])

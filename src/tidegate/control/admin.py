@@ -1,0 +1,379 @@
+"""Carries out commands: on the store, and at once on the engine where one runs.
+
+The store is written first and the engine told after; when the engine refuses, the store is taken back, so
+that a command is done whole or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import AddressValueError, IPv4Address
+from typing import Protocol, cast
+
+from tidegate import VERSION
+from tidegate.control.commands import (
+    Answer,
+    AnswerT,
+    Command,
+    GatewayStatus,
+    MappingView,
+    NatCounted,
+    NatList,
+    NatListed,
+    NatStats,
+    PeerAdd,
+    PeerAdded,
+    PeerList,
+    PeerListed,
+    PeerRemove,
+    PeerRemoved,
+    PeerView,
+    PublicationView,
+    PublishAdd,
+    PublishAdded,
+    PublishList,
+    PublishListed,
+    PublishRemove,
+    PublishRemoved,
+    StatusQuery,
+)
+from tidegate.engine import EngineGateway, EngineStatus, ExternalLink, PeerStatus
+from tidegate.errors import ConflictError, NotRunningError, UsageError
+from tidegate.identity.keys import decode_key, encode_key
+from tidegate.net import MAX_PORT, Endpoint
+from tidegate.settings import Settings
+from tidegate.store import MAX_PUBLISHED_PORTS, Peer, Publication, Store, check_peer_name
+
+
+class LiveGateway(Protocol):
+    """What administration needs of a running gateway."""
+
+    @property
+    def engine(self) -> EngineGateway: ...
+    @property
+    def external(self) -> ExternalLink: ...
+    @property
+    def uptime(self) -> float: ...
+    def dns_counters(self) -> dict[str, int] | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What administration knows beside the store."""
+
+    settings: Settings
+    public_key: bytes
+    suggested_endpoint: Callable[[], Endpoint | None]
+    """Where clients would find the gateway if settings do not say."""
+    now: Callable[[], float]
+    """Seconds since the epoch."""
+
+
+class Administration:
+    """Carries out commands. Not to be used by two threads at once."""
+
+    def __init__(self, store: Store, surroundings: Surroundings, live: LiveGateway | None = None) -> None:
+        self._store = store
+        self._around = surroundings
+        self._live = live
+        self._failed_publications: dict[str, str] = {}
+
+    def execute(self, command: Command[AnswerT]) -> AnswerT:
+        """Raises `TidegateError`."""
+        return cast(AnswerT, self._dispatch(command))
+
+    def _dispatch(self, command: Command[AnswerT]) -> Answer:  # noqa: PLR0911 -- one per command
+        match command:
+            case PeerAdd():
+                return self._peer_add(command)
+            case PeerList():
+                return self._peer_list()
+            case PeerRemove():
+                return self._peer_remove(command)
+            case PublishAdd():
+                return self._publish_add(command)
+            case PublishRemove():
+                return self._publish_remove(command)
+            case PublishList():
+                return self._publish_list()
+            case NatList():
+                return self._nat_list(command)
+            case NatStats():
+                return self._nat_stats()
+            case StatusQuery():
+                return self._status()
+        raise UsageError(f"unknown command {type(command).__name__}")
+
+    def restore(self) -> int:
+        """Tells a fresh engine about every peer and publication; gives back how many peers there are.
+
+        A publication whose port a program of the host holds meanwhile is kept, and told as failed. Raises
+        `ConflictError` if a peer's address is not in the subnet, `OSError` if the engine refuses a peer.
+        """
+        engine = self._running().engine
+        gateway = self._around.settings.gateway
+        peers = self._store.peers()
+        for peer in peers:
+            if peer.address not in gateway.subnet or peer.address in self._reserved():
+                raise ConflictError(
+                    f"peer {peer.name!r} has address {peer.address}, which {gateway.subnet} has no place for",
+                    hint=f"serve its old subnet, or `tidegate peer remove {peer.name}` and add it anew",
+                )
+        for peer in peers:
+            engine.set_peer(peer.public_key, str(peer.address), peer.preshared_key)
+        for publication in self._store.publications():
+            try:
+                self._publish(publication)
+            except ConflictError as refused:
+                self._failed_publications[publication.external_text] = str(refused)
+        return len(peers)
+
+    @property
+    def failed_publications(self) -> dict[str, str]:
+        """External ports that could not be published, and why."""
+        return dict(self._failed_publications)
+
+    # Peers
+
+    def _peer_add(self, command: PeerAdd) -> PeerAdded:
+        name = check_peer_name(command.name)
+        gateway = self._around.settings.gateway
+        try:
+            public_key = decode_key(command.public_key)
+            preshared_key = decode_key(command.preshared_key) if command.preshared_key is not None else None
+        except ValueError as cause:
+            raise UsageError(f"the key of {name!r} {cause}") from None
+        peer = self._store.add_peer(
+            name,
+            public_key,
+            preshared_key,
+            subnet=gateway.subnet,
+            reserved=self._reserved(),
+            address=self._address(command.address),
+            now=self._around.now(),
+        )
+        if self._live is not None:
+            try:
+                self._live.engine.set_peer(public_key, str(peer.address), preshared_key)
+            except Exception:
+                self._store.remove_peer(name)
+                raise
+        endpoint = gateway.endpoint or self._around.suggested_endpoint()
+        return PeerAdded(
+            peer=_peer_view(peer, None),
+            gateway_public_key=encode_key(self._around.public_key),
+            gateway_address=str(gateway.address),
+            listen_port=gateway.listen.port,
+            endpoint=str(endpoint) if endpoint else None,
+            mtu=gateway.tunnel_mtu,
+            dns=self._around.settings.dns.enabled,
+        )
+
+    def _reserved(self) -> frozenset[IPv4Address]:
+        gateway = self._around.settings.gateway
+        subnet = gateway.subnet
+        return frozenset({subnet.network_address, gateway.address, subnet.broadcast_address})
+
+    def _address(self, text: str | None) -> IPv4Address | None:
+        if text is None:
+            return None
+        try:
+            address = IPv4Address(text)
+        except AddressValueError:
+            raise UsageError(f"{text!r} is not an IPv4 address") from None
+        subnet = self._around.settings.gateway.subnet
+        if address not in subnet or address in self._reserved():
+            raise UsageError(
+                f"{address} cannot be a peer's address",
+                hint=f"choose one from {subnet}, but not its first, second or last",
+            )
+        return address
+
+    def _peer_list(self) -> PeerListed:
+        status = self._live.engine.status() if self._live is not None else None
+        return PeerListed(running=status is not None, peers=self._peer_views(status))
+
+    def _peer_views(self, status: EngineStatus | None) -> list[PeerView]:
+        counters = {entry.public_key: entry for entry in status.peers} if status is not None else {}
+        return [_peer_view(peer, counters.get(peer.public_key)) for peer in self._store.peers()]
+
+    def _peer_remove(self, command: PeerRemove) -> PeerRemoved:
+        peer, publications = self._store.remove_peer(command.name)
+        if self._live is not None:
+            for publication in publications:
+                self._unpublish(publication)
+            self._live.engine.remove_peer(peer.public_key)
+        return PeerRemoved(
+            peer=_peer_view(peer, None),
+            publications=[publication.external_text for publication in publications],
+        )
+
+    # Published ports
+
+    def _publish_add(self, command: PublishAdd) -> PublishAdded:
+        count = command.last_port - command.first_port + 1
+        if count < 1:
+            raise UsageError(f"ports {command.first_port}-{command.last_port} end before they begin")
+        if count > MAX_PUBLISHED_PORTS:
+            raise UsageError(f"{count} ports at once are too many", hint=f"at most {MAX_PUBLISHED_PORTS}")
+        if command.internal_port + count - 1 > MAX_PORT:
+            raise UsageError(f"{count} ports from {command.internal_port} on end beyond {MAX_PORT}")
+        publication = Publication(
+            command.protocol, command.first_port, command.last_port, command.peer, command.internal_port
+        )
+        self._store.add_publication(publication)
+        if self._live is not None:
+            try:
+                self._publish(publication)
+            except Exception:
+                self._store.remove_publication(
+                    publication.protocol, publication.first_port, publication.last_port
+                )
+                raise
+        return PublishAdded(publication=self._publication_view(publication))
+
+    def _publish(self, publication: Publication) -> None:
+        """All ports or none."""
+        engine = self._running().engine
+        address = str(self._store.peer(publication.peer).address)
+        done: list[int] = []
+        try:
+            for port in publication.ports:
+                engine.publish(publication.protocol, port, (address, publication.internal_of(port)))
+                done.append(port)
+        except OSError as cause:
+            for port in done:
+                engine.unpublish(publication.protocol, port)
+            failed = publication.first_port + len(done)
+            raise ConflictError(
+                f"{publication.protocol}/{failed} cannot be published: {cause.strerror or cause}",
+                hint="a program of the host may hold the port (ss -lntup)",
+            ) from cause
+
+    def _unpublish(self, publication: Publication) -> None:
+        self._failed_publications.pop(publication.external_text, None)
+        for port in publication.ports:
+            self._running().engine.unpublish(publication.protocol, port)
+
+    def _publish_remove(self, command: PublishRemove) -> PublishRemoved:
+        publication = self._store.remove_publication(command.protocol, command.first_port, command.last_port)
+        view = self._publication_view(publication)
+        if self._live is not None:
+            self._unpublish(publication)
+        return PublishRemoved(publication=view)
+
+    def _publish_list(self) -> PublishListed:
+        return PublishListed(
+            publications=[self._publication_view(entry) for entry in self._store.publications()]
+        )
+
+    def _publication_view(self, publication: Publication) -> PublicationView:
+        failure = self._failed_publications.get(publication.external_text)
+        return PublicationView(
+            external=publication.external_text,
+            to=publication.internal_text,
+            state="not running" if self._live is None else "failed" if failure else "active",
+            detail=failure,
+        )
+
+    # What the engine knows
+
+    def _running(self) -> LiveGateway:
+        if self._live is None:
+            raise NotRunningError(
+                f"no gateway is running with state directory {self._around.settings.state_dir}",
+                hint="start one with `tidegate serve`, or name another with --state-dir",
+            )
+        return self._live
+
+    def _nat_list(self, command: NatList) -> NatListed:
+        live = self._running()
+        names = {str(peer.address): peer.name for peer in self._store.peers()}
+        address = str(self._store.peer(command.peer).address) if command.peer is not None else None
+        # One more than asked for tells whether there are more.
+        found = live.engine.mappings(address, command.limit + 1)
+        return NatListed(
+            mappings=[
+                MappingView(
+                    protocol=entry.protocol,
+                    internal=_pair(entry.internal),
+                    external=_pair(entry.external),
+                    peer=names.get(entry.internal[0]),
+                    state=entry.state,
+                    age=entry.age,
+                    idle=entry.idle,
+                    expires_in=entry.expires_in,
+                    sessions=entry.sessions,
+                )
+                for entry in found[: command.limit]
+            ],
+            truncated=len(found) > command.limit,
+        )
+
+    def _nat_stats(self) -> NatCounted:
+        status = self._running().engine.status()
+        nat = self._around.settings.nat
+        return NatCounted(
+            mappings=dict(status.mappings),
+            reserved_ports=dict(status.reserved_ports),
+            limits={
+                "max_mappings": nat.max_mappings,
+                "max_mappings_per_client": nat.max_mappings_per_client,
+                "max_new_mappings_per_second": nat.max_new_mappings_per_second,
+            },
+            drops=dict(status.drops),
+        )
+
+    def _status(self) -> GatewayStatus:
+        live = self._running()
+        status = live.engine.status()
+        gateway = self._around.settings.gateway
+        return GatewayStatus(
+            version=VERSION,
+            pid=os.getpid(),
+            uptime=live.uptime,
+            listen=str(gateway.listen),
+            public_key=encode_key(self._around.public_key),
+            subnet=str(gateway.subnet),
+            gateway_address=str(gateway.address),
+            external_interface=live.external.interface,
+            external_addresses=list(live.external.addresses),
+            next_hop=live.external.next_hop,
+            shards=status.shards,
+            offloads=dict(status.offloads),
+            peers=self._peer_views(status),
+            mappings=dict(status.mappings),
+            reserved_ports=dict(status.reserved_ports),
+            packets=dict(status.packets),
+            bytes=dict(status.bytes),
+            drops=dict(status.drops),
+            dns=live.dns_counters(),
+        )
+
+
+def _pair(endpoint: tuple[str, int]) -> str:
+    return f"{endpoint[0]}:{endpoint[1]}"
+
+
+def _peer_view(peer: Peer, counters: PeerStatus | None) -> PeerView:
+    view = PeerView(
+        name=peer.name,
+        address=str(peer.address),
+        public_key=encode_key(peer.public_key),
+        created_at=peer.created_at,
+    )
+    if counters is None:
+        return view
+    return view.model_copy(
+        update={
+            "endpoint": _pair(counters.endpoint) if counters.endpoint else None,
+            "last_handshake": counters.last_handshake,
+            "received_bytes": counters.received_bytes,
+            "sent_bytes": counters.sent_bytes,
+            "received_packets": counters.received_packets,
+            "sent_packets": counters.sent_packets,
+            "mappings": counters.mappings,
+        }
+    )

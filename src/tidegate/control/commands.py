@@ -1,0 +1,222 @@
+"""What can be asked of a gateway, and what it answers: the vocabulary of command line, control socket and any
+API.
+
+Requests and answers are plain data with stable names: `--json` prints the answers as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PROTOCOL_VERSION = 1
+MAX_MAPPINGS = 10_000
+
+
+class Answer(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+AnswerT = TypeVar("AnswerT", bound=Answer)
+
+
+class Command(BaseModel, Generic[AnswerT]):
+    """A request; `answer` is the type of what comes back."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    answer: ClassVar[type[Answer]]
+
+
+class PeerView(Answer):
+    """A peer, with its counters where a gateway runs. Bytes are inner bytes."""
+
+    name: str
+    address: str
+    public_key: str
+    created_at: float
+    """Seconds since the epoch."""
+    endpoint: str | None = None
+    """Where the peer's datagrams come from."""
+    last_handshake: float | None = None
+    """Seconds ago."""
+    received_bytes: int = 0
+    sent_bytes: int = 0
+    received_packets: int = 0
+    sent_packets: int = 0
+    mappings: int = 0
+
+
+class PeerAdded(Answer):
+    """What a profile needs to know beside the client's own private key."""
+
+    peer: PeerView
+    gateway_public_key: str
+    gateway_address: str
+    listen_port: int
+    endpoint: str | None
+    """As settings name it, or as the external address suggests it."""
+    mtu: int
+    dns: bool
+    """Whether the gateway answers DNS."""
+
+
+class PeerAdd(Command[PeerAdded]):
+    command: Literal["peer.add"] = "peer.add"
+    name: str = Field(max_length=256)
+    public_key: str = Field(max_length=64)
+    preshared_key: str | None = Field(default=None, max_length=64)
+    address: str | None = Field(default=None, max_length=64)
+    answer = PeerAdded
+
+
+class PeerListed(Answer):
+    running: bool
+    """Whether a gateway runs, so that counters mean something."""
+    peers: list[PeerView]
+
+
+class PeerList(Command[PeerListed]):
+    command: Literal["peer.list"] = "peer.list"
+    answer = PeerListed
+
+
+class PeerRemoved(Answer):
+    peer: PeerView
+    publications: list[str]
+    """External ports that were published to it and are no more."""
+
+
+class PeerRemove(Command[PeerRemoved]):
+    command: Literal["peer.remove"] = "peer.remove"
+    name: str = Field(max_length=256)
+    answer = PeerRemoved
+
+
+class PublicationView(Answer):
+    external: str
+    """Such as ``tcp/8000-8010``."""
+    to: str
+    """Such as ``alice:80-90``."""
+    state: Literal["active", "failed", "not running"]
+    detail: str | None = None
+    """Why it failed."""
+
+
+class PublishAdded(Answer):
+    publication: PublicationView
+
+
+class PublishAdd(Command[PublishAdded]):
+    command: Literal["publish.add"] = "publish.add"
+    protocol: Literal["tcp", "udp"]
+    first_port: int = Field(ge=1, le=65535)
+    last_port: int = Field(ge=1, le=65535)
+    peer: str = Field(max_length=256)
+    internal_port: int = Field(ge=1, le=65535)
+    answer = PublishAdded
+
+
+class PublishRemoved(Answer):
+    publication: PublicationView
+
+
+class PublishRemove(Command[PublishRemoved]):
+    command: Literal["publish.remove"] = "publish.remove"
+    protocol: Literal["tcp", "udp"]
+    first_port: int = Field(ge=1, le=65535)
+    last_port: int = Field(ge=1, le=65535)
+    answer = PublishRemoved
+
+
+class PublishListed(Answer):
+    publications: list[PublicationView]
+
+
+class PublishList(Command[PublishListed]):
+    command: Literal["publish.list"] = "publish.list"
+    answer = PublishListed
+
+
+class MappingView(Answer):
+    """One NAT mapping (RFC 4787 §2). Times in seconds."""
+
+    protocol: str
+    internal: str
+    external: str
+    peer: str | None
+    state: str
+    age: float
+    idle: float
+    expires_in: float
+    sessions: int
+
+
+class NatListed(Answer):
+    mappings: list[MappingView]
+    truncated: bool
+    """Whether there are more than were asked for."""
+
+
+class NatList(Command[NatListed]):
+    command: Literal["nat.list"] = "nat.list"
+    peer: str | None = Field(default=None, max_length=256)
+    limit: int = Field(default=MAX_MAPPINGS, ge=1, le=MAX_MAPPINGS)
+    answer = NatListed
+
+
+class NatCounted(Answer):
+    mappings: dict[str, int]
+    reserved_ports: dict[str, int]
+    limits: dict[str, int]
+    drops: dict[str, int]
+
+
+class NatStats(Command[NatCounted]):
+    command: Literal["nat.stats"] = "nat.stats"
+    answer = NatCounted
+
+
+class GatewayStatus(Answer):
+    """The whole gateway at one moment."""
+
+    version: str
+    pid: int
+    uptime: float
+    """Seconds."""
+    listen: str
+    public_key: str
+    subnet: str
+    gateway_address: str
+    external_interface: str
+    external_addresses: list[str]
+    next_hop: str | None
+    shards: int
+    offloads: dict[str, bool]
+    peers: list[PeerView]
+    mappings: dict[str, int]
+    reserved_ports: dict[str, int]
+    packets: dict[str, int]
+    bytes: dict[str, int]
+    drops: dict[str, int]
+    dns: dict[str, int] | None
+    """Counters of the DNS proxy; none where it is off."""
+
+
+class StatusQuery(Command[GatewayStatus]):
+    command: Literal["status"] = "status"
+    answer = GatewayStatus
+
+
+AnyCommand = Annotated[
+    PeerAdd
+    | PeerList
+    | PeerRemove
+    | PublishAdd
+    | PublishRemove
+    | PublishList
+    | NatList
+    | NatStats
+    | StatusQuery,
+    Field(discriminator="command"),
+]

@@ -1,0 +1,128 @@
+"""The gateway's end of the control socket: STATE_DIR/control.sock, for root alone (0600)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from tidegate.control.commands import Answer, Command
+from tidegate.control.wire import (
+    MAX_ANSWER_BYTES,
+    MAX_REQUEST_BYTES,
+    decode_request,
+    encode_answer,
+    encode_error,
+)
+from tidegate.errors import ControlError, TidegateError
+from tidegate.files import PRIVATE_FILE
+
+log = structlog.get_logger("tidegate.control")
+
+MAX_CONNECTIONS = 32
+IDLE_TIMEOUT = 30.0  # seconds until a connection that says nothing is closed
+
+
+class ControlServer:
+    """Answers commands. `run` is a task for the Supervisor; the socket exists from `open` to `close`."""
+
+    def __init__(self, path: Path, execute: Callable[[Command[Any]], Answer]) -> None:
+        """`execute` is called in a worker thread, never twice at once."""
+        self._path = path
+        self._execute = execute
+        self._one_at_a_time = asyncio.Lock()
+        self._connections: set[asyncio.Task[None]] = set()
+        self._listener: socket.socket | None = None
+
+    def open(self) -> None:
+        """Makes the socket, in place of one that a killed process left (the state directory's lock is held,
+        so nobody listens there). Raises `ControlError`."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        before = os.umask(0o177)  # no moment at which others could connect
+        try:
+            self._path.unlink(missing_ok=True)
+            listener.bind(str(self._path))
+            listener.listen()
+        except OSError as cause:
+            listener.close()
+            raise ControlError(
+                f"{self._path}: cannot listen: {cause.strerror or cause}",
+                hint="a socket's path may have 107 bytes; choose a shorter --state-dir"
+                if not cause.strerror
+                else None,
+            ) from cause
+        finally:
+            os.umask(before)
+        self._path.chmod(PRIVATE_FILE)
+        self._listener = listener
+
+    async def run(self) -> None:
+        """Accepts connections until cancelled."""
+        if self._listener is None:
+            raise RuntimeError("ControlServer.run before open")
+        server = await asyncio.start_unix_server(self._accept, sock=self._listener, limit=MAX_REQUEST_BYTES)
+        try:
+            await asyncio.get_running_loop().create_future()  # until cancelled
+        finally:
+            server.close()
+            for connection in self._connections:
+                connection.cancel()
+            await asyncio.gather(*self._connections, return_exceptions=True)
+
+    def close(self) -> None:
+        """Removes the socket. Closing twice does nothing."""
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+            with contextlib.suppress(OSError):
+                self._path.unlink(missing_ok=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None, "asyncio runs the callback in a task"
+        if len(self._connections) >= MAX_CONNECTIONS:
+            writer.close()
+            return
+        self._connections.add(task)
+        try:
+            await self._converse(reader, writer)
+        except (OSError, TimeoutError) as cause:
+            log.debug("control connection ended", cause=str(cause) or type(cause).__name__)
+        finally:
+            self._connections.discard(task)
+            writer.close()
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            try:
+                line = await asyncio.wait_for(reader.readline(), IDLE_TIMEOUT)
+            except ValueError:  # longer than the limit
+                writer.write(encode_error(ControlError(f"a request may have {MAX_REQUEST_BYTES} bytes")))
+                await writer.drain()
+                return
+            if not line.endswith(b"\n"):
+                return
+            writer.write(await self._answer(line))
+            await asyncio.wait_for(writer.drain(), IDLE_TIMEOUT)
+
+    async def _answer(self, line: bytes) -> bytes:
+        try:
+            command = decode_request(line)
+            async with self._one_at_a_time:
+                # Shielded: a command that began is finished, also when the one who asked is gone.
+                answer = await asyncio.shield(asyncio.to_thread(self._execute, command))
+            encoded = encode_answer(answer)
+        except TidegateError as refused:
+            return encode_error(refused)
+        except Exception as cause:
+            log.exception("a command failed unexpectedly")
+            return encode_error(ControlError(f"the gateway failed: {type(cause).__name__}: {cause}"))
+        if len(encoded) > MAX_ANSWER_BYTES:
+            return encode_error(ControlError("the answer is too large", hint="ask for less, with --peer"))
+        return encoded

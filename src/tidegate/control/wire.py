@@ -1,0 +1,101 @@
+"""The control socket's language: one JSON object per line, a request up, an answer down.
+
+    {"version": 1, "request": {"command": "peer.list"}}
+    {"version": 1, "answer": {...}}
+    {"version": 1, "error": {"message": ..., "hint": ..., "exit_code": ...}}
+
+Lines are bounded in both directions; a line that is no valid request is answered with an error.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from tidegate.control.commands import PROTOCOL_VERSION, Answer, AnyCommand, Command
+from tidegate.errors import ControlError, TidegateError
+
+SOCKET_NAME = "control.sock"
+MAX_REQUEST_BYTES = 64 * 1024
+MAX_ANSWER_BYTES = 16 * 1024 * 1024
+
+_commands: TypeAdapter[Any] = TypeAdapter(AnyCommand)
+
+
+class _Error(BaseModel):
+    model_config = ConfigDict(frozen=True)
+    message: str
+    hint: str | None = None
+    exit_code: int = 1
+
+
+class _Request(BaseModel):
+    version: int
+    request: dict[str, Any]
+
+
+class _Response(BaseModel):
+    version: int
+    answer: dict[str, Any] | None = None
+    error: _Error | None = None
+
+
+class RemoteError(ControlError):
+    """What the gateway refused, in its own words."""
+
+    def __init__(self, error: _Error) -> None:
+        super().__init__(error.message, hint=error.hint)
+        self.exit_code = error.exit_code
+
+
+def encode_request(command: Command[Any]) -> bytes:
+    return _line(_Request(version=PROTOCOL_VERSION, request=command.model_dump(mode="json")))
+
+
+def decode_request(line: bytes) -> Command[Any]:
+    """Raises `ControlError`."""
+    try:
+        request = _Request.model_validate_json(line)
+        _check_version(request.version)
+        command: Command[Any] = _commands.validate_python(request.request)
+    except ValidationError as invalid:
+        first = invalid.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ControlError(f"not a valid request: {place}: {first['msg']}") from None
+    return command
+
+
+def encode_answer(answer: Answer) -> bytes:
+    return _line(_Response(version=PROTOCOL_VERSION, answer=answer.model_dump(mode="json")))
+
+
+def encode_error(error: TidegateError) -> bytes:
+    told = _Error(message=error.message, hint=error.hint, exit_code=error.exit_code)
+    return _line(_Response(version=PROTOCOL_VERSION, error=told))
+
+
+def decode_answer(line: bytes, kind: type[Answer]) -> Answer:
+    """Raises `ControlError`; `RemoteError` where the gateway refused."""
+    try:
+        response = _Response.model_validate_json(line)
+        if response.error is not None:
+            raise RemoteError(response.error)
+        _check_version(response.version)
+        return kind.model_validate(response.answer)
+    except ValidationError:
+        raise ControlError(
+            "the gateway's answer cannot be read", hint="does it run the same version as this command?"
+        ) from None
+
+
+def _check_version(version: int) -> None:
+    if version != PROTOCOL_VERSION:
+        raise ControlError(
+            f"the control socket speaks version {version}, this side version {PROTOCOL_VERSION}",
+            hint="restart the gateway after an upgrade",
+        )
+
+
+def _line(message: BaseModel) -> bytes:
+    return message.model_dump_json(exclude_none=True).encode() + b"\n"

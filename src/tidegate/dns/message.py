@@ -1,0 +1,128 @@
+"""Looks into DNS messages as far as a forwarding proxy must; the codec is dnspython's.
+
+Queries and answers travel as the bytes they came in; only the id is replaced (RFC 5452 §9.2).
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import dns.exception
+import dns.flags
+import dns.message
+import dns.name
+import dns.opcode
+import dns.rcode
+
+HEADER_BYTES = 12  # RFC 1035 §4.1.1
+MINIMUM_UDP_PAYLOAD = 512  # RFC 1035 §4.2.1
+QR = 0x8000  # RFC 1035 §4.1.1: a response
+TC = 0x0200  # RFC 1035 §4.1.1: truncated
+
+RETRY_ELSEWHERE = frozenset({dns.rcode.SERVFAIL, dns.rcode.NOTIMP, dns.rcode.REFUSED})
+"""Answers after which another resolver is worth asking."""
+
+
+class MalformedError(Exception):
+    """Not a message that can be forwarded. `answer` is what the sender deserves: FORMERR, NOTIMP, or silence
+    (`None`)."""
+
+    def __init__(self, why: str, answer: bytes | None) -> None:
+        super().__init__(why)
+        self.answer = answer
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A query that was looked at."""
+
+    wire: bytes
+    id: int
+    question: tuple[dns.name.Name, int, int]
+    """Name, type, class."""
+    udp_payload: int
+    """The largest UDP answer that the client takes (RFC 6891 §6.2.3)."""
+    message: dns.message.Message
+
+    def with_id(self, number: int) -> bytes:
+        return replace_id(self.wire, number)
+
+
+def parse_query(wire: bytes) -> Query:
+    """Raises `MalformedError`."""
+    if len(wire) < HEADER_BYTES:
+        raise MalformedError("shorter than a header", None)
+    number, flags, questions = struct.unpack_from("!HHH", wire)
+    if flags & QR:
+        raise MalformedError(
+            "a response, not a query", None
+        )  # answering it could make two proxies talk for ever
+    opcode = dns.opcode.from_flags(flags)
+    if opcode != dns.opcode.QUERY:
+        raise MalformedError("not a QUERY", _bare_answer(number, flags, dns.rcode.NOTIMP))
+    if questions != 1:
+        raise MalformedError(f"{questions} questions", _bare_answer(number, flags, dns.rcode.FORMERR))
+    try:
+        message = dns.message.from_wire(wire)
+    except (dns.exception.DNSException, ValueError, struct.error):
+        raise MalformedError("cannot be parsed", _bare_answer(number, flags, dns.rcode.FORMERR)) from None
+    question = message.question[0]
+    return Query(
+        wire=wire,
+        id=number,
+        question=(question.name, question.rdtype, question.rdclass),
+        udp_payload=max(MINIMUM_UDP_PAYLOAD, message.payload) if message.edns >= 0 else MINIMUM_UDP_PAYLOAD,
+        message=message,
+    )
+
+
+def answers(wire: bytes, query: Query, number: int) -> bool:
+    """Whether `wire` is a response to the query that was sent with id `number` (RFC 5452 §9.1: id and
+    question)."""
+    if len(wire) < HEADER_BYTES:
+        return False
+    got, flags = struct.unpack_from("!HH", wire)
+    if got != number or not flags & QR:
+        return False
+    try:
+        message = dns.message.from_wire(wire, question_only=True)
+    except (dns.exception.DNSException, ValueError, struct.error):
+        return False
+    if not message.question:
+        # Servers that cannot parse a query answer without its question.
+        return message.rcode() in {dns.rcode.FORMERR, *RETRY_ELSEWHERE}
+    question = message.question[0]
+    return (question.name, question.rdtype, question.rdclass) == query.question
+
+
+def rcode_of(wire: bytes) -> dns.rcode.Rcode:
+    """The response code in the header (without EDNS's extension)."""
+    return dns.rcode.from_flags(struct.unpack_from("!H", wire, 2)[0], 0)
+
+
+def replace_id(wire: bytes, number: int) -> bytes:
+    return struct.pack("!H", number) + wire[2:]
+
+
+def truncate(wire: bytes, query: Query) -> bytes:
+    """An answer that the client takes over UDP: itself if it fits, otherwise question and TC, so that it asks
+    again over TCP (RFC 2181 §9)."""
+    if len(wire) <= query.udp_payload:
+        return wire
+    response = dns.message.make_response(query.message, recursion_available=True)
+    response.set_rcode(rcode_of(wire))
+    response.flags |= dns.flags.TC
+    return response.to_wire()
+
+
+def failure(query: Query, rcode: dns.rcode.Rcode) -> bytes:
+    """An answer that says why there is none."""
+    response = dns.message.make_response(query.message, recursion_available=True)
+    response.set_rcode(rcode)
+    return response.to_wire()
+
+
+def _bare_answer(number: int, flags: int, rcode: dns.rcode.Rcode) -> bytes:
+    """A header alone: what can be said to a message that cannot be read. Opcode and RD are given back."""
+    return struct.pack("!HHHHHH", number, QR | (flags & 0x7900) | rcode, 0, 0, 0, 0)

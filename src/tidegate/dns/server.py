@@ -1,0 +1,196 @@
+"""Receives queries over UDP and TCP (RFC 7766) on the gateway's own address.
+
+Only the VPN's own addresses are answered: the host accepts packets for the gateway's address from any
+interface, and a proxy that answers everybody is an amplifier.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from ipaddress import AddressValueError, IPv4Address, IPv4Network
+
+import structlog
+
+from tidegate.dns.proxy import DnsProxy
+from tidegate.dns.resolvers import DNS_PORT
+from tidegate.host.ports import explain_bind
+
+log = structlog.get_logger("tidegate.dns")
+
+TCP_IDLE_TIMEOUT = 10.0  # seconds, RFC 7766 §6.2.3: a few seconds
+MAX_TCP_CONNECTIONS = 128
+MAX_PIPELINED = 16
+"""Queries of one TCP connection that are carried at once (RFC 7766 §6.2.1.1)."""
+
+
+class DnsServer:
+    """Sockets around a `DnsProxy`. `run` is a task for the Supervisor; the sockets exist from `open` to
+    `close`."""
+
+    def __init__(
+        self, proxy: DnsProxy, address: IPv4Address, clients: IPv4Network, *, port: int = DNS_PORT
+    ) -> None:
+        self._proxy = proxy
+        self._address = address
+        self._clients = clients
+        self._port = port
+        self._udp: socket.socket | None = None
+        self._tcp: socket.socket | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._connections = 0
+
+    @property
+    def port(self) -> int:
+        return self._port
+
+    def open(self) -> None:
+        """Binds both sockets, or none. Raises what `explain_bind` makes of it."""
+        with contextlib.ExitStack() as undo:
+            self._udp = undo.enter_context(self._bound(socket.SOCK_DGRAM))
+            self._port = self._udp.getsockname()[
+                1
+            ]  # TCP on the same one, also where it was left to the kernel
+            self._tcp = undo.enter_context(self._bound(socket.SOCK_STREAM))
+            self._tcp.listen()
+            undo.pop_all()
+
+    def _bound(self, kind: socket.SocketKind) -> socket.socket:
+        bound = socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK)
+        try:
+            if kind == socket.SOCK_STREAM:
+                bound.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+                )  # connections in TIME_WAIT do no harm
+            bound.bind((str(self._address), self._port))
+        except OSError as cause:
+            bound.close()
+            name = "TCP" if kind == socket.SOCK_STREAM else "UDP"
+            hint = "stop it, or switch the DNS proxy off with [dns] enabled = false"
+            raise explain_bind(cause, name, str(self._address), self._port, hint=hint) from cause
+        return bound
+
+    async def run(self) -> None:
+        """Answers until cancelled."""
+        if self._udp is None or self._tcp is None:
+            raise RuntimeError("DnsServer.run before open")
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_datagram_endpoint(lambda: _UdpReceiver(self), sock=self._udp)
+        server: asyncio.Server | None = None
+        try:
+            server = await asyncio.start_server(self._converse, sock=self._tcp)
+            await loop.create_future()  # until cancelled
+        finally:
+            transport.close()
+            if server is not None:
+                server.close()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def close(self) -> None:
+        """Closing twice does nothing."""
+        for bound in (self._udp, self._tcp):
+            if bound is not None:
+                bound.close()
+        self._udp = self._tcp = None
+
+    def counters(self) -> dict[str, int]:
+        return dict(self._proxy.counters)
+
+    def is_client(self, address: str) -> bool:
+        """Whether a source is one of the VPN's addresses; others are counted and get silence."""
+        with contextlib.suppress(AddressValueError):
+            if IPv4Address(address) in self._clients:
+                return True
+        self._proxy.counters["refused_source"] += 1
+        return False
+
+    def answer_datagram(
+        self, data: bytes, source: tuple[str, int], transport: asyncio.DatagramTransport
+    ) -> None:
+        """Carries one UDP query; the proxy bounds how many there are."""
+        self._keep(asyncio.create_task(self._answer_datagram(data, source, transport)))
+
+    async def _answer_datagram(
+        self, data: bytes, source: tuple[str, int], transport: asyncio.DatagramTransport
+    ) -> None:
+        answer = await self._proxy.answer(data, over_tcp=False)
+        if answer is not None and not transport.is_closing():
+            transport.sendto(answer, source)
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (cause := task.exception()) is not None:
+            self._proxy.counters["failed"] += 1
+            log.error("a DNS query failed unexpectedly", cause=repr(cause))
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One TCP connection: several queries, answered as their answers come (RFC 7766 §7)."""
+        task = asyncio.current_task()
+        assert task is not None, "asyncio runs the callback in a task"
+        peer = writer.get_extra_info("peername")
+        if self._connections >= MAX_TCP_CONNECTIONS or not peer or not self.is_client(peer[0]):
+            self._proxy.counters["tcp_connections_refused"] += 1
+            writer.close()
+            return
+        self._connections += 1
+        self._tasks.add(task)
+        pipeline = asyncio.Semaphore(MAX_PIPELINED)
+        try:
+            async with asyncio.TaskGroup() as answering:
+                while (query := await _read_query(reader)) is not None:
+                    await pipeline.acquire()
+                    answering.create_task(self._answer_over_tcp(query, writer, pipeline))
+        except* (OSError, TimeoutError):
+            pass  # the client does not take its answers
+        finally:
+            self._connections -= 1
+            self._tasks.discard(task)
+            writer.close()
+
+    async def _answer_over_tcp(
+        self, query: bytes, writer: asyncio.StreamWriter, pipeline: asyncio.Semaphore
+    ) -> None:
+        try:
+            answer = await self._proxy.answer(query, over_tcp=True)
+            if answer is not None:
+                writer.write(struct.pack("!H", len(answer)) + answer)
+                async with asyncio.timeout(TCP_IDLE_TIMEOUT):
+                    await writer.drain()
+        finally:
+            pipeline.release()
+
+
+async def _read_query(reader: asyncio.StreamReader) -> bytes | None:
+    """The next query of a connection; `None` when the client is done, gone or silent. Answers that are still
+    on their way are waited for: a client may close its own direction after its last query."""
+    try:
+        async with asyncio.timeout(TCP_IDLE_TIMEOUT):
+            (length,) = struct.unpack("!H", await reader.readexactly(2))  # RFC 1035 §4.2.2
+            return await reader.readexactly(length)
+    except (OSError, TimeoutError, asyncio.IncompleteReadError):
+        return None
+
+
+class _UdpReceiver(asyncio.DatagramProtocol):
+    def __init__(self, server: DnsServer) -> None:
+        self._server = server
+        self._transport: asyncio.DatagramTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.DatagramTransport)
+        self._transport = transport
+
+    def datagram_received(self, data: bytes, source: tuple[str, int]) -> None:
+        if self._transport is not None and self._server.is_client(source[0]):
+            self._server.answer_datagram(data, source, self._transport)
+
+    def error_received(self, cause: Exception) -> None:
+        log.debug("a DNS answer could not be sent", cause=str(cause))

@@ -1,0 +1,189 @@
+"""The border as the rest of Python sees it: typed values down, protocols up.
+
+The compiled extension `tidegate._engine` is imported by `load` alone, so that everything above it can be run
+with another engine, handed in as an argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping as MappingOf
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from tidegate.errors import EngineError
+
+if TYPE_CHECKING:
+    from tidegate.settings import NatSettings, OffloadSettings
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalLink:
+    """What the host's kernel says about the external interface. Read, never changed."""
+
+    interface: str
+    index: int
+    mac: bytes
+    mtu: int
+    addresses: tuple[str, ...]
+    """External addresses to translate to; the first is the gateway's own face."""
+    on_link: tuple[str, ...]
+    """Prefixes that are reached without a router."""
+    next_hop: str | None
+    """The default router; `None`: only on-link destinations."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayOptions:
+    """What a gateway's engine has to know at start; see `_engine.GatewayOptions`."""
+
+    private_key: bytes
+    listen: tuple[str, int]
+    subnet: str
+    gateway_address: str
+    tun_name: str
+    tunnel_mtu: int
+    external: ExternalLink
+    host_addresses: tuple[str, ...]
+    nat: NatSettings
+    offloads: OffloadSettings
+    shards: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClientOptions:
+    """What a client's engine has to know at start; see `_engine.ClientOptions`."""
+
+    private_key: bytes
+    address: str
+    tun_name: str
+    mtu: int
+    peer_public_key: bytes
+    preshared_key: bytes | None
+    endpoint: tuple[str, int]
+    allowed_ips: tuple[str, ...]
+    persistent_keepalive: int
+    listen_port: int
+    fwmark: int
+    offloads: OffloadSettings
+
+
+class PeerStatus(Protocol):
+    """One peer's counters. `last_handshake` is in seconds before now; bytes are inner bytes."""
+
+    @property
+    def public_key(self) -> bytes: ...
+    @property
+    def address(self) -> str: ...
+    @property
+    def endpoint(self) -> tuple[str, int] | None: ...
+    @property
+    def last_handshake(self) -> float | None: ...
+    @property
+    def received_bytes(self) -> int: ...
+    @property
+    def sent_bytes(self) -> int: ...
+    @property
+    def received_packets(self) -> int: ...
+    @property
+    def sent_packets(self) -> int: ...
+    @property
+    def mappings(self) -> int: ...
+
+
+class NatMapping(Protocol):
+    """One NAT mapping (RFC 4787 §2). Times in seconds."""
+
+    @property
+    def protocol(self) -> str: ...
+    @property
+    def internal(self) -> tuple[str, int]: ...
+    @property
+    def external(self) -> tuple[str, int]: ...
+    @property
+    def age(self) -> float: ...
+    @property
+    def idle(self) -> float: ...
+    @property
+    def expires_in(self) -> float: ...
+    @property
+    def sessions(self) -> int: ...
+    @property
+    def state(self) -> str: ...
+
+
+class EngineStatus(Protocol):
+    """A snapshot of the engine's counters."""
+
+    @property
+    def peers(self) -> Sequence[PeerStatus]: ...
+    @property
+    def mappings(self) -> MappingOf[str, int]: ...
+    @property
+    def reserved_ports(self) -> MappingOf[str, int]: ...
+    @property
+    def drops(self) -> MappingOf[str, int]: ...
+    @property
+    def packets(self) -> MappingOf[str, int]: ...
+    @property
+    def bytes(self) -> MappingOf[str, int]: ...
+    @property
+    def offloads(self) -> MappingOf[str, bool]: ...
+    @property
+    def shards(self) -> int: ...
+
+
+class EngineEvent(Protocol):
+    """Something that Python should know: "shard_failed", "offload_disabled", "ports_exhausted",
+    "external_down", "external_up"."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def detail(self) -> str: ...
+
+
+class EngineLifecycle(Protocol):
+    """What a gateway's and a client's engine have in common."""
+
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+    def event_fd(self) -> int: ...
+    def poll_events(self) -> Sequence[EngineEvent]: ...
+    def status(self) -> EngineStatus: ...
+
+
+class EngineGateway(EngineLifecycle, Protocol):
+    """A gateway's packet engine; every method may be called from any thread."""
+
+    def set_peer(self, public_key: bytes, address: str, preshared_key: bytes | None = None) -> None: ...
+    def remove_peer(self, public_key: bytes) -> bool: ...
+    def set_external(self, link: ExternalLink, host_addresses: Sequence[str]) -> None: ...
+    def publish(self, protocol: str, external_port: int, internal: tuple[str, int]) -> None: ...
+    def unpublish(self, protocol: str, external_port: int) -> bool: ...
+    def mappings(self, address: str | None = None, limit: int = 10_000) -> Sequence[NatMapping]: ...
+
+
+class EngineClient(EngineLifecycle, Protocol):
+    """A client's packet engine. The TUN device exists once constructed."""
+
+    def set_endpoint(self, endpoint: tuple[str, int]) -> None: ...
+
+
+class Engine(Protocol):
+    """Makes packet engines. Constructing opens every socket and device; `OSError` leaves nothing open."""
+
+    def gateway(self, options: GatewayOptions) -> EngineGateway: ...
+    def client(self, options: ClientOptions) -> EngineClient: ...
+    def version(self) -> str: ...
+
+
+def load() -> Engine:
+    """The compiled engine."""
+    try:
+        from tidegate.extension import RustEngine  # noqa: PLC0415 -- the extension is absent in unit tests
+    except ImportError as cause:
+        raise EngineError(
+            f"the packet engine cannot be loaded ({cause})", hint="build it with `make build`"
+        ) from cause
+    return RustEngine()

@@ -1,0 +1,105 @@
+"""The compiled engine behind the protocols of `tidegate.engine`. Nothing else imports `tidegate._engine`."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from tidegate import _engine
+from tidegate.engine import (
+    ClientOptions,
+    EngineClient,
+    EngineEvent,
+    EngineGateway,
+    EngineStatus,
+    ExternalLink,
+    GatewayOptions,
+    NatMapping,
+)
+
+
+def _link(link: ExternalLink) -> _engine.ExternalLink:
+    values = asdict(link) | {"addresses": list(link.addresses), "on_link": list(link.on_link)}
+    return _engine.ExternalLink(**values)
+
+
+class RustEngine:
+    """Makes the compiled engines."""
+
+    def gateway(self, options: GatewayOptions) -> EngineGateway:
+        return _RustGateway(
+            _engine.Gateway(
+                _engine.GatewayOptions(
+                    private_key=options.private_key,
+                    listen=options.listen,
+                    subnet=options.subnet,
+                    gateway_address=options.gateway_address,
+                    tun_name=options.tun_name,
+                    tunnel_mtu=options.tunnel_mtu,
+                    external=_link(options.external),
+                    host_addresses=list(options.host_addresses),
+                    nat=_engine.NatOptions(**options.nat.model_dump()),
+                    offloads=_engine.Offloads(**options.offloads.model_dump()),
+                    shards=options.shards,
+                )
+            )
+        )
+
+    def client(self, options: ClientOptions) -> EngineClient:
+        return _engine.Client(
+            _engine.ClientOptions(
+                private_key=options.private_key,
+                address=options.address,
+                tun_name=options.tun_name,
+                mtu=options.mtu,
+                peer_public_key=options.peer_public_key,
+                preshared_key=options.preshared_key,
+                endpoint=options.endpoint,
+                allowed_ips=list(options.allowed_ips),
+                persistent_keepalive=options.persistent_keepalive,
+                listen_port=options.listen_port,
+                fwmark=options.fwmark,
+                offloads=_engine.Offloads(**options.offloads.model_dump()),
+            )
+        )
+
+    def version(self) -> str:
+        return _engine.version()
+
+
+class _RustGateway:
+    """`_engine.Gateway` with Python's own values in its signatures."""
+
+    def __init__(self, inner: _engine.Gateway) -> None:
+        self._inner = inner
+
+    def start(self) -> None:
+        self._inner.start()
+
+    def stop(self) -> None:
+        self._inner.stop()
+
+    def event_fd(self) -> int:
+        return self._inner.event_fd()
+
+    def poll_events(self) -> Sequence[EngineEvent]:
+        return self._inner.poll_events()
+
+    def status(self) -> EngineStatus:
+        return self._inner.status()
+
+    def set_peer(self, public_key: bytes, address: str, preshared_key: bytes | None = None) -> None:
+        self._inner.set_peer(public_key, address, preshared_key)
+
+    def remove_peer(self, public_key: bytes) -> bool:
+        return self._inner.remove_peer(public_key)
+
+    def set_external(self, link: ExternalLink, host_addresses: Sequence[str]) -> None:
+        self._inner.set_external(_link(link), list(host_addresses))
+
+    def publish(self, protocol: str, external_port: int, internal: tuple[str, int]) -> None:
+        self._inner.publish(protocol, external_port, internal)
+
+    def unpublish(self, protocol: str, external_port: int) -> bool:
+        return self._inner.unpublish(protocol, external_port)
+
+    def mappings(self, address: str | None = None, limit: int = 10_000) -> Sequence[NatMapping]:
+        return self._inner.mappings(address, limit)

@@ -1,0 +1,273 @@
+"""Assembles one gateway and runs it.
+
+In this order, each step undone by the end in reverse: privileges, state directory and its lock, key, store,
+the external link as the host's kernel tells it, the packet engine (which opens every socket and the TUN
+device), the TUN device's address (the only change on the host), peers and publications, DNS proxy, control
+socket, and the tasks that watch over link and engine. A step that fails takes back the ones before it:
+nothing is left half-done.
+
+A gateway that was killed leaves nothing to clean up: the TUN device and the lock vanish with the process, and
+the control socket's file is replaced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import signal
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from ipaddress import IPv4Address, IPv4Interface
+
+import structlog
+
+from tidegate.control.admin import Administration, Surroundings
+from tidegate.control.server import ControlServer
+from tidegate.dns import DnsProxy, DnsServer, choose_upstreams
+from tidegate.engine import Engine, EngineGateway, EngineLifecycle, ExternalLink, GatewayOptions
+from tidegate.errors import ConflictError, EngineError, HostNetworkError, PrivilegeError, TidegateError
+from tidegate.host import Host
+from tidegate.host.external import check_subnet, external_link, host_addresses
+from tidegate.host.privileges import raise_open_file_limit
+from tidegate.identity import load_or_make_private_key, public_key_of
+from tidegate.lifecycle import Supervisor
+from tidegate.log import RateLimit
+from tidegate.net import Endpoint
+from tidegate.notify import notify
+from tidegate.settings import Settings
+from tidegate.state_dir import StateDir
+from tidegate.store.sqlite import SqliteStore
+
+log = structlog.get_logger("tidegate.gateway")
+
+SETTLE = 0.2
+"""Seconds to wait after a change of the host's network, which seldom comes alone."""
+
+
+class Gateway:
+    """One gateway, from start to stop. To be run once."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine,
+        host: Host,
+        *,
+        ready: Callable[[str], None] = lambda _: None,
+        resolve_upstreams: Callable[..., list[tuple[str, int]]] = choose_upstreams,
+        dns_port: int = 53,
+    ) -> None:
+        """`ready` is called with one line when the gateway serves."""
+        self._settings = settings
+        self._engines = engine
+        self._host = host
+        self._ready = ready
+        self._resolve_upstreams = resolve_upstreams
+        self._dns_port = dns_port
+        self._supervisor = Supervisor()
+        self._started_at = time.monotonic()
+        self._engine: EngineGateway | None = None
+        self._external: ExternalLink | None = None
+        self._own_addresses: tuple[str, ...] = ()
+        self._dns: DnsServer | None = None
+
+    async def run(self) -> None:
+        """Serves until SIGTERM or SIGINT. Raises `TidegateError` if it cannot begin, or if a part of it
+        dies."""
+        async with AsyncExitStack() as undo:
+            await self._start(undo)
+            await self._supervisor.wait()
+            log.info("stopping", signal=self._supervisor.stop_signal and self._supervisor.stop_signal.name)
+            notify("STOPPING=1")
+
+    def request_stop(self) -> None:
+        """Makes `run` return. Asking twice does nothing more."""
+        self._supervisor.request_stop()
+
+    # What administration sees of a running gateway (`LiveGateway`)
+
+    @property
+    def engine(self) -> EngineGateway:
+        if self._engine is None:
+            raise RuntimeError("the gateway has not been started")
+        return self._engine
+
+    @property
+    def external(self) -> ExternalLink:
+        if self._external is None:
+            raise RuntimeError("the gateway has not been started")
+        return self._external
+
+    @property
+    def uptime(self) -> float:
+        return time.monotonic() - self._started_at
+
+    def dns_counters(self) -> dict[str, int] | None:
+        return self._dns.counters() if self._dns is not None else None
+
+    async def _start(self, undo: AsyncExitStack) -> None:
+        settings, gateway = self._settings, self._settings.gateway
+        state = StateDir(settings.state_dir)
+        undo.enter_context(self._supervisor.stop_on_signals(signal.SIGTERM, signal.SIGINT))
+
+        self._host.check_privileges()
+        network = await asyncio.to_thread(self._host.read_network)
+        check_subnet(network, gateway.subnet, tun_name=gateway.tun_name)
+        self._external = external_link(network, settings.external)
+        self._own_addresses = host_addresses(network, tun_name=gateway.tun_name)
+
+        state.prepare()
+        undo.enter_context(state.lock("gateway"))
+        self._host.check_listen_port(gateway.listen.address, gateway.listen.port)
+        private_key = load_or_make_private_key(state.key)
+        store = await asyncio.to_thread(SqliteStore, state.database)
+        undo.callback(store.close)
+
+        raise_open_file_limit()
+        engine = await self._open_engine(private_key)
+        self._engine = engine
+        undo.callback(engine.stop)
+        tun_address = IPv4Interface(f"{gateway.address}/{gateway.subnet.prefixlen}")
+        await asyncio.to_thread(self._host.configure_tun, gateway.tun_name, tun_address, gateway.tunnel_mtu)
+
+        admin = Administration(
+            store,
+            Surroundings(settings, public_key_of(private_key), self._suggested_endpoint, time.time),
+            self,
+        )
+        try:
+            peers = await asyncio.to_thread(admin.restore)
+        except OSError as cause:
+            raise EngineError(f"the engine refuses a peer of the store: {cause.strerror or cause}") from cause
+        for external, why in admin.failed_publications.items():
+            log.warning("a port is not published", port=external, cause=why)
+
+        self._open_dns(undo)
+        control = ControlServer(state.control_socket, admin.execute)
+        control.open()
+        undo.callback(control.close)
+
+        # The watch begins before the network is read a last time, so that no change falls between the two.
+        changed = asyncio.Event()
+        undo.enter_context(self._host.watch(changed.set))
+        changed.set()
+
+        undo.push_async_callback(self._supervisor.stop)  # first of all at the end: tasks before what they use
+        engine.start()
+        self._supervisor.start("engine-events", lambda: watch_engine(engine, self._supervisor))
+        self._supervisor.start("link-watch", lambda: self._watch_link(changed))
+        if self._dns is not None:
+            self._supervisor.start("dns", self._dns.run)
+        self._supervisor.start("control", control.run)
+        self._announce(peers)
+
+    async def _open_engine(self, private_key: bytes) -> EngineGateway:
+        gateway = self._settings.gateway
+        options = GatewayOptions(
+            private_key=private_key,
+            listen=(str(gateway.listen.address), gateway.listen.port),
+            subnet=str(gateway.subnet),
+            gateway_address=str(gateway.address),
+            tun_name=gateway.tun_name,
+            tunnel_mtu=gateway.tunnel_mtu,
+            external=self.external,
+            host_addresses=self._own_addresses,
+            nat=self._settings.nat,
+            offloads=self._settings.offloads,
+            shards=gateway.shards,
+        )
+        try:
+            return await asyncio.to_thread(self._engines.gateway, options)
+        except OSError as cause:
+            raise explain_engine(cause, gateway.tun_name) from cause
+        except ValueError as cause:
+            raise EngineError(f"the engine refuses the settings: {cause}") from cause
+
+    def _open_dns(self, undo: AsyncExitStack) -> None:
+        gateway = self._settings.gateway
+        if not self._settings.dns.enabled:
+            return
+        upstreams = self._resolve_upstreams(self._settings.dns.upstreams, own=gateway.address)
+        if not upstreams:
+            log.warning("no DNS resolver is known: clients get SERVFAIL", hint="set [dns] upstreams")
+        self._dns = DnsServer(DnsProxy(upstreams), gateway.address, gateway.subnet, port=self._dns_port)
+        self._dns.open()
+        undo.callback(self._dns.close)
+
+    def _suggested_endpoint(self) -> Endpoint | None:
+        listen = self._settings.gateway.listen
+        address = listen.address if int(listen.address) else IPv4Address(self.external.addresses[0])
+        return Endpoint(str(address), listen.port)
+
+    def _announce(self, peers: int) -> None:
+        external = self.external
+        line = (
+            f"listening on {self._settings.gateway.listen} (UDP), external {external.interface} "
+            f"{', '.join(external.addresses)}, {peers} {'peer' if peers == 1 else 'peers'}"
+        )
+        self._ready(line)
+        notify(f"READY=1\nSTATUS={line}")
+
+    async def _watch_link(self, changed: asyncio.Event) -> None:
+        """Tells the engine what became of the external link, whenever the host's network changed."""
+        while True:
+            await changed.wait()
+            if await self._supervisor.wait_for_stop(SETTLE):
+                return
+            changed.clear()
+            try:
+                network = await asyncio.to_thread(self._host.read_network)
+                link = external_link(network, self._settings.external)
+            except HostNetworkError as cause:
+                log.warning("the external link is not usable now", cause=cause.message)
+                continue
+            own = host_addresses(network, tun_name=self._settings.gateway.tun_name)
+            if (link, own) == (self._external, self._own_addresses):
+                continue
+            log.info(
+                "the host's network changed",
+                interface=link.interface,
+                addresses=",".join(link.addresses),
+                next_hop=link.next_hop,
+            )
+            self.engine.set_external(link, own)
+            self._external, self._own_addresses = link, own
+
+
+async def watch_engine(engine: EngineLifecycle, supervisor: Supervisor) -> None:
+    """Logs what the engine tells, at a bounded rate; a shard that failed takes the process down."""
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    admit = RateLimit(loop.time).admit
+    descriptor = engine.event_fd()
+    while True:
+        # Waiting for one event at a time keeps a level-triggered descriptor from waking the loop again and
+        # again.
+        loop.add_reader(descriptor, readable.set)
+        try:
+            await readable.wait()
+        finally:
+            loop.remove_reader(descriptor)
+        readable.clear()
+        for event in engine.poll_events():
+            if event.kind == "shard_failed":
+                supervisor.fail(EngineError(f"the packet engine failed: {event.detail}"))
+            suppressed = admit(event.kind)
+            if suppressed is not None:
+                log.warning(event.kind.replace("_", " "), detail=event.detail, suppressed=suppressed)
+
+
+def explain_engine(cause: OSError, tun_name: str) -> TidegateError:
+    """Why the engine could not open something, in one line."""
+    told = str(cause.strerror or cause)
+    match cause.errno:
+        case errno.EPERM | errno.EACCES:
+            return PrivilegeError(told, hint="run as root")
+        case errno.EBUSY:
+            return ConflictError(
+                told, hint=f"is the interface {tun_name} in use? choose another [gateway] tun_name"
+            )
+        case errno.EADDRINUSE:
+            return ConflictError(told, hint="choose another port with --listen")
+    return EngineError(told)

@@ -1,0 +1,163 @@
+"""rtnetlink: a snapshot of the host's network, and notice of its changes.
+
+pyroute2 reads and writes; it is imported on first use, because it takes a fifth of a second. Notices need no
+parsing (whatever changed, everything is read anew), so they come through a plain netlink socket in the event
+loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
+from typing import Any
+
+from tidegate.errors import HostNetworkError
+from tidegate.host import Host, HostNetwork, Interface, InterfaceAddress, Route
+from tidegate.host.ports import check_listen_port
+from tidegate.host.privileges import check_privileges
+
+ARPHRD_ETHER = 1  # linux/if_arp.h
+IFF_UP = 1  # linux/if.h
+RTN_UNICAST = 1  # linux/rtnetlink.h
+RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE = 1, 5, 7  # linux/rtnetlink.h
+IN6_ADDR_GEN_MODE_NONE = 1  # linux/if_link.h
+INET6_PROC = Path("/proc/net/if_inet6")  # absent where IPv6 is switched off
+EVERY_GROUP = sum(1 << (group - 1) for group in (RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE))
+
+
+class LinuxHost(Host):
+    """The host that this process runs on (its network namespace)."""
+
+    def check_privileges(self) -> None:
+        check_privileges()
+
+    def check_listen_port(self, address: IPv4Address, port: int) -> None:
+        check_listen_port(address, port)
+
+    def read_network(self) -> HostNetwork:
+        return read_network()
+
+    def configure_tun(self, name: str, address: IPv4Interface, mtu: int) -> None:
+        configure_tun(name, address, mtu)
+
+    @contextmanager
+    def watch(self, changed: Callable[[], None]) -> Iterator[None]:
+        with watch(changed):
+            yield
+
+
+def read_network() -> HostNetwork:
+    """What the kernel says now. Raises `HostNetworkError`."""
+    with rtnetlink("read the host's network") as ip:
+        return HostNetwork(
+            interfaces=tuple(map(_interface, ip.get_links())),
+            addresses=tuple(
+                InterfaceAddress(message["index"], _address(message))
+                for message in ip.get_addr(family=socket.AF_INET)
+            ),
+            routes=tuple(
+                route
+                for message in ip.get_routes(family=socket.AF_INET)
+                if message["type"] == RTN_UNICAST
+                for route in _routes(message)
+            ),
+        )
+
+
+def configure_tun(name: str, address: IPv4Interface, mtu: int) -> None:
+    """Gives our own TUN device its MTU and address, and sets it up. Raises `HostNetworkError`."""
+    with rtnetlink(f"configure {name}") as ip:
+        found = list(ip.link_lookup(ifname=name))
+        if not found:
+            raise HostNetworkError(f"the TUN device {name} is gone")
+        if INET6_PROC.exists():
+            # The tunnel carries no IPv6: without a link-local address the kernel sends no solicitations into
+            # it.
+            inet6 = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", IN6_ADDR_GEN_MODE_NONE)]}
+            ip.link("set", index=found[0], IFLA_AF_SPEC={"attrs": [("AF_INET6", inet6)]})
+        ip.link("set", index=found[0], mtu=mtu)
+        ip.addr("add", index=found[0], address=str(address.ip), prefixlen=address.network.prefixlen)
+        ip.link("set", index=found[0], state="up")
+
+
+@contextmanager
+def watch(changed: Callable[[], None]) -> Iterator[None]:
+    """Calls `changed` in the running loop when links, IPv4 addresses or IPv4 routes change; several changes
+    at once may be told once."""
+    loop = asyncio.get_running_loop()
+    with socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
+    ) as notices:
+        notices.bind((0, EVERY_GROUP))
+
+        def readable() -> None:
+            try:
+                while notices.recv(65536):
+                    pass
+            except BlockingIOError:
+                pass
+            except OSError:
+                pass  # ENOBUFS: notices were lost, which is notice enough
+            changed()
+
+        loop.add_reader(notices, readable)
+        try:
+            yield
+        finally:
+            loop.remove_reader(notices)
+
+
+@contextmanager
+def rtnetlink(doing: str) -> Iterator[Any]:
+    """An rtnetlink socket of pyroute2; its errors become `HostNetworkError` that says what was being done."""
+    from pyroute2 import IPRoute, NetlinkError  # noqa: PLC0415 -- slow to import
+
+    try:
+        with IPRoute() as ip:
+            yield ip
+    except NetlinkError as cause:
+        raise HostNetworkError(f"cannot {doing}: {cause.args[-1]}") from cause
+    except OSError as cause:
+        raise HostNetworkError(f"cannot {doing}: {cause.strerror or cause}") from cause
+
+
+def _interface(message: Any) -> Interface:
+    ethernet = message["ifi_type"] == ARPHRD_ETHER
+    mac = message.get("IFLA_ADDRESS")
+    return Interface(
+        index=message["index"],
+        name=message.get("IFLA_IFNAME"),
+        mac=bytes.fromhex(mac.replace(":", "")) if ethernet and mac else None,
+        mtu=message.get("IFLA_MTU"),
+        up=bool(message["flags"] & IFF_UP),
+        ethernet=ethernet,
+    )
+
+
+def _address(message: Any) -> IPv4Interface:
+    # On a point-to-point interface IFA_ADDRESS is the other end's and IFA_LOCAL ours (linux/if_addr.h).
+    local = message.get("IFA_LOCAL") or message.get("IFA_ADDRESS")
+    return IPv4Interface(f"{local}/{message['prefixlen']}")
+
+
+def _routes(message: Any) -> Iterator[Route]:
+    """A route; a multipath one as several."""
+    destination = IPv4Network(f"{message.get('RTA_DST') or '0.0.0.0'}/{message['dst_len']}")
+    source = message.get("RTA_PREFSRC")
+    hops = message.get("RTA_MULTIPATH") or [message]
+    for hop in hops:
+        if hop.get("RTA_VIA"):  # an IPv6 router for IPv4 (RFC 5549): not for us
+            continue
+        gateway = hop.get("RTA_GATEWAY")
+        yield Route(
+            destination=destination,
+            gateway=IPv4Address(gateway) if gateway else None,
+            index=hop.get("oif") if hop is not message else message.get("RTA_OIF") or 0,
+            metric=message.get("RTA_PRIORITY") or 0,
+            table=message.get("RTA_TABLE") or message["table"],
+            source=IPv4Address(source) if source else None,
+        )

@@ -1,0 +1,43 @@
+"""Whether this process may do what it has to; asked before anything is opened."""
+
+import os
+import resource
+from pathlib import Path
+
+from tidegate.errors import PrivilegeError
+
+CAP_NET_ADMIN, CAP_NET_RAW = 12, 13  # linux/capability.h
+TUN_DEVICE = Path("/dev/net/tun")
+
+_NAMES = {CAP_NET_ADMIN: "CAP_NET_ADMIN", CAP_NET_RAW: "CAP_NET_RAW"}
+
+
+def effective_capabilities(status: Path = Path("/proc/self/status")) -> int:
+    """The effective set as a bit mask (capabilities(7))."""
+    for line in status.read_text().splitlines():
+        if line.startswith("CapEff:"):
+            return int(line.split()[1], 16)
+    return 0
+
+
+def check_privileges(needed: tuple[int, ...] = (CAP_NET_ADMIN, CAP_NET_RAW)) -> None:
+    """Raises `PrivilegeError` if a capability or the TUN device is missing."""
+    have = effective_capabilities()
+    missing = [_NAMES[number] for number in needed if not have >> number & 1]
+    if missing:
+        raise PrivilegeError(
+            f"this needs {' and '.join(missing)}", hint="run as root, or grant the capability"
+        )
+    if not TUN_DEVICE.exists():
+        raise PrivilegeError(
+            f"{TUN_DEVICE} does not exist", hint="load the module (modprobe tun), or pass it in"
+        )
+    if not os.access(TUN_DEVICE, os.R_OK | os.W_OK):
+        raise PrivilegeError(f"{TUN_DEVICE} may not be opened", hint="run as root")
+
+
+def raise_open_file_limit() -> int:
+    """Raises the soft limit of open files to the hard one (each NAT port is a socket), and gives it back."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard

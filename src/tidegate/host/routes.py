@@ -1,0 +1,228 @@
+"""The client's routes: planned as a value, applied and taken back through netlink.
+
+A tunnel that takes everything must not take its own datagrams. As wg-quick does, the tunnel's routes go into
+a table of their own; a rule sends there what does not carry the transport socket's mark, and another rule
+before it lets the main table's more specific routes (the local network) win:
+
+    29798: from all lookup main suppress_prefixlength 0
+    29799: not from all fwmark 0x7467 lookup 29799
+
+IPv6 is not carried, so where a profile claims it (``::/0``), the table has an *unreachable* route for it:
+programs fall back to IPv4 at once, and nothing leaks past the tunnel.
+
+Table, mark and priorities are constants, so that what a killed client left (its rules outlive it, its device
+and the device's routes do not) is recognised and replaced.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from tidegate.errors import ConflictError
+from tidegate.host import MAIN_TABLE
+from tidegate.host.netlink import INET6_PROC, rtnetlink
+
+log = structlog.get_logger("tidegate.routes")
+
+FWMARK = 0x7467  # "tg"
+TABLE = FWMARK
+PRIORITY_MAIN, PRIORITY_TUNNEL = TABLE - 1, TABLE
+FIB_RULE_INVERT = 2  # linux/fib_rules.h
+SRC_VALID_MARK = Path("/proc/sys/net/ipv4/conf/all/src_valid_mark")
+_GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EAFNOSUPPORT}
+_LOCK_NAME = b"\0tidegate/policy-routing"
+
+Network = IPv4Network | IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelRoute:
+    """Sends a prefix into the tunnel, or nowhere (`unreachable`)."""
+
+    destination: Network
+    table: int
+    unreachable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A policy routing rule (ip-rule(8))."""
+
+    version: int
+    """4 or 6."""
+    priority: int
+    table: int
+    unless_fwmark: int | None = None
+    suppress_prefixlength: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RoutePlan:
+    """What the client changes on its host, in order."""
+
+    fwmark: int
+    """The mark of the transport socket; 0: none."""
+    routes: tuple[TunnelRoute, ...]
+    rules: tuple[Rule, ...]
+
+    @property
+    def has_policy(self) -> bool:
+        return bool(self.rules)
+
+
+def plan_routes(allowed_ips: tuple[Network, ...], endpoint: IPv4Address) -> RoutePlan:
+    """Plain routes where they cannot take the tunnel's own datagrams, policy routing where they would.
+    Pure."""
+    swallows_itself = any(isinstance(network, IPv4Network) and endpoint in network for network in allowed_ips)
+    defaults = any(network.prefixlen == 0 for network in allowed_ips)
+    policy = swallows_itself or defaults
+    table = TABLE if policy else MAIN_TABLE
+    routes = tuple(TunnelRoute(network, table, unreachable=network.version == 6) for network in allowed_ips)
+    if not policy:
+        return RoutePlan(0, routes, ())
+    rules: list[Rule] = []
+    for version in sorted({network.version for network in allowed_ips}):
+        rules.append(Rule(version, PRIORITY_MAIN, MAIN_TABLE, suppress_prefixlength=0))
+        rules.append(Rule(version, PRIORITY_TUNNEL, TABLE, unless_fwmark=FWMARK))
+    return RoutePlan(FWMARK, routes, tuple(rules))
+
+
+@contextmanager
+def apply_routes(plan: RoutePlan, tun_name: str) -> Iterator[None]:
+    """The plan is in force while the block lasts. Raises `HostNetworkError`, with nothing left behind;
+    `ConflictError` if another client of this host (network namespace) already routes everything."""
+    with ExitStack() as undo:
+        if plan.has_policy:
+            undo.enter_context(_only_policy_router())
+            _remove_leftovers()
+        ipv6 = INET6_PROC.exists()
+        with rtnetlink(f"find {tun_name}") as ip:
+            device = next(iter(ip.link_lookup(ifname=tun_name)), 0)
+        for route in plan.routes:
+            if route.destination.version == 4 or ipv6:
+                undo.enter_context(_added_route(route, device))
+        for rule in plan.rules:
+            if rule.version == 4 or ipv6:
+                undo.enter_context(_added_rule(rule))
+        if plan.has_policy:
+            undo.enter_context(_source_check_sees_mark())
+        yield
+
+
+@contextmanager
+def _only_policy_router() -> Iterator[None]:
+    """A name in the abstract namespace (unix(7)): one per network namespace, and gone with the process."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as name:
+        try:
+            name.bind(_LOCK_NAME)
+            name.listen(1)
+        except OSError as cause:
+            if cause.errno != errno.EADDRINUSE:
+                raise
+            raise ConflictError(
+                f"another client already routes through its tunnel{_pid_of_holder()}",
+                hint="stop it first; two tunnels cannot both take everything",
+            ) from None
+        yield
+
+
+def _pid_of_holder() -> str:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as ask:
+        try:
+            ask.connect(_LOCK_NAME)
+            credentials = ask.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        except OSError:
+            return ""
+        return f" (pid {struct.unpack('3i', credentials)[0]})"
+
+
+def _remove_leftovers() -> None:
+    """Rules and routes that a killed client left."""
+    for family in (socket.AF_INET, socket.AF_INET6) if INET6_PROC.exists() else (socket.AF_INET,):
+        with rtnetlink("remove an earlier client's rules") as ip:
+            for message in list(ip.get_rules(family=family)):
+                priority = message.get("FRA_PRIORITY")
+                if priority in (PRIORITY_MAIN, PRIORITY_TUNNEL):
+                    log.info("removing a rule that an earlier client left", priority=priority)
+                    ip.rule("del", family=family, priority=priority, table=message.get("FRA_TABLE"))
+            ip.flush_routes(family=family, table=TABLE)
+
+
+def _route_arguments(route: TunnelRoute, device: int) -> dict[str, Any]:
+    family = socket.AF_INET if route.destination.version == 4 else socket.AF_INET6
+    common = {"dst": str(route.destination), "table": route.table, "family": family}
+    return common | ({"type": "unreachable"} if route.unreachable else {"oif": device, "scope": "link"})
+
+
+@contextmanager
+def _added_route(route: TunnelRoute, device: int) -> Iterator[None]:
+    arguments = _route_arguments(route, device)
+    with rtnetlink(f"add a route to {route.destination}") as ip:
+        ip.route("add", **arguments)
+    try:
+        yield
+    finally:
+        _undo(f"remove the route to {route.destination}", "route", arguments)
+
+
+@contextmanager
+def _added_rule(rule: Rule) -> Iterator[None]:
+    arguments: dict[str, Any] = {
+        "family": socket.AF_INET if rule.version == 4 else socket.AF_INET6,
+        "priority": rule.priority,
+        "table": rule.table,
+    }
+    if rule.unless_fwmark is not None:
+        arguments |= {"fwmark": rule.unless_fwmark, "flags": FIB_RULE_INVERT}
+    if rule.suppress_prefixlength is not None:
+        arguments["FRA_SUPPRESS_PREFIXLEN"] = rule.suppress_prefixlength
+    with rtnetlink(f"add rule {rule.priority}") as ip:
+        ip.rule("add", **arguments)
+    try:
+        yield
+    finally:
+        _undo(f"remove rule {rule.priority}", "rule", arguments)
+
+
+def _undo(doing: str, kind: str, arguments: dict[str, Any]) -> None:
+    """Takes back; what is gone already is as it should be."""
+    from pyroute2 import NetlinkError  # noqa: PLC0415 -- slow to import
+
+    with rtnetlink(doing) as ip:
+        try:
+            getattr(ip, kind)("del", **arguments)
+        except NetlinkError as cause:
+            if cause.code not in _GONE:
+                log.warning(f"cannot {doing}", cause=os.strerror(cause.code))
+
+
+@contextmanager
+def _source_check_sees_mark() -> Iterator[None]:
+    """With strict reverse path filtering, answers to the transport pass only if the check looks at the mark
+    (ip-sysctl: src_valid_mark), as wg-quick sets it."""
+    try:
+        before = SRC_VALID_MARK.read_text().strip()
+        if before != "1":
+            SRC_VALID_MARK.write_text("1\n")
+    except OSError as cause:
+        log.warning(
+            "src_valid_mark cannot be set; strict reverse path filtering may drop answers",
+            cause=cause.strerror,
+        )
+        before = "1"
+    try:
+        yield
+    finally:
+        if before != "1":
+            SRC_VALID_MARK.write_text(f"{before}\n")

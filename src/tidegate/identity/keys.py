@@ -1,0 +1,79 @@
+"""X25519 keys (RFC 7748) as WireGuard writes them: 32 bytes in base64, 44 characters."""
+
+import base64
+import binascii
+import os
+import secrets
+from pathlib import Path
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from tidegate.errors import StoreError
+from tidegate.files import PRIVATE_FILE, atomic_write
+
+KEY_BYTES = 32  # RFC 7748 §5
+KEY_TEXT_LENGTH = 44
+
+
+def encode_key(key: bytes) -> str:
+    return base64.b64encode(key).decode("ascii")
+
+
+def decode_key(text: str) -> bytes:
+    """A key from its text. Raises `ValueError` with a text that does not repeat the key: it may be a secret
+    one."""
+    try:
+        key = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        key = b""
+    # The round trip refuses a second spelling of the same key (unused bits of the last character).
+    if len(key) != KEY_BYTES or encode_key(key) != text:
+        raise ValueError(f"is not a key (32 bytes in base64, {KEY_TEXT_LENGTH} characters)")
+    return key
+
+
+def make_private_key() -> bytes:
+    return X25519PrivateKey.generate().private_bytes_raw()
+
+
+def make_preshared_key() -> bytes:
+    return secrets.token_bytes(KEY_BYTES)
+
+
+def public_key_of(private_key: bytes) -> bytes:
+    return (
+        X25519PrivateKey.from_private_bytes(private_key)
+        .public_key()
+        .public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    )
+
+
+def load_or_make_private_key(path: Path) -> bytes:
+    """The gateway's key from its file (0600), made on first use. Raises `StoreError`."""
+    try:
+        return _load(path)
+    except FileNotFoundError:
+        pass
+    except OSError as cause:
+        raise StoreError(f"{path}: the gateway's key cannot be read: {cause.strerror}") from cause
+    try:
+        with atomic_write(path, replace=False) as file:
+            file.write(encode_key(make_private_key()) + "\n")
+    except FileExistsError:
+        pass  # another process made one meanwhile; that one counts
+    except OSError as cause:
+        raise StoreError(f"{path}: the gateway's key cannot be written: {cause.strerror}") from cause
+    return _load(path)
+
+
+def _load(path: Path) -> bytes:
+    if path.stat().st_mode & 0o077:
+        os.chmod(path, PRIVATE_FILE)  # noqa: PTH101 -- a key that others may read is no secret
+    try:
+        return decode_key(path.read_text("ascii").strip())
+    except (ValueError, UnicodeDecodeError):
+        raise StoreError(
+            f"{path}: the gateway's key is damaged",
+            hint="restore it from a backup, or move it away (every profile must then be handed out anew)",
+        ) from None

@@ -1,0 +1,69 @@
+"""Logging: events with fields, to stderr; for people on a terminal, as logfmt or JSON elsewhere.
+
+Secrets never get here: the values that hold keys (`Peer`, `Profile`) do not show them in their `repr`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+
+import structlog
+from structlog.typing import Processor
+
+from tidegate.settings import LogSettings
+
+
+def configure_logging(settings: LogSettings) -> None:
+    """To be called once, before the first event."""
+    level = logging.getLevelNamesMapping()[settings.level.upper()]
+    for_people = settings.format == "console" or (settings.format == "auto" and sys.stderr.isatty())
+    renderer: Processor
+    if for_people:
+        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    elif settings.format == "json":
+        renderer = structlog.processors.JSONRenderer()
+    else:
+        renderer = structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"])
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="%H:%M:%S" if for_people else "iso", utc=not for_people),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
+class RateLimit:
+    """Lets at most `burst` events of a kind through per `period` seconds, and counts the rest.
+
+    State: one entry per kind; kinds come from a closed vocabulary, and `max_kinds` bounds it against
+    surprises.
+    """
+
+    def __init__(
+        self, clock: Callable[[], float], *, burst: int = 5, period: float = 60.0, max_kinds: int = 64
+    ) -> None:
+        self._clock = clock
+        self._burst = burst
+        self._period = period
+        self._max_kinds = max_kinds
+        self._seen: dict[str, tuple[float, int]] = {}
+
+    def admit(self, kind: str) -> int | None:
+        """`None` if the event is to be dropped, otherwise how many were dropped before it in the period that
+        ended."""
+        now = self._clock()
+        began, count = self._seen.get(kind, (now, 0))
+        suppressed = 0
+        if now - began >= self._period:
+            suppressed, began, count = max(0, count - self._burst), now, 0
+        if kind not in self._seen and len(self._seen) >= self._max_kinds:
+            return None
+        self._seen[kind] = (began, count + 1)
+        return suppressed if count < self._burst else None

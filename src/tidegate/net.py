@@ -1,0 +1,112 @@
+"""Small values of the network that settings, profiles and commands share."""
+
+from dataclasses import dataclass
+from ipaddress import AddressValueError, IPv4Address, IPv4Network
+from typing import Self
+
+MAX_PORT = 65535
+
+PRIVATE_NETWORKS = (
+    IPv4Network("10.0.0.0/8"),  # RFC 1918
+    IPv4Network("172.16.0.0/12"),  # RFC 1918
+    IPv4Network("192.168.0.0/16"),  # RFC 1918
+    IPv4Network("100.64.0.0/10"),  # RFC 6598
+)
+"""Where a VPN subnet may lie: address space that the internet does not route."""
+
+
+def parse_port(text: str) -> int:
+    """A port from 1 to 65535. Raises `ValueError` with a text for people."""
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:6]) <= MAX_PORT:
+        raise ValueError(f"{text!r} is not a port (1 to {MAX_PORT})")
+    return int(text)
+
+
+def is_host_name(text: str) -> bool:
+    """Whether `text` may be a host name (RFC 1123 §2.1): letters, digits and hyphens between dots."""
+    labels = text.removesuffix(".").split(".")
+    return len(text) <= 253 and all(
+        0 < len(label) <= 63
+        and label.isascii()
+        and label.replace("-", "").replace("_", "").isalnum()
+        and not label.startswith("-")
+        and not label.endswith("-")
+        for label in labels
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ListenAddress:
+    """Where the gateway's UDP socket listens."""
+
+    address: IPv4Address
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From ``ADDR:PORT``. Raises `ValueError`."""
+        host, colon, port = text.rpartition(":")
+        if not colon:
+            raise ValueError(f'{text!r} is not ADDRESS:PORT, such as "0.0.0.0:51820"')
+        try:
+            address = IPv4Address(host or "0.0.0.0")
+        except AddressValueError:
+            raise ValueError(f"{host!r} is not an IPv4 address (write ADDRESS:PORT)") from None
+        return cls(address, parse_port(port))
+
+    def __str__(self) -> str:
+        return f"{self.address}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a client finds the gateway: a host name or an IPv4 address, and a UDP port."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str, default_port: int | None = None) -> Self:
+        """From ``HOST:PORT``, or ``HOST`` where there is a default port. Raises `ValueError`."""
+        if text.startswith("["):
+            raise ValueError(f"{text!r}: IPv6 endpoints are not supported yet")
+        host, colon, port = text.rpartition(":")
+        if not colon and default_port is not None:
+            host, port = text, str(default_port)
+        elif not colon:
+            raise ValueError(f'{text!r} is not HOST:PORT, such as "vpn.example.com:51820"')
+        if not is_host_name(host) or (host.replace(".", "").isdigit() and not _is_ipv4(host)):
+            raise ValueError(f"{host!r} is neither a host name nor an IPv4 address")
+        return cls(host, parse_port(port))
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+def _is_ipv4(text: str) -> bool:
+    try:
+        IPv4Address(text)
+    except AddressValueError:
+        return False
+    return True
+
+
+def parse_subnet(text: str) -> IPv4Network:
+    """A subnet that the VPN may use: private, /8 to /30, no host bits set. Raises `ValueError`."""
+    try:
+        loose = IPv4Network(text, strict=False)
+    except ValueError:
+        raise ValueError(f'{text!r} is not an IPv4 subnet, such as "10.66.77.0/24"') from None
+    if not 8 <= loose.prefixlen <= 30:
+        raise ValueError(f"{text!r}: the prefix length must be from 8 to 30, so that there is room for peers")
+    if str(loose.network_address) != text.partition("/")[0]:
+        raise ValueError(f'{text!r} has host bits set: did you mean "{loose}"?')
+    if not any(loose.subnet_of(private) for private in PRIVATE_NETWORKS):
+        ranges = ", ".join(map(str, PRIVATE_NETWORKS))
+        raise ValueError(f"{text!r} is not private address space; choose one within {ranges}")
+    return loose
+
+
+def gateway_address_of(subnet: IPv4Network) -> IPv4Address:
+    """The gateway's own inner address: the first host of the subnet."""
+    return subnet.network_address + 1

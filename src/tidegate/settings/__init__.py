@@ -1,0 +1,25 @@
+"""What can be set, and where it is read from."""
+
+from tidegate.settings.model import (
+    DnsSettings,
+    ExternalSettings,
+    GatewaySettings,
+    LogSettings,
+    NatSettings,
+    OffloadSettings,
+    Settings,
+)
+from tidegate.settings.sources import DEFAULT_PATH, Key, load_settings
+
+__all__ = [
+    "DEFAULT_PATH",
+    "DnsSettings",
+    "ExternalSettings",
+    "GatewaySettings",
+    "Key",
+    "LogSettings",
+    "NatSettings",
+    "OffloadSettings",
+    "Settings",
+    "load_settings",
+]

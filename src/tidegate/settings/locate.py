@@ -1,0 +1,41 @@
+"""Finds the line of a settings file on which a key stands, so that a message can point at it.
+
+`tomllib` gives values without positions. This is no second TOML parser: it reads table headers and the
+beginnings of lines, which is enough for any file whose keys stand at the beginning of a line, and finds
+nothing otherwise.
+"""
+
+import re
+
+_HEADER = re.compile(r"^\s*\[\s*([^\[\]]+?)\s*\]\s*(?:#.*)?$")
+_KEY = re.compile(r"^\s*((?:[\w-]+|\"[^\"]*\"|'[^']*')(?:\s*\.\s*(?:[\w-]+|\"[^\"]*\"|'[^']*'))*)\s*=")
+
+
+def _parts(dotted: str) -> tuple[str, ...]:
+    return tuple(part.strip().strip("\"'") for part in dotted.split("."))
+
+
+def key_lines(text: str) -> dict[tuple[str, ...], int]:
+    """The line (from 1) of each key and table header."""
+    lines: dict[tuple[str, ...], int] = {}
+    table: tuple[str, ...] = ()
+    for number, line in enumerate(text.splitlines(), start=1):
+        if header := _HEADER.match(line):
+            table = _parts(header[1])
+            found = table
+        elif key := _KEY.match(line):
+            found = (*table, *_parts(key[1]))
+        else:
+            continue
+        for length in range(1, len(found) + 1):  # `a.b = 1` is also where `a` begins
+            lines.setdefault(found[:length], number)
+    return lines
+
+
+def line_of(text: str, path: tuple[str, ...]) -> int | None:
+    """The line on which the setting `path` stands, or the nearest table or key that holds it."""
+    lines = key_lines(text)
+    for length in range(len(path), 0, -1):
+        if path[:length] in lines:
+            return lines[path[:length]]
+    return None

@@ -1,0 +1,183 @@
+"""The settings: what exists, of which type, and what it is when nobody says anything.
+
+Every model is frozen and refuses unknown keys. Types are strict (`shards = "2"` is an error, not a two); what
+comes from the environment as text is turned into values by `sources` first.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    field_validator,
+    model_validator,
+)
+
+from tidegate.net import Endpoint, ListenAddress, gateway_address_of, parse_subnet
+
+MAX_INTERFACE_NAME = 15  # IFNAMSIZ - 1, linux/if.h
+
+
+def _text(value: Any, parse: Any) -> Any:
+    """Texts are parsed, everything else is left to the type check."""
+    return parse(value) if isinstance(value, str) else value
+
+
+def _parse_address(text: str) -> IPv4Address:
+    try:
+        return IPv4Address(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not an IPv4 address") from None
+
+
+def parse_interface(text: str) -> str:
+    if (
+        not text
+        or len(text.encode()) > MAX_INTERFACE_NAME
+        or "/" in text
+        or any(c.isspace() for c in text)
+        or text in {".", ".."}
+    ):
+        raise ValueError(
+            f"{text!r} is not an interface name (1 to {MAX_INTERFACE_NAME} bytes, no spaces, no slash)"
+        )
+    return text
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+ListenText = Annotated[InstanceOf[ListenAddress], BeforeValidator(lambda v: _text(v, ListenAddress.parse))]
+EndpointText = Annotated[InstanceOf[Endpoint], BeforeValidator(lambda v: _text(v, Endpoint.parse))]
+SubnetText = Annotated[InstanceOf[IPv4Network], BeforeValidator(lambda v: _text(v, parse_subnet))]
+AddressText = Annotated[InstanceOf[IPv4Address], BeforeValidator(lambda v: _text(v, _parse_address))]
+InterfaceName = Annotated[str, BeforeValidator(lambda v: _text(v, parse_interface))]
+AddressList = Annotated[tuple[AddressText, ...], BeforeValidator(_as_tuple)]
+PathText = Annotated[InstanceOf[Path], BeforeValidator(lambda v: _text(v, Path))]
+
+Timeout = Annotated[float, Field(ge=1, le=7 * 86_400, allow_inf_nan=False)]
+"""Seconds."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class GatewaySettings(_Section):
+    """``[gateway]``"""
+
+    subnet: SubnetText = IPv4Network("10.66.77.0/24")
+    """The VPN's addresses; the first host is the gateway itself."""
+    listen: ListenText = ListenAddress(IPv4Address("0.0.0.0"), 51820)
+    """Where WireGuard datagrams are received (UDP)."""
+    tun_name: InterfaceName = "tidegate0"
+    tunnel_mtu: Annotated[int, Field(ge=576, le=65535)] = 1420
+    """The MTU inside the tunnel; 1420 fits in 1500 with either IP version outside."""
+    shards: Annotated[int, Field(ge=0, le=128)] = 0
+    """Threads that move packets; 0: one per core."""
+    endpoint: EndpointText | None = None
+    """What profiles tell clients to connect to; by default the external address and the listening port."""
+
+    @property
+    def address(self) -> IPv4Address:
+        """The gateway's own address in the subnet."""
+        return gateway_address_of(self.subnet)
+
+
+class ExternalSettings(_Section):
+    """``[external]``: the way to the internet."""
+
+    interface: InterfaceName | None = None
+    """By default the interface of the host's default route."""
+    addresses: AddressList = ()
+    """The addresses to translate to; by default the interface's first."""
+
+
+class NatSettings(_Section):
+    """``[nat]``: behaviour of the NAT; docs/nat.md explains each. Times in seconds."""
+
+    filtering: Literal["endpoint-independent", "address-dependent", "address-and-port-dependent"] = (
+        "address-dependent"
+    )
+    udp_timeout: Timeout = 300.0  # RFC 4787 REQ-5: at least 2 min, 5 min recommended
+    tcp_established_timeout: Timeout = 7440.0  # RFC 5382 REQ-5: at least 2 h 4 min
+    tcp_transitory_timeout: Timeout = 240.0  # RFC 5382 REQ-5: at least 4 min
+    icmp_timeout: Timeout = 60.0  # RFC 5508 REQ-2: at least 60 s
+    max_mappings: Annotated[int, Field(ge=1, le=4_000_000)] = 200_000
+    max_mappings_per_client: Annotated[int, Field(ge=1, le=65_536)] = 16_384
+    max_new_mappings_per_second: Annotated[int, Field(ge=1, le=1_000_000)] = 2_000
+    max_sessions_per_mapping: Annotated[int, Field(ge=1, le=1_000_000)] = 4_096
+    port_range: Annotated[
+        tuple[Annotated[int, Field(ge=1024, le=65535)], Annotated[int, Field(ge=1024, le=65535)]],
+        BeforeValidator(_as_tuple),
+    ] = (1024, 65535)  # RFC 4787 REQ-3: the class 1024-65535 is kept
+
+    @field_validator("port_range")
+    @classmethod
+    def _port_range_ascends(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if value[0] > value[1]:
+            raise ValueError(f"[{value[0]}, {value[1]}] ends before it begins")
+        return value
+
+
+class DnsSettings(_Section):
+    """``[dns]``: the DNS proxy on the gateway's own address."""
+
+    enabled: bool = True
+    upstreams: Annotated[AddressList, Field(max_length=8)] = ()
+    """By default those of /etc/resolv.conf."""
+
+
+class OffloadSettings(_Section):
+    """``[offloads]``: which kernel offloads to try; each falls back by itself where the kernel refuses."""
+
+    tun: bool = True
+    tun_uso: bool = True
+    udp_gso: bool = True
+    udp_gro: bool = True
+    external: bool = True
+    coalesce: bool = True
+
+
+class LogSettings(_Section):
+    """``[log]``"""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "console", "json", "logfmt"] = "auto"
+    """auto: for people on a terminal, logfmt elsewhere."""
+
+
+class Settings(_Section):
+    """Everything that can be set."""
+
+    state_dir: PathText = Path("/var/lib/tidegate")
+    """The database, the gateway's key, the lock and the control socket."""
+    gateway: GatewaySettings = GatewaySettings()
+    external: ExternalSettings = ExternalSettings()
+    nat: NatSettings = NatSettings()
+    dns: DnsSettings = DnsSettings()
+    offloads: OffloadSettings = OffloadSettings()
+    log: LogSettings = LogSettings()
+
+    @model_validator(mode="after")
+    def _nothing_points_into_the_tunnel(self) -> Self:
+        subnet = self.gateway.subnet
+        if self.gateway.listen.address in subnet:
+            raise ValueError(
+                f"gateway.listen: {self.gateway.listen} lies inside the VPN's own subnet {subnet}"
+            )
+        for upstream in self.dns.upstreams:
+            if upstream in subnet:
+                raise ValueError(f"dns.upstreams: {upstream} lies inside the VPN's own subnet {subnet}")
+        for address in self.external.addresses:
+            if address in subnet:
+                raise ValueError(f"external.addresses: {address} lies inside the VPN's own subnet {subnet}")
+        return self

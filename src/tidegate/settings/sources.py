@@ -1,0 +1,232 @@
+"""Reads settings from where they are written: a TOML file, the environment, the command line.
+
+Flags win over the environment, the environment over the file, and the file over the defaults. Each value
+keeps a note of its origin, so that a message can say ``tidegate.toml:12``, ``$TIDEGATE_GATEWAY__LISTEN`` or
+``--listen``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from tidegate.errors import SettingsError
+from tidegate.settings.locate import line_of
+from tidegate.settings.model import Settings
+
+DEFAULT_PATH = Path("/etc/tidegate/tidegate.toml")
+PREFIX = "TIDEGATE_"
+NESTED = "__"
+MAX_FILE_BYTES = 1 << 20
+
+_WANTED = {
+    "is_instance_of": "text",
+    "string_type": "text",
+    "tuple_type": "a list",
+    "model_type": "a table",
+    "int_type": "an integer",
+    "float_type": "a number",
+    "bool_type": "true or false",
+}
+"""What pydantic's error types mean in a settings file."""
+
+Key = tuple[str, ...]
+"""A setting's path, such as ``("gateway", "listen")``."""
+
+
+def load_settings(
+    *,
+    config: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[Key, tuple[str, Any]] | None = None,
+    default_path: Path = DEFAULT_PATH,
+) -> Settings:
+    """The settings in force.
+
+    `config` is the file that the user named; without one, `default_path` is read if it exists. `flags` maps a
+    setting to the flag's name and its value. Raises `SettingsError`.
+    """
+    environment = environment or {}
+    if config is None and (named := environment.get(PREFIX + "CONFIG")):
+        config = Path(named)
+    path = config or (default_path if default_path.exists() else None)
+    merged = _Merged()
+    if path is not None:
+        merged.add_file(path)
+    merged.add_environment(environment)
+    for key, (flag, value) in (flags or {}).items():
+        merged.put(key, value, where=flag)
+    try:
+        return Settings.model_validate(merged.tree)
+    except ValidationError as invalid:
+        raise merged.explain(invalid) from None
+
+
+class _Merged:
+    """Values of all sources in one tree, each with its origin."""
+
+    def __init__(self) -> None:
+        self.tree: dict[str, Any] = {}
+        self._origins: dict[Key, str] = {}
+        self._path: Path | None = None
+        self._text = ""
+
+    def add_file(self, path: Path) -> None:
+        try:
+            raw = path.read_bytes()
+        except FileNotFoundError:
+            raise SettingsError("no such file", where=str(path), hint="name another with --config") from None
+        except OSError as cause:
+            raise SettingsError(f"cannot be read: {cause.strerror}", where=str(path)) from cause
+        if len(raw) > MAX_FILE_BYTES:
+            raise SettingsError(f"is larger than {MAX_FILE_BYTES} bytes", where=str(path))
+        try:
+            self._text = raw.decode()
+            self.tree = tomllib.loads(self._text)
+        except UnicodeDecodeError as cause:
+            line = raw[: cause.start].count(b"\n") + 1
+            raise SettingsError("is not UTF-8 text", where=f"{path}:{line}") from None
+        except tomllib.TOMLDecodeError as cause:
+            raise SettingsError(
+                f"is not valid TOML: {cause}", where=_toml_position(path, self._text, str(cause))
+            ) from None
+        except RecursionError:
+            raise SettingsError("is nested too deeply", where=str(path)) from None
+        self._path = path
+
+    def add_environment(self, environment: Mapping[str, str]) -> None:
+        """``TIDEGATE_STATE_DIR``, ``TIDEGATE_NAT__UDP_TIMEOUT``. Other variables without ``__`` are not
+        settings: a container platform invents ``TIDEGATE_PORT`` for a service of our name."""
+        for name, text in sorted(environment.items()):
+            key = tuple(name.removeprefix(PREFIX).lower().split(NESTED))
+            known = _field_type(key)
+            if not name.startswith(PREFIX) or (len(key) == 1 and (known is None or _is_model(known))):
+                continue
+            self.put(key, _from_text(text, known), where=f"${name}")
+
+    def put(self, key: Key, value: Any, *, where: str) -> None:
+        node = self.tree
+        for part in key[:-1]:
+            child = node.setdefault(part, {})
+            if not isinstance(child, dict):
+                raise SettingsError(f'"{part}" must be a table', where=self._where((part,)))
+            node = child
+        node[key[-1]] = value
+        self._origins[key] = where
+
+    def _where(self, key: Key) -> str | None:
+        for length in range(len(key), 0, -1):
+            if key[:length] in self._origins:
+                return self._origins[key[:length]]
+        if self._path is None:
+            return None
+        line = line_of(self._text, key)
+        return f"{self._path}:{line}" if line else str(self._path)
+
+    def explain(self, invalid: ValidationError) -> SettingsError:
+        """The first error, in a person's words."""
+        error = invalid.errors(include_url=False)[0]
+        location: list[str] = []
+        for part in error["loc"]:
+            # Unions and list items add parts that are no key of the file.
+            if not isinstance(part, str) or _field_type((*location, part)) is None:
+                if error["type"] == "extra_forbidden" and part == error["loc"][-1]:
+                    location.append(str(part))
+                break
+            location.append(part)
+        key = tuple(location)
+        name = ".".join(key)
+        if error["type"] == "extra_forbidden":
+            return _unknown_key(key, self._where(key))
+        message, value = error["msg"], error["input"]
+        if error["type"] == "value_error":
+            message = message.removeprefix("Value error, ")
+            if not key:  # a rule between two settings; its text begins with the name of the one to change
+                name, _, message = message.partition(": ")
+                key = tuple(name.split("."))
+            return SettingsError(f"{name}: {message}", where=self._where(key))
+        if error["type"] == "missing":  # an item of a list of fixed length; every setting has a default
+            return SettingsError(f"{name}: the list is too short", where=self._where(key))
+        wanted = _WANTED.get(error["type"], message.removeprefix("Input should be "))
+        return SettingsError(f"{name}: must be {wanted}, not {_shown(value)}", where=self._where(key))
+
+
+def _unknown_key(key: Key, where: str | None) -> SettingsError:
+    parent = _field_type(key[:-1]) if key[:-1] else Settings
+    known = list(parent.model_fields) if parent is not None and _is_model(parent) else []
+    near = difflib.get_close_matches(key[-1], known, n=1, cutoff=0.5)
+    table = f"[{'.'.join(key[:-1])}]" if key[:-1] else "the settings"
+    hint = f'did you mean "{near[0]}"?' if near else f"known are {', '.join(known)}"
+    return SettingsError(f'unknown key "{key[-1]}" in {table}', where=where, hint=hint)
+
+
+def _toml_position(path: Path, text: str, message: str) -> str:
+    """`tomllib` tells the position in its message: ``(at line 3, column 5)`` or ``(at end of document)``."""
+    _, found, rest = message.rpartition("(at line ")
+    line = rest.partition(",")[0] if found else len(text.splitlines())
+    return f"{path}:{line}"
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _field_type(key: Key) -> Any:
+    """The annotation of a setting; `None` if there is none of that name."""
+    kind: Any = Settings
+    for part in key:
+        if not _is_model(kind) or part not in kind.model_fields:
+            return None
+        kind = kind.model_fields[part].annotation
+    return kind
+
+
+def _from_text(text: str, kind: Any) -> Any:
+    """What a variable's text means for a setting of type `kind`; left as text where it means nothing, so that
+    the type check names it."""
+    if kind is bool:
+        return {
+            "1": True,
+            "true": True,
+            "yes": True,
+            "on": True,
+            "0": False,
+            "false": False,
+            "no": False,
+            "off": False,
+        }.get(text.strip().lower(), text)
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            return text
+    if getattr(kind, "__origin__", None) is tuple:
+        items = [item.strip() for item in text.strip("[] ").split(",") if item.strip()]
+        return [_from_text(item.strip("\"'"), _item_type(kind)) for item in items]
+    return text
+
+
+def _item_type(kind: Any) -> Any:
+    item = get_args(kind)[0]
+    return getattr(item, "__origin__", item)
+
+
+def _shown(value: Any) -> str:
+    """A value as its file would show it, shortened."""
+    match value:
+        case bool():
+            return str(value).lower()
+        case str():
+            shown = f'the text "{value}"'
+        case dict():
+            return "a table"
+        case list() | tuple():
+            return "a list"
+        case _:
+            shown = str(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."

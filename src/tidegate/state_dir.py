@@ -1,0 +1,100 @@
+"""The state directory and its lock.
+
+One process at a time may change what is in it: a gateway for as long as it runs, a command such as `peer add`
+for a moment when no gateway runs. The lock is the kernel's (flock(2)), so that a killed process leaves none
+behind; the file's text only says who holds it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tidegate.errors import LockedError, PrivilegeError, StoreError
+from tidegate.files import PRIVATE_DIRECTORY, PRIVATE_FILE
+
+Holder = Literal["gateway", "command"]
+
+RETRY_INTERVAL = 0.02  # seconds
+COMMAND_PATIENCE = 5.0  # seconds that one command waits for another
+
+
+@dataclass(frozen=True, slots=True)
+class StateDir:
+    """Where everything that must survive a restart lies."""
+
+    path: Path
+
+    @property
+    def database(self) -> Path:
+        return self.path / "tidegate.db"
+
+    @property
+    def key(self) -> Path:
+        return self.path / "gateway.key"
+
+    @property
+    def control_socket(self) -> Path:
+        return self.path / "control.sock"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.path / "lock"
+
+    def prepare(self) -> None:
+        """Makes the directory (0700) if it is not there. Raises `PrivilegeError` or `StoreError`."""
+        try:
+            self.path.mkdir(mode=PRIVATE_DIRECTORY, parents=True, exist_ok=True)
+        except PermissionError:
+            raise PrivilegeError(
+                f"{self.path}: permission denied", hint="run as root, or name another --state-dir"
+            ) from None
+        except OSError as cause:
+            raise StoreError(
+                f"{self.path}: cannot be used as state directory: {cause.strerror}",
+                hint="name another with --state-dir",
+            ) from cause
+
+    @contextmanager
+    def lock(self, holder: Holder, *, patience: float = COMMAND_PATIENCE) -> Iterator[None]:
+        """Holds the directory's lock. A command that holds it is waited for; a gateway is not.
+
+        Raises `LockedError`.
+        """
+        try:
+            descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_FILE)
+        except PermissionError:
+            raise PrivilegeError(f"{self.lock_file}: permission denied", hint="run as root") from None
+        except OSError as cause:
+            raise StoreError(f"{self.lock_file}: {cause.strerror}") from cause
+        try:
+            _acquire(descriptor, self.path, patience)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{holder} {os.getpid()}\n".encode(), 0)
+            yield
+        finally:
+            os.close(descriptor)  # gives the lock back
+
+
+def _acquire(descriptor: int, path: Path, patience: float) -> None:
+    pause = threading.Event()  # nobody sets it: a command has nothing else to do while it waits
+    for _ in range(max(1, int(patience / RETRY_INTERVAL))):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            kind, _, pid = os.pread(descriptor, 64, 0).decode("ascii", "replace").strip().partition(" ")
+            if kind == "gateway":
+                raise LockedError(
+                    f"a gateway is already running with state directory {path} (pid {pid})",
+                    hint="stop it first, or name another --state-dir",
+                ) from None
+            pause.wait(RETRY_INTERVAL)
+        else:
+            return
+    raise LockedError(f"another command holds {path} for {patience:g} s", hint="try again")

@@ -1,0 +1,122 @@
+"""What must survive a restart: peers and publications.
+
+`Store` is the whole interface; `sqlite` keeps it in one file. Another store (PostgreSQL, for a fleet) is
+another module here, not a change anywhere else. Stores are synchronous: each call is one short transaction,
+made from a worker thread.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from typing import Literal, Protocol
+
+from tidegate.errors import UsageError
+
+MAX_PEER_NAME = 63
+MAX_PUBLISHED_PORTS = 1000
+"""Ports of one publication: each costs the engine a socket."""
+
+_PEER_NAME = re.compile(rf"[A-Za-z0-9](?:[A-Za-z0-9._-]{{0,{MAX_PEER_NAME - 2}}}[A-Za-z0-9])?")
+
+TransportProtocol = Literal["tcp", "udp"]
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A client that may connect. Its private key is nowhere but in its profile."""
+
+    name: str
+    public_key: bytes
+    preshared_key: bytes | None
+    address: IPv4Address
+    created_at: float
+    """Seconds since the epoch."""
+
+    def __repr__(self) -> str:
+        return f"Peer(name={self.name!r}, address={self.address})"  # no keys in logs
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """External ports that are forwarded to a client, in order, from `internal_port` on."""
+
+    protocol: TransportProtocol
+    first_port: int
+    last_port: int
+    peer: str
+    internal_port: int
+
+    @property
+    def ports(self) -> range:
+        """The external ports."""
+        return range(self.first_port, self.last_port + 1)
+
+    def internal_of(self, external_port: int) -> int:
+        """The client's port that stands behind an external one."""
+        return self.internal_port + external_port - self.first_port
+
+    @property
+    def external_text(self) -> str:
+        """Such as ``tcp/8080`` or ``tcp/8000-8010``."""
+        return f"{self.protocol}/{_port_text(self.first_port, self.last_port)}"
+
+    @property
+    def internal_text(self) -> str:
+        """Such as ``alice:80`` or ``alice:80-90``."""
+        return f"{self.peer}:{_port_text(self.internal_port, self.internal_of(self.last_port))}"
+
+
+def _port_text(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"
+
+
+def check_peer_name(name: str) -> str:
+    """The name itself. Raises `UsageError`."""
+    if not _PEER_NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r} is not a peer name",
+            hint=f"use 1 to {MAX_PEER_NAME} letters, digits, '.', '_', '-'; a letter or digit at both ends",
+        )
+    return name
+
+
+class Store(Protocol):
+    """Peers and publications. Methods raise `StoreError` where the store itself fails; each is one
+    transaction."""
+
+    def peers(self) -> Sequence[Peer]:
+        """In the order of their addresses."""
+
+    def peer(self, name: str) -> Peer:
+        """Raises `NotFoundError`."""
+
+    def add_peer(
+        self,
+        name: str,
+        public_key: bytes,
+        preshared_key: bytes | None,
+        *,
+        subnet: IPv4Network,
+        reserved: frozenset[IPv4Address],
+        address: IPv4Address | None,
+        now: float,
+    ) -> Peer:
+        """Adds a peer with `address`, or with the lowest free one of `subnet`. Raises `ConflictError` for a
+        name, key or address that is taken and for a full subnet."""
+
+    def remove_peer(self, name: str) -> tuple[Peer, Sequence[Publication]]:
+        """Removes a peer and its publications, and gives back what was removed. Raises `NotFoundError`."""
+
+    def publications(self) -> Sequence[Publication]:
+        """In the order of protocol and port."""
+
+    def add_publication(self, publication: Publication) -> None:
+        """Raises `NotFoundError` for an unknown peer, `ConflictError` where ports overlap with another's."""
+
+    def remove_publication(self, protocol: TransportProtocol, first_port: int, last_port: int) -> Publication:
+        """Raises `NotFoundError`."""
+
+    def close(self) -> None: ...

@@ -1,0 +1,300 @@
+"""The store in one SQLite file, through SQLAlchemy Core.
+
+Every transaction begins with BEGIN IMMEDIATE, so that what it reads stays true until it writes: two processes
+that add a peer at the same time get two addresses. WAL keeps readers out of the writer's way. A file that is
+damaged, or was made by a newer Tidegate, is refused before anything is written to it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    Connection,
+    Float,
+    ForeignKey,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Row,
+    String,
+    Table,
+    UniqueConstraint,
+    create_engine,
+    delete,
+    event,
+    insert,
+    select,
+)
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from tidegate.errors import ConflictError, NotFoundError, StoreError
+from tidegate.files import PRIVATE_FILE
+from tidegate.store import Peer, Publication, TransportProtocol
+
+SCHEMA_VERSION = 1
+BUSY_TIMEOUT = 5.0  # seconds that a writer waits for another process's transaction
+
+_metadata = MetaData()
+
+_schema = Table("schema_version", _metadata, Column("version", Integer, nullable=False))
+
+_peers = Table(
+    "peers",
+    _metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String, nullable=False, unique=True),
+    Column(
+        "public_key", LargeBinary, CheckConstraint("length(public_key) = 32"), nullable=False, unique=True
+    ),
+    Column("preshared_key", LargeBinary, CheckConstraint("length(preshared_key) = 32")),
+    Column("address", String, nullable=False, unique=True),
+    Column("created_at", Float, nullable=False),
+)
+
+_publications = Table(
+    "publications",
+    _metadata,
+    Column("id", Integer, primary_key=True),
+    Column("protocol", String, CheckConstraint("protocol IN ('tcp', 'udp')"), nullable=False),
+    Column("first_port", Integer, nullable=False),
+    Column("last_port", Integer, nullable=False),
+    Column("peer_id", ForeignKey("peers.id", ondelete="CASCADE"), nullable=False),
+    Column("internal_port", Integer, nullable=False),
+    CheckConstraint("1 <= first_port AND first_port <= last_port AND last_port <= 65535"),
+    UniqueConstraint("protocol", "first_port"),
+)
+
+
+class SqliteStore:
+    """`Store` in one file."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens the file, or makes it (0600). Raises `StoreError`, and leaves a file that it cannot use as it
+        was."""
+        self._path = path
+        with self._explained():
+            if path.exists() and path.stat().st_size:
+                _check_integrity(path)
+            else:
+                path.touch(PRIVATE_FILE)
+            self._engine = create_engine(
+                f"sqlite:///{path}", connect_args={"timeout": BUSY_TIMEOUT, "isolation_level": None}
+            )
+            event.listen(self._engine, "connect", _configure)
+            event.listen(self._engine, "begin", _begin_immediate)
+            try:
+                self._prepare_schema()
+            except BaseException:
+                self._engine.dispose()
+                raise
+
+    def _prepare_schema(self) -> None:
+        with self._engine.begin() as connection:
+            if not self._engine.dialect.has_table(connection, _schema.name):
+                _metadata.create_all(connection)
+                connection.execute(insert(_schema).values(version=SCHEMA_VERSION))
+                return
+            version = connection.execute(select(_schema.c.version)).scalar()
+        if not isinstance(version, int) or version > SCHEMA_VERSION:
+            raise StoreError(
+                f"{self._path}: has schema version {version}, this Tidegate knows up to {SCHEMA_VERSION}",
+                hint="run the Tidegate that made it, or a newer one",
+            )
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns what SQLite, SQLAlchemy and the file system raise into one line."""
+        try:
+            yield
+        except DBAPIError as cause:
+            raise self._error(cause.orig or cause) from cause
+        except (SQLAlchemyError, sqlite3.Error, OSError) as cause:
+            raise self._error(cause) from cause
+
+    def _error(self, cause: BaseException) -> StoreError:
+        if isinstance(cause, PermissionError) or "readonly" in str(cause) or "unable to open" in str(cause):
+            return StoreError(
+                f"{self._path}: cannot be opened ({cause})", hint="run as root, or name another --state-dir"
+            )
+        if isinstance(cause, sqlite3.OperationalError) and "locked" in str(cause):
+            return StoreError(f"{self._path}: is held by another process", hint="try again")
+        if isinstance(cause, sqlite3.DatabaseError) and not isinstance(cause, sqlite3.OperationalError):
+            return _damaged(self._path, str(cause))
+        return StoreError(f"{self._path}: {cause}")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        with self._explained(), self._engine.begin() as connection:
+            yield connection
+
+    def _peer_of(self, row: Row[Any]) -> Peer:
+        try:
+            return Peer(row.name, row.public_key, row.preshared_key, IPv4Address(row.address), row.created_at)
+        except ValueError:
+            raise _damaged(self._path, f"the address of peer {row.name!r} is {row.address!r}") from None
+
+    def peers(self) -> Sequence[Peer]:
+        with self._transaction() as connection:
+            found = [self._peer_of(row) for row in connection.execute(select(_peers))]
+        return sorted(found, key=lambda peer: peer.address)
+
+    def peer(self, name: str) -> Peer:
+        with self._transaction() as connection:
+            return self._peer_of(_peer_row(connection, name))
+
+    def add_peer(
+        self,
+        name: str,
+        public_key: bytes,
+        preshared_key: bytes | None,
+        *,
+        subnet: IPv4Network,
+        reserved: frozenset[IPv4Address],
+        address: IPv4Address | None,
+        now: float,
+    ) -> Peer:
+        with self._transaction() as connection:
+            others = [self._peer_of(row) for row in connection.execute(select(_peers))]
+            for other in others:
+                if other.name == name:
+                    raise ConflictError(
+                        f"a peer named {name!r} exists already ({other.address})",
+                        hint=f"choose another name, or first `tidegate peer remove {name}`",
+                    )
+                if other.public_key == public_key:
+                    raise ConflictError(f"peer {other.name!r} has this public key already")
+                if other.address == address:
+                    raise ConflictError(f"{address} belongs to peer {other.name!r} already")
+            taken = reserved | {other.address for other in others}
+            peer = Peer(name, public_key, preshared_key, address or lowest_free(subnet, taken), now)
+            connection.execute(
+                insert(_peers).values(
+                    name=peer.name,
+                    public_key=peer.public_key,
+                    preshared_key=peer.preshared_key,
+                    address=str(peer.address),
+                    created_at=peer.created_at,
+                )
+            )
+        return peer
+
+    def remove_peer(self, name: str) -> tuple[Peer, Sequence[Publication]]:
+        with self._transaction() as connection:
+            row = _peer_row(connection, name)
+            publications = [p for p in _all_publications(connection) if p.peer == name]
+            connection.execute(delete(_peers).where(_peers.c.id == row.id))  # its publications go with it
+            return self._peer_of(row), publications
+
+    def publications(self) -> Sequence[Publication]:
+        with self._transaction() as connection:
+            return _all_publications(connection)
+
+    def add_publication(self, publication: Publication) -> None:
+        with self._transaction() as connection:
+            peer = _peer_row(connection, publication.peer)
+            for other in _all_publications(connection):
+                if (
+                    other.protocol == publication.protocol
+                    and other.first_port <= publication.last_port
+                    and publication.first_port <= other.last_port
+                ):
+                    raise ConflictError(
+                        f"{other.external_text} is published to {other.internal_text} already",
+                        hint=f"first `tidegate publish remove {other.external_text}`",
+                    )
+            connection.execute(
+                insert(_publications).values(
+                    protocol=publication.protocol,
+                    first_port=publication.first_port,
+                    last_port=publication.last_port,
+                    peer_id=peer.id,
+                    internal_port=publication.internal_port,
+                )
+            )
+
+    def remove_publication(self, protocol: TransportProtocol, first_port: int, last_port: int) -> Publication:
+        with self._transaction() as connection:
+            for publication in _all_publications(connection):
+                if (publication.protocol, publication.first_port, publication.last_port) == (
+                    protocol,
+                    first_port,
+                    last_port,
+                ):
+                    connection.execute(
+                        delete(_publications).where(
+                            _publications.c.protocol == protocol, _publications.c.first_port == first_port
+                        )
+                    )
+                    return publication
+        wanted = Publication(protocol, first_port, last_port, "", first_port)
+        raise NotFoundError(f"{wanted.external_text} is not published", hint="see `tidegate publish list`")
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+def lowest_free(subnet: IPv4Network, taken: frozenset[IPv4Address]) -> IPv4Address:
+    """The lowest host address of `subnet` that is not taken. Raises `ConflictError` when there is none."""
+    for address in subnet.hosts():
+        if address not in taken:
+            return address
+    raise ConflictError(
+        f"every address of {subnet} is taken",
+        hint="remove a peer, or serve a larger subnet ([gateway] subnet)",
+    )
+
+
+def _check_integrity(path: Path) -> None:
+    """Reads through the file without being able to write to it."""
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_TIMEOUT)
+    try:
+        verdict = connection.execute("PRAGMA quick_check(1)").fetchone()
+    finally:
+        connection.close()
+    if verdict != ("ok",):
+        raise _damaged(path, str(verdict[0] if verdict else "no answer"))
+
+
+def _damaged(path: Path, cause: str) -> StoreError:
+    return StoreError(
+        f"{path}: the database is damaged ({cause})",
+        hint="restore it from a backup, or move it away to begin anew; nothing was changed",
+    )
+
+
+def _configure(connection: sqlite3.Connection, _record: object) -> None:
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute(
+        "PRAGMA synchronous = FULL"
+    )  # a peer that was told to exist, exists after a power failure
+    connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _begin_immediate(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _peer_row(connection: Connection, name: str) -> Row[Any]:
+    row = connection.execute(select(_peers).where(_peers.c.name == name)).first()
+    if row is None:
+        raise NotFoundError(f"there is no peer named {name!r}", hint="see `tidegate peer list`")
+    return row
+
+
+def _all_publications(connection: Connection) -> list[Publication]:
+    rows = connection.execute(
+        select(_publications, _peers.c.name.label("peer"))
+        .join(_peers, _peers.c.id == _publications.c.peer_id)
+        .order_by(_publications.c.protocol, _publications.c.first_port)
+    )
+    return [
+        Publication(row.protocol, row.first_port, row.last_port, row.peer, row.internal_port) for row in rows
+    ]
