@@ -10,6 +10,7 @@ use crate::arena::{Arena, Span};
 use crate::clock::Timestamp;
 use crate::core::Core;
 use crate::drop_reason::{DropCounters, DropReason};
+use crate::messages::{Command, PeerSnapshot, ShardStatus};
 use crate::outbox::{Bytes, DeviceFrame, Gather, Outbox, PeerFrame};
 use crate::prefix::Prefix;
 use crate::traffic::{Direction, Traffic};
@@ -51,16 +52,6 @@ impl Client {
             drops: DropCounters::default(),
             traffic: Traffic::default(),
         }
-    }
-
-    /// Starts a handshake without waiting for a packet.
-    pub fn start_handshake(&mut self, now: Timestamp, outbox: &mut Outbox) {
-        self.tunnel.start_handshake(self.gateway, now, &mut outbox.datagrams);
-    }
-
-    /// Sends to another address from now on, as when the gateway's name resolves anew.
-    pub fn set_endpoint(&mut self, endpoint: SocketAddrV4, now: Timestamp) {
-        self.tunnel.set_endpoint(self.gateway, endpoint, now);
     }
 
     fn receive_datagram(
@@ -143,7 +134,7 @@ impl Core for Client {
             Ok(shape) => {
                 self.traffic.count(Direction::FromHost, shape);
                 self.traffic.count(Direction::ToPeers, shape);
-                let packet = Gather { head: Bytes::Arena(packet.take(shape.total_len())), tails: 0..0 };
+                let packet = Gather::whole(Bytes::Arena(packet.take(shape.total_len())));
                 outbox.peers.push(PeerFrame { peer: self.gateway, packet, shape });
             }
             Err(reason) => self.drops.count(reason),
@@ -162,15 +153,25 @@ impl Core for Client {
         (&mut self.tunnel, &mut self.drops)
     }
 
-    fn tunnel(&self) -> &Tunnel {
-        &self.tunnel
-    }
-
     fn drops(&mut self) -> &mut DropCounters {
         &mut self.drops
     }
 
-    fn traffic(&self) -> &Traffic {
-        &self.traffic
+    fn status(&self, now: Timestamp) -> ShardStatus {
+        let mut drops = self.drops.clone();
+        drops.merge(self.tunnel.drops());
+        let peers = self.tunnel.peers().map(|stats| PeerSnapshot::new(&stats, None, 0, now)).collect();
+        ShardStatus { peers, drops, traffic: self.traffic, ..ShardStatus::default() }
+    }
+
+    fn carry_out(&mut self, now: Timestamp, command: Command, outbox: &mut Outbox) {
+        match command {
+            Command::SetEndpoint(endpoint) => self.tunnel.set_endpoint(self.gateway, endpoint, now),
+            Command::StartHandshake => {
+                self.tunnel.start_handshake(self.gateway, now, &mut outbox.datagrams);
+            }
+            // A gateway's, or the loop's own.
+            _ => {}
+        }
     }
 }

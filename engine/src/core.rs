@@ -5,8 +5,9 @@ use std::net::SocketAddrV4;
 use crate::arena::{Arena, Span};
 use crate::clock::Timestamp;
 use crate::drop_reason::DropCounters;
+use crate::external::reservation::ReserveRequest;
+use crate::messages::{Command, ShardStatus};
 use crate::outbox::{Crossing, Outbox};
-use crate::traffic::Traffic;
 use crate::tunnel::Tunnel;
 use crate::wire::Offload;
 
@@ -45,14 +46,19 @@ pub trait Core {
     /// What [`crate::outbox::seal_frames`] needs: the tunnel and the drop counters.
     fn sealing(&mut self) -> (&mut Tunnel, &mut DropCounters);
 
-    /// The WireGuard peers.
-    fn tunnel(&self) -> &Tunnel;
-
     /// Packets that were not delivered.
     fn drops(&mut self) -> &mut DropCounters;
 
-    /// Packets that were.
-    fn traffic(&self) -> &Traffic;
+    /// A snapshot of the counters.
+    fn status(&self, now: Timestamp) -> ShardStatus;
+
+    /// Carries out a command.
+    fn carry_out(&mut self, now: Timestamp, command: Command, outbox: &mut Outbox);
+
+    /// External ports that should be reserved.
+    fn reserve_requests(&mut self) -> Vec<ReserveRequest> {
+        Vec::new()
+    }
 
     /// Takes a packet of the external interface.
     fn receive_external(

@@ -125,6 +125,12 @@ drop_reasons! {
     QueueFull = "queue_full",
     /// The kernel refused the packet.
     SendFailed = "send_failed",
+    /// The kernel reported an error while receiving.
+    ReceiveFailed = "receive_failed",
+    /// A superpacket of a kind that was never asked for.
+    UnknownOffload = "unknown_offload",
+    /// An ARP reply that nobody had asked for, or that makes no sense.
+    UnsolicitedArp = "unsolicited_arp",
     /// The kernel's buffer towards Tidegate was full (as it reports itself).
     ReceiveOverrun = "receive_overrun",
 }

@@ -4,31 +4,33 @@
 //! before anything runs; `start` spawns one thread per shard and, in a gateway, the port reserver; `stop` tells each
 //! to end and joins it. Both work once; stopping twice does nothing. A shard that ends by itself says so in an event.
 
+use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Sender, SyncSender};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use hashbrown::HashMap;
 use zeroize::Zeroize;
 
 use crate::client::{Client, ClientConfig};
+use crate::clock::{Timestamp, monotonic_now, unix_time};
 use crate::core::Core;
+use crate::external::ExternalGateway;
 use crate::external::next_hop::ExternalLink;
-use crate::external::reservation::{PortOwnership, Reserver};
-use crate::external::{ExternalGateway, ExternalFilter};
+use crate::external::packet_socket::FilterRules;
+use crate::external::reservation::{
+    PortOwnership, PortProtocol, PortReservation, Reserver, budget, raise_nofile_limit,
+};
 use crate::gateway::{Gateway, GatewayConfig};
 use crate::messages::{Command, EventKind, Events, ShardStatus};
-use crate::nat::{MappingView, NatConfig, Proto};
+use crate::nat::{Endpoint, MappingView, NatConfig, Proto};
 use crate::prefix::Prefix;
-use crate::router::PacketRouter;
-use crate::shard::{CROSSING_QUEUE, CrossingSender, Devices, Links, Shard, monotonic_now};
-use crate::sys::DeviceError;
+use crate::shard::{CROSSING_QUEUE, CrossingSender, Devices, Links, Shard};
+use crate::sys::{Context, DeviceError};
 use crate::transport::udp::{UdpOptions, UdpTransport};
 use crate::tun::{Tun, TunOffloads};
-use crate::tunnel::{PeerConfig, TunnelConfig};
+use crate::tunnel::{Cipher, PeerConfig, TunnelConfig};
 use crate::wake::EventFd;
 use crate::wire::CoalesceOptions;
 
@@ -36,6 +38,8 @@ use crate::wire::CoalesceOptions;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Bytes of a transport socket's buffers: a few milliseconds at full speed.
 const SOCKET_BUFFER: usize = 4 << 20;
+/// The lowest of the privileged ports that the NAT reserves where clients use such source ports.
+const LOWEST_PORT: u16 = 512;
 /// More shards than this do not fit the receiver index's low byte with room to spare.
 const MAX_SHARDS: u8 = 64;
 
@@ -83,10 +87,10 @@ pub struct GatewaySettings {
     pub gateway_address: Ipv4Addr,
     pub tun_name: String,
     pub tunnel_mtu: usize,
-    pub interface: String,
     pub external: ExternalLink,
     pub host_addresses: Vec<Ipv4Addr>,
     pub nat: NatConfig,
+    pub port_range: (u16, u16),
     pub offloads: OffloadSettings,
     pub shards: u8,
 }
@@ -236,6 +240,7 @@ impl Shards {
 /// A gateway's engine.
 pub struct GatewayEngine {
     shards: Shards,
+    reservation: Option<PortReservation>,
     reserver: Option<Reserver>,
     ownership: PortOwnership,
     listen_port: u16,
@@ -243,6 +248,7 @@ pub struct GatewayEngine {
     peers: HashMap<[u8; 32], (Ipv4Addr, u8)>,
     external_addresses: Vec<Ipv4Addr>,
     port_range: (u16, u16),
+    published: HashMap<(Proto, u16), u8>,
 }
 
 impl GatewayEngine {
@@ -254,65 +260,44 @@ impl GatewayEngine {
         let shards = shard_count(settings.shards)?;
         let offloads = settings.offloads;
         let events = Events::new(EventFd::new()?);
-        let ownership = PortOwnership::default();
-        let port_range = (*settings.nat.port_range.start(), *settings.nat.port_range.end());
-        let tun = Tun::open(
-            &settings.tun_name,
-            TunOffloads { tso: offloads.tun, uso: offloads.tun && offloads.tun_uso },
-        )?;
-        let coalesce = CoalesceOptions {
-            enabled: offloads.coalesce,
-            udp: offloads.coalesce && offloads.external && tun.offloads().uso,
-            verify: false,
-        };
-        let links = LinkPlan::new(shards, &events)?;
-        let group = std::process::id() as u16;
-        let mut gateway = Self {
+        let descriptors = raise_nofile_limit().context(|| "raise the limit of open files".into())?;
+        let reservation = PortReservation::new(budget(descriptors));
+        let mut engine = Self {
             shards: Shards::new(events.clone()),
             reserver: None,
-            ownership: ownership.clone(),
+            ownership: reservation.ownership(),
+            reservation: Some(reservation),
             listen_port: settings.listen.port(),
             peers: HashMap::new(),
             external_addresses: settings.external.addresses.clone(),
-            port_range,
+            port_range: settings.port_range,
+            published: HashMap::new(),
         };
-        let filter = gateway.filter();
-        let reserver = Reserver::new(ownership.clone(), port_range)?;
-        for (number, (links, sender)) in links.into_iter().enumerate() {
+        let tun = open_tun(&settings.tun_name, offloads)?;
+        let filter = engine.filter();
+        let mut fanout = None;
+        for (number, (links, sender)) in link_up(shards, &events)?.into_iter().enumerate() {
             let number = number as u8;
-            let transport = UdpTransport::open(
-                settings.listen,
-                UdpOptions {
-                    gso: offloads.udp_gso,
-                    gro: offloads.udp_gro,
-                    reuse_port: shards > 1,
-                    fwmark: 0,
-                    receive_buffer: SOCKET_BUFFER,
-                    send_buffer: SOCKET_BUFFER,
-                },
-            )?;
+            let transport = UdpTransport::open(settings.listen, udp_options(offloads, shards > 1, 0))?;
             if number == 0 && shards > 1 {
                 transport.steer_by_receiver_index(shards)?;
             }
             let external = ExternalGateway::open(&settings.external, &filter, offloads.external)?;
             if shards > 1 {
-                external.packets.join_fanout(group, shards)?;
+                fanout = Some(external.packets.join_fanout(fanout, shards)?);
             }
             let core = Gateway::new(GatewayConfig {
                 shard: number,
                 shards,
-                tunnel: tunnel_config(settings.private_key, number, shards),
-                router: PacketRouter::new(
-                    settings.subnet,
-                    settings.gateway_address,
-                    settings.host_addresses.clone(),
-                ),
+                tunnel: tunnel_config(settings.private_key, number, shards, settings.tunnel_mtu),
+                subnet: settings.subnet,
                 gateway_address: settings.gateway_address,
-                tunnel_mtu: settings.tunnel_mtu,
                 external: settings.external.clone(),
+                host_addresses: settings.host_addresses.clone(),
                 nat: settings.nat.clone(),
-                ownership: ownership.clone(),
-                coalesce,
+                port_range: settings.port_range,
+                ownership: engine.ownership.clone(),
+                coalesce: coalescing(offloads, &tun),
                 seed: random_seed()?,
             });
             let devices = Devices {
@@ -322,11 +307,66 @@ impl GatewayEngine {
                 tun_offload: offloads.tun,
                 external: Some(external),
             };
-            gateway.shards.add(Shard::new(core, devices, links)?, sender);
+            engine.shards.add(Shard::new(core, devices, links)?, sender);
         }
-        gateway.reserver = Some(reserver);
-        Ok(gateway)
+        Ok(engine)
     }
+
+    /// What the external interface's sockets let through: packets for ports that the NAT may own.
+    fn filter(&self) -> FilterRules {
+        let published = self.published.keys().map(|&(_, port)| port);
+        let lowest = published.clone().chain([LOWEST_PORT, self.port_range.0]).min().unwrap_or(LOWEST_PORT);
+        let highest = published.chain([self.port_range.1]).max().unwrap_or(u16::MAX);
+        FilterRules {
+            addresses: self.external_addresses.clone(),
+            ports: lowest..=highest,
+            except_udp_port: Some(self.listen_port),
+        }
+    }
+}
+
+fn open_tun(name: &str, offloads: OffloadSettings) -> Result<Tun, DeviceError> {
+    Tun::open(name, TunOffloads { tso: offloads.tun, uso: offloads.tun && offloads.tun_uso })
+}
+
+fn udp_options(offloads: OffloadSettings, reuse_port: bool, fwmark: u32) -> UdpOptions {
+    UdpOptions {
+        gso: offloads.udp_gso,
+        gro: offloads.udp_gro,
+        reuse_port,
+        fwmark,
+        receive_buffer: SOCKET_BUFFER,
+        send_buffer: SOCKET_BUFFER,
+    }
+}
+
+fn coalescing(offloads: OffloadSettings, tun: &Tun) -> CoalesceOptions {
+    CoalesceOptions {
+        enabled: offloads.coalesce,
+        udp: offloads.coalesce && tun.offloads().uso,
+        ..CoalesceOptions::default()
+    }
+}
+
+/// The queues between the shards, and from Python to each.
+fn link_up(shards: u8, events: &Events) -> Result<Vec<(Links, CommandSender)>, DeviceError> {
+    let mut receivers = Vec::new();
+    let mut crossing_senders = Vec::new();
+    for _ in 0..shards {
+        let wake = Arc::new(EventFd::new()?);
+        let (queue, crossings) = mpsc::sync_channel(CROSSING_QUEUE);
+        crossing_senders.push(CrossingSender { queue, wake: Arc::clone(&wake) });
+        receivers.push((wake, crossings));
+    }
+    Ok(receivers
+        .into_iter()
+        .map(|(wake, crossings)| {
+            let (queue, commands) = mpsc::channel();
+            let sender = CommandSender { queue, wake: Arc::clone(&wake) };
+            let shards = crossing_senders.clone();
+            (Links { wake, commands, crossings, shards, reserver: None, events: events.clone() }, sender)
+        })
+        .collect())
 }
 
 /// `0` means one per core.
@@ -341,13 +381,14 @@ fn shard_count(wanted: u8) -> Result<u8, EngineError> {
     Ok(cores.min(usize::from(MAX_SHARDS)) as u8)
 }
 
-fn tunnel_config(private_key: [u8; 32], shard: u8, shards: u8) -> TunnelConfig {
-    TunnelConfig {
-        private_key,
-        shard,
-        shards,
-        unix_time_at_origin: crate::sys::unix_time().saturating_sub(monotonic_now().since(crate::clock::Timestamp::ORIGIN)),
-    }
+fn tunnel_config(
+    private_key: [u8; 32],
+    shard: u8,
+    shards: u8,
+    mtu: usize,
+) -> TunnelConfig {
+    let unix_time_at_origin = unix_time().saturating_sub(monotonic_now().since(Timestamp::ORIGIN));
+    TunnelConfig { private_key, shard, shards, mtu, unix_time_at_origin }
 }
 
 fn random_seed() -> Result<[u8; 32], EngineError> {
@@ -358,30 +399,37 @@ fn random_seed() -> Result<[u8; 32], EngineError> {
 }
 
 impl GatewayEngine {
-    /// Starts the shards and the reserver.
+    /// Starts the reserver and the shards.
     ///
     /// # Errors
     /// If it was started before, or a thread cannot be started.
     pub fn start(&mut self) -> Result<(), EngineError> {
-        self.shards.start()?;
-        if let Some(reserver) = &mut self.reserver {
-            let senders = self.shards.senders.clone();
-            let events = self.shards.events.clone();
-            reserver.start(move |batch| {
-                if let Some(problem) = &batch.problem {
-                    events.push(EventKind::PortsExhausted, problem.clone());
-                }
-                if let Some(sender) = senders.get(usize::from(batch.shard)) {
-                    sender.send(Command::Ports(batch));
-                }
-            })?;
-        }
-        Ok(())
+        let Some(reservation) = self.reservation.take() else {
+            return Err(EngineError::State("the engine was started before; it starts once".into()));
+        };
+        let senders = self.shards.senders.clone();
+        let events = self.shards.events.clone();
+        let reserver = Reserver::start(reservation, move |batch| {
+            if let Some(shortage) = &batch.shortage {
+                let request = &batch.request;
+                events.push(
+                    EventKind::PortsExhausted,
+                    format!("{shortage} ({:?} on {})", request.protocol, request.address),
+                );
+            }
+            if let Some(sender) = senders.get(usize::from(batch.request.shard)) {
+                sender.send(Command::Ports(batch));
+            }
+        })?;
+        self.shards.tell_all(|| Command::Reserver(reserver.handle()));
+        self.reserver = Some(reserver);
+        self.shards.start()
     }
 
     /// Stops and joins everything, and closes every socket. The second time nothing happens.
     pub fn stop(&mut self) {
         self.shards.stop();
+        self.reservation = None;
         self.reserver = None;
     }
 
@@ -447,30 +495,62 @@ impl GatewayEngine {
         self.shards.tell_all(|| Command::SetNat(config.clone()));
     }
 
-    /// Forwards an external port to a client.
+    /// Forwards an external port to a client, on every external address.
     ///
     /// # Errors
-    /// `EADDRINUSE` if a program on the host holds the port.
-    pub fn publish(
-        &mut self,
-        protocol: Proto,
-        port: u16,
-        internal: SocketAddrV4,
-    ) -> Result<(), EngineError> {
-        let Some(reserver) = &self.reserver else {
+    /// `EADDRINUSE` if a program on the host or a mapping holds the port.
+    pub fn publish(&mut self, protocol: Proto, port: u16, internal: Endpoint) -> Result<(), EngineError> {
+        let (Some(reserver), Some(reserved)) = (&self.reserver, port_protocol(protocol)) else {
             return Err(EngineError::State("the engine is not running".into()));
         };
+        let Some(&(_, shard)) = self.peers.values().find(|&&(address, _)| address == internal.address) else {
+            return Err(EngineError::Argument(format!("no peer holds {}", internal.address)));
+        };
         for &address in &self.external_addresses {
-            reserver.reserve_one(protocol, address, port)?;
+            let external = Endpoint::new(address, port);
+            if !self.ownership.is_reserved(reserved, address, port) {
+                reserver
+                    .claim(reserved, SocketAddrV4::new(address, port))
+                    .context(|| format!("publish {} port {port} of {address}", protocol.name()))?;
+            }
+            let answers = self.shards.ask(|reply| Command::Publish {
+                protocol,
+                external,
+                internal,
+                shard,
+                reply,
+            })?;
+            if let Some(refusal) = answers.into_iter().find_map(Result::err) {
+                self.unpublish(protocol, port);
+                let source = std::io::Error::from_raw_os_error(libc::EADDRINUSE);
+                let action = format!("publish {} port {port} of {address} ({refusal})", protocol.name());
+                return Err(DeviceError::new(action, source).into());
+            }
         }
-        self.shards.tell_all(|| Command::Publish { protocol, port, internal });
+        self.published.insert((protocol, port), shard);
+        self.renew_filter();
         Ok(())
     }
 
-    /// Ends the forwarding of an external port; false if there was none.
+    /// Ends the forwarding of an external port; false if there was none. The port stays reserved, for the NAT's own use.
     pub fn unpublish(&mut self, protocol: Proto, port: u16) -> bool {
-        self.shards.tell_all(|| Command::Unpublish { protocol, port });
-        self.reserver.as_ref().is_some_and(|reserver| reserver.release(protocol, port))
+        let known = self.published.remove(&(protocol, port)).is_some();
+        for &address in &self.external_addresses {
+            let external = Endpoint::new(address, port);
+            self.shards.tell_all(|| Command::Unpublish { protocol, external });
+        }
+        if let (Some(reserver), Some(reserved), true) = (&self.reserver, port_protocol(protocol), known) {
+            for &address in &self.external_addresses {
+                // A reserver too busy to take the port back keeps it: nobody else gets it, and nobody misses it.
+                reserver.handle().release(reserved, SocketAddrV4::new(address, port)).ok();
+            }
+        }
+        known
+    }
+
+    fn renew_filter(&self) {
+        let filter = self.filter();
+        self.shards.tell_all(|| Command::SetFilter(filter.clone()));
     }
 
     /// Every shard's counters.
@@ -498,7 +578,7 @@ impl GatewayEngine {
 
     /// Reserved ports: TCP, UDP.
     pub fn reserved_ports(&self) -> [usize; 2] {
-        [self.ownership.count(Proto::Tcp), self.ownership.count(Proto::Udp)]
+        [self.ownership.count(PortProtocol::Tcp), self.ownership.count(PortProtocol::Udp)]
     }
 
     fn least_loaded_shard(&self) -> u8 {
@@ -529,24 +609,12 @@ impl ClientEngine {
     pub fn new(settings: ClientSettings) -> Result<Self, EngineError> {
         let offloads = settings.offloads;
         let events = Events::new(EventFd::new()?);
-        let tun = Tun::open(
-            &settings.tun_name,
-            TunOffloads { tso: offloads.tun, uso: offloads.tun && offloads.tun_uso },
-        )?;
-        let transport = UdpTransport::open(
-            SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, settings.listen_port),
-            UdpOptions {
-                gso: offloads.udp_gso,
-                gro: offloads.udp_gro,
-                reuse_port: false,
-                fwmark: settings.fwmark,
-                receive_buffer: SOCKET_BUFFER,
-                send_buffer: SOCKET_BUFFER,
-            },
-        )?;
+        let tun = open_tun(&settings.tun_name, offloads)?;
+        let listen = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, settings.listen_port);
+        let transport = UdpTransport::open(listen, udp_options(offloads, false, settings.fwmark))?;
         let core = Client::new(
             ClientConfig {
-                tunnel: tunnel_config(settings.private_key, 0, 1),
+                tunnel: tunnel_config(settings.private_key, 0, 1, settings.mtu),
                 gateway: PeerConfig {
                     public_key: settings.peer_public_key,
                     preshared_key: settings.preshared_key,
@@ -555,27 +623,64 @@ impl ClientEngine {
                     cipher: Cipher::default(),
                 },
                 allowed_ips: settings.allowed_ips.clone(),
-                mtu: settings.mtu,
-                coalesce: CoalesceOptions {
-                    enabled: offloads.coalesce,
-                    udp: offloads.coalesce && tun.offloads().uso,
-                    verify: false,
-                },
+                coalesce: coalescing(offloads, &tun),
             },
             monotonic_now(),
         );
         let mut shards = Shards::new(events.clone());
-        for (links, sender) in LinkPlan::new(1, &events)? {
-            let devices = Devices {
-                transport: Box::new(transport),
-                tun,
-                reads_tun: true,
-                tun_offload: offloads.tun,
-                external: None,
-            };
+        if let Some((links, sender)) = link_up(1, &events)?.pop() {
+            let transport = Box::new(transport);
+            let devices =
+                Devices { transport, tun, reads_tun: true, tun_offload: offloads.tun, external: None };
             shards.add(Shard::new(core, devices, links)?, sender);
-            break;
         }
         Ok(Self { shards })
+    }
+
+    /// Starts the thread, and the first handshake.
+    ///
+    /// # Errors
+    /// If it was started before, or the thread cannot be started.
+    pub fn start(&mut self) -> Result<(), EngineError> {
+        self.shards.start()?;
+        self.shards.tell_all(|| Command::StartHandshake);
+        Ok(())
+    }
+
+    /// Stops and joins the thread, and closes everything. The second time nothing happens.
+    pub fn stop(&mut self) {
+        self.shards.stop();
+    }
+
+    /// What happened.
+    pub fn events(&self) -> &Events {
+        &self.shards.events
+    }
+
+    /// Sends to another address from now on, as when the gateway's name resolves anew.
+    pub fn set_endpoint(&mut self, endpoint: SocketAddrV4) {
+        self.shards.tell_all(|| Command::SetEndpoint(endpoint));
+    }
+
+    /// The counters.
+    ///
+    /// # Errors
+    /// If the engine is not running, or does not answer.
+    pub fn status(&self) -> Result<Vec<ShardStatus>, EngineError> {
+        self.shards.ask(Command::Status)
+    }
+}
+
+impl Drop for ClientEngine {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+const fn port_protocol(protocol: Proto) -> Option<PortProtocol> {
+    match protocol {
+        Proto::Tcp => Some(PortProtocol::Tcp),
+        Proto::Udp => Some(PortProtocol::Udp),
+        Proto::Icmp => None,
     }
 }

@@ -7,13 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::drop_reason::DropCounters;
+use crate::clock::Timestamp;
 use crate::external::next_hop::ExternalLink;
-use crate::external::reservation::PortBatch;
-use crate::nat::{MappingView, NatConfig, Proto};
-use crate::prefix::Prefix;
+use crate::external::packet_socket::FilterRules;
+use crate::external::reservation::{Batch, ReserverHandle};
+use crate::nat::{Endpoint, MappingView, NatConfig, Proto, PublishError};
 use crate::traffic::Traffic;
-use crate::tunnel::PeerConfig;
-use crate::wake::Wake;
+use crate::tunnel::{PeerConfig, PeerStats};
+use crate::wake::EventFd;
 
 /// What a shard is told to do. Every command is carried out between two turns, at once.
 pub enum Command {
@@ -39,29 +40,39 @@ pub enum Command {
         link: ExternalLink,
         /// The host's own addresses.
         host_addresses: Vec<Ipv4Addr>,
-        /// What the external interface's socket is to let through.
-        filter_ports: (u16, u16),
+        /// What the external interface's sockets are to let through.
+        filter: FilterRules,
     },
+    /// Other ports are published: other packets are to be let through.
+    SetFilter(FilterRules),
+    /// Whom to ask for external ports.
+    Reserver(ReserverHandle),
     /// The NAT's settings changed.
     SetNat(NatConfig),
     /// The reserver got ports for this shard.
-    Ports(PortBatch),
+    Ports(Batch),
     /// An external port is forwarded to a client from now on.
     Publish {
         /// TCP or UDP.
         protocol: Proto,
-        /// The external port.
-        port: u16,
+        /// The external address and port.
+        external: Endpoint,
         /// The client's address and port.
-        internal: SocketAddrV4,
+        internal: Endpoint,
+        /// Where the client lives.
+        shard: u8,
+        /// Where the answer is wanted.
+        reply: SyncSender<Result<(), PublishError>>,
     },
     /// It no longer is.
     Unpublish {
         /// TCP or UDP.
         protocol: Proto,
-        /// The external port.
-        port: u16,
+        /// The external address and port.
+        external: Endpoint,
     },
+    /// A client reaches out for its gateway without waiting for a packet.
+    StartHandshake,
     /// The gateway's address changed (clients only).
     SetEndpoint(SocketAddrV4),
     /// A snapshot of the counters is wanted.
@@ -102,6 +113,23 @@ pub struct PeerSnapshot {
     pub mappings: usize,
 }
 
+impl PeerSnapshot {
+    /// What `stats` says at `now` of the peer that holds `address` and so many mappings.
+    pub fn new(stats: &PeerStats, address: Option<Ipv4Addr>, mappings: usize, now: Timestamp) -> Self {
+        Self {
+            public_key: stats.public_key,
+            address,
+            endpoint: stats.endpoint,
+            last_handshake: stats.last_handshake.map(|at| now.since(at)),
+            received_bytes: stats.traffic.received_bytes,
+            sent_bytes: stats.traffic.sent_bytes,
+            received_packets: stats.traffic.received_packets,
+            sent_packets: stats.traffic.sent_packets,
+            mappings,
+        }
+    }
+}
+
 /// One shard's counters.
 #[derive(Clone, Default, Debug)]
 pub struct ShardStatus {
@@ -109,6 +137,8 @@ pub struct ShardStatus {
     pub peers: Vec<PeerSnapshot>,
     /// Mappings by protocol: TCP, UDP, ICMP.
     pub mappings: [usize; 3],
+    /// Sessions: the remote endpoints that mappings talk to.
+    pub sessions: usize,
     /// Undelivered packets.
     pub drops: DropCounters,
     /// Delivered packets.
@@ -159,14 +189,14 @@ pub struct Events(Arc<EventQueue>);
 
 struct EventQueue {
     queue: Mutex<VecDeque<Event>>,
-    wake: Wake,
+    wake: EventFd,
 }
 
 const MAX_EVENTS: usize = 256;
 
 impl Events {
     /// An empty queue that wakes `wake`.
-    pub fn new(wake: Wake) -> Self {
+    pub fn new(wake: EventFd) -> Self {
         Self(Arc::new(EventQueue { queue: Mutex::new(VecDeque::new()), wake }))
     }
 
@@ -176,28 +206,20 @@ impl Events {
         let mut queue = self.0.queue.lock().unwrap_or_else(PoisonError::into_inner);
         if queue.len() < MAX_EVENTS && queue.back() != Some(&event) {
             queue.push_back(event);
-            self.0.wake.wake();
+            // It cannot fail but for an overflowing counter, and then the descriptor is readable anyway.
+            drop(self.0.wake.notify());
         }
     }
 
     /// Takes all events.
     pub fn take(&self) -> Vec<Event> {
         let mut queue = self.0.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        self.0.wake.clear();
+        drop(self.0.wake.clear());
         queue.drain(..).collect()
     }
 
     /// The descriptor to wait on.
-    pub fn wake(&self) -> &Wake {
+    pub fn wake(&self) -> &EventFd {
         &self.0.wake
     }
-}
-
-/// The inner prefixes and addresses of a gateway, checked.
-#[derive(Clone, Debug)]
-pub struct Subnet {
-    /// 10.66.77.0/24.
-    pub prefix: Prefix,
-    /// 10.66.77.1.
-    pub gateway: Ipv4Addr,
 }

@@ -9,9 +9,11 @@ use std::ops::Range;
 use crate::arena::{Arena, Span};
 use crate::clock::Timestamp;
 use crate::drop_reason::{DropCounters, DropReason};
+use crate::external::MacAddress;
+use crate::external::neighbor::ArpFrame;
 use crate::transport::{MAX_TRAIN_BYTES, MAX_TRAIN_SEGMENTS};
 use crate::tunnel::{Outgoing, PeerId, Sealer, Tunnel};
-use crate::wire::{Segments, Shape, VirtioNetHeader};
+use crate::wire::{Offload, Segments, Shape, VirtioNetHeader};
 
 /// Where a packet's head lies.
 #[derive(Debug)]
@@ -38,7 +40,19 @@ pub struct Gather {
     /// Headers, and the payload as far as it is not in the gather list.
     pub head: Bytes,
     /// Indices into [`Outbox::tails`].
-    pub tails: Range<u32>,
+    pub tails: Range<usize>,
+}
+
+impl Gather {
+    /// A packet that lies in one piece.
+    pub fn whole(head: Bytes) -> Self {
+        Self { head, tails: 0..0 }
+    }
+
+    /// Its gather list among those of the outbox.
+    pub fn tails_of<'a>(&self, tails: &'a [Span]) -> &'a [Span] {
+        &tails[self.tails.clone()]
+    }
 }
 
 /// A packet for a device of the kernel.
@@ -51,7 +65,7 @@ pub struct DeviceFrame {
     /// Its shape, in case the device refuses the superpacket and it has to be split here.
     pub shape: Shape,
     /// The next hop's link address; zero on a TUN device.
-    pub destination_mac: [u8; 6],
+    pub destination_mac: MacAddress,
 }
 
 /// A packet for a peer, to be split and sealed.
@@ -74,8 +88,8 @@ pub struct Outbox {
     pub tun: Vec<DeviceFrame>,
     /// IPv4 packets to be sealed.
     pub peers: Vec<PeerFrame>,
-    /// Complete ARP frames.
-    pub arp: Vec<Vec<u8>>,
+    /// ARP requests.
+    pub arp: Vec<ArpFrame>,
     /// Packets for other shards.
     pub crossings: Vec<(u8, Crossing)>,
     /// WireGuard messages that are ready: handshakes, cookies, keepalives, flushed queues.
@@ -99,34 +113,29 @@ pub enum Crossing {
         /// The packet, whole.
         packet: Vec<u8>,
         /// Its offload metadata.
-        offload: crate::wire::Offload,
+        offload: Offload,
     },
     /// A packet from outside (or hairpinned), not yet translated, for a NAT port that belongs there.
     Inbound {
         /// The packet, whole.
         packet: Vec<u8>,
         /// Its offload metadata.
-        offload: crate::wire::Offload,
+        offload: Offload,
     },
 }
 
 impl Outbox {
     /// Appends a gather list and returns its place.
-    pub fn push_tails(&mut self, tails: &[Span]) -> Range<u32> {
-        let start = self.tails.len() as u32;
+    pub fn push_tails(&mut self, tails: &[Span]) -> Range<usize> {
+        let start = self.tails.len();
         self.tails.extend_from_slice(tails);
-        start..self.tails.len() as u32
-    }
-
-    /// The slices of a packet's gather list.
-    pub fn tails(&self, packet: &Gather) -> &[Span] {
-        &self.tails[packet.tails.start as usize..packet.tails.end as usize]
+        start..self.tails.len()
     }
 
     /// Copies a packet into one piece.
     pub fn to_vec(&self, packet: &Gather, arena: &Arena) -> Vec<u8> {
         let mut bytes = packet.head.get(arena).to_vec();
-        for &tail in self.tails(packet) {
+        for &tail in packet.tails_of(&self.tails) {
             bytes.extend_from_slice(arena.get(tail));
         }
         bytes
@@ -229,9 +238,8 @@ pub fn seal_frames(
     drops: &mut DropCounters,
 ) -> bool {
     while let Some(frame) = outbox.peers.get(*next) {
-        let tails = &outbox.tails[frame.packet.tails.start as usize..frame.packet.tails.end as usize];
-        let slices = tails.iter().map(|&tail| arena.get(tail));
-        let mut segments = Segments::with_shape(frame.shape, frame.packet.head.get(arena), slices);
+        let slices = frame.packet.tails_of(&outbox.tails).iter().map(|&tail| arena.get(tail));
+        let mut segments = Segments::new(frame.packet.head.get(arena), frame.shape, slices);
         let worst = segments.segment_count() * (segments.max_segment_len() + MAX_SEALING_OVERHEAD);
         if buffer.used > 0 && buffer.used + worst > buffer.bytes.len() {
             return true;

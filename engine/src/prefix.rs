@@ -37,9 +37,9 @@ impl Prefix {
         self.network.into()
     }
 
-    /// The highest address: the directed broadcast, where there is one.
-    pub fn broadcast(self) -> Ipv4Addr {
-        (self.network | !mask(self.len)).into()
+    /// Its directed broadcast address (RFC 919 §7), unless it is too small to have one (RFC 3021).
+    pub fn broadcast(self) -> Option<Ipv4Addr> {
+        (self.len < 31).then(|| (self.network | !mask(self.len)).into())
     }
 }
 
@@ -79,7 +79,7 @@ mod tests {
     fn host_bits_are_ignored_and_the_edges_belong_to_it() {
         let prefix: Prefix = "10.66.77.9/24".parse().unwrap();
         assert_eq!(prefix.to_string(), "10.66.77.0/24");
-        assert_eq!(prefix.broadcast(), Ipv4Addr::new(10, 66, 77, 255));
+        assert_eq!(prefix.broadcast(), Some(Ipv4Addr::new(10, 66, 77, 255)));
         assert!(prefix.contains(Ipv4Addr::new(10, 66, 77, 255)));
         assert!(!prefix.contains(Ipv4Addr::new(10, 66, 78, 0)));
     }

@@ -2,17 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use crate::engine::{ClientEngine, EngineError, GatewayEngine, GatewaySettings, ClientSettings, OffloadSettings};
+use crate::engine::{
+    ClientEngine, ClientSettings, EngineError, GatewayEngine, GatewaySettings, OffloadSettings,
+};
 use crate::external::next_hop::ExternalLink as Link;
 use crate::messages::ShardStatus;
-use crate::nat::{Filtering, MappingView, NatConfig, Proto};
+use crate::nat::{Endpoint, Filtering, MappingView, NatConfig, Proto};
 use crate::prefix::Prefix;
 use crate::traffic::Direction;
 
@@ -24,7 +26,7 @@ impl From<EngineError> for PyErr {
     fn from(error: EngineError) -> Self {
         match error {
             // `OSError(errno, text)`: Python picks the subclass (PermissionError, …) by itself.
-            EngineError::Device(error) => match error.source.raw_os_error() {
+            EngineError::Device(error) => match error.raw_os_error() {
                 Some(errno) => PyOSError::new_err((errno, error.to_string())),
                 None => PyOSError::new_err(error.to_string()),
             },
@@ -66,14 +68,6 @@ fn transport_protocol(name: &str) -> PyResult<Proto> {
     }
 }
 
-const fn protocol_name(protocol: Proto) -> &'static str {
-    match protocol {
-        Proto::Tcp => "tcp",
-        Proto::Udp => "udp",
-        Proto::Icmp => "icmp",
-    }
-}
-
 #[pyclass(frozen, module = "tidegate._engine")]
 #[derive(Clone)]
 struct Offloads(OffloadSettings);
@@ -89,7 +83,10 @@ impl Offloads {
 
 #[pyclass(frozen, module = "tidegate._engine")]
 #[derive(Clone)]
-struct NatOptions(NatConfig);
+struct NatOptions {
+    config: NatConfig,
+    port_range: (u16, u16),
+}
 
 #[pymethods]
 impl NatOptions {
@@ -122,27 +119,25 @@ impl NatOptions {
                 port_range.0, port_range.1
             )));
         }
-        Ok(Self(NatConfig {
+        let config = NatConfig {
             filtering,
             udp_timeout: seconds("udp_timeout", udp_timeout)?,
             tcp_established_timeout: seconds("tcp_established_timeout", tcp_established_timeout)?,
-            tcp_transitory_timeout: seconds("tcp_transitory_timeout", tcp_transitory_timeout)?,
+            tcp_opening_timeout: seconds("tcp_transitory_timeout", tcp_transitory_timeout)?,
+            tcp_closing_timeout: seconds("tcp_transitory_timeout", tcp_transitory_timeout)?,
             icmp_timeout: seconds("icmp_timeout", icmp_timeout)?,
             max_mappings,
             max_mappings_per_client,
             max_new_mappings_per_second,
             max_sessions_per_mapping,
-            port_range: port_range.0..=port_range.1,
-        }))
+        };
+        Ok(Self { config, port_range })
     }
 }
 
 #[pyclass(frozen, module = "tidegate._engine")]
 #[derive(Clone)]
-struct ExternalLink {
-    interface: String,
-    link: Link,
-}
+struct ExternalLink(Link);
 
 #[pymethods]
 impl ExternalLink {
@@ -162,15 +157,15 @@ impl ExternalLink {
         if addresses.is_empty() {
             return Err(value_error(format!("interface {interface} has no IPv4 address to translate to")));
         }
-        let link = Link {
+        Ok(Self(Link {
+            interface,
             index,
             mac,
             mtu,
             addresses,
             on_link: on_link.iter().map(|text| prefix(text)).collect::<PyResult<_>>()?,
             router: next_hop.as_deref().map(address).transpose()?,
-        };
-        Ok(Self { interface, link })
+        }))
     }
 }
 
@@ -203,10 +198,10 @@ impl GatewayOptions {
             gateway_address: address(gateway_address)?,
             tun_name,
             tunnel_mtu,
-            interface: external.interface.clone(),
-            external: external.link.clone(),
+            external: external.0.clone(),
             host_addresses: addresses(&host_addresses)?,
-            nat: nat.0.clone(),
+            nat: nat.config.clone(),
+            port_range: nat.port_range,
             offloads: offloads.0,
             shards,
         }))
@@ -275,21 +270,21 @@ struct Mapping {
     external: (String, u16),
     age: f64,
     idle: f64,
-    expires_in: f64,
+    expires_in: Option<f64>,
     sessions: usize,
     state: &'static str,
 }
 
 impl From<MappingView> for Mapping {
     fn from(view: MappingView) -> Self {
-        let text = |endpoint: SocketAddrV4| (endpoint.ip().to_string(), endpoint.port());
+        let text = |endpoint: Endpoint| (endpoint.address.to_string(), endpoint.port);
         Self {
-            protocol: protocol_name(view.protocol),
+            protocol: view.protocol.name(),
             internal: text(view.internal),
             external: text(view.external),
             age: view.age.as_secs_f64(),
             idle: view.idle.as_secs_f64(),
-            expires_in: view.expires_in.as_secs_f64(),
+            expires_in: view.expires_in.map(|left| left.as_secs_f64()),
             sessions: view.sessions,
             state: view.state.name(),
         }
@@ -379,7 +374,7 @@ impl Gateway {
     }
 
     fn event_fd(&self) -> i32 {
-        self.0.events().descriptor().as_raw_fd()
+        self.0.events().wake().as_fd().as_raw_fd()
     }
 
     fn poll_events(&self) -> Vec<Event> {
@@ -397,15 +392,23 @@ impl Gateway {
     }
 
     fn set_external(&mut self, link: &ExternalLink, host_addresses: Vec<String>) -> PyResult<()> {
-        Ok(self.0.set_external(link.interface.clone(), link.link.clone(), addresses(&host_addresses)?)?)
+        self.0.set_external(link.0.clone(), addresses(&host_addresses)?);
+        Ok(())
     }
 
     fn set_nat(&mut self, options: &NatOptions) {
-        self.0.set_nat(options.0.clone());
+        self.0.set_nat(options.config.clone());
     }
 
-    fn publish(&mut self, py: Python<'_>, protocol: &str, external_port: u16, internal: (String, u16)) -> PyResult<()> {
-        let (protocol, internal) = (transport_protocol(protocol)?, endpoint(&internal)?);
+    fn publish(
+        &mut self,
+        py: Python<'_>,
+        protocol: &str,
+        external_port: u16,
+        internal: (String, u16),
+    ) -> PyResult<()> {
+        let protocol = transport_protocol(protocol)?;
+        let internal = Endpoint::new(address(&internal.0)?, internal.1);
         Ok(py.detach(|| self.0.publish(protocol, external_port, internal))?)
     }
 
@@ -445,7 +448,7 @@ impl Client {
     }
 
     fn event_fd(&self) -> i32 {
-        self.0.events().descriptor().as_raw_fd()
+        self.0.events().wake().as_fd().as_raw_fd()
     }
 
     fn poll_events(&self) -> Vec<Event> {

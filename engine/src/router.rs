@@ -92,7 +92,7 @@ pub fn is_bogon(address: Ipv4Addr) -> bool {
 
 /// Whether `address` is the network's own or its directed broadcast address. A /31 or /32 has neither (RFC 3021).
 fn is_edge(network: Prefix, address: Ipv4Addr) -> bool {
-    network.len() <= 30 && (address == network.broadcast() || address == network.network())
+    network.broadcast().is_some_and(|broadcast| address == broadcast || address == network.network())
 }
 
 #[cfg(test)]

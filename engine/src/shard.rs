@@ -13,12 +13,13 @@ use std::os::fd::AsFd;
 use std::sync::mpsc::{Receiver, SyncSender};
 
 use crate::arena::Arena;
-use crate::clock::Timestamp;
+use crate::clock::{Timestamp, monotonic_now};
 use crate::core::Core;
 use crate::drop_reason::DropReason;
-use crate::external::External;
+use crate::external::ExternalGateway;
+use crate::external::reservation::ReserverHandle;
 use crate::messages::{Command, EventKind, Events};
-use crate::outbox::{Crossing, DeviceFrame, Outbox, SealContext, TrainBuffer, seal_frames};
+use crate::outbox::{Crossing, Outbox, TrainBuffer, seal_frames};
 use crate::transport::{SendTrain, Train, Transport};
 use crate::tun::Tun;
 use crate::wake::{Epoll, EventFd, Events as Readiness, Interest};
@@ -49,19 +50,21 @@ pub struct Devices {
     /// Whether the TUN device takes superpackets.
     pub tun_offload: bool,
     /// A gateway's external interface.
-    pub external: Option<External>,
+    pub external: Option<ExternalGateway>,
 }
 
 /// How a shard is reached, and reaches others.
 pub struct Links {
     /// Wakes this shard.
-    pub wake: EventFd,
+    pub wake: EventFdHandle,
     /// What it is told to do.
     pub commands: Receiver<Command>,
     /// What other shards found to belong here.
     pub crossings: Receiver<Crossing>,
     /// The other shards, by number.
     pub shards: Vec<CrossingSender>,
+    /// Whom to ask for external ports, once it has been started.
+    pub reserver: Option<ReserverHandle>,
     /// What Python should know.
     pub events: Events,
 }
@@ -115,7 +118,7 @@ impl<C: Core> Shard<C> {
     /// Where the kernel has no room for another epoll instance.
     pub fn new(core: C, devices: Devices, links: Links) -> Result<Self, crate::sys::DeviceError> {
         let epoll = Epoll::new()?;
-        epoll.add(&links.wake, Token::Wake as u64, Interest::Read)?;
+        epoll.add(&*links.wake, Token::Wake as u64, Interest::Read)?;
         epoll.add(devices.transport.as_fd(), Token::Transport as u64, Interest::Read)?;
         if devices.reads_tun {
             epoll.add(&devices.tun, Token::Tun as u64, Interest::Read)?;
@@ -156,6 +159,7 @@ impl<C: Core> Shard<C> {
                 self.core.poll(now, &mut self.outbox);
             }
             self.send(now);
+            self.request_ports();
         }
     }
 
@@ -237,7 +241,7 @@ impl<C: Core> Shard<C> {
     fn receive_arp(&mut self, now: Timestamp) {
         let Some(external) = &mut self.devices.external else { return };
         while let Ok(Some(frame)) = external.arp.receive(&mut self.segment) {
-            self.core.receive_arp(now, frame, &mut self.arena, &mut self.outbox);
+            self.core.receive_arp(now, frame, &mut self.outbox);
         }
     }
 
@@ -290,8 +294,17 @@ impl<C: Core> Shard<C> {
                         self.links.events.push(EventKind::ExternalDown, error.to_string());
                     }
                 }
-                self.core.set_external(link, host_addresses);
+                let command = Command::SetExternal { link, host_addresses, filter };
+                self.core.carry_out(now, command, &mut self.outbox);
             }
+            Command::SetFilter(filter) => {
+                if let Some(external) = &self.devices.external {
+                    if let Err(error) = external.packets.set_filter(&filter) {
+                        self.links.events.push(EventKind::ExternalDown, error.to_string());
+                    }
+                }
+            }
+            Command::Reserver(reserver) => self.links.reserver = Some(reserver),
             other => self.core.carry_out(now, other, &mut self.outbox),
         }
     }
@@ -331,7 +344,12 @@ impl<C: Core> Shard<C> {
             return;
         }
         let offload_before = external.offload;
-        let dropped = external.send(&self.outbox.external, &self.outbox.tails, &self.arena, &mut self.segment);
+        let dropped = external.send_outbound(
+            &self.outbox.external,
+            &self.outbox.tails,
+            &self.arena,
+            &mut self.segment,
+        );
         self.core.drops().add(DropReason::SendFailed, dropped as u64);
         if offload_before && !external.offload {
             self.links.events.push(
@@ -343,7 +361,7 @@ impl<C: Core> Shard<C> {
 
     fn send_tun(&mut self) {
         for frame in &self.outbox.tun {
-            let tails = &self.outbox.tails[frame.packet.tails.start as usize..frame.packet.tails.end as usize];
+            let tails = frame.packet.tails_of(&self.outbox.tails);
             let head = frame.packet.head.get(&self.arena);
             let sent = if self.devices.tun_offload || frame.shape.offload() == Offload::NONE {
                 let mut slices = Vec::with_capacity(1 + tails.len());
@@ -366,7 +384,7 @@ impl<C: Core> Shard<C> {
                 );
             }
             let slices = tails.iter().map(|&tail| self.arena.get(tail));
-            let mut segments = Segments::with_shape(frame.shape, head, slices);
+            let mut segments = Segments::new(head, frame.shape, slices);
             while let Some(len) = segments.next_into(&mut self.segment) {
                 let segment = io::IoSlice::new(&self.segment[..len]);
                 if self.devices.tun.send(VirtioNetHeader::default(), &[segment]).is_err() {
@@ -379,10 +397,16 @@ impl<C: Core> Shard<C> {
     fn send_peers(&mut self, now: Timestamp) {
         let mut next = 0;
         loop {
-            let (tunnel, drops, mtu) = self.core.sealing();
-            let context = SealContext { now, mtu, drops };
-            let more =
-                seal_frames(&mut self.outbox, &mut next, &self.arena, tunnel, &mut self.sealed, context);
+            let (tunnel, drops) = self.core.sealing();
+            let more = seal_frames(
+                &mut self.outbox,
+                &mut next,
+                &self.arena,
+                tunnel,
+                &mut self.sealed,
+                now,
+                drops,
+            );
             self.send_sealed();
             if !more {
                 return;
@@ -413,11 +437,21 @@ impl<C: Core> Shard<C> {
         let trains: Vec<SendTrain<'_>> = self
             .outbox
             .datagrams
+            .datagrams
             .iter()
-            .map(|(to, datagram)| SendTrain { to, bytes: datagram, segment_size: datagram.len() })
+            .map(|(to, datagram)| SendTrain { to: *to, bytes: datagram, segment_size: datagram.len() })
             .collect();
         if !trains.is_empty() {
             send_trains(&mut *self.devices.transport, &trains, &mut self.core, &self.links.events);
+        }
+    }
+
+    fn request_ports(&mut self) {
+        let Some(reserver) = &self.links.reserver else { return };
+        for request in self.core.reserve_requests() {
+            if reserver.request(request).is_err() {
+                self.links.events.push(EventKind::PortsExhausted, "the port reserver is too busy, or gone");
+            }
         }
     }
 
@@ -449,9 +483,4 @@ fn send_trains(
             format!("the kernel refused UDP_SEGMENT{why}: datagrams are sent one by one"),
         );
     }
-}
-
-/// Nanoseconds of `CLOCK_MONOTONIC`.
-pub fn monotonic_now() -> Timestamp {
-    Timestamp::from_nanos(crate::sys::monotonic_nanos())
 }

@@ -130,9 +130,7 @@ class Status:
     mappings: dict[str, int]  # by protocol
     reserved_ports: dict[str, int]  # by protocol
     drops: dict[str, int]  # by reason
-    packets: dict[
-        str, int
-    ]  # by direction: "from_peers", "to_peers", "from_external", "to_external", "from_host", "to_host", "between_peers"
+    packets: dict[str, int]  # by direction: "from_peers", "to_peers", "from_external", "to_external", "from_host", "to_host", "between_peers"
     bytes: dict[str, int]
     offloads: dict[str, bool]  # those in use
     shards: int

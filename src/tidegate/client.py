@@ -1,16 +1,16 @@
-"""Assembles one client and runs it: profile, engine, TUN device, routes, DNS; everything is taken back at the end, after a
-failure half-way too."""
+"""Assembles one client and runs it: profile, engine, TUN device, routes, DNS; everything is taken back at the
+end, after a failure half-way too."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface
-from typing import Any, Iterator, Protocol
+from typing import Any, Protocol
 
 import structlog
 

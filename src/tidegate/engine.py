@@ -1,7 +1,7 @@
 """The border as the rest of Python sees it: typed values down, protocols up.
 
-The compiled extension `tidegate._engine` is imported by `load` alone, so that everything above it can be run with
-another engine, handed in as an argument.
+The compiled extension `tidegate._engine` is imported by `load` alone, so that everything above it can be run
+with another engine, handed in as an argument.
 """
 
 from __future__ import annotations
@@ -134,8 +134,8 @@ class EngineStatus(Protocol):
 
 
 class EngineEvent(Protocol):
-    """Something that Python should know: "shard_failed", "offload_disabled", "ports_exhausted", "external_down",
-    "external_up"."""
+    """Something that Python should know: "shard_failed", "offload_disabled", "ports_exhausted",
+    "external_down", "external_up"."""
 
     @property
     def kind(self) -> str: ...

@@ -1,8 +1,8 @@
 """Everything that Tidegate refuses or fails at, as one family of exceptions.
 
-Whoever raises one says what is wrong, where, and (as `hint`) what to do; `tidegate.cli.main` is the only place that
-prints them. The exit code belongs to the kind: 2 for what the user wrote (arguments, settings, profiles), 1 for what
-the machine did.
+Whoever raises one says what is wrong, where, and (as `hint`) what to do; `tidegate.cli.main` is the only
+place that prints them. The exit code belongs to the kind: 2 for what the user wrote (arguments, settings,
+profiles), 1 for what the machine did.
 """
 
 from pathlib import Path
@@ -29,7 +29,8 @@ class UsageError(TidegateError):
 
 
 class SettingsError(TidegateError):
-    """A setting is unknown, of a wrong type, or cannot be true. `where` is ``file:line``, a variable or a flag."""
+    """A setting is unknown, of a wrong type, or cannot be true. `where` is ``file:line``, a variable or a
+    flag."""
 
     exit_code = 2
 

@@ -13,10 +13,11 @@ PRIVATE_DIRECTORY = 0o700
 
 @contextmanager
 def atomic_write(path: Path, *, replace: bool) -> Iterator[IO[str]]:
-    """A text file (0600) that appears at `path` whole when the block ends well, and not at all when it does not.
+    """A text file (0600) that appears at `path` whole when the block ends well, and not at all when it does
+    not.
 
-    Without `replace` an existing file raises `FileExistsError`, also one that appears meanwhile. Raises `OSError`
-    before the block begins if the directory cannot be written.
+    Without `replace` an existing file raises `FileExistsError`, also one that appears meanwhile. Raises
+    `OSError` before the block begins if the directory cannot be written.
     """
     if not replace and os.path.lexists(path):
         raise FileExistsError(17, "File exists", str(path))

@@ -1,12 +1,13 @@
 """Assembles one gateway and runs it.
 
-In this order, each step undone by the end in reverse: privileges, state directory and its lock, key, store, the external
-link as the host's kernel tells it, the packet engine (which opens every socket and the TUN device), the TUN device's
-address (the only change on the host), peers and publications, DNS proxy, control socket, and the tasks that watch over
-link and engine. A step that fails takes back the ones before it: nothing is left half-done.
+In this order, each step undone by the end in reverse: privileges, state directory and its lock, key, store,
+the external link as the host's kernel tells it, the packet engine (which opens every socket and the TUN
+device), the TUN device's address (the only change on the host), peers and publications, DNS proxy, control
+socket, and the tasks that watch over link and engine. A step that fails takes back the ones before it:
+nothing is left half-done.
 
-A gateway that was killed leaves nothing to clean up: the TUN device and the lock vanish with the process, and the
-control socket's file is replaced.
+A gateway that was killed leaves nothing to clean up: the TUN device and the lock vanish with the process, and
+the control socket's file is replaced.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ class Gateway:
         self._dns: DnsServer | None = None
 
     async def run(self) -> None:
-        """Serves until SIGTERM or SIGINT. Raises `TidegateError` if it cannot begin, or if a part of it dies."""
+        """Serves until SIGTERM or SIGINT. Raises `TidegateError` if it cannot begin, or if a part of it
+        dies."""
         async with AsyncExitStack() as undo:
             await self._start(undo)
             await self._supervisor.wait()
@@ -240,7 +242,8 @@ async def watch_engine(engine: EngineLifecycle, supervisor: Supervisor) -> None:
     admit = RateLimit(loop.time).admit
     descriptor = engine.event_fd()
     while True:
-        # Waiting for one event at a time keeps a level-triggered descriptor from waking the loop again and again.
+        # Waiting for one event at a time keeps a level-triggered descriptor from waking the loop again and
+        # again.
         loop.add_reader(descriptor, readable.set)
         try:
             await readable.wait()

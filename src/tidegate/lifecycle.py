@@ -1,8 +1,8 @@
 """The Supervisor: every background task of a process, from its start to its end.
 
-The rules: a task is started exactly once, under a name; it can be cancelled; it is joined at shutdown, within a
-deadline; and if one ends although nobody asked it to, the process goes down loudly with the task's name and cause,
-rather than living on with half of itself.
+The rules: a task is started exactly once, under a name; it can be cancelled; it is joined at shutdown, within
+a deadline; and if one ends although nobody asked it to, the process goes down loudly with the task's name and
+cause, rather than living on with half of itself.
 
 Tasks wait (on a descriptor, a queue, an event), they do not poll: with nothing to do, none of them runs.
 """
@@ -92,7 +92,8 @@ class Supervisor:
         await self._wake.wait()
 
     async def wait_for_stop(self, seconds: float) -> bool:
-        """Pauses for at most `seconds`; `True` at once when the process is to stop. For tasks with a period."""
+        """Pauses for at most `seconds`; `True` at once when the process is to stop. For tasks with a
+        period."""
         try:
             await asyncio.wait_for(self._wake.wait(), seconds)
         except TimeoutError:
@@ -100,8 +101,8 @@ class Supervisor:
         return True
 
     async def stop(self) -> None:
-        """Cancels every task and joins it. Stopping twice does nothing. Tasks that do not end within the deadline are
-        named in the log and left to the end of the process."""
+        """Cancels every task and joins it. Stopping twice does nothing. Tasks that do not end within the
+        deadline are named in the log and left to the end of the process."""
         if self._stopping:
             return
         self._stopping = True

@@ -42,7 +42,8 @@ def configure_logging(settings: LogSettings) -> None:
 class RateLimit:
     """Lets at most `burst` events of a kind through per `period` seconds, and counts the rest.
 
-    State: one entry per kind; kinds come from a closed vocabulary, and `max_kinds` bounds it against surprises.
+    State: one entry per kind; kinds come from a closed vocabulary, and `max_kinds` bounds it against
+    surprises.
     """
 
     def __init__(
@@ -55,7 +56,8 @@ class RateLimit:
         self._seen: dict[str, tuple[float, int]] = {}
 
     def admit(self, kind: str) -> int | None:
-        """`None` if the event is to be dropped, otherwise how many were dropped before it in the period that ended."""
+        """`None` if the event is to be dropped, otherwise how many were dropped before it in the period that
+        ended."""
         now = self._clock()
         began, count = self._seen.get(kind, (now, 0))
         suppressed = 0

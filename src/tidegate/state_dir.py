@@ -1,8 +1,8 @@
 """The state directory and its lock.
 
-One process at a time may change what is in it: a gateway for as long as it runs, a command such as `peer add` for a
-moment when no gateway runs. The lock is the kernel's (flock(2)), so that a killed process leaves none behind; the
-file's text only says who holds it.
+One process at a time may change what is in it: a gateway for as long as it runs, a command such as `peer add`
+for a moment when no gateway runs. The lock is the kernel's (flock(2)), so that a killed process leaves none
+behind; the file's text only says who holds it.
 """
 
 from __future__ import annotations

@@ -10,10 +10,13 @@ use std::net::Ipv4Addr;
 use crate::bpf::{Assembler, Label, Test};
 
 pub mod arp_socket;
+pub mod gateway;
 pub mod neighbor;
 pub mod next_hop;
 pub mod packet_socket;
 pub mod reservation;
+
+pub use gateway::ExternalGateway;
 
 /// A link address (IEEE 802 MAC).
 pub type MacAddress = [u8; 6];

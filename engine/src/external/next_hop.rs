@@ -1,71 +1,9 @@
 //! To which neighbour a packet for the internet goes.
 
-use std::fmt;
 use std::net::Ipv4Addr;
-use std::str::FromStr;
 
 use super::MacAddress;
-
-/// An IPv4 prefix, as `192.0.2.0/24` (RFC 4632 §3.1).
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Prefix {
-    network: u32,
-    length: u8,
-}
-
-impl Prefix {
-    /// The prefix of `length` bits in which `address` lies; `None` if there are no such prefixes.
-    pub fn new(address: Ipv4Addr, length: u8) -> Option<Self> {
-        (length <= 32).then(|| Self { network: u32::from(address) & mask(length), length })
-    }
-
-    /// Whether the address lies in it.
-    pub fn contains(self, address: Ipv4Addr) -> bool {
-        u32::from(address) & mask(self.length) == self.network
-    }
-
-    /// Its directed broadcast address (RFC 919 §7), unless it is too small to have one (RFC 3021).
-    pub fn broadcast(self) -> Option<Ipv4Addr> {
-        (self.length < 31).then(|| Ipv4Addr::from(self.network | !mask(self.length)))
-    }
-
-    /// Its first address.
-    pub fn network(self) -> Ipv4Addr {
-        Ipv4Addr::from(self.network)
-    }
-}
-
-fn mask(length: u8) -> u32 {
-    u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0)
-}
-
-/// A text that is no IPv4 prefix.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct InvalidPrefix;
-
-impl fmt::Display for InvalidPrefix {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an IPv4 prefix looks like 192.0.2.0/24")
-    }
-}
-
-impl std::error::Error for InvalidPrefix {}
-
-impl FromStr for Prefix {
-    type Err = InvalidPrefix;
-
-    fn from_str(text: &str) -> Result<Self, InvalidPrefix> {
-        let (address, length) = text.split_once('/').ok_or(InvalidPrefix)?;
-        let address = address.parse().map_err(|_| InvalidPrefix)?;
-        Self::new(address, length.parse().map_err(|_| InvalidPrefix)?).ok_or(InvalidPrefix)
-    }
-}
-
-impl fmt::Display for Prefix {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.network(), self.length)
-    }
-}
+use crate::prefix::Prefix;
 
 /// What the host's kernel says about the external interface. Read, never changed.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -142,18 +80,5 @@ mod tests {
             link.next_hop(Ipv4Addr::new(192, 0, 2, 3)),
             NextHop::Neighbor(Ipv4Addr::new(192, 0, 2, 3))
         );
-    }
-
-    #[test]
-    fn a_prefix_is_read_and_shown_and_knows_its_addresses() {
-        let all: Prefix = "0.0.0.0/0".parse().unwrap();
-        assert!(all.contains(Ipv4Addr::BROADCAST) && all.contains(Ipv4Addr::UNSPECIFIED));
-        let one: Prefix = "192.0.2.9/32".parse().unwrap();
-        assert!(one.contains(Ipv4Addr::new(192, 0, 2, 9)) && !one.contains(Ipv4Addr::new(192, 0, 2, 8)));
-        assert_eq!(one.broadcast(), None);
-        assert_eq!("192.0.2.9/24".parse::<Prefix>().unwrap().to_string(), "192.0.2.0/24");
-        for text in ["192.0.2.0", "192.0.2.0/33", "192.0.2/24", "192.0.2.0/-1", ""] {
-            assert_eq!(text.parse::<Prefix>(), Err(InvalidPrefix), "{text}");
-        }
     }
 }

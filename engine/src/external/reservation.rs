@@ -47,6 +47,18 @@ pub enum Shortage {
     Refused(io::Error),
 }
 
+impl std::fmt::Display for Shortage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NoFreePort => f.write_str("no external port is free on the host"),
+            Self::Descriptors => {
+                f.write_str("the limit of open files bounds the external ports (raise it: ulimit -n, LimitNOFILE=)")
+            }
+            Self::Refused(error) => write!(f, "cannot reserve external ports: {error}"),
+        }
+    }
+}
+
 /// The sockets that hold the reserved ports. A port is free again when its socket is dropped.
 #[derive(Debug)]
 pub struct PortReservation {

@@ -3,19 +3,8 @@
 use super::*;
 
 impl Gateway {
-    /// Takes one packet from outside.
-    pub fn receive_external(
-        &mut self,
-        now: Timestamp,
-        arena: &mut Arena,
-        packet: Span,
-        offload: Offload,
-        outbox: &mut Outbox,
-    ) {
-        self.route_from_external(now, arena, Origin::Arena { head: packet, tails: &[] }, offload, outbox);
-    }
-
-    fn route_from_external(
+    /// Routes one packet from outside, or one that was hairpinned.
+    pub(super) fn route_from_external(
         &mut self,
         now: Timestamp,
         arena: &mut Arena,
@@ -94,9 +83,13 @@ impl Gateway {
         Ok(Decision { exit: Exit::Peer(inner), destination: inner, shape: packet.shape() })
     }
 
-    /// Which shard's NAT a packet from outside belongs to: the port of ours that it names.
-    fn shard_of_inbound(&self, packet: &Ipv4Packet<'_>) -> u8 {
-        self.shard_of_port(crate::nat::external_port(packet).unwrap_or(u16::from(self.shard)))
+    /// Which shard's NAT a packet from outside belongs to: the port of ours that it names, or that its quotation names.
+    pub(super) fn shard_of_inbound(&self, packet: &Ipv4Packet<'_>) -> u8 {
+        match crate::nat::external_port(packet) {
+            Some(port) if self.published.contains_key(&port) => self.published[&port],
+            Some((_, port)) => (port % u16::from(self.shards.max(1))) as u8,
+            // Nobody's: it is dropped, with a reason, wherever it is.
+            None => self.shard,
+        }
     }
-
 }

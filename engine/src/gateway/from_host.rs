@@ -3,8 +3,8 @@
 use super::*;
 
 impl Gateway {
-    /// Takes one packet that the host's kernel routed into the VPN subnet.
-    pub fn receive_host(
+    /// Routes one packet that the host's kernel sent into the VPN subnet.
+    pub(super) fn route_from_host(
         &mut self,
         now: Timestamp,
         arena: &mut Arena,
@@ -33,8 +33,8 @@ impl Gateway {
         }
     }
 
-    /// Takes what another shard found to belong here.
-    pub fn receive_crossing(
+    /// Routes what another shard found to belong here.
+    pub(super) fn route_crossing(
         &mut self,
         now: Timestamp,
         arena: &mut Arena,
@@ -44,7 +44,7 @@ impl Gateway {
         match crossing {
             Crossing::Initiation { from, mut datagram } => {
                 if let Received::Drop(reason) =
-                    self.tunnel.receive(now, from, &mut datagram, &mut outbox.datagrams)
+                    self.tunnel.receive_forwarded(now, from, &mut datagram, &mut outbox.datagrams)
                 {
                     self.drops.count(reason);
                 }

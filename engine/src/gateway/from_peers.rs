@@ -1,29 +1,12 @@
 //! Entrance 1: datagrams of the transport.
 
 use super::*;
+use crate::external::reservation::PortProtocol;
+use crate::wire::Transport;
 
 impl Gateway {
-    /// Opens the datagrams of one train and keeps their packets until [`Self::flush_peers`].
-    pub fn receive_datagrams(
-        &mut self,
-        now: Timestamp,
-        arena: &mut Arena,
-        train: Span,
-        segment_size: usize,
-        from: SocketAddrV4,
-        outbox: &mut Outbox,
-    ) {
-        let mut rest = train;
-        while rest.len > 0 {
-            let datagram = rest.take(segment_size.max(1));
-            rest = rest.skip(segment_size.max(1));
-            if let Err(reason) = self.receive_datagram(now, arena, datagram, from, outbox) {
-                self.drops.count(reason);
-            }
-        }
-    }
-
-    fn receive_datagram(
+    /// Opens one datagram, and keeps its packet until the flush.
+    pub(super) fn receive_datagram(
         &mut self,
         now: Timestamp,
         arena: &mut Arena,
@@ -64,9 +47,9 @@ impl Gateway {
     }
 
     /// Routes what the peers sent since the last flush.
-    pub fn flush_peers(&mut self, now: Timestamp, arena: &mut Arena, outbox: &mut Outbox) {
+    pub(super) fn route_from_peers(&mut self, now: Timestamp, arena: &mut Arena, outbox: &mut Outbox) {
         let mut coalescer = std::mem::take(&mut self.coalescer);
-        coalescer.drain(arena, |arena, gathered: Gathered<'_, PeerId>| {
+        coalescer.drain(arena, |arena, gathered| {
             let origin = Origin::Arena { head: gathered.head, tails: gathered.tails };
             self.route_from_peer(now, arena, origin, gathered.offload, gathered.tag, outbox);
         });
@@ -125,16 +108,14 @@ impl Gateway {
             Verdict::Host if self.nat_owns_destination(packet) => {
                 self.forward_checks(now, packet, self.tunnel_mtu)?;
                 self.translate_outbound(now, packet)?;
-                Exit::Hairpin(self.shard_of_port(packet.ports().map_or(0, |(_, port)| port)))
+                Exit::Hairpin(self.shard_of_inbound(packet))
             }
             Verdict::Host => Exit::Host,
             Verdict::External => {
                 self.forward_checks(now, packet, self.external.mtu)?;
                 match self.translate_outbound(now, packet)? {
                     Outbound::External => Exit::External,
-                    Outbound::Hairpin => {
-                        Exit::Hairpin(self.shard_of_port(packet.ports().map_or(0, |(_, port)| port)))
-                    }
+                    Outbound::Hairpin => Exit::Hairpin(self.shard_of_inbound(packet)),
                 }
             }
             Verdict::Drop(reason) => return Err(reason.into()),
@@ -170,18 +151,17 @@ impl Gateway {
         }
     }
 
+    /// Whether a packet to one of our external addresses is for a port of the NAT's (RFC 4787 REQ-9: hairpinning), rather
+    /// than for the host.
     fn nat_owns_destination(&self, packet: &Ipv4Packet<'_>) -> bool {
-        let protocol = match packet.protocol() {
-            protocol::TCP => Proto::Tcp,
-            protocol::UDP => Proto::Udp,
-            _ => return false,
+        let protocol = match packet.transport() {
+            Transport::Tcp { .. } => PortProtocol::Tcp,
+            Transport::Udp => PortProtocol::Udp,
+            Transport::Icmp | Transport::Other => return false,
         };
-        self.external.addresses.contains(&packet.destination())
-            && packet.ports().is_some_and(|(_, port)| self.ownership.is_reserved(protocol, port))
-    }
-
-    fn shard_of_port(&self, port: u16) -> u8 {
-        (port % u16::from(self.shards.max(1))) as u8
+        packet.ports().is_some_and(|(_, port)| {
+            self.ownership.is_reserved(protocol, packet.destination(), port)
+        })
     }
 
     /// A refusal of a packet of a peer, with the ICMP error that tells the peer why, where one is due.

@@ -1,22 +1,27 @@
 //! The exits: to a peer, to the host, to the external interface, to another shard.
 
 use super::*;
+use crate::external::LINK_HEADER_LEN;
+use crate::external::neighbor::Resolution;
+use crate::external::next_hop::NextHop;
+use crate::fragment::fragmentation::Fragments;
+use crate::wire::Segments;
 
 /// The packet being routed: its head is borrowed by an [`Ipv4Packet`]; this is where it lies, and its gather list.
-enum Origin<'t> {
+pub(super) enum Origin<'t> {
     Arena { head: Span, tails: &'t [Span] },
     Owned(Vec<u8>),
 }
 
 impl Origin<'_> {
-    fn tail_len(&self) -> usize {
+    pub(super) fn tail_len(&self) -> usize {
         match self {
             Self::Arena { tails, .. } => tails.iter().map(|tail| tail.len as usize).sum(),
             Self::Owned(_) => 0,
         }
     }
 
-    fn head_mut<'a>(&'a mut self, arena: &'a mut Arena) -> &'a mut [u8] {
+    pub(super) fn head_mut<'a>(&'a mut self, arena: &'a mut Arena) -> &'a mut [u8] {
         match self {
             Self::Arena { head, .. } => arena.get_mut(*head),
             Self::Owned(bytes) => bytes,
@@ -32,14 +37,14 @@ impl Origin<'_> {
             },
             Self::Owned(mut bytes) => {
                 bytes.truncate(shape.head_len());
-                Gather { head: Bytes::Owned(bytes), tails: 0..0 }
+                Gather::whole(Bytes::Owned(bytes))
             }
         }
     }
 }
 
 /// Where a packet leaves, its headers rewritten accordingly.
-enum Exit {
+pub(super) enum Exit {
     Peer(Ipv4Addr),
     Host,
     External,
@@ -51,16 +56,17 @@ enum Exit {
     Held,
 }
 
-struct Decision {
-    exit: Exit,
-    destination: Ipv4Addr,
-    shape: Shape,
+pub(super) struct Decision {
+    pub(super) exit: Exit,
+    /// Where the packet goes, after translation.
+    pub(super) destination: Ipv4Addr,
+    pub(super) shape: Shape,
 }
 
 /// A packet that is not delivered, and the ICMP error that tells its sender so.
-struct Refusal {
-    reason: DropReason,
-    answer: Option<Vec<u8>>,
+pub(super) struct Refusal {
+    pub(super) reason: DropReason,
+    pub(super) answer: Option<Vec<u8>>,
 }
 
 impl From<DropReason> for Refusal {
@@ -70,7 +76,7 @@ impl From<DropReason> for Refusal {
 }
 
 impl Gateway {
-    fn leave(
+    pub(super) fn leave(
         &mut self,
         now: Timestamp,
         arena: &mut Arena,
@@ -90,11 +96,11 @@ impl Gateway {
             Exit::External => self.leave_to_external(now, arena, packet, shape, destination, outbox),
             Exit::Hairpin(shard) if shard == self.shard => {
                 let bytes = outbox.to_vec(&packet, arena);
-                self.route_from_external(now, arena, Origin::Owned(bytes), shape.offload, outbox);
+                self.route_from_external(now, arena, Origin::Owned(bytes), shape.offload(), outbox);
             }
             Exit::Hairpin(shard) => {
                 let bytes = outbox.to_vec(&packet, arena);
-                let crossing = Crossing::Inbound { packet: bytes, offload: shape.offload };
+                let crossing = Crossing::Inbound { packet: bytes, offload: shape.offload() };
                 outbox.crossings.push((shard, crossing));
             }
             Exit::Reassembled(_) | Exit::Held => {}
@@ -114,16 +120,15 @@ impl Gateway {
                 self.traffic.count(Direction::ToPeers, shape);
                 if shape.segment_len() <= self.tunnel_mtu {
                     outbox.peers.push(PeerFrame { peer, packet, shape });
-                } else {
-                    let pieces = fragment(arena, outbox, &packet, shape, self.tunnel_mtu);
-                    outbox.peers.extend(
-                        pieces.into_iter().map(|(packet, shape)| PeerFrame { peer, packet, shape }),
-                    );
+                    return;
+                }
+                for (packet, shape) in self.fragment(arena, outbox, &packet, shape, self.tunnel_mtu) {
+                    outbox.peers.push(PeerFrame { peer, packet, shape });
                 }
             }
             Some(&Place::OnShard(shard)) => {
                 let bytes = outbox.to_vec(&packet, arena);
-                let crossing = Crossing::ToPeer { packet: bytes, offload: shape.offload };
+                let crossing = Crossing::ToPeer { packet: bytes, offload: shape.offload() };
                 outbox.crossings.push((shard, crossing));
             }
             None => self.drops.count(DropReason::NoSuchPeer),
@@ -140,14 +145,15 @@ impl Gateway {
         outbox: &mut Outbox,
     ) {
         let next_hop = match self.external.next_hop(destination) {
-            Ok(NextHop(address)) => address,
-            Err(reason) => return self.drops.count(reason),
+            NextHop::Neighbor(neighbor) => neighbor,
+            NextHop::Broadcast => return self.drops.count(DropReason::BogonDestination),
+            NextHop::NoRoute => return self.drops.count(DropReason::NoRoute),
         };
         self.traffic.count(Direction::ToExternal, shape);
         if shape.segment_len() <= self.external.mtu {
             return self.send_outbound(now, arena, packet, shape, next_hop, outbox);
         }
-        for (packet, shape) in fragment(arena, outbox, &packet, shape, self.external.mtu) {
+        for (packet, shape) in self.fragment(arena, outbox, &packet, shape, self.external.mtu) {
             self.send_outbound(now, arena, packet, shape, next_hop, outbox);
         }
     }
@@ -162,7 +168,7 @@ impl Gateway {
         next_hop: Ipv4Addr,
         outbox: &mut Outbox,
     ) {
-        let header = VirtioNetHeader::for_shape(shape, ETHERNET_HEADER_LEN);
+        let header = VirtioNetHeader::for_shape(shape, LINK_HEADER_LEN);
         match self.neighbors.resolve(next_hop, now) {
             Resolution::Known(destination_mac) => {
                 outbox.external.push(DeviceFrame { packet, header, shape, destination_mac });
@@ -174,25 +180,76 @@ impl Gateway {
                     self.drops.count(DropReason::NextHopUnresolved);
                 }
             }
-            Resolution::Failed => self.drops.count(DropReason::NextHopUnresolved),
+            Resolution::Unreachable | Resolution::Full => self.drops.count(DropReason::NextHopUnresolved),
         }
     }
 
-    fn answer_peer(&mut self, peer: PeerId, mut answer: Vec<u8>, outbox: &mut Outbox) {
+    /// Sends a packet that waited for its next hop's link address.
+    pub(super) fn send_held(
+        &mut self,
+        now: Timestamp,
+        neighbor: Ipv4Addr,
+        held: HeldFrame,
+        outbox: &mut Outbox,
+    ) {
+        let HeldFrame { packet, header, shape } = held;
+        match self.neighbors.resolve(neighbor, now) {
+            Resolution::Known(destination_mac) => {
+                let packet = Gather::whole(Bytes::Owned(packet));
+                outbox.external.push(DeviceFrame { packet, header, shape, destination_mac });
+            }
+            Resolution::Pending | Resolution::Unreachable | Resolution::Full => {
+                self.drops.count(DropReason::NextHopUnresolved);
+            }
+        }
+    }
+
+    /// Cuts a packet that may be fragmented, and is too big for `mtu`, into fragments, in order.
+    fn fragment(
+        &mut self,
+        arena: &Arena,
+        outbox: &Outbox,
+        packet: &Gather,
+        shape: Shape,
+        mtu: usize,
+    ) -> Vec<(Gather, Shape)> {
+        let mut pieces = Vec::new();
+        let mut segment = vec![0; shape.segment_len()];
+        let mut fragment = vec![0; mtu];
+        let slices = packet.tails_of(&outbox.tails).iter().map(|&tail| arena.get(tail));
+        let mut segments = Segments::new(packet.head.get(arena), shape, slices);
+        while let Some(len) = segments.next_into(&mut segment) {
+            match Fragments::new(&segment[..len], mtu) {
+                Ok(mut fragments) => {
+                    while let Some(len) = fragments.next_into(&mut fragment) {
+                        let mut bytes = fragment[..len].to_vec();
+                        match Ipv4Packet::parse(&mut bytes, 0, Offload::NONE).map(|packet| packet.shape()) {
+                            Ok(shape) => pieces.push((Gather::whole(Bytes::Owned(bytes)), shape)),
+                            Err(reason) => self.drops.count(reason),
+                        }
+                    }
+                }
+                Err(reason) => self.drops.count(reason),
+            }
+        }
+        pieces
+    }
+
+    pub(super) fn answer_peer(&mut self, peer: PeerId, mut answer: Vec<u8>, outbox: &mut Outbox) {
         match Ipv4Packet::parse(&mut answer, 0, Offload::NONE).map(|packet| packet.shape()) {
             Ok(shape) => {
                 self.traffic.count(Direction::ToPeers, shape);
-                let packet = Gather { head: Bytes::Owned(answer), tails: 0..0 };
+                let packet = Gather::whole(Bytes::Owned(answer));
                 outbox.peers.push(PeerFrame { peer, packet, shape });
             }
             Err(reason) => self.drops.count(reason),
         }
     }
 
-    fn answer_external(&mut self, now: Timestamp, mut answer: Vec<u8>, outbox: &mut Outbox) {
+    pub(super) fn answer_external(&mut self, now: Timestamp, mut answer: Vec<u8>, outbox: &mut Outbox) {
         match Ipv4Packet::parse(&mut answer, 0, Offload::NONE).map(|view| (view.shape(), view.destination())) {
             Ok((shape, destination)) => {
-                let packet = Gather { head: Bytes::Owned(answer), tails: 0..0 };
+                let packet = Gather::whole(Bytes::Owned(answer));
                 // The packet owns its bytes: no arena is looked at.
                 self.leave_to_external(now, &Arena::new(0), packet, shape, destination, outbox);
             }

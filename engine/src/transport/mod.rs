@@ -7,6 +7,7 @@
 use std::io;
 use std::net::SocketAddrV4;
 use std::ops::Range;
+use std::os::fd::AsFd;
 
 use crate::arena::{Arena, Span};
 
@@ -58,7 +59,7 @@ impl SendTrain<'_> {
 }
 
 /// A way for sealed datagrams to travel.
-pub trait Transport {
+pub trait Transport: AsFd {
     /// Receives what is there, at most one train into each of the arena's `buffers`, without waiting.
     ///
     /// Appends to `trains` and returns how many; 0 if there is nothing.
@@ -74,4 +75,10 @@ pub trait Transport {
 
     /// Sends trains in their order, without waiting: what the kernel has no room for is dropped and counted.
     fn send(&mut self, trains: &[SendTrain<'_>]) -> SendOutcome;
+
+    /// Whether trains leave in one call.
+    fn gso(&self) -> bool;
+
+    /// Whether trains arrive in one call.
+    fn gro(&self) -> bool;
 }

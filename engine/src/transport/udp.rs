@@ -215,6 +215,14 @@ impl UdpTransport {
 }
 
 impl Transport for UdpTransport {
+    fn gso(&self) -> bool {
+        self.gso()
+    }
+
+    fn gro(&self) -> bool {
+        self.gro()
+    }
+
     fn receive(
         &mut self,
         arena: &mut Arena,

@@ -1,7 +1,7 @@
 """Carries out commands: on the store, and at once on the engine where one runs.
 
-The store is written first and the engine told after; when the engine refuses, the store is taken back, so that a
-command is done whole or not at all.
+The store is written first and the engine told after; when the engine refuses, the store is taken back, so
+that a command is done whole or not at all.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Administration:
         """Raises `TidegateError`."""
         return cast(AnswerT, self._dispatch(command))
 
-    def _dispatch(self, command: Command[AnswerT]) -> Answer:
+    def _dispatch(self, command: Command[AnswerT]) -> Answer:  # noqa: PLR0911 -- one per command
         match command:
             case PeerAdd():
                 return self._peer_add(command)
@@ -118,8 +118,8 @@ class Administration:
         for peer in peers:
             if peer.address not in gateway.subnet or peer.address in self._reserved():
                 raise ConflictError(
-                    f"peer {peer.name!r} has address {peer.address}, which subnet {gateway.subnet} has no place for",
-                    hint=f"serve the subnet it was made for, or `tidegate peer remove {peer.name}` and add it anew",
+                    f"peer {peer.name!r} has address {peer.address}, which {gateway.subnet} has no place for",
+                    hint=f"serve its old subnet, or `tidegate peer remove {peer.name}` and add it anew",
                 )
         for peer in peers:
             engine.set_peer(peer.public_key, str(peer.address), peer.preshared_key)

@@ -1,4 +1,5 @@
-"""What can be asked of a gateway, and what it answers: the vocabulary of command line, control socket and any API.
+"""What can be asked of a gateway, and what it answers: the vocabulary of command line, control socket and any
+API.
 
 Requests and answers are plain data with stable names: `--json` prints the answers as they are.
 """

@@ -41,8 +41,8 @@ class ControlServer:
         self._listener: socket.socket | None = None
 
     def open(self) -> None:
-        """Makes the socket, in place of one that a killed process left (the state directory's lock is held, so nobody
-        listens there). Raises `ControlError`."""
+        """Makes the socket, in place of one that a killed process left (the state directory's lock is held,
+        so nobody listens there). Raises `ControlError`."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         before = os.umask(0o177)  # no moment at which others could connect
         try:

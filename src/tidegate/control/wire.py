@@ -1,7 +1,9 @@
 """The control socket's language: one JSON object per line, a request up, an answer down.
 
-``{"version": 1, "request": {"command": "peer.list"}}`` →
-``{"version": 1, "answer": {...}}`` or ``{"version": 1, "error": {"message": ..., "hint": ..., "exit_code": ...}}``.
+    {"version": 1, "request": {"command": "peer.list"}}
+    {"version": 1, "answer": {...}}
+    {"version": 1, "error": {"message": ..., "hint": ..., "exit_code": ...}}
+
 Lines are bounded in both directions; a line that is no valid request is answered with an error.
 """
 

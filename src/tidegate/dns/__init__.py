@@ -1,4 +1,5 @@
-"""The DNS proxy on the gateway's own address: clients ask it, it asks the host's (or the configured) resolvers.
+"""The DNS proxy on the gateway's own address: clients ask it, it asks the host's (or the configured)
+resolvers.
 
 `server` receives queries over UDP and TCP, `proxy` carries one query through, `upstream` asks one resolver,
 `message` looks into messages, `resolvers` says whom to ask.

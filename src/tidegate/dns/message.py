@@ -25,7 +25,8 @@ RETRY_ELSEWHERE = frozenset({dns.rcode.SERVFAIL, dns.rcode.NOTIMP, dns.rcode.REF
 
 
 class MalformedError(Exception):
-    """Not a message that can be forwarded. `answer` is what the sender deserves: FORMERR, NOTIMP, or silence (`None`)."""
+    """Not a message that can be forwarded. `answer` is what the sender deserves: FORMERR, NOTIMP, or silence
+    (`None`)."""
 
     def __init__(self, why: str, answer: bytes | None) -> None:
         super().__init__(why)
@@ -77,7 +78,8 @@ def parse_query(wire: bytes) -> Query:
 
 
 def answers(wire: bytes, query: Query, number: int) -> bool:
-    """Whether `wire` is a response to the query that was sent with id `number` (RFC 5452 §9.1: id and question)."""
+    """Whether `wire` is a response to the query that was sent with id `number` (RFC 5452 §9.1: id and
+    question)."""
     if len(wire) < HEADER_BYTES:
         return False
     got, flags = struct.unpack_from("!HH", wire)
@@ -104,8 +106,8 @@ def replace_id(wire: bytes, number: int) -> bytes:
 
 
 def truncate(wire: bytes, query: Query) -> bytes:
-    """An answer that the client takes over UDP: itself if it fits, otherwise question and TC, so that it asks again
-    over TCP (RFC 2181 §9)."""
+    """An answer that the client takes over UDP: itself if it fits, otherwise question and TC, so that it asks
+    again over TCP (RFC 2181 §9)."""
     if len(wire) <= query.udp_payload:
         return wire
     response = dns.message.make_response(query.message, recursion_available=True)

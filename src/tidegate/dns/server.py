@@ -1,7 +1,7 @@
 """Receives queries over UDP and TCP (RFC 7766) on the gateway's own address.
 
-Only the VPN's own addresses are answered: the host accepts packets for the gateway's address from any interface, and a
-proxy that answers everybody is an amplifier.
+Only the VPN's own addresses are answered: the host accepts packets for the gateway's address from any
+interface, and a proxy that answers everybody is an amplifier.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ MAX_PIPELINED = 16
 
 
 class DnsServer:
-    """Sockets around a `DnsProxy`. `run` is a task for the Supervisor; the sockets exist from `open` to `close`."""
+    """Sockets around a `DnsProxy`. `run` is a task for the Supervisor; the sockets exist from `open` to
+    `close`."""
 
     def __init__(
         self, proxy: DnsProxy, address: IPv4Address, clients: IPv4Network, *, port: int = DNS_PORT
@@ -168,8 +169,8 @@ class DnsServer:
 
 
 async def _read_query(reader: asyncio.StreamReader) -> bytes | None:
-    """The next query of a connection; `None` when the client is done, gone or silent. Answers that are still on their
-    way are waited for: a client may close its own direction after its last query."""
+    """The next query of a connection; `None` when the client is done, gone or silent. Answers that are still
+    on their way are waited for: a client may close its own direction after its last query."""
     try:
         async with asyncio.timeout(TCP_IDLE_TIMEOUT):
             (length,) = struct.unpack("!H", await reader.readexactly(2))  # RFC 1035 §4.2.2

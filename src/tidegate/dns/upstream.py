@@ -1,7 +1,8 @@
 """Asks one resolver one question, over UDP or TCP.
 
-Each query goes out from a fresh socket (so from a port that the kernel picks at random) with a random id, and only an
-answer from that resolver, with that id and that question, counts (RFC 5452 §9); others are ignored until the time is up.
+Each query goes out from a fresh socket (so from a port that the kernel picks at random) with a random id, and
+only an answer from that resolver, with that id and that question, counts (RFC 5452 §9); others are ignored
+until the time is up.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class _UdpExchange(asyncio.DatagramProtocol):
 
 
 async def ask_udp(query: Query, resolver: Resolver, counters: Counter[str]) -> bytes:
-    """The resolver's answer, with the query's own id. Raises `OSError` (refused, unreachable); the caller sets the
-    time limit."""
+    """The resolver's answer, with the query's own id. Raises `OSError` (refused, unreachable); the caller
+    sets the time limit."""
     number = secrets.randbelow(1 << 16)
     transport, exchange = await asyncio.get_running_loop().create_datagram_endpoint(
         lambda: _UdpExchange(query, number, counters), remote_addr=resolver

@@ -1,5 +1,5 @@
-"""The host as Tidegate sees it: read through netlink, changed nowhere but on our own TUN device (a client also sets
-its own routes, and takes them back)."""
+"""The host as Tidegate sees it: read through netlink, changed nowhere but on our own TUN device (a client
+also sets its own routes, and takes them back)."""
 
 from __future__ import annotations
 

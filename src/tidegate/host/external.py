@@ -1,4 +1,5 @@
-"""Which interface leads to the internet, and what the engine must know about it. Pure: from a snapshot to a value."""
+"""Which interface leads to the internet, and what the engine must know about it. Pure: from a snapshot to a
+value."""
 
 from __future__ import annotations
 

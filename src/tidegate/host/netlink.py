@@ -1,7 +1,8 @@
 """rtnetlink: a snapshot of the host's network, and notice of its changes.
 
-pyroute2 reads and writes; it is imported on first use, because it takes a fifth of a second. Notices need no parsing
-(whatever changed, everything is read anew), so they come through a plain netlink socket in the event loop.
+pyroute2 reads and writes; it is imported on first use, because it takes a fifth of a second. Notices need no
+parsing (whatever changed, everything is read anew), so they come through a plain netlink socket in the event
+loop.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ def configure_tun(name: str, address: IPv4Interface, mtu: int) -> None:
         if not found:
             raise HostNetworkError(f"the TUN device {name} is gone")
         if INET6_PROC.exists():
-            # The tunnel carries no IPv6: without a link-local address the kernel sends no solicitations into it.
+            # The tunnel carries no IPv6: without a link-local address the kernel sends no solicitations into
+            # it.
             inet6 = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", IN6_ADDR_GEN_MODE_NONE)]}
             ip.link("set", index=found[0], IFLA_AF_SPEC={"attrs": [("AF_INET6", inet6)]})
         ip.link("set", index=found[0], mtu=mtu)
@@ -84,8 +86,8 @@ def configure_tun(name: str, address: IPv4Interface, mtu: int) -> None:
 
 @contextmanager
 def watch(changed: Callable[[], None]) -> Iterator[None]:
-    """Calls `changed` in the running loop when links, IPv4 addresses or IPv4 routes change; several changes at once may
-    be told once."""
+    """Calls `changed` in the running loop when links, IPv4 addresses or IPv4 routes change; several changes
+    at once may be told once."""
     loop = asyncio.get_running_loop()
     with socket.socket(
         socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE

@@ -11,10 +11,11 @@ from tidegate.errors import ConflictError, HostNetworkError, PrivilegeError
 
 
 def check_listen_port(address: IPv4Address, port: int) -> None:
-    """Raises if no UDP socket can be bound there, naming the process that holds the port where that can be found.
+    """Raises if no UDP socket can be bound there, naming the process that holds the port where that can be
+    found.
 
-    The engine's own sockets share their port with SO_REUSEPORT; this one does not, so that it also finds a port that
-    another process would share.
+    The engine's own sockets share their port with SO_REUSEPORT; this one does not, so that it also finds a
+    port that another process would share.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:

@@ -21,8 +21,8 @@ TIMEOUT = 10  # seconds for a helper command
 def configured_dns(
     tun_name: str, servers: Sequence[IPv4Address], search: Sequence[str]
 ) -> Iterator[str | None]:
-    """Uses the servers while the block lasts; gives the manager's name, or `None` where there is none that could be
-    told (then nothing was changed)."""
+    """Uses the servers while the block lasts; gives the manager's name, or `None` where there is none that
+    could be told (then nothing was changed)."""
     addresses = [str(server) for server in servers]
     if SYSTEMD_RESOLVED.exists() and (resolvectl := shutil.which("resolvectl")):
         told = _run([resolvectl, "dns", tun_name, *addresses]) and _run(

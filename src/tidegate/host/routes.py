@@ -1,17 +1,17 @@
 """The client's routes: planned as a value, applied and taken back through netlink.
 
-A tunnel that takes everything must not take its own datagrams. As wg-quick does, the tunnel's routes go into a table of
-their own; a rule sends there what does not carry the transport socket's mark, and another rule before it lets the main
-table's more specific routes (the local network) win:
+A tunnel that takes everything must not take its own datagrams. As wg-quick does, the tunnel's routes go into
+a table of their own; a rule sends there what does not carry the transport socket's mark, and another rule
+before it lets the main table's more specific routes (the local network) win:
 
     29798: from all lookup main suppress_prefixlength 0
     29799: not from all fwmark 0x7467 lookup 29799
 
-IPv6 is not carried, so where a profile claims it (``::/0``), the table has an *unreachable* route for it: programs fall
-back to IPv4 at once, and nothing leaks past the tunnel.
+IPv6 is not carried, so where a profile claims it (``::/0``), the table has an *unreachable* route for it:
+programs fall back to IPv4 at once, and nothing leaks past the tunnel.
 
-Table, mark and priorities are constants, so that what a killed client left (its rules outlive it, its device and the
-device's routes do not) is recognised and replaced.
+Table, mark and priorities are constants, so that what a killed client left (its rules outlive it, its device
+and the device's routes do not) is recognised and replaced.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ class RoutePlan:
 
 
 def plan_routes(allowed_ips: tuple[Network, ...], endpoint: IPv4Address) -> RoutePlan:
-    """Plain routes where they cannot take the tunnel's own datagrams, policy routing where they would. Pure."""
+    """Plain routes where they cannot take the tunnel's own datagrams, policy routing where they would.
+    Pure."""
     swallows_itself = any(isinstance(network, IPv4Network) and endpoint in network for network in allowed_ips)
     defaults = any(network.prefixlen == 0 for network in allowed_ips)
     policy = swallows_itself or defaults
@@ -99,8 +100,8 @@ def plan_routes(allowed_ips: tuple[Network, ...], endpoint: IPv4Address) -> Rout
 
 @contextmanager
 def apply_routes(plan: RoutePlan, tun_name: str) -> Iterator[None]:
-    """The plan is in force while the block lasts. Raises `HostNetworkError`, with nothing left behind; `ConflictError` if
-    another client of this host (network namespace) already routes everything."""
+    """The plan is in force while the block lasts. Raises `HostNetworkError`, with nothing left behind;
+    `ConflictError` if another client of this host (network namespace) already routes everything."""
     with ExitStack() as undo:
         if plan.has_policy:
             undo.enter_context(_only_policy_router())

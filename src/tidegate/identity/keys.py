@@ -21,7 +21,8 @@ def encode_key(key: bytes) -> str:
 
 
 def decode_key(text: str) -> bytes:
-    """A key from its text. Raises `ValueError` with a text that does not repeat the key: it may be a secret one."""
+    """A key from its text. Raises `ValueError` with a text that does not repeat the key: it may be a secret
+    one."""
     try:
         key = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):

@@ -1,7 +1,7 @@
 """Profiles in the wg-quick format: what `peer add` hands out and `connect` reads.
 
-Parsing is strict: an unknown key or section is named with its line rather than ignored, because a key that is ignored
-is a promise that is not kept (a `Table` or `PostUp` that silently does nothing).
+Parsing is strict: an unknown key or section is named with its line rather than ignored, because a key that is
+ignored is a promise that is not kept (a `Table` or `PostUp` that silently does nothing).
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ def read_profile(path: Path) -> Profile:
 
 
 def parse_profile(text: str, path: Path | str = "profile") -> Profile:
-    """A profile from its text; `path` is for messages. Raises `ProfileError` and nothing else, whatever the text."""
+    """A profile from its text; `path` is for messages. Raises `ProfileError` and nothing else, whatever the
+    text."""
     sections = _sections(text, path)
     return _Reader(sections, path).profile()
 
@@ -139,7 +140,7 @@ def _sections(text: str, path: Path | str) -> dict[str, dict[str, list[_Entry]]]
     return sections
 
 
-def _check_key(
+def _check_key(  # noqa: PLR0917 -- a line and its place
     section: str, key: str, value: str, seen: dict[str, list[_Entry]], path: Path | str, line: int
 ) -> None:
     known = {name.lower(): name for name in _KEYS[section]}

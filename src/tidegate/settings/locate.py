@@ -1,7 +1,8 @@
 """Finds the line of a settings file on which a key stands, so that a message can point at it.
 
-`tomllib` gives values without positions. This is no second TOML parser: it reads table headers and the beginnings of
-lines, which is enough for any file whose keys stand at the beginning of a line, and finds nothing otherwise.
+`tomllib` gives values without positions. This is no second TOML parser: it reads table headers and the
+beginnings of lines, which is enough for any file whose keys stand at the beginning of a line, and finds
+nothing otherwise.
 """
 
 import re
@@ -21,9 +22,13 @@ def key_lines(text: str) -> dict[tuple[str, ...], int]:
     for number, line in enumerate(text.splitlines(), start=1):
         if header := _HEADER.match(line):
             table = _parts(header[1])
-            lines.setdefault(table, number)
+            found = table
         elif key := _KEY.match(line):
-            lines.setdefault((*table, *_parts(key[1])), number)
+            found = (*table, *_parts(key[1]))
+        else:
+            continue
+        for length in range(1, len(found) + 1):  # `a.b = 1` is also where `a` begins
+            lines.setdefault(found[:length], number)
     return lines
 
 

@@ -1,7 +1,7 @@
 """The settings: what exists, of which type, and what it is when nobody says anything.
 
-Every model is frozen and refuses unknown keys. Types are strict (`shards = "2"` is an error, not a two); what comes
-from the environment as text is turned into values by `sources` first.
+Every model is frozen and refuses unknown keys. Types are strict (`shards = "2"` is an error, not a two); what
+comes from the environment as text is turned into values by `sources` first.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _parse_address(text: str) -> IPv4Address:
         raise ValueError(f"{text!r} is not an IPv4 address") from None
 
 
-def _parse_interface(text: str) -> str:
+def parse_interface(text: str) -> str:
     if (
         not text
         or len(text.encode()) > MAX_INTERFACE_NAME
@@ -59,7 +59,7 @@ ListenText = Annotated[InstanceOf[ListenAddress], BeforeValidator(lambda v: _tex
 EndpointText = Annotated[InstanceOf[Endpoint], BeforeValidator(lambda v: _text(v, Endpoint.parse))]
 SubnetText = Annotated[InstanceOf[IPv4Network], BeforeValidator(lambda v: _text(v, parse_subnet))]
 AddressText = Annotated[InstanceOf[IPv4Address], BeforeValidator(lambda v: _text(v, _parse_address))]
-InterfaceName = Annotated[str, BeforeValidator(lambda v: _text(v, _parse_interface))]
+InterfaceName = Annotated[str, BeforeValidator(lambda v: _text(v, parse_interface))]
 AddressList = Annotated[tuple[AddressText, ...], BeforeValidator(_as_tuple)]
 PathText = Annotated[InstanceOf[Path], BeforeValidator(lambda v: _text(v, Path))]
 

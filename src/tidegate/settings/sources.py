@@ -1,7 +1,8 @@
 """Reads settings from where they are written: a TOML file, the environment, the command line.
 
-Flags win over the environment, the environment over the file, and the file over the defaults. Each value keeps a note
-of its origin, so that a message can say ``tidegate.toml:12``, ``$TIDEGATE_GATEWAY__LISTEN`` or ``--listen``.
+Flags win over the environment, the environment over the file, and the file over the defaults. Each value
+keeps a note of its origin, so that a message can say ``tidegate.toml:12``, ``$TIDEGATE_GATEWAY__LISTEN`` or
+``--listen``.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ def load_settings(
 ) -> Settings:
     """The settings in force.
 
-    `config` is the file that the user named; without one, `default_path` is read if it exists. `flags` maps a setting
-    to the flag's name and its value. Raises `SettingsError`.
+    `config` is the file that the user named; without one, `default_path` is read if it exists. `flags` maps a
+    setting to the flag's name and its value. Raises `SettingsError`.
     """
     environment = environment or {}
     if config is None and (named := environment.get(PREFIX + "CONFIG")):
@@ -92,15 +93,15 @@ class _Merged:
             raise SettingsError("is not UTF-8 text", where=f"{path}:{line}") from None
         except tomllib.TOMLDecodeError as cause:
             raise SettingsError(
-                f"is not valid TOML: {cause}", where=_toml_position(path, str(cause))
+                f"is not valid TOML: {cause}", where=_toml_position(path, self._text, str(cause))
             ) from None
         except RecursionError:
             raise SettingsError("is nested too deeply", where=str(path)) from None
         self._path = path
 
     def add_environment(self, environment: Mapping[str, str]) -> None:
-        """``TIDEGATE_STATE_DIR``, ``TIDEGATE_NAT__UDP_TIMEOUT``. Other variables without ``__`` are not settings: a
-        container platform invents ``TIDEGATE_PORT`` for a service of our name."""
+        """``TIDEGATE_STATE_DIR``, ``TIDEGATE_NAT__UDP_TIMEOUT``. Other variables without ``__`` are not
+        settings: a container platform invents ``TIDEGATE_PORT`` for a service of our name."""
         for name, text in sorted(environment.items()):
             key = tuple(name.removeprefix(PREFIX).lower().split(NESTED))
             known = _field_type(key)
@@ -164,9 +165,11 @@ def _unknown_key(key: Key, where: str | None) -> SettingsError:
     return SettingsError(f'unknown key "{key[-1]}" in {table}', where=where, hint=hint)
 
 
-def _toml_position(path: Path, message: str) -> str:
+def _toml_position(path: Path, text: str, message: str) -> str:
+    """`tomllib` tells the position in its message: ``(at line 3, column 5)`` or ``(at end of document)``."""
     _, found, rest = message.rpartition("(at line ")
-    return f"{path}:{rest.partition(',')[0]}" if found else str(path)
+    line = rest.partition(",")[0] if found else len(text.splitlines())
+    return f"{path}:{line}"
 
 
 def _is_model(kind: Any) -> bool:
@@ -184,8 +187,8 @@ def _field_type(key: Key) -> Any:
 
 
 def _from_text(text: str, kind: Any) -> Any:
-    """What a variable's text means for a setting of type `kind`; left as text where it means nothing, so that the
-    type check names it."""
+    """What a variable's text means for a setting of type `kind`; left as text where it means nothing, so that
+    the type check names it."""
     if kind is bool:
         return {
             "1": True,

@@ -1,7 +1,8 @@
 """What must survive a restart: peers and publications.
 
-`Store` is the whole interface; `sqlite` keeps it in one file. Another store (PostgreSQL, for a fleet) is another module
-here, not a change anywhere else. Stores are synchronous: each call is one short transaction, made from a worker thread.
+`Store` is the whole interface; `sqlite` keeps it in one file. Another store (PostgreSQL, for a fleet) is
+another module here, not a change anywhere else. Stores are synchronous: each call is one short transaction,
+made from a worker thread.
 """
 
 from __future__ import annotations
@@ -77,13 +78,14 @@ def check_peer_name(name: str) -> str:
     if not _PEER_NAME.fullmatch(name):
         raise UsageError(
             f"{name!r} is not a peer name",
-            hint=f"use 1 to {MAX_PEER_NAME} letters, digits, '.', '_' and '-', with a letter or digit at both ends",
+            hint=f"use 1 to {MAX_PEER_NAME} letters, digits, '.', '_', '-'; a letter or digit at both ends",
         )
     return name
 
 
 class Store(Protocol):
-    """Peers and publications. Methods raise `StoreError` where the store itself fails; each is one transaction."""
+    """Peers and publications. Methods raise `StoreError` where the store itself fails; each is one
+    transaction."""
 
     def peers(self) -> Sequence[Peer]:
         """In the order of their addresses."""
@@ -102,8 +104,8 @@ class Store(Protocol):
         address: IPv4Address | None,
         now: float,
     ) -> Peer:
-        """Adds a peer with `address`, or with the lowest free one of `subnet`. Raises `ConflictError` for a name, key
-        or address that is taken and for a full subnet."""
+        """Adds a peer with `address`, or with the lowest free one of `subnet`. Raises `ConflictError` for a
+        name, key or address that is taken and for a full subnet."""
 
     def remove_peer(self, name: str) -> tuple[Peer, Sequence[Publication]]:
         """Removes a peer and its publications, and gives back what was removed. Raises `NotFoundError`."""

@@ -1,8 +1,8 @@
 """The store in one SQLite file, through SQLAlchemy Core.
 
-Every transaction begins with BEGIN IMMEDIATE, so that what it reads stays true until it writes: two processes that add
-a peer at the same time get two addresses. WAL keeps readers out of the writer's way. A file that is damaged, or was made
-by a newer Tidegate, is refused before anything is written to it.
+Every transaction begins with BEGIN IMMEDIATE, so that what it reads stays true until it writes: two processes
+that add a peer at the same time get two addresses. WAL keeps readers out of the writer's way. A file that is
+damaged, or was made by a newer Tidegate, is refused before anything is written to it.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ class SqliteStore:
     """`Store` in one file."""
 
     def __init__(self, path: Path) -> None:
-        """Opens the file, or makes it (0600). Raises `StoreError`, and leaves a file that it cannot use as it was."""
+        """Opens the file, or makes it (0600). Raises `StoreError`, and leaves a file that it cannot use as it
+        was."""
         self._path = path
         with self._explained():
             if path.exists() and path.stat().st_size:

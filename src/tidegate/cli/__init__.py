@@ -1,0 +1,72 @@
+"""The command line: one module per group of commands, and `main`, the only place that prints errors.
+
+Commands import what they need when they run, so that ``tidegate --help`` is there at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+from typer.exceptions import Abort, TyperException
+
+from tidegate.cli.app import app
+from tidegate.cli.runtime import Runtime
+from tidegate.errors import TidegateError
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+DEBUG_VARIABLE = "TIDEGATE_DEBUG"
+
+
+def main(arguments: Sequence[str] | None = None, runtime: Runtime | None = None) -> int:
+    """Runs a command and gives back the exit code: 0, 1 (run time), 2 (usage, settings), 130 (Ctrl-C)."""
+    debug = os.environ.get(DEBUG_VARIABLE, "") not in {"", "0"}
+    try:
+        result = typer.main.get_command(app).main(
+            args=list(sys.argv[1:] if arguments is None else arguments),
+            prog_name="tidegate",
+            standalone_mode=False,
+            obj=runtime or Runtime(),
+        )
+    except TidegateError as failure:
+        if debug:
+            raise
+        return _complain(str(failure), failure.exit_code)
+    except TyperException as misuse:  # unknown options, missing arguments, values of a wrong type
+        return _complain_about_usage(misuse)
+    except (KeyboardInterrupt, Abort):
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except Exception as unexpected:
+        if debug:
+            raise
+        told = " ".join(str(unexpected).split())
+        return _complain(
+            f"unexpected {type(unexpected).__name__}: {told}; run with {DEBUG_VARIABLE}=1 for the trace",
+            EXIT_FAILED,
+        )
+    return result if isinstance(result, int) else EXIT_OK
+
+
+def _complain(message: str, exit_code: int) -> int:
+    print(f"tidegate: {message}", file=sys.stderr)
+    return exit_code
+
+
+def _complain_about_usage(misuse: TyperException) -> int:
+    context = getattr(misuse, "ctx", None)
+    if type(misuse).__name__ == "NoArgsIsHelpError":  # a group without a command: its help is the message
+        print(misuse.format_message(), file=sys.stderr)
+        return EXIT_USAGE
+    command = context.command_path if context is not None else "tidegate"
+    message = misuse.format_message().rstrip(".")
+    return _complain(f"{message[:1].lower()}{message[1:]}; see `{command} --help`", EXIT_USAGE)

@@ -1,0 +1,90 @@
+"""Who carries out a command: the gateway that runs on the state directory, or, where none runs, this process
+itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+from tidegate.control.client import ControlClient
+from tidegate.errors import LockedError, NotRunningError, TidegateError
+from tidegate.net import Endpoint
+from tidegate.state_dir import COMMAND_PATIENCE, StateDir
+
+if TYPE_CHECKING:
+    from tidegate.control.commands import AnswerT, Command
+    from tidegate.host import Host
+    from tidegate.settings import Settings
+
+
+class Executor(Protocol):
+    def execute(self, command: Command[AnswerT]) -> AnswerT: ...
+
+
+@contextmanager
+def running_gateway(settings: Settings) -> Iterator[Executor]:
+    """The gateway that runs. Raises `NotRunningError`."""
+    client = ControlClient.connect(settings.state_dir)
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+@contextmanager
+def administration(settings: Settings, host: Host, *, make: bool) -> Iterator[Executor]:
+    """The gateway that runs, or else the store itself under its lock. Without `make` a state directory that
+    is not there raises `NotRunningError`, instead of coming into being by being looked at."""
+    state = StateDir(settings.state_dir)
+    deadline = time.monotonic() + COMMAND_PATIENCE
+    while True:
+        try:
+            with running_gateway(settings) as gateway:
+                yield gateway
+                return
+        except NotRunningError as absent:
+            if not make and not state.database.exists():
+                raise NotRunningError(
+                    f"{state.path}: neither a running gateway nor a database",
+                    hint="name another with --state-dir",
+                ) from absent
+        try:
+            with _store_alone(settings, state, host) as alone:
+                yield alone
+                return
+        except LockedError:
+            # A gateway holds the lock but does not listen yet (or any more): ask it again until the time is
+            # up.
+            if time.monotonic() >= deadline:
+                raise
+
+
+@contextmanager
+def _store_alone(settings: Settings, state: StateDir, host: Host) -> Iterator[Executor]:
+    from tidegate.control.admin import Administration, Surroundings
+    from tidegate.identity import load_or_make_private_key, public_key_of
+    from tidegate.store.sqlite import SqliteStore
+
+    state.prepare()
+    with state.lock("command"):
+        public_key = public_key_of(load_or_make_private_key(state.key))
+        store = SqliteStore(state.database)
+        try:
+            around = Surroundings(
+                settings, public_key, lambda: _suggested_endpoint(settings, host), time.time
+            )
+            yield Administration(store, around)
+        finally:
+            store.close()
+
+
+def _suggested_endpoint(settings: Settings, host: Host) -> Endpoint | None:
+    from tidegate.host.external import external_link
+
+    try:
+        link = external_link(host.read_network(), settings.external)
+    except TidegateError:
+        return None  # the command says that --endpoint is needed
+    return Endpoint(link.addresses[0], settings.gateway.listen.port)

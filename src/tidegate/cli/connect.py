@@ -1,0 +1,72 @@
+"""``tidegate connect``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tidegate.cli.options import JsonOption, examples
+from tidegate.cli.runtime import runtime_of
+
+DEFAULT_INTERFACE = "tidegate-client"
+
+EXAMPLES = examples(
+    ("tidegate connect alice.conf", "connect until Ctrl-C; routes and DNS are taken back then"),
+    ("tidegate connect alice.conf --no-dns", "leave the resolver as it is"),
+    ("tidegate connect alice.conf --json", "one JSON object per event, for programs"),
+)
+
+
+def connect(
+    context: typer.Context,
+    profile: Annotated[Path, typer.Argument(metavar="PROFILE", help="A profile, from `tidegate peer add`.")],
+    interface: Annotated[
+        str, typer.Option(metavar="NAME", help="The TUN device's name.")
+    ] = DEFAULT_INTERFACE,
+    dns: Annotated[
+        bool, typer.Option("--dns/--no-dns", help="Whether to use the profile's DNS servers.")
+    ] = True,
+    routes: Annotated[bool, typer.Option("--routes/--no-routes", help="Whether to route AllowedIPs.")] = True,
+    json: JsonOption = False,
+) -> int:
+    """Connect this machine to a gateway, until Ctrl-C."""
+    import asyncio
+    import signal
+    from json import dumps
+
+    from tidegate.cli import EXIT_INTERRUPTED, EXIT_OK
+    from tidegate.cli.output import remark
+    from tidegate.client import Client, ClientEvent
+    from tidegate.errors import UsageError
+    from tidegate.identity import read_profile
+    from tidegate.log import configure_logging
+    from tidegate.settings import LogSettings, OffloadSettings
+    from tidegate.settings.model import parse_interface
+
+    def report(event: ClientEvent) -> None:
+        if json:
+            print(dumps({"event": event.event, **event.fields}), flush=True)
+        else:
+            remark(event.text)
+
+    try:
+        parse_interface(interface)
+    except ValueError as cause:
+        raise UsageError(f"--interface: {cause}") from None
+    parsed = read_profile(profile)
+    configure_logging(LogSettings())
+    runtime = runtime_of(context)
+    client = Client(
+        parsed,
+        runtime.engine(),
+        runtime.client_host(),
+        tun_name=interface,
+        offloads=OffloadSettings(),
+        use_dns=dns,
+        use_routes=routes,
+        report=report,
+    )
+    stopped_by = asyncio.run(client.run())
+    return EXIT_INTERRUPTED if stopped_by == signal.SIGINT else EXIT_OK

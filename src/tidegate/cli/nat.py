@@ -1,0 +1,97 @@
+"""``tidegate nat``: what the NAT holds."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tidegate.cli.options import ConfigOption, JsonOption, StateDirOption, examples, read_settings
+
+app = typer.Typer(help="The NAT: mappings and counters.", no_args_is_help=True)
+
+
+@app.command(
+    "list",
+    epilog=examples(
+        ("tidegate nat list --peer alice", "alice's mappings"), ("tidegate nat list --json", "all")
+    ),
+)
+def list_mappings(
+    context: typer.Context,
+    peer: Annotated[str | None, typer.Option(metavar="NAME", help="Only this peer's.")] = None,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, max=10_000, help="At most so many.")] = 1000,
+    config: ConfigOption = None,
+    state_dir: StateDirOption = None,
+    json: JsonOption = False,
+) -> None:
+    """List the NAT's mappings."""
+    from tidegate.cli.administration import running_gateway
+    from tidegate.cli.output import duration, print_json, print_rich, remark, table
+    from tidegate.control.commands import NatList
+
+    settings = read_settings(context, config, state_dir)
+    with running_gateway(settings) as gateway:
+        answer = gateway.execute(NatList(peer=peer, limit=limit))
+    if json:
+        print_json(answer)
+        return
+    print_rich(
+        table(
+            None,
+            ("protocol", "internal", "external", "peer", "state", "sessions>", "idle>", "expires in>"),
+            [
+                (
+                    entry.protocol,
+                    entry.internal,
+                    entry.external,
+                    entry.peer or "-",
+                    entry.state,
+                    str(entry.sessions),
+                    duration(entry.idle),
+                    duration(entry.expires_in),
+                )
+                for entry in answer.mappings
+            ],
+            empty="no mappings",
+        )
+    )
+    if answer.truncated:
+        remark(f"there are more than these {limit}; ask with --limit or --peer")
+
+
+@app.command("stats", epilog=examples(("tidegate nat stats", "mappings, reserved ports, limits, drops")))
+def stats(
+    context: typer.Context,
+    config: ConfigOption = None,
+    state_dir: StateDirOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show how full the NAT is, and what it dropped."""
+    from tidegate.cli.administration import running_gateway
+    from tidegate.cli.output import print_json, print_rich, table
+    from tidegate.cli.status import drops_table
+    from tidegate.control.commands import NatStats
+
+    settings = read_settings(context, config, state_dir)
+    with running_gateway(settings) as gateway:
+        answer = gateway.execute(NatStats())
+    if json:
+        print_json(answer)
+        return
+    protocols = sorted({*answer.mappings, *answer.reserved_ports})
+    print_rich(
+        table(
+            None,
+            ("protocol", "mappings>", "reserved ports>"),
+            [
+                (name, str(answer.mappings.get(name, 0)), str(answer.reserved_ports.get(name, 0)))
+                for name in protocols
+            ],
+            empty="no mappings",
+        ),
+        table(
+            None, ("limit", "value>"), [(name, str(value)) for name, value in answer.limits.items()], empty=""
+        ),
+        drops_table(answer.drops),
+    )

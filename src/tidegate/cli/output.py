@@ -1,0 +1,80 @@
+"""What commands print: tables for people, JSON for programs, on standard output; remarks on standard
+error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from rich.console import RenderableType
+
+PIPE_WIDTH = 160
+"""Columns of a table that goes into a pipe or file, where there is no terminal to fit."""
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+def print_json(answer: BaseModel) -> None:
+    print(answer.model_dump_json(indent=2))
+
+
+def print_rich(*things: RenderableType) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = PIPE_WIDTH
+    for thing in things:
+        console.print(thing)
+
+
+def remark(text: str) -> None:
+    """One line for a person, beside the output proper."""
+    print(f"tidegate: {text}", file=sys.stderr)
+
+
+def table(
+    title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str
+) -> RenderableType:
+    """A table; columns whose name ends with ``>`` are aligned to the right."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    if not rows:
+        return f"[dim]{escape(empty)}[/]"
+    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        made.add_column(
+            column.removesuffix(">"), justify="right" if column.endswith(">") else "left", no_wrap=True
+        )
+    for row in rows:
+        made.add_row(*map(escape, row))
+    return made
+
+
+def amount(count: int) -> str:
+    """Bytes for people."""
+    value = float(count)
+    for unit in _UNITS[:-1]:
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} {_UNITS[-1]}"
+
+
+def duration(seconds: float) -> str:
+    """A time span for people, in its two largest units."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    parts = [(whole // 86_400, "d"), (whole // 3600 % 24, "h"), (whole // 60 % 60, "min"), (whole % 60, "s")]
+    first = next(index for index, (value, _) in enumerate(parts) if value)
+    return " ".join(f"{value} {unit}" for value, unit in parts[first : first + 2] if value)
+
+
+def ago(seconds: float | None) -> str:
+    return "never" if seconds is None else f"{duration(seconds)} ago"

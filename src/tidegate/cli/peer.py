@@ -1,0 +1,284 @@
+"""``tidegate peer``: who may connect."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from ipaddress import IPv4Address, IPv4Interface, ip_network
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated
+
+import typer
+
+from tidegate.cli.options import ConfigOption, JsonOption, StateDirOption, examples, read_settings
+from tidegate.cli.runtime import runtime_of
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from tidegate.control.commands import PeerAdded, PeerView
+    from tidegate.identity import Profile
+    from tidegate.net import Endpoint
+
+app = typer.Typer(help="Peers: who may connect.", no_args_is_help=True)
+
+KEEPALIVE = 25  # seconds; WireGuard's advice for clients behind a NAT
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The peer's name.", show_default=False)]
+
+_ADD_EXAMPLES = examples(
+    ("tidegate peer add alice --out alice.conf", "a profile for any WireGuard app"),
+    ("tidegate peer add bob --endpoint vpn.example.com:51820 > bob.conf", "with the name that clients reach"),
+    ("tidegate peer add carol --address 10.66.77.20", "with a chosen address"),
+)
+
+
+@app.command("add", epilog=_ADD_EXAMPLES)
+def add(
+    context: typer.Context,
+    name: NameArgument,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Where clients reach the gateway. [dim]\\[settings, or external address][/]",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the profile here (mode 0600), not to standard output."),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(metavar="A.B.C.D", help="The peer's address. [dim]\\[the lowest free one][/]"),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing FILE.")] = False,
+    config: ConfigOption = None,
+    state_dir: StateDirOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Add a peer and hand out its profile (wg-quick format). Its private key is in the profile and nowhere
+    else."""
+    from tidegate.cli.administration import administration
+    from tidegate.cli.output import remark
+    from tidegate.control.commands import PeerAdd, PeerRemove
+    from tidegate.identity import encode_key, make_preshared_key, make_private_key, public_key_of
+    from tidegate.store import check_peer_name
+
+    settings = read_settings(context, config, state_dir)
+    check_peer_name(name)
+    wanted = _endpoint(endpoint, settings.gateway.listen.port)
+    private_key, preshared_key = make_private_key(), make_preshared_key()
+    command = PeerAdd(
+        name=name,
+        public_key=encode_key(public_key_of(private_key)),
+        preshared_key=encode_key(preshared_key),
+        address=address,
+    )
+    comment = f"Tidegate profile of {name}. It holds secret keys: keep it to yourself."
+    with ExitStack() as files:
+        # The file is begun before the peer is added, and appears once it was: nothing is ever half-done.
+        file = _begin_profile(files, out, force) if out is not None else None
+        with administration(settings, runtime_of(context).host(), make=True) as executor:
+            added = executor.execute(command)
+            try:
+                profile = _profile(added, wanted, private_key, preshared_key)
+                text = profile.render(comment)
+                if file is not None:
+                    file.write(text)
+                files.close()
+            except BaseException:
+                executor.execute(PeerRemove(name=name))
+                raise
+    _warn_of_private_endpoint(profile, explicit=wanted is not None or settings.gateway.endpoint is not None)
+    if json:
+        _print_added(added, profile, text, out)
+    elif out is None:
+        print(text, end="")
+    else:
+        remark(f"peer {name} has address {added.peer.address}; its profile is in {out}")
+
+
+def _endpoint(text: str | None, default_port: int) -> Endpoint | None:
+    from tidegate.errors import UsageError
+    from tidegate.net import Endpoint
+
+    if text is None:
+        return None
+    try:
+        return Endpoint.parse(text, default_port)
+    except ValueError as cause:
+        raise UsageError(f"--endpoint: {cause}") from None
+
+
+def _begin_profile(files: ExitStack, out: Path, force: bool) -> IO[str]:
+    from tidegate.errors import TidegateError, UsageError
+    from tidegate.files import atomic_write
+
+    try:
+        return files.enter_context(atomic_write(out, replace=force))
+    except FileExistsError:
+        raise UsageError(
+            f"{out} exists, and may hold somebody's only key", hint="choose another --out, or add --force"
+        ) from None
+    except OSError as cause:
+        raise TidegateError(f"{out}: cannot be written: {cause.strerror}") from cause
+
+
+def _profile(
+    added: PeerAdded, endpoint: Endpoint | None, private_key: bytes, preshared_key: bytes
+) -> Profile:
+    from tidegate.errors import UsageError
+    from tidegate.identity import Profile, decode_key
+    from tidegate.net import Endpoint
+
+    if endpoint is None and added.endpoint is None:
+        raise UsageError(
+            "it is not known where clients reach the gateway",
+            hint="say --endpoint HOST:PORT, or set [gateway] endpoint",
+        )
+    return Profile(
+        private_key=private_key,
+        address=IPv4Interface(f"{added.peer.address}/32"),
+        dns=(IPv4Address(added.gateway_address),) if added.dns else (),
+        mtu=added.mtu,
+        peer_public_key=decode_key(added.gateway_public_key),
+        preshared_key=preshared_key,
+        # IPv6 is not carried; claiming it keeps it from leaving past the tunnel.
+        allowed_ips=(ip_network("0.0.0.0/0"), ip_network("::/0")),
+        endpoint=endpoint or Endpoint.parse(str(added.endpoint)),
+        persistent_keepalive=KEEPALIVE,
+    )
+
+
+def _warn_of_private_endpoint(profile: Profile, *, explicit: bool) -> None:
+    from tidegate.cli.output import remark
+    from tidegate.net import PRIVATE_NETWORKS
+
+    if explicit:
+        return
+    address = IPv4Address(profile.endpoint.host)
+    if any(address in network for network in PRIVATE_NETWORKS):
+        remark(f"the endpoint {profile.endpoint} is a private address; clients elsewhere need --endpoint")
+
+
+def _print_added(added: PeerAdded, profile: Profile, text: str, out: Path | None) -> None:
+    from json import dumps
+
+    answer = {
+        "name": added.peer.name,
+        "address": added.peer.address,
+        "public_key": added.peer.public_key,
+        "endpoint": str(profile.endpoint),
+        "file": str(out) if out is not None else None,
+        "profile": text if out is None else None,
+    }
+    print(dumps(answer, indent=2))
+
+
+@app.command(
+    "list",
+    epilog=examples(("tidegate peer list", "all peers"), ("tidegate peer list --json", "for programs")),
+)
+def list_peers(
+    context: typer.Context,
+    config: ConfigOption = None,
+    state_dir: StateDirOption = None,
+    json: JsonOption = False,
+) -> None:
+    """List the peers."""
+    from tidegate.cli.administration import administration
+    from tidegate.cli.output import print_json, print_rich
+    from tidegate.control.commands import PeerList
+
+    settings = read_settings(context, config, state_dir)
+    with administration(settings, runtime_of(context).host(), make=False) as executor:
+        answer = executor.execute(PeerList())
+    if json:
+        print_json(answer)
+    else:
+        print_rich(peer_table(answer.peers, running=answer.running))
+
+
+@app.command("show", epilog=examples(("tidegate peer show alice", "one peer with its counters")))
+def show(
+    context: typer.Context,
+    name: NameArgument,
+    config: ConfigOption = None,
+    state_dir: StateDirOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show one peer."""
+    from tidegate.cli.administration import administration
+    from tidegate.cli.output import ago, amount, print_json, print_rich, table
+    from tidegate.control.commands import PeerList
+    from tidegate.errors import NotFoundError
+
+    settings = read_settings(context, config, state_dir)
+    with administration(settings, runtime_of(context).host(), make=False) as executor:
+        answer = executor.execute(PeerList())
+    peer = next((peer for peer in answer.peers if peer.name == name), None)
+    if peer is None:
+        raise NotFoundError(f"there is no peer named {name!r}", hint="see `tidegate peer list`")
+    if json:
+        print_json(peer)
+        return
+    rows = [("name", peer.name), ("address", peer.address), ("public key", peer.public_key)]
+    if answer.running:
+        rows += [
+            ("endpoint", peer.endpoint or "-"),
+            ("last handshake", ago(peer.last_handshake)),
+            ("received", f"{amount(peer.received_bytes)} in {peer.received_packets} packets"),
+            ("sent", f"{amount(peer.sent_bytes)} in {peer.sent_packets} packets"),
+            ("NAT mappings", str(peer.mappings)),
+        ]
+    print_rich(table(None, ("", ""), rows, empty=""))
+
+
+@app.command("remove", epilog=examples(("tidegate peer remove alice", "alice can no longer connect")))
+def remove(
+    context: typer.Context,
+    name: NameArgument,
+    config: ConfigOption = None,
+    state_dir: StateDirOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Remove a peer, and what is published to it."""
+    from tidegate.cli.administration import administration
+    from tidegate.cli.output import print_json, remark
+    from tidegate.control.commands import PeerRemove
+
+    settings = read_settings(context, config, state_dir)
+    with administration(settings, runtime_of(context).host(), make=False) as executor:
+        answer = executor.execute(PeerRemove(name=name))
+    if json:
+        print_json(answer)
+        return
+    also = f"; no longer published: {', '.join(answer.publications)}" if answer.publications else ""
+    remark(f"peer {name} ({answer.peer.address}) is removed{also}")
+
+
+def peer_table(peers: list[PeerView], *, running: bool) -> RenderableType:
+    """Peers as a table, with counters where a gateway runs."""
+    from tidegate.cli.output import ago, amount, table
+
+    empty = "no peers; add one with `tidegate peer add NAME --out NAME.conf`"
+    if not running:
+        rows = [(peer.name, peer.address, peer.public_key) for peer in peers]
+        return table(None, ("peer", "address", "public key"), rows, empty=empty)
+    return table(
+        None,
+        ("peer", "address", "endpoint", "last handshake", "received>", "sent>", "mappings>"),
+        [
+            (
+                peer.name,
+                peer.address,
+                peer.endpoint or "-",
+                ago(peer.last_handshake),
+                amount(peer.received_bytes),
+                amount(peer.sent_bytes),
+                str(peer.mappings),
+            )
+            for peer in peers
+        ],
+        empty=empty,
+    )

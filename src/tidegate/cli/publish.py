@@ -1,0 +1,145 @@
+"""``tidegate publish``: external ports that lead to a client."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal, cast
+
+import typer
+
+from tidegate.cli.options import ConfigOption, JsonOption, StateDirOption, examples, read_settings
+from tidegate.cli.runtime import runtime_of
+
+if TYPE_CHECKING:
+    from tidegate.control.commands import PublicationView
+
+app = typer.Typer(help="Published ports: external ports that lead to a peer.", no_args_is_help=True)
+
+PortsArgument = Annotated[
+    str, typer.Argument(metavar="PROTO/PORT", help="Such as tcp/8080, or tcp/8000-8010.", show_default=False)
+]
+
+
+@app.command(
+    "add",
+    epilog=examples(
+        (
+            "tidegate publish add tcp/8080 --to alice:80",
+            "port 8080 of the external address is alice's port 80",
+        ),
+        ("tidegate publish add udp/27000-27010 --to bob", "a range, to the same ports"),
+    ),
+)
+def add(
+    context: typer.Context,
+    ports: PortsArgument,
+    to: Annotated[
+        str, typer.Option(metavar="PEER[:PORT]", help="The peer, and its (first) port.", show_default=False)
+    ],
+    config: ConfigOption = None,
+    state_dir: StateDirOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Publish external ports to a peer; at once, and after every restart."""
+    from tidegate.cli.administration import administration
+    from tidegate.cli.output import print_json, remark
+    from tidegate.control.commands import PublishAdd
+
+    protocol, first, last = parse_ports(ports)
+    peer, internal = _parse_target(to, first, last)
+    settings = read_settings(context, config, state_dir)
+    command = PublishAdd(
+        protocol=protocol, first_port=first, last_port=last, peer=peer, internal_port=internal
+    )
+    with administration(settings, runtime_of(context).host(), make=False) as executor:
+        answer = executor.execute(command)
+    if json:
+        print_json(answer)
+    else:
+        remark(f"{answer.publication.external} is published to {answer.publication.to}")
+
+
+@app.command("remove", epilog=examples(("tidegate publish remove tcp/8080", "no longer published")))
+def remove(
+    context: typer.Context,
+    ports: PortsArgument,
+    config: ConfigOption = None,
+    state_dir: StateDirOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Take a publication back."""
+    from tidegate.cli.administration import administration
+    from tidegate.cli.output import print_json, remark
+    from tidegate.control.commands import PublishRemove
+
+    protocol, first, last = parse_ports(ports)
+    settings = read_settings(context, config, state_dir)
+    with administration(settings, runtime_of(context).host(), make=False) as executor:
+        answer = executor.execute(PublishRemove(protocol=protocol, first_port=first, last_port=last))
+    if json:
+        print_json(answer)
+    else:
+        remark(f"{answer.publication.external} is no longer published to {answer.publication.to}")
+
+
+@app.command("list", epilog=examples(("tidegate publish list", "all published ports")))
+def list_publications(
+    context: typer.Context,
+    config: ConfigOption = None,
+    state_dir: StateDirOption = None,
+    json: JsonOption = False,
+) -> None:
+    """List the published ports."""
+    from tidegate.cli.administration import administration
+    from tidegate.cli.output import print_json, print_rich, table
+    from tidegate.control.commands import PublishList
+
+    settings = read_settings(context, config, state_dir)
+    with administration(settings, runtime_of(context).host(), make=False) as executor:
+        answer = executor.execute(PublishList())
+    if json:
+        print_json(answer)
+        return
+    rows = [(entry.external, entry.to, _state(entry)) for entry in answer.publications]
+    print_rich(table(None, ("external", "to", "state"), rows, empty="nothing is published"))
+
+
+def _state(entry: PublicationView) -> str:
+    return f"{entry.state}: {entry.detail}" if entry.detail else entry.state
+
+
+def parse_ports(text: str) -> tuple[Literal["tcp", "udp"], int, int]:
+    """``tcp/8080`` or ``tcp/8000-8010``. Raises `UsageError`."""
+    from tidegate.errors import UsageError
+    from tidegate.net import parse_port
+
+    protocol, slash, range_text = text.lower().partition("/")
+    first, dash, last = range_text.partition("-")
+    try:
+        if protocol not in {"tcp", "udp"} or not slash:
+            raise ValueError(f"{text!r} is not PROTO/PORT, such as tcp/8080 or udp/27000-27010")
+        low = parse_port(first)
+        high = parse_port(last) if dash else low
+    except ValueError as cause:
+        raise UsageError(str(cause)) from None
+    if high < low:
+        raise UsageError(f"{text!r} ends before it begins")
+    return cast(Literal["tcp", "udp"], protocol), low, high
+
+
+def _parse_target(text: str, first: int, last: int) -> tuple[str, int]:
+    """``alice`` (the same ports), ``alice:80``, or ``alice:80-90`` if as long as the external range."""
+    from tidegate.errors import UsageError
+    from tidegate.net import parse_port
+
+    peer, colon, range_text = text.partition(":")
+    if not colon:
+        return peer, first
+    low_text, dash, high_text = range_text.partition("-")
+    try:
+        low = parse_port(low_text)
+        high = parse_port(high_text) if dash else low + last - first
+    except ValueError as cause:
+        raise UsageError(f"--to: {cause}") from None
+    if high - low != last - first:
+        raise UsageError(f"--to {text}: as many ports are needed as are published ({last - first + 1})")
+    return peer, low

@@ -1,0 +1,47 @@
+"""What the commands stand on: the engine and the host, handed in so that tests can hand in others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import typer
+
+if TYPE_CHECKING:
+    from tidegate.client import ClientHost
+    from tidegate.engine import Engine
+    from tidegate.host import Host
+
+
+def _load_engine() -> Engine:
+    from tidegate.engine import load
+
+    return load()
+
+
+def _linux_host() -> Host:
+    from tidegate.host.netlink import LinuxHost
+
+    return LinuxHost()
+
+
+def _linux_client_host() -> ClientHost:
+    from tidegate.client import LinuxClientHost
+
+    return LinuxClientHost()
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """Where engine and host come from."""
+
+    engine: Callable[[], Engine] = _load_engine
+    host: Callable[[], Host] = _linux_host
+    client_host: Callable[[], ClientHost] = _linux_client_host
+    default_config: Path = Path("/etc/tidegate/tidegate.toml")
+
+
+def runtime_of(context: typer.Context) -> Runtime:
+    return cast(Runtime, context.find_root().obj)

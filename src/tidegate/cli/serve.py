@@ -1,0 +1,75 @@
+"""``tidegate serve``"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tidegate.cli.options import ConfigOption, StateDirOption, examples, read_settings
+from tidegate.cli.runtime import runtime_of
+
+EXAMPLES = examples(
+    ("tidegate serve", "serve with what the host's own network suggests"),
+    ("tidegate serve --config /etc/tidegate/tidegate.toml", "with a settings file"),
+    ("tidegate serve --listen 0.0.0.0:443 --external eth0", "on another port, through a named interface"),
+)
+
+
+def serve(
+    context: typer.Context,
+    config: ConfigOption = None,
+    state_dir: StateDirOption = None,
+    listen: Annotated[
+        str | None,
+        typer.Option(metavar="ADDR:PORT", help="Where to receive WireGuard. [dim]\\[0.0.0.0:51820][/]"),
+    ] = None,
+    external: Annotated[
+        str | None,
+        typer.Option(metavar="INTERFACE", help="The way out. [dim]\\[that of the default route][/]"),
+    ] = None,
+    subnet: Annotated[
+        str | None, typer.Option(metavar="PREFIX", help="The VPN's addresses. [dim]\\[10.66.77.0/24][/]")
+    ] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="What profiles tell clients to connect to.")
+    ] = None,
+    shards: Annotated[
+        int | None, typer.Option(metavar="N", help="Threads that move packets. [dim]\\[one per core][/]")
+    ] = None,
+    tun: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The TUN device's name. [dim]\\[tidegate0][/]")
+    ] = None,
+    dns: Annotated[
+        bool | None, typer.Option("--dns/--no-dns", help="Whether to answer DNS.", show_default=False)
+    ] = None,
+    log_level: Annotated[
+        str | None, typer.Option(metavar="LEVEL", help="debug, info, warning or error. [dim]\\[info][/]")
+    ] = None,
+) -> None:
+    """Run the gateway, until SIGTERM or Ctrl-C."""
+    import asyncio
+
+    from tidegate.cli.output import remark
+    from tidegate.gateway import Gateway
+    from tidegate.log import configure_logging
+
+    settings = read_settings(
+        context,
+        config,
+        state_dir,
+        {
+            ("gateway", "listen"): ("--listen", listen),
+            ("external", "interface"): ("--external", external),
+            ("gateway", "subnet"): ("--subnet", subnet),
+            ("gateway", "endpoint"): ("--endpoint", endpoint),
+            ("gateway", "shards"): ("--shards", shards),
+            ("gateway", "tun_name"): ("--tun", tun),
+            ("dns", "enabled"): ("--dns/--no-dns", dns),
+            ("log", "level"): ("--log-level", log_level),
+        },
+    )
+    configure_logging(settings.log)
+    runtime = runtime_of(context)
+    gateway = Gateway(settings, runtime.engine(), runtime.host(), ready=remark)
+    asyncio.run(gateway.run())

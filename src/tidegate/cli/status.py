@@ -1,0 +1,95 @@
+"""``tidegate status``"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from tidegate.cli.options import ConfigOption, JsonOption, StateDirOption, examples, read_settings
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from tidegate.control.commands import GatewayStatus
+
+EXAMPLES = examples(
+    ("tidegate status", "peers, mappings in use, drops by reason"),
+    ("tidegate status --json | jq .drops", "for programs"),
+)
+
+
+def status(
+    context: typer.Context,
+    config: ConfigOption = None,
+    state_dir: StateDirOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show what the running gateway is doing."""
+    from tidegate.cli.administration import running_gateway
+    from tidegate.cli.output import print_json
+    from tidegate.control.commands import StatusQuery
+
+    settings = read_settings(context, config, state_dir)
+    with running_gateway(settings) as gateway:
+        answer = gateway.execute(StatusQuery())
+    if json:
+        print_json(answer)
+    else:
+        _print(answer)
+
+
+def _print(answer: GatewayStatus) -> None:
+    from tidegate.cli.output import amount, duration, print_rich, table
+    from tidegate.cli.peer import peer_table
+
+    protocols = sorted({*answer.mappings, *answer.reserved_ports})
+    offloads = ", ".join(name for name, used in sorted(answer.offloads.items()) if used) or "none"
+    print_rich(
+        f"[bold]tidegate {answer.version}[/], up {duration(answer.uptime)} (pid {answer.pid}), "
+        f"{answer.shards} {'shard' if answer.shards == 1 else 'shards'}, offloads: {offloads}",
+        f"listening on {answer.listen}, subnet {answer.subnet}, gateway {answer.gateway_address}",
+        f"external {answer.external_interface} {', '.join(answer.external_addresses)}, "
+        f"next hop {answer.next_hop or 'none'}",
+        f"public key {answer.public_key}",
+        "",
+        peer_table(answer.peers, running=True),
+        table(
+            None,
+            ("NAT", "mappings>", "reserved ports>"),
+            [
+                (name, str(answer.mappings.get(name, 0)), str(answer.reserved_ports.get(name, 0)))
+                for name in protocols
+            ],
+            empty="no NAT mappings",
+        ),
+        table(
+            None,
+            ("traffic", "packets>", "bytes>"),
+            [
+                (name.replace("_", " "), str(answer.packets.get(name, 0)), amount(answer.bytes.get(name, 0)))
+                for name in answer.packets
+            ],
+            empty="no traffic yet",
+        ),
+        drops_table(answer.drops),
+    )
+    if answer.dns:
+        print_rich(
+            table(None, ("DNS", "count>"), [(n, str(c)) for n, c in sorted(answer.dns.items())], empty="")
+        )
+
+
+def drops_table(drops: dict[str, int]) -> RenderableType:
+    """Drops by reason, most frequent first; reasons that never happened are left out."""
+    from tidegate.cli.output import table
+
+    rows = sorted(
+        ((name, count) for name, count in drops.items() if count), key=lambda row: (-row[1], row[0])
+    )
+    return table(
+        None,
+        ("dropped because", "packets>"),
+        [(name, str(count)) for name, count in rows],
+        empty="nothing was dropped",
+    )

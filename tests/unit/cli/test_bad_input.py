@@ -1,0 +1,310 @@
+"""Each kind of bad input: one clear line that says what, where and what to do; the right exit code; nothing half-done."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
+
+import pytest
+
+from tests.unit.conftest import CommandLine
+from tests.unit.fakes import ordinary_network
+from tidegate.errors import PrivilegeError
+from tidegate.host import MAIN_TABLE, Interface, InterfaceAddress, Route
+
+Write = Callable[[str], Path]
+USAGE, FAILURE = 2, 1
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        (
+            '[gateway]\nlissen = "0.0.0.0:1"',
+            2,
+            ['unknown key "lissen"', "[gateway]", 'did you mean "listen"'],
+        ),
+        ("[gatewya]\nlisten = 1", 1, ['unknown key "gatewya"', 'did you mean "gateway"']),
+        ("colour = 5", 1, ['unknown key "colour"', "known are state_dir, gateway"]),
+        ('[gateway]\n\nshards = "two"', 3, ["gateway.shards", "an integer", '"two"']),
+        ("[gateway]\nlisten = 51820", 2, ["gateway.listen", "must be text", "51820"]),
+        ("[nat]\nudp_timeout = true", 2, ["nat.udp_timeout", "a number", "true"]),
+        ('dns = "yes"', 1, ["dns", "a table", '"yes"']),
+        ('[dns]\nenabled = "yes"', 2, ["dns.enabled", "true or false"]),
+        ('[dns]\nupstreams = "192.0.2.53"', 2, ["dns.upstreams", "a list"]),
+        ('[dns]\nupstreams = [\n"192.0.2.53.1"]', 2, ["dns.upstreams", "192.0.2.53.1"]),
+        ('[dns]\nupstreams = ["10.66.77.9"]', 2, ["dns.upstreams", "10.66.77.9", "10.66.77.0/24"]),
+        ('[gateway]\nsubnet = "203.0.113.0/24"', 2, ["gateway.subnet", "private", "10.0.0.0/8"]),
+        ('[gateway]\nsubnet = "10.0.0.0/31"', 2, ["gateway.subnet", "prefix length", "8 to 30"]),
+        ('[gateway]\nsubnet = "10.66.77.9/24"', 2, ["gateway.subnet", 'did you mean "10.66.77.0/24"']),
+        ('[gateway]\nsubnet = "tenslash8"', 2, ["gateway.subnet", "'tenslash8'", "10.66.77.0/24"]),
+        ('[gateway]\nlisten = "0.0.0.0:70000"', 2, ["gateway.listen", "70000", "1 to 65535"]),
+        ('[gateway]\nlisten = "10.66.77.5:51820"', 2, ["gateway.listen", "inside", "10.66.77.0/24"]),
+        ("[gateway]\ntunnel_mtu = 500", 2, ["gateway.tunnel_mtu", "576", "500"]),
+        ('[gateway]\nendpoint = "vpn example"', 2, ["gateway.endpoint", "vpn example"]),
+        ("[nat]\nport_range = [5000, 4000]", 2, ["nat.port_range", "ends before it begins"]),
+        ("[nat]\nport_range = [80, 4000]", 2, ["nat.port_range", "1024", "80"]),
+        ('[nat]\nfiltering = "none"', 2, ["nat.filtering", "endpoint-independent", '"none"']),
+        ("[nat]\nudp_timeout = inf", 2, ["nat.udp_timeout", "finite"]),
+        ('[external]\ninterface = "a-name-that-is-too-long"', 2, ["external.interface", "15 bytes"]),
+        ("[gateway", 1, ["TOML"]),
+        ("[gateway]\nshards = 1\nshards = 2", 3, ["TOML"]),
+        ('a."b c".d = 5', 1, ['unknown key "a"']),
+    ],
+)
+def test_a_wrong_setting_is_named_with_file_line_and_remedy(
+    tidegate: CommandLine, write: Write, tmp_path: Path, text: str, line: int, words: list[str]
+) -> None:
+    file, state = write(text), tmp_path / "state"
+    message = tidegate.refused(USAGE, "serve", "--config", file, "--state-dir", state)
+    assert message.startswith(f"tidegate: {file}:{line}: ")
+    for word in words:
+        assert word in message
+    assert not state.exists()
+    assert tidegate.engine.gateways == []
+
+
+def test_a_settings_file_that_is_no_text_is_named(tidegate: CommandLine, tmp_path: Path) -> None:
+    file = tmp_path / "tidegate.toml"
+    file.write_bytes(b"[gateway]\n\xff\xfe")
+    assert f"{file}:2: is not UTF-8" in tidegate.refused(USAGE, "serve", "--config", file)
+
+
+def test_a_settings_file_that_is_missing_or_a_directory_is_named(
+    tidegate: CommandLine, tmp_path: Path
+) -> None:
+    assert "no such file" in tidegate.refused(USAGE, "serve", "--config", tmp_path / "missing.toml")
+    assert str(tmp_path) in tidegate.refused(USAGE, "serve", "--config", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "words"),
+    [
+        ("--listen", "nowhere", ["--listen: gateway.listen", "nowhere"]),
+        ("--subnet", "10.0.0.0/7", ["--subnet: gateway.subnet", "8 to 30"]),
+        ("--shards", "5000", ["--shards: gateway.shards", "128"]),
+        ("--tun", "a-name-that-is-too-long", ["--tun: gateway.tun_name", "15 bytes"]),
+        ("--log-level", "loud", ["--log-level: log.level", "'warning'"]),
+    ],
+)
+def test_a_wrong_flag_is_named(tidegate: CommandLine, flag: str, value: str, words: list[str]) -> None:
+    message = tidegate.refused(USAGE, "serve", flag, value)
+    for word in words:
+        assert word in message
+
+
+def test_a_wrong_variable_is_named(tidegate: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIDEGATE_NAT__UDP_TIMEOUT", "soon")
+    assert '$TIDEGATE_NAT__UDP_TIMEOUT: nat.udp_timeout: must be a number, not the text "soon"' in (
+        tidegate.refused(USAGE, "serve")
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["serve", "--shards", "many"], "'--shards'"),
+        (["serve", "--shrads", "2"], "--shrads"),
+        (["swerve"], "swerve"),
+        (["peer", "add"], "NAME"),
+        (["peer", "add", "a/b"], "'a/b'"),
+        (["peer", "add", "alice", "--endpoint", "here:there"], "--endpoint"),
+        (["peer", "add", "alice", "--address", "10.66.77.300"], "10.66.77.300"),
+        (["peer", "add", "alice", "--address", "10.66.77.1"], "10.66.77.1"),
+        (["peer", "add", "alice", "--address", "192.0.2.9"], "10.66.77.0/24"),
+        (["publish", "add", "sctp/80", "--to", "alice"], "sctp/80"),
+        (["publish", "add", "tcp/90-80", "--to", "alice"], "ends before"),
+        (["publish", "add", "tcp/0", "--to", "alice"], "'0'"),
+        (["publish", "add", "tcp/80-90", "--to", "alice:8080-8085"], "11"),
+    ],
+)
+def test_a_wrong_command_line_is_a_usage_error(
+    tidegate: CommandLine, tmp_path: Path, arguments: list[str], word: str
+) -> None:
+    state = ["--state-dir", str(tmp_path / "state")] if arguments[0] in {"peer", "publish"} else []
+    assert word in tidegate.refused(USAGE, *arguments, *state)
+
+
+def test_a_missing_interface_is_answered_with_those_that_exist(tidegate: CommandLine, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    message = tidegate.refused(FAILURE, "serve", "--state-dir", state, "--external", "eth9")
+    assert "'eth9'" in message
+    assert "this host has eth0" in message
+    assert not state.exists()
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        (ordinary_network(default=False), ["no default route", "--external", "eth0"]),
+        (
+            ordinary_network(
+                interfaces=(Interface(5, "wan", b"\x02\0\0\0\0\5", 1500, False, True),),
+                routes=(Route(IPv4Network("0.0.0.0/0"), IPv4Address("192.0.2.9"), 5, -1, MAIN_TABLE, None),),
+            ),
+            ["wan is down"],
+        ),
+        (
+            ordinary_network(
+                interfaces=(Interface(5, "ppp0", None, 1500, True, False),),
+                routes=(Route(IPv4Network("0.0.0.0/0"), None, 5, -1, MAIN_TABLE, None),),
+            ),
+            ["ppp0 is not an Ethernet interface"],
+        ),
+    ],
+)
+def test_an_external_interface_that_cannot_be_used_is_explained(
+    tidegate: CommandLine, tmp_path: Path, network: object, words: list[str]
+) -> None:
+    tidegate.host.network = network  # type: ignore[assignment]
+    message = tidegate.refused(FAILURE, "serve", "--state-dir", tmp_path / "state")
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        (
+            ordinary_network(addresses=(InterfaceAddress(2, IPv4Interface("10.66.77.200/16")),)),
+            ["10.66.77.0/24 overlaps 10.66.77.200/16 of eth0"],
+        ),
+        (
+            ordinary_network(
+                routes=(Route(IPv4Network("10.0.0.0/8"), IPv4Address("192.0.2.7"), 2, 0, MAIN_TABLE, None),)
+            ),
+            ["10.66.77.0/24 overlaps", "10.0.0.0/8 via 192.0.2.7 dev eth0"],
+        ),
+    ],
+)
+def test_a_subnet_that_the_host_uses_otherwise_is_a_settings_error(
+    tidegate: CommandLine, tmp_path: Path, network: object, words: list[str]
+) -> None:
+    tidegate.host.network = network  # type: ignore[assignment]
+    state = tmp_path / "state"
+    message = tidegate.refused(USAGE, "serve", "--state-dir", state)
+    for word in [*words, "[gateway] subnet"]:
+        assert word in message
+    assert not state.exists()
+
+
+def test_a_port_in_use_is_named_with_its_holder(tidegate: CommandLine, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # which must not help it
+        holder.bind(("127.0.0.1", 0))
+        port = holder.getsockname()[1]
+        message = tidegate.refused(
+            FAILURE, "serve", "--state-dir", tmp_path / "state", "--listen", f"127.0.0.1:{port}"
+        )
+    assert f"port {port} is in use" in message
+    assert f"(pid {os.getpid()})" in message
+    assert "--listen" in message
+    assert tidegate.engine.gateways == []
+
+
+def test_missing_privileges_are_named(tidegate: CommandLine, tmp_path: Path) -> None:
+    tidegate.host.privileges = PrivilegeError("this needs CAP_NET_ADMIN", hint="run as root")
+    state = tmp_path / "state"
+    assert "CAP_NET_ADMIN; run as root" in tidegate.refused(FAILURE, "serve", "--state-dir", state)
+    assert not state.exists()
+
+
+@pytest.mark.parametrize("damage", [b"this was a database once" * 400, b"SQLite format 3\0" + b"\xff" * 4000])
+@pytest.mark.parametrize(
+    "command", [["serve", "--listen", "127.0.0.1:51999"], ["peer", "add", "bob"], ["peer", "list"]]
+)
+def test_a_damaged_database_is_named_and_left_as_it_is(
+    tidegate: CommandLine, tmp_path: Path, damage: bytes, command: list[str]
+) -> None:
+    assert tidegate("peer", "add", "alice", "--state-dir", tmp_path).code == 0
+    database = tmp_path / "tidegate.db"
+    database.write_bytes(damage)
+    message = tidegate.refused(FAILURE, *command, "--state-dir", tmp_path)
+    assert f"{database}: the database is damaged" in message
+    assert "backup" in message
+    assert database.read_bytes() == damage
+
+
+def test_a_database_of_a_newer_tidegate_is_left_alone(tidegate: CommandLine, tmp_path: Path) -> None:
+    import sqlite3
+
+    tidegate("peer", "add", "alice", "--state-dir", tmp_path)
+    with sqlite3.connect(tmp_path / "tidegate.db") as connection:
+        connection.execute("UPDATE schema_version SET version = 99")
+    connection.close()
+    assert "schema version 99" in tidegate.refused(FAILURE, "peer", "list", "--state-dir", tmp_path)
+
+
+def test_a_damaged_gateway_key_is_named_without_showing_it(tidegate: CommandLine, tmp_path: Path) -> None:
+    tidegate("peer", "add", "alice", "--state-dir", tmp_path)
+    (tmp_path / "gateway.key").write_text("notakey")
+    message = tidegate.refused(FAILURE, "peer", "add", "bob", "--state-dir", tmp_path)
+    assert f"{tmp_path / 'gateway.key'}: the gateway's key is damaged" in message
+    assert "notakey" not in message
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.EBUSY, ["TUN device tidegate0", "tun_name"]),
+        (errno.EPERM, ["TUN device tidegate0", "root"]),
+        (errno.ENODEV, ["TUN device tidegate0"]),
+    ],
+)
+def test_a_refusal_of_the_engine_is_told_in_its_words(
+    tidegate: CommandLine, tmp_path: Path, free_port: int, number: int, words: list[str]
+) -> None:
+    tidegate.engine.failure = OSError(number, "opening the TUN device tidegate0: no")
+    listen = f"127.0.0.1:{free_port}"
+    message = tidegate.refused(FAILURE, "serve", "--state-dir", tmp_path, "--listen", listen)
+    for word in words:
+        assert word in message
+
+
+def test_an_engine_that_was_not_built_is_told_with_the_remedy(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import sys
+
+    from tidegate.cli import main
+
+    monkeypatch.setitem(sys.modules, "tidegate._engine", None)
+    monkeypatch.delitem(sys.modules, "tidegate.extension", raising=False)
+    assert main(["serve", "--state-dir", str(tmp_path)]) == FAILURE
+    assert "make build" in capsys.readouterr().err
+
+
+def test_an_unexpected_failure_is_one_line_and_says_how_to_see_more(
+    tidegate: CommandLine, tmp_path: Path, free_port: int
+) -> None:
+    tidegate.engine.failure = RuntimeError("something nobody\nthought of")
+    message = tidegate.refused(
+        FAILURE, "serve", "--state-dir", tmp_path, "--listen", f"127.0.0.1:{free_port}"
+    )
+    assert "RuntimeError: something nobody thought of" in message
+    assert "TIDEGATE_DEBUG=1" in message
+
+
+@pytest.mark.parametrize("command", [["status"], ["nat", "list"], ["nat", "stats"]])
+def test_asking_a_gateway_that_does_not_run_says_so(
+    tidegate: CommandLine, tmp_path: Path, command: list[str]
+) -> None:
+    message = tidegate.refused(FAILURE, *command, "--state-dir", tmp_path)
+    assert f"no gateway is running with state directory {tmp_path}" in message
+
+
+def test_looking_at_a_state_directory_does_not_make_one(tidegate: CommandLine, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    tidegate.refused(FAILURE, "peer", "list", "--state-dir", state)
+    tidegate.refused(FAILURE, "peer", "remove", "alice", "--state-dir", state)
+    assert not state.exists()
+
+
+def test_a_state_directory_that_cannot_be_one_is_named(tidegate: CommandLine, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    assert str(file) in tidegate.refused(FAILURE, "peer", "add", "alice", "--state-dir", file)

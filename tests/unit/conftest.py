@@ -1,0 +1,81 @@
+"""What unit tests share."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.unit.fakes import FakeClientHost, FakeEngine, FakeHost
+from tidegate.cli import main
+from tidegate.cli.runtime import Runtime
+
+
+@dataclass
+class Outcome:
+    """What a command printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass
+class CommandLine:
+    """Runs the real command line on a fake engine and a fake host."""
+
+    capture: pytest.CaptureFixture[str]
+    runtime: Runtime
+    engine: FakeEngine = field(default_factory=FakeEngine)
+    host: FakeHost = field(default_factory=FakeHost)
+    client_host: FakeClientHost = field(default_factory=FakeClientHost)
+
+    def __call__(self, *arguments: object) -> Outcome:
+        code = main([str(argument) for argument in arguments], self.runtime)
+        captured = self.capture.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    def refused(self, code: int, *arguments: object) -> str:
+        """Runs a command that must be refused: with `code`, in one line, without a traceback; gives back the line."""
+        outcome = self(*arguments)
+        assert outcome.code == code, outcome
+        assert "Traceback" not in outcome.err
+        lines = outcome.err.splitlines()
+        assert len(lines) == 1, outcome.err
+        assert lines[0].startswith("tidegate: ")
+        return lines[0]
+
+
+@pytest.fixture
+def tidegate(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> CommandLine:
+    for name in ("TIDEGATE_CONFIG", "TIDEGATE_STATE_DIR", "TIDEGATE_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+    engine, host, client_host = FakeEngine(), FakeHost(), FakeClientHost()
+    runtime = Runtime(lambda: engine, lambda: host, lambda: client_host, tmp_path / "no-default.toml")
+    return CommandLine(capsys, runtime, engine, host, client_host)
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A UDP port that nobody has at the moment."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str], Path]:
+    """Writes a settings file."""
+
+    def write_settings(text: str) -> Path:
+        path = tmp_path / "tidegate.toml"
+        path.write_text(text)
+        return path
+
+    return write_settings

@@ -1,0 +1,251 @@
+"""Stand-ins for the compiled engine and the host, so that everything else runs without root."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+from tidegate.engine import ClientOptions, ExternalLink, GatewayOptions
+from tidegate.host import MAIN_TABLE, HostNetwork, Interface, InterfaceAddress, Route
+from tidegate.host.ports import check_listen_port
+from tidegate.host.routes import RoutePlan
+
+
+@dataclass
+class FakePeerStatus:
+    public_key: bytes
+    address: str
+    endpoint: tuple[str, int] | None = ("203.0.113.9", 4000)
+    last_handshake: float | None = 3.5
+    received_bytes: int = 2048
+    sent_bytes: int = 1024
+    received_packets: int = 20
+    sent_packets: int = 10
+    mappings: int = 1
+
+
+@dataclass
+class FakeMapping:
+    internal: tuple[str, int]
+    protocol: str = "udp"
+    external: tuple[str, int] = ("192.0.2.2", 40000)
+    age: float = 10.0
+    idle: float = 1.0
+    expires_in: float = 299.0
+    sessions: int = 2
+    state: str = "active"
+
+
+@dataclass
+class FakeStatus:
+    peers: list[FakePeerStatus]
+    mappings: dict[str, int] = field(default_factory=lambda: {"tcp": 1, "udp": 2})
+    reserved_ports: dict[str, int] = field(default_factory=lambda: {"tcp": 64, "udp": 64})
+    drops: dict[str, int] = field(default_factory=lambda: {"spoofed_source": 7, "no_mapping": 0})
+    packets: dict[str, int] = field(default_factory=lambda: {"from_peers": 20})
+    bytes: dict[str, int] = field(default_factory=lambda: {"from_peers": 2048})
+    offloads: dict[str, bool] = field(default_factory=lambda: {"tun": True, "udp_gso": False})
+    shards: int = 2
+
+
+@dataclass
+class FakeEvent:
+    kind: str
+    detail: str = "told by a test"
+
+
+class FakeLifecycle:
+    def __init__(self) -> None:
+        self.started = 0
+        self.stopped = 0
+        self.events: list[FakeEvent] = []
+        self._descriptor = os.eventfd(0, os.EFD_NONBLOCK)
+
+    def start(self) -> None:
+        self.started += 1
+
+    def stop(self) -> None:
+        if not self.stopped:
+            os.close(self._descriptor)
+        self.stopped += 1
+
+    def event_fd(self) -> int:
+        return self._descriptor
+
+    def tell(self, event: FakeEvent) -> None:
+        self.events.append(event)
+        os.eventfd_write(self._descriptor, 1)
+
+    def poll_events(self) -> Sequence[FakeEvent]:
+        os.eventfd_read(self._descriptor)
+        told, self.events = self.events, []
+        return told
+
+
+class FakeGateway(FakeLifecycle):
+    """Keeps peers and publications as the engine would; ports in `held` belong to programs of the host."""
+
+    def __init__(self, options: GatewayOptions) -> None:
+        super().__init__()
+        self.options = options
+        self.peers: dict[bytes, str] = {}
+        self.published: dict[tuple[str, int], tuple[str, int]] = {}
+        self.links: list[ExternalLink] = []
+        self.held: set[int] = set()
+        self.refuse_peers = False
+
+    def set_peer(self, public_key: bytes, address: str, preshared_key: bytes | None = None) -> None:
+        if self.refuse_peers:
+            raise OSError(errno.ENOMEM, "no room for another peer")
+        self.peers[public_key] = address
+
+    def remove_peer(self, public_key: bytes) -> bool:
+        return self.peers.pop(public_key, None) is not None
+
+    def set_external(self, link: ExternalLink, host_addresses: Sequence[str]) -> None:
+        self.links.append(link)
+
+    def publish(self, protocol: str, external_port: int, internal: tuple[str, int]) -> None:
+        if external_port in self.held:
+            raise OSError(errno.EADDRINUSE, "Address already in use")
+        self.published[protocol, external_port] = internal
+
+    def unpublish(self, protocol: str, external_port: int) -> bool:
+        return self.published.pop((protocol, external_port), None) is not None
+
+    def mappings(self, address: str | None = None, limit: int = 10_000) -> Sequence[FakeMapping]:
+        every = [FakeMapping((inner, 5000)) for inner in self.peers.values()]
+        return [entry for entry in every if address in (None, entry.internal[0])][:limit]
+
+    def status(self) -> FakeStatus:
+        return FakeStatus([FakePeerStatus(key, address) for key, address in self.peers.items()])
+
+
+class FakeClient(FakeLifecycle):
+    """Has its handshake after `looks` looks at its status."""
+
+    def __init__(self, options: ClientOptions, looks: int = 2) -> None:
+        super().__init__()
+        self.options = options
+        self._looks = looks
+
+    def set_endpoint(self, endpoint: tuple[str, int]) -> None:
+        pass
+
+    def status(self) -> FakeStatus:
+        self._looks -= 1
+        peer = FakePeerStatus(self.options.peer_public_key, "0.0.0.0")
+        peer.last_handshake = 0.1 if self._looks <= 0 else None
+        return FakeStatus([peer])
+
+
+class FakeEngine:
+    """Remembers what it made; raises `failure` instead where one is set."""
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        self.failure = failure
+        self.gateways: list[FakeGateway] = []
+        self.clients: list[FakeClient] = []
+        self.prepare: Callable[[FakeGateway], None] = lambda _: None
+
+    def gateway(self, options: GatewayOptions) -> FakeGateway:
+        if self.failure is not None:
+            raise self.failure
+        self.gateways.append(FakeGateway(options))
+        self.prepare(self.gateways[-1])
+        return self.gateways[-1]
+
+    def client(self, options: ClientOptions) -> FakeClient:
+        if self.failure is not None:
+            raise self.failure
+        self.clients.append(FakeClient(options))
+        return self.clients[-1]
+
+    def version(self) -> str:
+        return "fake"
+
+
+def ordinary_network(
+    *,
+    routes: tuple[Route, ...] = (),
+    addresses: tuple[InterfaceAddress, ...] = (),
+    interfaces: tuple[Interface, ...] = (),
+    default: bool = True,
+) -> HostNetwork:
+    """A host with lo and eth0, 192.0.2.2/24, and a default route; and what a test adds."""
+    eth0 = Interface(2, "eth0", b"\x02\x00\x00\x00\x00\x02", 1500, True, True)
+    lo = Interface(1, "lo", None, 65536, True, False)
+    own = Route(IPv4Network("192.0.2.0/24"), None, 2, 0, MAIN_TABLE, IPv4Address("192.0.2.2"))
+    way_out = Route(IPv4Network("0.0.0.0/0"), IPv4Address("192.0.2.1"), 2, 0, MAIN_TABLE, None)
+    return HostNetwork(
+        interfaces=(lo, eth0, *interfaces),
+        addresses=(
+            InterfaceAddress(1, IPv4Interface("127.0.0.1/8")),
+            InterfaceAddress(2, IPv4Interface("192.0.2.2/24")),
+            *addresses,
+        ),
+        routes=(*((way_out,) if default else ()), own, *routes),
+    )
+
+
+class FakeHost:
+    """A host whose network is what a test says. Ports are the real host's."""
+
+    def __init__(self, network: HostNetwork | None = None, *, privileges: Exception | None = None) -> None:
+        self.network = network or ordinary_network()
+        self.privileges = privileges
+        self.configured: list[tuple[str, IPv4Interface, int]] = []
+        self.changed: Callable[[], None] | None = None
+
+    def check_privileges(self) -> None:
+        if self.privileges is not None:
+            raise self.privileges
+
+    def check_listen_port(self, address: IPv4Address, port: int) -> None:
+        check_listen_port(address, port)
+
+    def read_network(self) -> HostNetwork:
+        return self.network
+
+    def configure_tun(self, name: str, address: IPv4Interface, mtu: int) -> None:
+        self.configured.append((name, address, mtu))
+
+    @contextmanager
+    def watch(self, changed: Callable[[], None]) -> Iterator[None]:
+        self.changed = changed
+        yield
+        self.changed = None
+
+
+class FakeClientHost:
+    """Writes down what a client did to its host, in order."""
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        self.journal: list[str] = []
+        self.failure = failure
+
+    def check_privileges(self) -> None:
+        self.journal.append("privileges")
+
+    def configure_tun(self, name: str, address: IPv4Interface, mtu: int) -> None:
+        self.journal.append(f"tun {address} {mtu}")
+
+    @contextmanager
+    def routes(self, plan: RoutePlan, tun_name: str) -> Iterator[None]:
+        if self.failure is not None:
+            raise self.failure
+        self.journal.append("routes")
+        yield
+        self.journal.append("routes undone")
+
+    @contextmanager
+    def dns(
+        self, tun_name: str, servers: Sequence[IPv4Address], search: Sequence[str]
+    ) -> Iterator[str | None]:
+        self.journal.append("dns")
+        yield "a resolver"
+        self.journal.append("dns undone")
