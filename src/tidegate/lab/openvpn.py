@@ -90,23 +90,8 @@ def _certificate(folder: Path, name: str) -> Path:
     """A self-signed certificate and its key, in one file."""
     file, key = folder / f"{name}.pem", folder / f"{name}.key"
     curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
-    run(
-        [
-            "openssl",
-            "req",
-            "-x509",
-            *curve,
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            f"/CN={name}",
-            "-keyout",
-            str(key),
-            "-out",
-            str(file),
-        ]
-    )
+    files = ["-keyout", str(key), "-out", str(file)]
+    run(["openssl", "req", "-x509", *curve, "-nodes", "-days", "2", "-subj", f"/CN={name}", *files])
     file.write_text(file.read_text() + key.read_text())
     key.unlink()
     return file

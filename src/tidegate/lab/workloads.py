@@ -1,4 +1,4 @@
-"""What the benchmark measures, one function a figure. Each takes a `Rig`, which is set up and warm, and gives a number."""
+"""What the benchmark measures, one function a figure. Each takes a `Rig`, set up and warm, and gives a number."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def cpu_per_gib(rig: Rig) -> float | None:
     before = rig.gateway.cpu_seconds()
     report = checks.iperf(rig.lab.client, INTERNET, seconds=_BULK_SECONDS, reverse=True)
     used = rig.gateway.cpu_seconds() - before
-    return used / (report["end"]["sum_received"]["bytes"] / (1 << 30))
+    return used / (float(report["end"]["sum_received"]["bytes"]) / (1 << 30))
 
 
 def resident_mib(rig: Rig) -> float | None:
