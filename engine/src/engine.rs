@@ -6,8 +6,8 @@
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::sync::Arc;
 use std::sync::mpsc::{self, Sender, SyncSender};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -128,9 +128,12 @@ impl Drop for ClientSettings {
     }
 }
 
+/// A shard that has not been started yet.
+type Waiting = Box<dyn FnOnce() -> std::io::Result<()> + Send>;
+
 /// The threads of an engine, from before their start until after their end.
 struct Shards {
-    waiting: Vec<Box<dyn FnOnce() -> std::io::Result<()> + Send>>,
+    waiting: Mutex<Vec<Waiting>>,
     running: Vec<JoinHandle<()>>,
     senders: Vec<CommandSender>,
     events: Events,
@@ -153,11 +156,11 @@ impl CommandSender {
 
 impl Shards {
     fn new(events: Events) -> Self {
-        Self { waiting: Vec::new(), running: Vec::new(), senders: Vec::new(), events, started: false }
+        Self { waiting: Mutex::default(), running: Vec::new(), senders: Vec::new(), events, started: false }
     }
 
     fn add<C: Core + Send + 'static>(&mut self, shard: Shard<C>, sender: CommandSender) {
-        self.waiting.push(Box::new(move || shard.run()));
+        self.waiting.get_mut().unwrap_or_else(PoisonError::into_inner).push(Box::new(move || shard.run()));
         self.senders.push(sender);
     }
 
@@ -166,7 +169,8 @@ impl Shards {
             return Err(EngineError::State("the engine was started before; it starts once".into()));
         }
         self.started = true;
-        for (number, run) in std::mem::take(&mut self.waiting).into_iter().enumerate() {
+        let waiting = std::mem::take(self.waiting.get_mut().unwrap_or_else(PoisonError::into_inner));
+        for (number, run) in waiting.into_iter().enumerate() {
             let events = self.events.clone();
             let name = format!("shard-{number}");
             let thread = std::thread::Builder::new()
@@ -193,7 +197,7 @@ impl Shards {
     }
 
     fn stop(&mut self) {
-        self.waiting.clear();
+        self.waiting.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
         for sender in &self.senders {
             sender.send(Command::Stop);
         }
@@ -381,12 +385,7 @@ fn shard_count(wanted: u8) -> Result<u8, EngineError> {
     Ok(cores.min(usize::from(MAX_SHARDS)) as u8)
 }
 
-fn tunnel_config(
-    private_key: [u8; 32],
-    shard: u8,
-    shards: u8,
-    mtu: usize,
-) -> TunnelConfig {
+fn tunnel_config(private_key: [u8; 32], shard: u8, shards: u8, mtu: usize) -> TunnelConfig {
     let unix_time_at_origin = unix_time().saturating_sub(monotonic_now().since(Timestamp::ORIGIN));
     TunnelConfig { private_key, shard, shards, mtu, unix_time_at_origin }
 }
@@ -513,13 +512,8 @@ impl GatewayEngine {
                     .claim(reserved, SocketAddrV4::new(address, port))
                     .context(|| format!("publish {} port {port} of {address}", protocol.name()))?;
             }
-            let answers = self.shards.ask(|reply| Command::Publish {
-                protocol,
-                external,
-                internal,
-                shard,
-                reply,
-            })?;
+            let answers =
+                self.shards.ask(|reply| Command::Publish { protocol, external, internal, shard, reply })?;
             if let Some(refusal) = answers.into_iter().find_map(Result::err) {
                 self.unpublish(protocol, port);
                 let source = std::io::Error::from_raw_os_error(libc::EADDRINUSE);

@@ -6,8 +6,8 @@ use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::drop_reason::DropCounters;
 use crate::clock::Timestamp;
+use crate::drop_reason::DropCounters;
 use crate::external::next_hop::ExternalLink;
 use crate::external::packet_socket::FilterRules;
 use crate::external::reservation::{Batch, ReserverHandle};

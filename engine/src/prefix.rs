@@ -41,6 +41,11 @@ impl Prefix {
     pub fn broadcast(self) -> Option<Ipv4Addr> {
         (self.len < 31).then(|| (self.network | !mask(self.len)).into())
     }
+
+    /// Whether `address` is the network's own or its directed broadcast address. A /31 or /32 has neither (RFC 3021).
+    pub fn is_edge(self, address: Ipv4Addr) -> bool {
+        self.broadcast().is_some_and(|broadcast| address == broadcast || address == self.network())
+    }
 }
 
 fn mask(len: u8) -> u32 {

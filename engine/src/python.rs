@@ -1,5 +1,6 @@
 //! The Python module `tidegate._engine`: the only file that knows PyO3. Its types are described in `_engine.pyi`.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd};
@@ -7,7 +8,6 @@ use std::time::Duration;
 
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
 
 use crate::engine::{
     ClientEngine, ClientSettings, EngineError, GatewayEngine, GatewaySettings, OffloadSettings,
@@ -57,7 +57,8 @@ fn endpoint((host, port): &(String, u16)) -> PyResult<SocketAddrV4> {
 }
 
 fn seconds(name: &str, value: f64) -> PyResult<Duration> {
-    Duration::try_from_secs_f64(value).map_err(|_| value_error(format!("{name} must be a number of seconds, not {value}")))
+    Duration::try_from_secs_f64(value)
+        .map_err(|_| value_error(format!("{name} must be a number of seconds, not {value}")))
 }
 
 fn transport_protocol(name: &str) -> PyResult<Proto> {
@@ -111,7 +112,9 @@ impl NatOptions {
             "endpoint-independent" => Filtering::EndpointIndependent,
             "address-dependent" => Filtering::AddressDependent,
             "address-and-port-dependent" => Filtering::AddressAndPortDependent,
-            other => return Err(value_error(format!("{other:?} is not a filtering behaviour (RFC 4787 §5)"))),
+            other => {
+                return Err(value_error(format!("{other:?} is not a filtering behaviour (RFC 4787 §5)")));
+            }
         };
         if port_range.0 < 1024 || port_range.0 > port_range.1 {
             return Err(value_error(format!(
@@ -252,7 +255,7 @@ impl ClientOptions {
 #[pyclass(frozen, get_all, module = "tidegate._engine")]
 #[derive(Clone)]
 struct PeerStatus {
-    public_key: Py<PyBytes>,
+    public_key: Cow<'static, [u8]>,
     address: Option<String>,
     endpoint: Option<(String, u16)>,
     last_handshake: Option<f64>,
@@ -304,7 +307,7 @@ struct Status {
 }
 
 impl Status {
-    fn new(py: Python<'_>, shards: &[ShardStatus], reserved: [usize; 2]) -> Self {
+    fn new(shards: &[ShardStatus], reserved: [usize; 2]) -> Self {
         let mut merged = ShardStatus::default();
         let mut offloads = BTreeMap::new();
         let mut peers = Vec::new();
@@ -319,7 +322,7 @@ impl Status {
                 offloads.entry(name).and_modify(|all| *all &= on).or_insert(on);
             }
             peers.extend(shard.peers.iter().map(|peer| PeerStatus {
-                public_key: PyBytes::new(py, &peer.public_key).unbind(),
+                public_key: Cow::Owned(peer.public_key.to_vec()),
                 address: peer.address.map(|address| address.to_string()),
                 endpoint: peer.endpoint.map(|endpoint| (endpoint.ip().to_string(), endpoint.port())),
                 last_handshake: peer.last_handshake.map(|ago| ago.as_secs_f64()),
@@ -418,7 +421,7 @@ impl Gateway {
 
     fn status(&self, py: Python<'_>) -> PyResult<Status> {
         let shards = py.detach(|| self.0.status())?;
-        Ok(Status::new(py, &shards, self.0.reserved_ports()))
+        Ok(Status::new(&shards, self.0.reserved_ports()))
     }
 
     #[pyo3(signature = (address=None, limit=10_000))]
@@ -462,7 +465,7 @@ impl Client {
 
     fn status(&self, py: Python<'_>) -> PyResult<Status> {
         let shards = py.detach(|| self.0.status())?;
-        Ok(Status::new(py, &shards, [0, 0]))
+        Ok(Status::new(&shards, [0, 0]))
     }
 }
 

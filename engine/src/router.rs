@@ -54,7 +54,7 @@ impl PacketRouter {
         if destination == self.gateway {
             Verdict::Host
         } else if self.subnet.contains(destination) {
-            if is_edge(self.subnet, destination) {
+            if self.subnet.is_edge(destination) {
                 Verdict::Drop(DropReason::BogonDestination)
             } else {
                 Verdict::Peer(destination)
@@ -63,7 +63,7 @@ impl PacketRouter {
             Verdict::Drop(DropReason::BogonDestination)
         } else if self.host_addresses.contains(&destination) {
             Verdict::Host
-        } else if self.on_link.iter().any(|&network| is_edge(network, destination)) {
+        } else if self.on_link.iter().any(|network| network.is_edge(destination)) {
             Verdict::Drop(DropReason::BogonDestination)
         } else {
             Verdict::External
@@ -88,11 +88,6 @@ pub fn is_bogon(address: Ipv4Addr) -> bool {
         [240..=255, ..] => true, // reserved (RFC 1112 §4) and limited broadcast (RFC 919 §7)
         _ => false,
     }
-}
-
-/// Whether `address` is the network's own or its directed broadcast address. A /31 or /32 has neither (RFC 3021).
-fn is_edge(network: Prefix, address: Ipv4Addr) -> bool {
-    network.broadcast().is_some_and(|broadcast| address == broadcast || address == network.network())
 }
 
 #[cfg(test)]

@@ -344,12 +344,8 @@ impl<C: Core> Shard<C> {
             return;
         }
         let offload_before = external.offload;
-        let dropped = external.send_outbound(
-            &self.outbox.external,
-            &self.outbox.tails,
-            &self.arena,
-            &mut self.segment,
-        );
+        let dropped =
+            external.send_outbound(&self.outbox.external, &self.outbox.tails, &self.arena, &mut self.segment);
         self.core.drops().add(DropReason::SendFailed, dropped as u64);
         if offload_before && !external.offload {
             self.links.events.push(
@@ -398,15 +394,8 @@ impl<C: Core> Shard<C> {
         let mut next = 0;
         loop {
             let (tunnel, drops) = self.core.sealing();
-            let more = seal_frames(
-                &mut self.outbox,
-                &mut next,
-                &self.arena,
-                tunnel,
-                &mut self.sealed,
-                now,
-                drops,
-            );
+            let more =
+                seal_frames(&mut self.outbox, &mut next, &self.arena, tunnel, &mut self.sealed, now, drops);
             self.send_sealed();
             if !more {
                 return;
@@ -457,9 +446,10 @@ impl<C: Core> Shard<C> {
 
     fn send_crossings(&mut self) {
         for (shard, crossing) in self.outbox.crossings.drain(..) {
-            let sent = self.links.shards.get(usize::from(shard)).is_some_and(|other| {
-                other.queue.try_send(crossing).is_ok() && other.wake.notify().is_ok()
-            });
+            let sent =
+                self.links.shards.get(usize::from(shard)).is_some_and(|other| {
+                    other.queue.try_send(crossing).is_ok() && other.wake.notify().is_ok()
+                });
             if !sent {
                 self.core.drops().count(DropReason::QueueFull);
             }

@@ -7,7 +7,7 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use super::neighbor::{ArpFrame, arp};
+use super::neighbor::arp;
 use super::packet_socket::open_deaf;
 use super::{ETHERTYPE_ARP, MAX_ADDRESSES, PACKET_HOST, require_address};
 use crate::bpf::{Assembler, AssemblyError, DROP, Instruction, KEEP, Test};
@@ -67,7 +67,7 @@ impl ArpSocket {
     ///
     /// # Errors
     /// What the kernel says; a lost request is repeated anyway.
-    pub fn send(&self, frame: &ArpFrame) -> io::Result<()> {
+    pub fn send(&self, frame: &[u8]) -> io::Result<()> {
         sys::write_vectored(self.fd.as_fd(), frame, &[]).map(drop)
     }
 }

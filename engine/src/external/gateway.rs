@@ -98,7 +98,13 @@ impl ExternalGateway {
         dropped
     }
 
-    fn send_split(&mut self, frame: &DeviceFrame, tails: &[Span], arena: &Arena, segment: &mut [u8]) -> usize {
+    fn send_split(
+        &mut self,
+        frame: &DeviceFrame,
+        tails: &[Span],
+        arena: &Arena,
+        segment: &mut [u8],
+    ) -> usize {
         let slices = frame.packet.tails_of(tails).iter().map(|&tail| arena.get(tail));
         let mut segments = Segments::new(frame.packet.head.get(arena), frame.shape, slices);
         let mut dropped = 0;

@@ -60,10 +60,8 @@ pub enum Resolution {
     Known(MacAddress),
     /// It is being asked for; a packet for it may be held.
     Pending,
-    /// It does not answer.
-    Unreachable,
-    /// Too many neighbours are known already.
-    Full,
+    /// It does not answer, or [`MAX_NEIGHBORS`] others are known already.
+    Failed,
 }
 
 /// Why an ARP frame taught nothing.
@@ -127,7 +125,7 @@ impl<P> NeighborCache<P> {
                 Resolution::Known(mac)
             }
             State::Resolving(_) => Resolution::Pending,
-            State::Failed { .. } => Resolution::Unreachable,
+            State::Failed { .. } => Resolution::Failed,
         }
     }
 
@@ -220,7 +218,7 @@ impl<P> NeighborCache<P> {
     /// Begins to ask for a neighbour. There is always room for the router, however many others a client scans for.
     fn begin(&mut self, neighbor: Ipv4Addr, now: Timestamp) -> Resolution {
         if self.entries.len() >= MAX_NEIGHBORS && self.router != Some(neighbor) {
-            return Resolution::Full;
+            return Resolution::Failed;
         }
         let state = State::Resolving(Asking { sent: 0, next: now });
         self.entries.insert(neighbor, Entry { state, used: now, held: VecDeque::new() });
@@ -403,7 +401,7 @@ mod tests {
             assert_eq!(cache.next_wakeup(), Some(at(second + 1)));
         }
         assert_eq!(poll(&mut cache, at(3)), (vec![], vec![7]));
-        assert_eq!(cache.resolve(ROUTER, at(7)), Resolution::Unreachable);
+        assert_eq!(cache.resolve(ROUTER, at(7)), Resolution::Failed);
         assert_eq!(answer(&mut cache, ROUTER_MAC, at(7)), Err(Ignored::Unsolicited));
         assert_eq!(cache.next_wakeup(), Some(at(8)));
         poll(&mut cache, at(8));
@@ -471,7 +469,7 @@ mod tests {
         }
         assert_eq!(broadcasts, 3);
         poll(&mut cache, at(36));
-        assert_eq!(cache.resolve(ROUTER, at(36)), Resolution::Unreachable);
+        assert_eq!(cache.resolve(ROUTER, at(36)), Resolution::Failed);
     }
 
     #[test]
@@ -493,7 +491,7 @@ mod tests {
         for i in 0..MAX_NEIGHBORS as u32 {
             assert_eq!(cache.resolve(Ipv4Addr::from(0xc633_6400 + i), at(0)), Resolution::Pending);
         }
-        assert_eq!(cache.resolve(Ipv4Addr::new(203, 0, 113, 1), at(0)), Resolution::Full);
+        assert_eq!(cache.resolve(Ipv4Addr::new(203, 0, 113, 1), at(0)), Resolution::Failed);
         assert_eq!(cache.resolve(ROUTER, at(0)), Resolution::Pending);
         for second in 0..=8 {
             poll(&mut cache, at(second));

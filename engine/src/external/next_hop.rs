@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use super::MacAddress;
+use crate::drop_reason::DropReason;
 use crate::prefix::Prefix;
 
 /// What the host's kernel says about the external interface. Read, never changed.
@@ -24,24 +25,22 @@ pub struct ExternalLink {
     pub router: Option<Ipv4Addr>,
 }
 
-/// Where to send a packet on the link.
+/// The neighbour to which a packet goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum NextHop {
-    /// To this neighbour.
-    Neighbor(Ipv4Addr),
-    /// Nowhere: a directed broadcast, which is not forwarded (RFC 2644).
-    Broadcast,
-    /// Nowhere: neither on the link nor is there a router.
-    NoRoute,
-}
+pub struct NextHop(pub Ipv4Addr);
 
 impl ExternalLink {
     /// The next hop for `destination`: itself if it is on the link, else the default router.
-    pub fn next_hop(&self, destination: Ipv4Addr) -> NextHop {
+    ///
+    /// # Errors
+    /// [`DropReason::NoRoute`] if it is neither on the link nor is there a router; [`DropReason::BogonDestination`] for
+    /// the network's own and its broadcast address, to which nothing is forwarded (RFC 2644; RFC 3021 for /31 and /32,
+    /// which have neither).
+    pub fn next_hop(&self, destination: Ipv4Addr) -> Result<NextHop, DropReason> {
         match self.on_link.iter().find(|prefix| prefix.contains(destination)) {
-            Some(prefix) if prefix.broadcast() == Some(destination) => NextHop::Broadcast,
-            Some(_) => NextHop::Neighbor(destination),
-            None => self.router.map_or(NextHop::NoRoute, NextHop::Neighbor),
+            Some(prefix) if prefix.is_edge(destination) => Err(DropReason::BogonDestination),
+            Some(_) => Ok(NextHop(destination)),
+            None => self.router.map(NextHop).ok_or(DropReason::NoRoute),
         }
     }
 }
@@ -66,19 +65,18 @@ mod tests {
     fn a_neighbour_is_its_own_next_hop_and_everyone_else_is_behind_the_router() {
         let link = link(Some("192.0.2.1"));
         let hop = |destination: &str| link.next_hop(destination.parse().unwrap());
-        assert_eq!(hop("192.0.2.77"), NextHop::Neighbor("192.0.2.77".parse().unwrap()));
-        assert_eq!(hop("203.0.113.7"), NextHop::Neighbor("203.0.113.7".parse().unwrap()));
-        assert_eq!(hop("203.0.113.8"), NextHop::Neighbor("192.0.2.1".parse().unwrap()));
-        assert_eq!(hop("192.0.2.255"), NextHop::Broadcast);
+        assert_eq!(hop("192.0.2.77"), Ok(NextHop("192.0.2.77".parse().unwrap())));
+        assert_eq!(hop("203.0.113.7"), Ok(NextHop("203.0.113.7".parse().unwrap())));
+        assert_eq!(hop("203.0.113.8"), Ok(NextHop("192.0.2.1".parse().unwrap())));
+        assert_eq!(hop("192.0.2.255"), Err(DropReason::BogonDestination));
+        assert_eq!(hop("192.0.2.0"), Err(DropReason::BogonDestination));
     }
 
     #[test]
     fn without_a_router_only_neighbours_are_reached() {
         let link = link(None);
-        assert_eq!(link.next_hop(Ipv4Addr::new(198, 51, 100, 1)), NextHop::NoRoute);
-        assert_eq!(
-            link.next_hop(Ipv4Addr::new(192, 0, 2, 3)),
-            NextHop::Neighbor(Ipv4Addr::new(192, 0, 2, 3))
-        );
+        assert_eq!(link.next_hop(Ipv4Addr::new(198, 51, 100, 1)), Err(DropReason::NoRoute));
+        let neighbor = Ipv4Addr::new(192, 0, 2, 3);
+        assert_eq!(link.next_hop(neighbor), Ok(NextHop(neighbor)));
     }
 }

@@ -126,7 +126,8 @@ impl PacketSocket {
     /// an ICMP echo reply, modulo `shards` picks the socket; fragments and ICMP errors go to shard 0.
     ///
     /// The first socket founds the group (`None`) and gets its number, with which the others join it. They number
-    /// themselves in the order of joining, so open and join in the order of the shards.
+    /// themselves in the order of joining (after a link flap, of opening), so open and join in the order of the shards,
+    /// and [`Self::set_filter`] only then.
     ///
     /// # Errors
     /// `EINVAL` if the sockets are not of one interface, or `shards` is 0.
@@ -211,10 +212,6 @@ impl PacketSocket {
         let Self { fd, outgoing, source_mac, .. } = self;
         let mut full = false;
         for (n, batch) in frames.chunks(MAX_MESSAGES).enumerate() {
-            if full {
-                outcome.dropped += batch.len();
-                continue; // counted
-            }
             let mut reported = 0;
             let messages = batch.iter().map(|frame| Message {
                 to: None,
@@ -237,6 +234,10 @@ impl PacketSocket {
                 if full { AfterError::Stop } else { AfterError::Skip }
             });
             outcome.dropped += batch.len() - reported;
+            if full {
+                outcome.dropped += frames.len() - n * MAX_MESSAGES - batch.len();
+                break;
+            }
         }
         outcome
     }

@@ -14,6 +14,7 @@
 //! takes milliseconds, so it happens on a thread of its own ([`Reserver`]) and never on a packet's way.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, OwnedFd};
@@ -47,14 +48,16 @@ pub enum Shortage {
     Refused(io::Error),
 }
 
-impl std::fmt::Display for Shortage {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Shortage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoFreePort => f.write_str("no external port is free on the host"),
-            Self::Descriptors => {
-                f.write_str("the limit of open files bounds the external ports (raise it: ulimit -n, LimitNOFILE=)")
+            Self::NoFreePort => {
+                f.write_str("every port of the range is reserved or held by a program of the host")
             }
-            Self::Refused(error) => write!(f, "cannot reserve external ports: {error}"),
+            Self::Descriptors => {
+                f.write_str("the process has no more descriptors for ports: raise RLIMIT_NOFILE")
+            }
+            Self::Refused(error) => write!(f, "cannot reserve a port: {error}"),
         }
     }
 }

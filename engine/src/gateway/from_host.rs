@@ -14,11 +14,9 @@ impl Gateway {
     ) {
         let decision = Ipv4Packet::parse(arena.get_mut(packet), 0, offload).and_then(|packet| {
             match self.router.route(packet.destination()) {
-                Verdict::Peer(address) if self.places.contains_key(&address) => Ok(Decision {
-                    exit: Exit::Peer(address),
-                    destination: address,
-                    shape: packet.shape(),
-                }),
+                Verdict::Peer(address) if self.places.contains_key(&address) => {
+                    Ok(Decision { exit: Exit::Peer(address), destination: address, shape: packet.shape() })
+                }
                 Verdict::Peer(_) => Err(DropReason::NoSuchPeer),
                 Verdict::Host | Verdict::External => Err(DropReason::BogonDestination),
                 Verdict::Drop(reason) => Err(reason),
@@ -65,5 +63,4 @@ impl Gateway {
             }
         }
     }
-
 }

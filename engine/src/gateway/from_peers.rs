@@ -86,11 +86,7 @@ impl Gateway {
         }
     }
 
-    fn decide_from_peer(
-        &mut self,
-        now: Timestamp,
-        packet: &mut Ipv4Packet<'_>,
-    ) -> Result<Decision, Refusal> {
+    fn decide_from_peer(&mut self, now: Timestamp, packet: &mut Ipv4Packet<'_>) -> Result<Decision, Refusal> {
         let destination = packet.destination();
         if packet.is_fragment() {
             let exit = match self.from_peers.push(packet, now)? {
@@ -159,19 +155,13 @@ impl Gateway {
             Transport::Udp => PortProtocol::Udp,
             Transport::Icmp | Transport::Other => return false,
         };
-        packet.ports().is_some_and(|(_, port)| {
-            self.ownership.is_reserved(protocol, packet.destination(), port)
-        })
+        packet
+            .ports()
+            .is_some_and(|(_, port)| self.ownership.is_reserved(protocol, packet.destination(), port))
     }
 
     /// A refusal of a packet of a peer, with the ICMP error that tells the peer why, where one is due.
-    fn refuse(
-        &mut self,
-        now: Timestamp,
-        packet: &Ipv4Packet<'_>,
-        reason: DropReason,
-        mtu: usize,
-    ) -> Refusal {
+    fn refuse(&mut self, now: Timestamp, packet: &Ipv4Packet<'_>, reason: DropReason, mtu: usize) -> Refusal {
         let kind = match reason {
             DropReason::TtlExceeded => IcmpErrorKind::TimeExceeded,
             DropReason::TooBig => IcmpErrorKind::FragmentationNeeded { mtu: mtu as u16 },
@@ -190,5 +180,4 @@ impl Gateway {
         let built = self.icmp_errors.build(kind, packet, self.gateway_address, now, &mut answer);
         Refusal { reason, answer: built.then_some(answer) }
     }
-
 }

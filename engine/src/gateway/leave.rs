@@ -31,10 +31,9 @@ impl Origin<'_> {
     fn into_gather(self, shape: Shape, outbox: &mut Outbox) -> Gather {
         match self {
             // Padding behind the packet is cut off here, as `Ipv4Packet::parse` cut it off its view.
-            Self::Arena { head, tails } => Gather {
-                head: Bytes::Arena(head.take(shape.head_len())),
-                tails: outbox.push_tails(tails),
-            },
+            Self::Arena { head, tails } => {
+                Gather { head: Bytes::Arena(head.take(shape.head_len())), tails: outbox.push_tails(tails) }
+            }
             Self::Owned(mut bytes) => {
                 bytes.truncate(shape.head_len());
                 Gather::whole(Bytes::Owned(bytes))
@@ -145,9 +144,8 @@ impl Gateway {
         outbox: &mut Outbox,
     ) {
         let next_hop = match self.external.next_hop(destination) {
-            NextHop::Neighbor(neighbor) => neighbor,
-            NextHop::Broadcast => return self.drops.count(DropReason::BogonDestination),
-            NextHop::NoRoute => return self.drops.count(DropReason::NoRoute),
+            Ok(NextHop(neighbor)) => neighbor,
+            Err(reason) => return self.drops.count(reason),
         };
         self.traffic.count(Direction::ToExternal, shape);
         if shape.segment_len() <= self.external.mtu {
@@ -180,7 +178,7 @@ impl Gateway {
                     self.drops.count(DropReason::NextHopUnresolved);
                 }
             }
-            Resolution::Unreachable | Resolution::Full => self.drops.count(DropReason::NextHopUnresolved),
+            Resolution::Failed => self.drops.count(DropReason::NextHopUnresolved),
         }
     }
 
@@ -198,7 +196,7 @@ impl Gateway {
                 let packet = Gather::whole(Bytes::Owned(packet));
                 outbox.external.push(DeviceFrame { packet, header, shape, destination_mac });
             }
-            Resolution::Pending | Resolution::Unreachable | Resolution::Full => {
+            Resolution::Pending | Resolution::Failed => {
                 self.drops.count(DropReason::NextHopUnresolved);
             }
         }
@@ -247,7 +245,8 @@ impl Gateway {
     }
 
     pub(super) fn answer_external(&mut self, now: Timestamp, mut answer: Vec<u8>, outbox: &mut Outbox) {
-        match Ipv4Packet::parse(&mut answer, 0, Offload::NONE).map(|view| (view.shape(), view.destination())) {
+        match Ipv4Packet::parse(&mut answer, 0, Offload::NONE).map(|view| (view.shape(), view.destination()))
+        {
             Ok((shape, destination)) => {
                 let packet = Gather::whole(Bytes::Owned(answer));
                 // The packet owns its bytes: no arena is looked at.

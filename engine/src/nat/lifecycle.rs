@@ -94,7 +94,7 @@ impl Nat {
             };
             let session = &self.table.sessions[id as usize];
             let deadline = session.last_activity + self.config.timeout(session);
-            if deadline > now {
+            if deadline >= now {
                 self.wheel.schedule(&mut self.table.sessions, id, deadline, now);
                 continue; // it was busy since it was put here
             }

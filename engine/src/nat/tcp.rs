@@ -257,7 +257,8 @@ impl Connection {
         }
         self.remote.finished |= segment.has(tcp_flags::FIN);
         self.advance();
-        Verdict::Refresh
+        // A stranger may knock as often as it likes: it is the client's answer that counts.
+        if self.client.started { Verdict::Refresh } else { Verdict::Pass }
     }
 
     /// RFC 5382 REQ-10, RFC 7857 §2.2, RFC 5961 §3.2: believed only where the client's TCP will believe it.

@@ -62,7 +62,7 @@ impl Wheel {
         if self.len == 0 {
             self.current = self.current.max(now.as_secs());
         }
-        let due = deadline.as_nanos().div_ceil(1_000_000_000);
+        let due = deadline.as_secs() + 1; // the first second that begins after it
         let tick = due.clamp(self.current + 1, self.current + SLOTS - 1);
         let slot = (tick % SLOTS) as usize;
         let next = std::mem::replace(&mut self.heads[slot], id);
@@ -97,19 +97,16 @@ impl Wheel {
 
     /// Takes out and returns a session whose slot has come, or `None` when all have been dealt with up to `now`.
     pub(super) fn next_due(&mut self, sessions: &mut Slab<Session>, now: Timestamp) -> Option<u32> {
-        while let Some(tick) = self.first_occupied() {
-            if tick > now.as_secs() {
-                break;
-            }
-            // Not `tick` itself, for its slot may hold more. What is put back now has a deadline after `now`, hence
-            // after `tick`, and at most `current + SLOTS - 1`: never this slot again, so this loop ends.
-            self.current = tick - 1;
-            let id = self.heads[(tick % SLOTS) as usize];
-            self.cancel(sessions, id);
-            return Some(id);
-        }
-        self.current = self.current.max(now.as_secs());
-        None
+        let Some(tick) = self.first_occupied().filter(|&tick| tick <= now.as_secs()) else {
+            self.current = self.current.max(now.as_secs());
+            return None;
+        };
+        // Not `tick` itself, for its slot may hold more. What is put back now has a deadline of `now` or later, so it is
+        // due after `tick`, and at most at `current + SLOTS - 1`: never in this slot again, so that the caller's loop ends.
+        self.current = tick - 1;
+        let id = self.heads[(tick % SLOTS) as usize];
+        self.cancel(sessions, id);
+        Some(id)
     }
 
     /// When [`Self::next_due`] next has something to say.

@@ -76,9 +76,9 @@ pub trait Transport: AsFd {
     /// Sends trains in their order, without waiting: what the kernel has no room for is dropped and counted.
     fn send(&mut self, trains: &[SendTrain<'_>]) -> SendOutcome;
 
-    /// Whether trains leave in one call.
+    /// Whether trains are handed to the kernel whole. Turns false where the kernel refuses them, and stays so.
     fn gso(&self) -> bool;
 
-    /// Whether trains arrive in one call.
+    /// Whether the kernel hands over trains whole.
     fn gro(&self) -> bool;
 }

@@ -5,7 +5,7 @@
 //! `UDP_SEGMENT`. Nothing waits: where the kernel has no room, datagrams die and are counted, as on any link.
 //!
 //! UDP GSO is broken on some kernels and drivers. If the kernel refuses a train with `EIO` or `EINVAL`, GSO is switched
-//! off for good and the train goes out datagram by datagram; [`UdpTransport::gso`] tells.
+//! off for good and the train goes out datagram by datagram; [`Transport::gso`] tells.
 //!
 //! Several shards share the port by `SO_REUSEPORT`. A program in the kernel reads the *receiver index* of each message
 //! and picks the shard that handed it out, so that a peer stays on its shard wherever it roams
@@ -100,9 +100,9 @@ impl UdpTransport {
 
     /// Makes the kernel pick the shard's socket by the receiver index (its lowest byte, modulo `shards`).
     ///
-    /// Call it on one of the sockets after all of them were opened, in the order of their shards: the kernel numbers
-    /// them in the order in which they were bound. Handshake initiations, which have no receiver yet, and whatever is no
-    /// WireGuard message go to shard 0.
+    /// Call it on the first socket of the port, and open the others in the order of their shards: the kernel numbers
+    /// them in the order in which they were bound, and they share the program. Handshake initiations, which have no
+    /// receiver yet, and whatever is no WireGuard message go to shard 0.
     ///
     /// # Errors
     /// `EINVAL` if the socket was opened without `reuse_port`, or `shards` is 0.
@@ -118,16 +118,6 @@ impl UdpTransport {
                 )
             })
             .context(|| format!("steer UDP datagrams to {shards} shards"))
-    }
-
-    /// Whether trains are sent with `UDP_SEGMENT`. Turns false at the first refusal.
-    pub fn gso(&self) -> bool {
-        self.gso
-    }
-
-    /// Whether trains are received by `UDP_GRO`.
-    pub fn gro(&self) -> bool {
-        self.gro
     }
 
     /// The address to which the socket is bound.
@@ -215,14 +205,6 @@ impl UdpTransport {
 }
 
 impl Transport for UdpTransport {
-    fn gso(&self) -> bool {
-        self.gso()
-    }
-
-    fn gro(&self) -> bool {
-        self.gro()
-    }
-
     fn receive(
         &mut self,
         arena: &mut Arena,
@@ -255,6 +237,14 @@ impl Transport for UdpTransport {
             }
         }
         outcome
+    }
+
+    fn gso(&self) -> bool {
+        self.gso
+    }
+
+    fn gro(&self) -> bool {
+        self.gro
     }
 }
 

@@ -55,7 +55,7 @@ use handshake::Identity;
 use index::IndexTable;
 use peer::Peer;
 use timers::Schedule;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 /// A peer of this tunnel: a small number, good as an index into an array. It is given to another peer after this one
 /// was removed.
@@ -115,8 +115,9 @@ pub struct Tunnel {
 
 impl Tunnel {
     /// A tunnel without peers.
-    pub fn new(config: TunnelConfig) -> Self {
+    pub fn new(mut config: TunnelConfig) -> Self {
         let identity = Identity::new(config.private_key);
+        config.private_key.zeroize();
         Self {
             admission: Admission::new(identity.public_key()),
             identity,

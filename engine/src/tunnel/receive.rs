@@ -4,7 +4,7 @@ use std::net::SocketAddrV4;
 use std::ops::Range;
 
 use super::cookie::Verdict;
-use super::index::shard_of;
+use super::index::{IndexTable, shard_of};
 use super::messages::{CookieReply, DATA_HEADER_LEN, DataHeader, Handshake, Initiation, Message, Response};
 use super::peer::Peer;
 use super::session::Session;
@@ -268,7 +268,7 @@ impl Peer {
     }
 
     /// Both sides have a session: a handshake of ours that still waits for its answer is needless.
-    fn complete_handshake(&mut self, indices: &mut super::index::IndexTable, now: Timestamp) {
+    fn complete_handshake(&mut self, indices: &mut IndexTable, now: Timestamp) {
         self.forget_pending(indices);
         self.last_handshake = Some(now);
     }

@@ -1,6 +1,7 @@
 //! Towards the peers: sealing, waiting for a session, beginning a handshake.
 
 use std::net::SocketAddrV4;
+use std::time::Duration;
 
 use super::handshake::{random_bytes, tai64n};
 use super::messages::{DATA_HEADER_LEN, Initiation, TAG_LEN};
@@ -73,12 +74,11 @@ impl Tunnel {
     ///
     /// Renewing a session that grows old is noted here and done by the next [`Self::poll`].
     pub fn sealer(&mut self, peer: PeerId, now: Timestamp) -> Option<Sealer<'_>> {
-        let mtu = self.mtu;
         let peer = self.peers.get_mut(peer)?;
-        peer.sealer(mtu, now)?;
+        peer.prepare_to_seal(now)?;
         peer.timers.sent_data(now);
         self.schedule.bring_forward(peer);
-        peer.sealer(mtu, now)
+        peer.sealer(self.mtu, now)
     }
 
     /// Sends a packet that found no session: it waits for the handshake, which this begins if need be.
@@ -141,8 +141,9 @@ impl Tunnel {
         let peer = self.peers.get_mut(id).ok_or(DropReason::NoSuchPeer)?;
         peer.forget_pending(&mut self.indices);
         let endpoint = peer.endpoint.ok_or(DropReason::NoEndpoint)?;
-        let jitter = u32::from_le_bytes(random_bytes()?);
-        peer.timers.initiated(now, MAX_JITTER.mul_f64(f64::from(jitter) / f64::from(u32::MAX)));
+        peer.timers.initiated(now, Duration::ZERO); // Whatever goes wrong below is tried again.
+        let jitter = f64::from(u32::from_le_bytes(random_bytes()?)) / f64::from(u32::MAX);
+        peer.timers.initiated(now, MAX_JITTER.mul_f64(jitter));
 
         let timestamp = tai64n(self.unix_time_at_origin, now);
         let local_index = self.indices.allocate(id)?;
@@ -163,19 +164,27 @@ impl Tunnel {
 }
 
 impl Peer {
-    fn sealer(&mut self, mtu: usize, now: Timestamp) -> Option<Sealer<'_>> {
-        let endpoint = self.endpoint?;
-        let session = self.sessions.sealing(now)?;
-        if needs_renewal(session, now) {
+    /// Moves the timers for a message that is about to be sealed; `None` if there is nothing to seal it with.
+    fn prepare_to_seal(&mut self, now: Timestamp) -> Option<()> {
+        self.endpoint?;
+        if needs_renewal(self.sessions.sealing(now)?, now) {
             self.timers.want_handshake(now);
         }
         self.timers.sent(now, self.persistent_keepalive);
+        Some(())
+    }
+
+    fn sealer(&mut self, mtu: usize, now: Timestamp) -> Option<Sealer<'_>> {
+        let (endpoint, session) = (self.endpoint?, self.sessions.sealing(now)?);
         Some(Sealer { session, traffic: &mut self.traffic, endpoint, mtu })
     }
 
     /// Sends an empty data message, if there is a session; whether there is.
     pub(super) fn send_keepalive(&mut self, now: Timestamp, out: &mut Outgoing) -> bool {
         let traffic = self.traffic;
+        if self.prepare_to_seal(now).is_none() {
+            return false;
+        }
         let Some(mut sealer) = self.sealer(0, now) else { return false };
         let endpoint = sealer.endpoint();
         let sealed = sealer.seal_copy(&[]);
@@ -191,7 +200,7 @@ impl Peer {
         out: &mut Outgoing,
         drops: &mut DropCounters,
     ) -> usize {
-        if self.queue.is_empty() {
+        if self.queue.is_empty() || self.prepare_to_seal(now).is_none() {
             return 0;
         }
         let mut queue = std::mem::take(&mut self.queue);

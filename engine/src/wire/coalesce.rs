@@ -217,22 +217,18 @@ impl<T: Copy + Eq> Coalescer<T> {
         }
         let open = key.and_then(|key| self.open.iter().rposition(|flow| flow.key == key && flow.tag == tag));
         if let Some(at) = open {
-            let flow = self.open.remove(at);
-            if self.continues(&flow, &candidate) {
-                self.append(flow, &candidate, span);
+            if self.continues(at, &candidate) {
+                self.append(at, &candidate, span);
                 return Ok(());
             }
+            self.open.remove(at);
         }
         let item = self.add_item(packet, span, tag, Some(&candidate))?;
         if let (Some(key), 0) = (key, candidate.last_flags) {
-            self.open_flow(OpenFlow {
-                key,
-                tag,
-                item,
-                constant: candidate.constant,
-                next_identification: candidate.identification.wrapping_add(1),
-                next_sequence: candidate.sequence.wrapping_add(u32::from(candidate.payload_len)),
-            });
+            let constant = candidate.constant;
+            let mut flow = OpenFlow { key, tag, item, constant, next_identification: 0, next_sequence: 0 };
+            flow.expect_after(&candidate);
+            self.open_flow(flow);
         }
         Ok(())
     }
@@ -265,8 +261,10 @@ impl<T: Copy + Eq> Coalescer<T> {
         self.tails.clear();
     }
 
-    fn continues(&self, flow: &OpenFlow<T>, candidate: &Candidate) -> bool {
-        let Some(item) = self.items.get(flow.item as usize) else { return false };
+    /// Whether the candidate continues the item of the open flow at `at`.
+    fn continues(&self, at: usize, candidate: &Candidate) -> bool {
+        let flow = &self.open[at];
+        let item = &self.items[flow.item as usize];
         item.kind == candidate.kind
             && flow.constant == candidate.constant
             && (candidate.constant.ip_flags & DONT_FRAGMENT != 0
@@ -276,11 +274,13 @@ impl<T: Copy + Eq> Coalescer<T> {
             && usize::from(item.total_len) + usize::from(candidate.payload_len) <= MAX_PACKET_LEN
     }
 
-    fn append(&mut self, mut flow: OpenFlow<T>, candidate: &Candidate, span: Span) {
+    /// Appends the candidate, whose packet is `span`, to the item of the open flow at `at`.
+    fn append(&mut self, at: usize, candidate: &Candidate, span: Span) {
+        let flow = &mut self.open[at];
+        let item = &mut self.items[flow.item as usize];
         let headers_len = MIN_HEADER_LEN + usize::from(candidate.transport_header_len);
         let tail = self.tails.len() as u32;
         self.tails.push(Tail { span: span.skip(headers_len), next: END });
-        let item = &mut self.items[flow.item as usize];
         match self.tails.get_mut(item.last_tail as usize) {
             Some(last) => last.next = tail,
             None => item.first_tail = tail,
@@ -289,13 +289,14 @@ impl<T: Copy + Eq> Coalescer<T> {
         item.total_len += candidate.payload_len;
         item.segments += 1;
         item.last_flags = candidate.last_flags;
+        flow.expect_after(candidate);
         let ends = candidate.last_flags != 0
             || candidate.payload_len < item.segment_size
             || usize::from(item.segments) == MAX_SEGMENTS;
-        if !ends {
-            flow.next_identification = candidate.identification.wrapping_add(1);
-            flow.next_sequence = candidate.sequence.wrapping_add(u32::from(candidate.payload_len));
-            self.open_flow(flow);
+        if ends {
+            self.open.remove(at);
+        } else {
+            self.open[at..].rotate_left(1);
         }
     }
 
@@ -339,6 +340,14 @@ impl<T: Copy + Eq> Coalescer<T> {
             last_tail: END,
         });
         Ok((self.items.len() - 1) as u32)
+    }
+}
+
+impl<T> OpenFlow<T> {
+    /// The next segment must follow `candidate`.
+    fn expect_after(&mut self, candidate: &Candidate) {
+        self.next_identification = candidate.identification.wrapping_add(1);
+        self.next_sequence = candidate.sequence.wrapping_add(u32::from(candidate.payload_len));
     }
 }
 

@@ -105,11 +105,9 @@ impl Reserver {
     /// Ends the thread, waits for it, and frees every port. Stopping twice does nothing.
     pub fn stop(&mut self) {
         if let Some(thread) = self.thread.take() {
-            // Fails only if the thread has ended already.
-            let _ = self.handle.0.send(Command::Stop);
-            if thread.join().is_err() {
-                // Only `deliver` could have panicked; its panic was reported where it happened.
-            }
+            // Either fails only if `deliver` has panicked, which ended the thread and was reported where it happened.
+            drop(self.handle.0.send(Command::Stop));
+            drop(thread.join());
         }
     }
 }
@@ -151,7 +149,7 @@ fn work(mut reservation: PortReservation, commands: &Receiver<Command>, mut deli
             }
             Command::Claim(protocol, port, reply) => {
                 // Nobody waits any more if this fails, and the port is theirs to release.
-                let _ = reply.send(reservation.claim(protocol, port));
+                drop(reply.send(reservation.claim(protocol, port)));
             }
             Command::Release(protocol, port) => {
                 reservation.release(protocol, port);

@@ -1,7 +1,12 @@
 //! The requirements of `docs/nat.md`, one file per standard, one test per requirement.
 
+mod attacks;
+mod others;
 mod packets;
 mod rfc4787_udp;
+mod rfc5382_tcp;
+mod rfc5508_icmp;
+mod rfc6888_exhaustion;
 
 use std::net::Ipv4Addr;
 use std::time::Duration;

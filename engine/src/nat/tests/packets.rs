@@ -102,7 +102,7 @@ pub fn tcp_with_options(
     bytes[2..4].copy_from_slice(&destination.port.to_be_bytes());
     bytes[4..8].copy_from_slice(&sequence.to_be_bytes());
     bytes[8..12].copy_from_slice(&acknowledgment.to_be_bytes());
-    bytes[12] = (header_len / 4 << 4) as u8;
+    bytes[12] = ((header_len / 4) << 4) as u8;
     bytes[13] = bits.sum();
     bytes[14..16].copy_from_slice(&1000u16.to_be_bytes()); // window
     bytes[20..].copy_from_slice(options);
