@@ -42,7 +42,7 @@ format: build ## writes what `check` wants to read
 
 bench: ## Tidegate beside the kernel, wireguard-go and OpenVPN (root; half an hour)
 	@scripts/bootstrap all --bench
-	$(AS_ROOT) $(VENV)/bin/python -m tidegate.lab.bench
+	$(AS_ROOT) $(VENV)/bin/python -m tidegate.lab.bench --output docs/benchmark
 
 fuzz: ## arbitrary bytes against the packet engine (needs nightly Rust and cargo-fuzz)
 	@cargo fuzz --help >/dev/null 2>&1 || { echo "needs nightly Rust and: cargo install cargo-fuzz"; exit 1; }

@@ -247,11 +247,16 @@ def let_kernel_forward(gateway: Namespace) -> None:
 
 
 def wait_for_gateway(client: Namespace, process: Process, *, timeout: float = 15.0) -> None:
-    """Waits until the inner address of the gateway answers a ping of the client."""
+    """Waits until the inner address of the gateway answers a ping of the client, through the tunnel.
+
+    Without a tunnel the ping would be answered, too: the gateway's kernel takes any address of its own on any interface.
+    """
 
     def answers() -> bool:
         if not process.running:
             raise CommandError(process.command, process.returncode or 0, process.output())
+        if "dev access" in client.run(["ip", "-o", "route", "get", INNER_GATEWAY]).stdout:
+            return False
         ping = client.run(["ping", "-n", "-c", "1", "-W", "0.5", INNER_GATEWAY], check=False)
         return ping.returncode == 0
 
