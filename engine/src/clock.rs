@@ -40,6 +40,24 @@ impl Timestamp {
     }
 }
 
+/// The time of the monotonic clock. Only the shell asks.
+pub fn monotonic_now() -> Timestamp {
+    Timestamp::from_nanos(u64::try_from(read(libc::CLOCK_MONOTONIC).as_nanos()).unwrap_or(u64::MAX))
+}
+
+/// The time since 1970 of the wall clock, which people may set. Only the shell asks.
+pub fn unix_time() -> Duration {
+    read(libc::CLOCK_REALTIME)
+}
+
+/// `clock_gettime(2)`. It goes through the vDSO and cannot fail for these clocks; if it did, time would stand still.
+fn read(clock: libc::clockid_t) -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes one `timespec`.
+    unsafe { libc::clock_gettime(clock, &raw mut time) };
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
 impl Add<Duration> for Timestamp {
     type Output = Self;
 

@@ -63,6 +63,10 @@ drop_reasons! {
     NoSession = "no_session",
     /// The peer has never been heard of, so there is no address to send to.
     NoEndpoint = "no_endpoint",
+    /// No handshake was answered for so long that the packets waiting for a session were given up.
+    HandshakeTimeout = "handshake_timeout",
+    /// The kernel gave no random bytes, so that no handshake could be made.
+    NoRandomness = "no_randomness",
     /// The inner source is not the address assigned to the peer.
     WrongInnerSource = "wrong_inner_source",
 
@@ -121,6 +125,12 @@ drop_reasons! {
     QueueFull = "queue_full",
     /// The kernel refused the packet.
     SendFailed = "send_failed",
+    /// The kernel reported an error while receiving.
+    ReceiveFailed = "receive_failed",
+    /// A superpacket of a kind that was never asked for.
+    UnknownOffload = "unknown_offload",
+    /// An ARP reply that nobody had asked for, or that makes no sense.
+    UnsolicitedArp = "unsolicited_arp",
     /// The kernel's buffer towards Tidegate was full (as it reports itself).
     ReceiveOverrun = "receive_overrun",
 }

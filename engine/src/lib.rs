@@ -1,5 +1,35 @@
 //! The engine of Tidegate: it moves packets, and nothing else.
+//!
+//! One packet's way from a client to the internet and back, in the order of the files: [`tun`] → [`client`] →
+//! [`outbox`] (split and seal, [`wire::split`], [`tunnel`]) → [`transport`] → [`shard`] → [`gateway`] (open, gather,
+//! [`wire::coalesce`]) → [`router`] → [`nat`] → [`external`] → the internet → [`external`] → [`nat`] → [`gateway`] →
+//! [`outbox`] → [`transport`] → [`client`] → [`tun`]. `docs/architecture.md` tells it in prose.
+
 pub mod arena;
+pub mod bpf;
+pub mod client;
 pub mod clock;
+pub mod core;
 pub mod drop_reason;
+pub mod engine;
+pub mod external;
+pub mod fragment;
+pub mod gateway;
+pub mod icmp_error;
+pub mod messages;
+pub mod mss;
+pub mod nat;
+pub mod outbox;
+pub mod prefix;
+#[cfg(feature = "python")]
+mod python;
+pub mod rate_limit;
+pub mod router;
+pub mod shard;
+pub mod sys;
+pub mod traffic;
+pub mod transport;
+pub mod tun;
+pub mod tunnel;
+pub mod wake;
 pub mod wire;

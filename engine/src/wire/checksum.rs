@@ -15,7 +15,7 @@ impl Sum {
 
     /// Adds `bytes`, which begin at an even offset; an odd last byte is padded with zero.
     pub fn add_bytes(self, bytes: &[u8]) -> Self {
-        Self(add_folded(self.0, u64::from(sum_bytes(bytes))))
+        Self(add_folded(self.0, sum_bytes(bytes)))
     }
 
     /// Adds one 16-bit word as it stands on the wire.
@@ -25,7 +25,7 @@ impl Sum {
 
     /// Adds an address.
     pub fn add_address(self, address: Ipv4Addr) -> Self {
-        self.add_bytes(&address.octets())
+        Self(add_folded(self.0, u64::from(u32::from_ne_bytes(address.octets()))))
     }
 
     /// Adds another sum, whose bytes begin at an even offset.
@@ -105,27 +105,39 @@ fn fold(sum: u64) -> u16 {
     sum as u16
 }
 
-/// The folded sum of `bytes` as words in the machine's byte order.
+/// The sum of `bytes` as words in the machine's byte order, not folded.
 ///
-/// Lanes of 32-bit words accumulate in 64 bits: the shape that the compiler turns into vector code.
-fn sum_bytes(bytes: &[u8]) -> u16 {
-    const LANES: usize = 16;
+/// Words of 32 bits do as well as of 16, since 2^16 and 2^32 are both one modulo 65,535 (RFC 1071 §2 (C)). Headers
+/// are short, so only what fills whole blocks takes the wide way.
+fn sum_bytes(bytes: &[u8]) -> u64 {
+    let (blocks, rest) = bytes.split_at(bytes.len() - bytes.len() % BLOCK_LEN);
+    let mut sum = if blocks.is_empty() { 0 } else { sum_blocks(blocks) };
+    let mut words = rest.chunks_exact(4);
+    for word in &mut words {
+        sum += u64::from(u32::from_ne_bytes([word[0], word[1], word[2], word[3]]));
+    }
+    sum + match *words.remainder() {
+        [a, b, c] => u64::from(u16::from_ne_bytes([a, b])) + u64::from(u16::from_ne_bytes([c, 0])),
+        [a, b] => u64::from(u16::from_ne_bytes([a, b])),
+        [a] => u64::from(u16::from_ne_bytes([a, 0])),
+        _ => 0,
+    }
+}
+
+/// 32-bit words that are summed side by side.
+const LANES: usize = 16;
+const BLOCK_LEN: usize = 4 * LANES;
+
+/// The sum of whole blocks. Lanes of 32-bit words accumulate in 64 bits: the shape that the compiler turns into vector
+/// code, without a check of the processor (30 GB/s with SSE2 alone, see `benches/wire.rs`).
+fn sum_blocks(blocks: &[u8]) -> u64 {
     let mut lanes = [0u64; LANES];
-    let mut chunks = bytes.chunks_exact(4 * LANES);
-    for chunk in &mut chunks {
-        for (lane, word) in lanes.iter_mut().zip(chunk.chunks_exact(4)) {
+    for block in blocks.chunks_exact(BLOCK_LEN) {
+        for (lane, word) in lanes.iter_mut().zip(block.chunks_exact(4)) {
             *lane += u64::from(u32::from_ne_bytes([word[0], word[1], word[2], word[3]]));
         }
     }
-    let mut sum: u64 = lanes.iter().sum();
-    let mut words = chunks.remainder().chunks_exact(2);
-    for word in &mut words {
-        sum += u64::from(u16::from_ne_bytes([word[0], word[1]]));
-    }
-    if let [last] = words.remainder() {
-        sum += u64::from(u16::from_ne_bytes([*last, 0]));
-    }
-    fold(sum)
+    lanes.iter().sum()
 }
 
 #[cfg(test)]

@@ -218,7 +218,9 @@ impl<'a> Ipv4Packet<'a> {
     pub fn ports(&self) -> Option<(u16, u16)> {
         let at = self.header_len();
         match self.transport {
-            Transport::Tcp { .. } | Transport::Udp => Some((u16_at(self.head, at), u16_at(self.head, at + 2))),
+            Transport::Tcp { .. } | Transport::Udp => {
+                Some((u16_at(self.head, at), u16_at(self.head, at + 2)))
+            }
             Transport::Icmp | Transport::Other => None,
         }
     }
@@ -262,8 +264,8 @@ impl<'a> Ipv4Packet<'a> {
         }
         let protocol = self.head[9];
         self.head[8] = ttl - 1;
-        let change = Change::NONE
-            .word(u16::from_be_bytes([ttl, protocol]), u16::from_be_bytes([ttl - 1, protocol]));
+        let change =
+            Change::NONE.word(u16::from_be_bytes([ttl, protocol]), u16::from_be_bytes([ttl - 1, protocol]));
         self.patch_header_checksum(change);
         Ok(())
     }

@@ -4,8 +4,16 @@
 //! in the types are in the machine's.
 
 pub mod checksum;
+pub mod coalesce;
 pub mod ipv4;
 pub mod offload;
+pub mod shape;
+pub mod split;
+#[cfg(test)]
+pub(crate) mod test_packets;
 
+pub use coalesce::{CoalesceOptions, Coalescer, Gathered};
 pub use ipv4::{Ipv4Packet, Transport, protocol};
 pub use offload::{ChecksumState, Gso, GsoKind, Offload, VirtioNetHeader};
+pub use shape::Shape;
+pub use split::Segments;

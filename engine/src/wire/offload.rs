@@ -4,6 +4,7 @@
 //! router and NAT and is split only where it is sealed, or by the NIC.
 
 use super::ipv4::{Ipv4Packet, Transport};
+use super::shape::Shape;
 
 /// How a superpacket is to be split.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -109,16 +110,24 @@ impl VirtioNetHeader {
             return None;
         }
         // A superpacket's checksum is always to be made anew per segment, whatever the flag says.
-        Some(Offload { gso: Some(Gso { kind, segment_size: self.gso_size }), checksum: ChecksumState::Partial })
+        Some(Offload {
+            gso: Some(Gso { kind, segment_size: self.gso_size }),
+            checksum: ChecksumState::Partial,
+        })
     }
 
-    /// The header for `packet`; `link_header` is the length of the link header that precedes it (0 on TUN, 14 on
-    /// Ethernet: `csum_start` and `hdr_len` count from the frame's first byte).
+    /// The header for `packet`, see [`Self::for_shape`].
     pub fn for_packet(packet: &Ipv4Packet<'_>, link_header: u16) -> Self {
+        Self::for_shape(packet.shape(), link_header)
+    }
+
+    /// The header for a packet of this shape; `link_header` is the length of the link header that precedes it (0 on TUN, 14 on
+    /// Ethernet: `csum_start` and `hdr_len` count from the frame's first byte).
+    pub fn for_shape(shape: Shape, link_header: u16) -> Self {
         let mut header = Self::default();
-        let offload = packet.offload();
-        let transport = packet.header_len() as u16;
-        let (transport_len, checksum_offset) = match packet.transport() {
+        let offload = shape.offload();
+        let transport = shape.ip_header_len() as u16;
+        let (transport_len, checksum_offset) = match shape.transport() {
             Transport::Tcp { header_len } => (u16::from(header_len), 16),
             Transport::Udp => (8, 6),
             Transport::Icmp | Transport::Other => return header,

@@ -1,0 +1,59 @@
+# Two commands to begin with: `make demo` and `make test`. Each installs what it needs, and may be run again.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin:$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
+
+VENV := .venv
+# Namespaces need root; where make is not run by root, those commands go through sudo.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
+
+.PHONY: help build demo test test-rust test-python check format bench fuzz lock clean
+
+help: ## what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+build: ## .venv/bin/tidegate, and everything it needs
+	@scripts/bootstrap all
+
+demo: build ## a client, the gateway and the internet on this machine, shown step by step (root)
+	@$(AS_ROOT) $(VENV)/bin/tidegate demo
+
+test: test-rust test-python ## everything: Rust, Python, end to end in network namespaces (root)
+
+test-rust: build
+	cargo test --locked --workspace --quiet
+
+test-python: build
+	$(AS_ROOT) $(VENV)/bin/pytest
+
+check: build ## formatters, linters, types, and the declared border against the built one
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy src tests
+	cargo fmt --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	$(VENV)/bin/stubtest tidegate._engine --mypy-config-file pyproject.toml
+
+format: build ## writes what `check` wants to read
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+	cargo fmt
+
+bench: ## Tidegate beside the kernel, wireguard-go and OpenVPN (root; half an hour)
+	@scripts/bootstrap all --bench
+	$(AS_ROOT) $(VENV)/bin/python -m tidegate.lab.bench --output docs/benchmark
+
+fuzz: ## arbitrary bytes against the packet engine (needs nightly Rust and cargo-fuzz)
+	@cargo fuzz --help >/dev/null 2>&1 || { echo "needs nightly Rust and: cargo install cargo-fuzz"; exit 1; }
+	cd engine && for target in $$(cargo fuzz list); do cargo fuzz run "$$target" -- -max_total_time=60; done
+
+lock: build ## requirements.lock anew, from pyproject.toml
+	$(VENV)/bin/pip install --quiet pip-tools
+	$(VENV)/bin/pip-compile --quiet --strip-extras --extra dev --generate-hashes --allow-unsafe \
+	    --no-emit-find-links --no-emit-index-url --output-file requirements.lock pyproject.toml
+
+clean: ## what was built, and leftovers of killed labs
+	-$(AS_ROOT) $(VENV)/bin/python -c 'from tidegate.lab.topology import remove_leftovers; remove_leftovers()'
+	rm -rf target $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis src/tidegate/_engine*.so
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

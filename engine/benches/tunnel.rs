@@ -1,0 +1,111 @@
+//! What a packet costs in the tunnel, beside the AEAD alone.
+//!
+//! `cargo bench -p tidegate-engine --bench tunnel`
+#![allow(missing_docs, reason = "criterion_group! makes a public function")]
+
+use std::hint::black_box;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
+
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use ring::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use tidegate_engine::clock::Timestamp;
+use tidegate_engine::tunnel::{
+    Cipher, Outgoing, PeerConfig, PeerId, Received, Sealer, Tunnel, TunnelConfig, public_key,
+};
+
+const ALICE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 51820);
+const BOB: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(198, 51, 100, 1), 51820);
+const NOW: Timestamp = Timestamp::from_secs(1);
+const SIZES: [usize; 2] = [64, 1420];
+const CIPHERS: [Cipher; 2] = [Cipher::ChaCha20Poly1305, Cipher::Aes256Gcm];
+
+/// Two tunnels with a session, and Bob's name at Alice's.
+fn connected(cipher: Cipher) -> (Tunnel, Tunnel, PeerId) {
+    let tunnel = |private_key| {
+        Tunnel::new(TunnelConfig {
+            private_key,
+            shard: 0,
+            shards: 1,
+            mtu: 1420,
+            unix_time_at_origin: Duration::from_secs(1_700_000_000),
+        })
+    };
+    let peer = |private_key, endpoint| PeerConfig {
+        public_key: public_key(&private_key),
+        preshared_key: None,
+        endpoint,
+        persistent_keepalive: None,
+        cipher,
+    };
+    let (mut alice, mut bob, mut out) = (tunnel([1; 32]), tunnel([2; 32]), Outgoing::default());
+    let bob_at_alice = alice.set_peer(&peer([2; 32], Some(BOB)), NOW);
+    bob.set_peer(&peer([1; 32], None), NOW);
+    alice.enqueue(bob_at_alice, &[0x45], NOW, &mut out).expect("Bob's address is known");
+    while let Some((to, mut datagram)) = out.datagrams.pop() {
+        let (receiver, from) = if to == BOB { (&mut bob, ALICE) } else { (&mut alice, BOB) };
+        receiver.receive(NOW, from, &mut datagram, &mut out);
+    }
+    (alice, bob, bob_at_alice)
+}
+
+fn tunnel(criterion: &mut Criterion) {
+    for cipher in CIPHERS {
+        let mut group = criterion.benchmark_group(format!("tunnel/{cipher:?}"));
+        let (mut alice, mut bob, peer) = connected(cipher);
+        let mut out = Outgoing::default();
+        for size in SIZES {
+            group.throughput(Throughput::Bytes(size as u64));
+            let mut buffer = vec![0x45; size + Sealer::OVERHEAD];
+            group.bench_function(BenchmarkId::new("seal", size), |bencher| {
+                bencher.iter(|| {
+                    let mut sealer = alice.sealer(peer, NOW).expect("a session");
+                    black_box(sealer.seal(&mut buffer, size))
+                });
+            });
+            group.bench_function(BenchmarkId::new("open", size), |bencher| {
+                let sealed = || {
+                    let mut sealer = alice.sealer(peer, NOW).expect("a session");
+                    let mut datagram = vec![0x45; sealer.datagram_len(size)];
+                    sealer.seal(&mut datagram, size).expect("room for a packet");
+                    datagram
+                };
+                let open = |datagram: &mut Vec<u8>| {
+                    let received = bob.receive(NOW, ALICE, datagram, &mut out);
+                    assert!(matches!(received, Received::Packet { .. }));
+                };
+                bencher.iter_batched_ref(sealed, open, BatchSize::SmallInput);
+            });
+        }
+        group.finish();
+    }
+}
+
+fn ring_alone(criterion: &mut Criterion) {
+    for (name, algorithm) in [("ChaCha20Poly1305", &CHACHA20_POLY1305), ("Aes256Gcm", &AES_256_GCM)] {
+        let mut group = criterion.benchmark_group(format!("ring/{name}"));
+        let key = LessSafeKey::new(UnboundKey::new(algorithm, &[7; 32]).expect("a key of 32 bytes"));
+        let nonce = || Nonce::assume_unique_for_key([0; 12]);
+        for size in SIZES {
+            group.throughput(Throughput::Bytes(size as u64));
+            let mut buffer = vec![0x45; size];
+            group.bench_function(BenchmarkId::new("seal", size), |bencher| {
+                bencher.iter(|| {
+                    black_box(key.seal_in_place_separate_tag(nonce(), Aad::empty(), &mut buffer).is_ok())
+                });
+            });
+            let mut sealed = vec![0x45; size];
+            key.seal_in_place_append_tag(nonce(), Aad::empty(), &mut sealed).expect("a short plaintext");
+            group.bench_function(BenchmarkId::new("open", size), |bencher| {
+                let open = |datagram: &mut Vec<u8>| {
+                    assert!(key.open_in_place(nonce(), Aad::empty(), datagram).is_ok());
+                };
+                bencher.iter_batched_ref(|| sealed.clone(), open, BatchSize::SmallInput);
+            });
+        }
+        group.finish();
+    }
+}
+
+criterion_group!(benches, tunnel, ring_alone);
+criterion_main!(benches);

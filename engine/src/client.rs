@@ -1,0 +1,177 @@
+//! The client, without I/O.
+//!
+//! Theory of operation. Two entrances, two exits: packets of the client's TUN device are sealed for the one peer, the
+//! gateway ([`Core::receive_host`]); what the gateway sends is opened, gathered into superpackets and injected into
+//! the TUN device ([`Core::receive_datagrams`], [`Core::flush_peers`]). Superpackets stay whole on both ways.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use crate::arena::{Arena, Span};
+use crate::clock::Timestamp;
+use crate::core::Core;
+use crate::drop_reason::{DropCounters, DropReason};
+use crate::messages::{Command, PeerSnapshot, ShardStatus};
+use crate::outbox::{Bytes, DeviceFrame, Gather, Outbox, PeerFrame};
+use crate::prefix::Prefix;
+use crate::traffic::{Direction, Traffic};
+use crate::tunnel::{PeerConfig, PeerId, Received, Tunnel, TunnelConfig};
+use crate::wire::{CoalesceOptions, Coalescer, Ipv4Packet, Offload, VirtioNetHeader};
+
+/// What a client needs to know from the start.
+pub struct ClientConfig {
+    /// The client's WireGuard key, and the wall clock.
+    pub tunnel: TunnelConfig,
+    /// The gateway.
+    pub gateway: PeerConfig,
+    /// Inner sources that the gateway may use: the profile's `AllowedIPs`.
+    pub allowed_ips: Vec<Prefix>,
+    /// Which segments become superpackets.
+    pub coalesce: CoalesceOptions,
+}
+
+/// The client's packet core.
+pub struct Client {
+    tunnel: Tunnel,
+    gateway: PeerId,
+    allowed_ips: Vec<Prefix>,
+    coalescer: Coalescer<()>,
+    drops: DropCounters,
+    traffic: Traffic,
+}
+
+impl Client {
+    /// A client without a session; the first packet starts the handshake.
+    pub fn new(config: ClientConfig, now: Timestamp) -> Self {
+        let mut tunnel = Tunnel::new(config.tunnel);
+        let gateway = tunnel.set_peer(&config.gateway, now);
+        Self {
+            tunnel,
+            gateway,
+            allowed_ips: config.allowed_ips,
+            coalescer: Coalescer::new(config.coalesce),
+            drops: DropCounters::default(),
+            traffic: Traffic::default(),
+        }
+    }
+
+    fn receive_datagram(
+        &mut self,
+        now: Timestamp,
+        arena: &mut Arena,
+        datagram: Span,
+        from: SocketAddrV4,
+        outbox: &mut Outbox,
+    ) -> Result<(), DropReason> {
+        match self.tunnel.receive(now, from, arena.get_mut(datagram), &mut outbox.datagrams) {
+            Received::Packet { plaintext, .. } => {
+                let packet = datagram.skip(plaintext.start).take(plaintext.len());
+                self.coalescer.push(arena, packet, ())
+            }
+            Received::Keepalive { .. } | Received::Handshake { .. } => Ok(()),
+            Received::OtherShard(_) => Err(DropReason::UnknownPeer),
+            Received::Drop(reason) => Err(reason),
+        }
+    }
+
+    fn admits(&self, source: Ipv4Addr) -> bool {
+        self.allowed_ips.iter().any(|prefix| prefix.contains(source))
+    }
+}
+
+impl Core for Client {
+    fn receive_datagrams(
+        &mut self,
+        now: Timestamp,
+        arena: &mut Arena,
+        train: Span,
+        segment_size: usize,
+        from: SocketAddrV4,
+        outbox: &mut Outbox,
+    ) {
+        for datagram in train.chunks(segment_size) {
+            if let Err(reason) = self.receive_datagram(now, arena, datagram, from, outbox) {
+                self.drops.count(reason);
+            }
+        }
+    }
+
+    fn flush_peers(&mut self, _now: Timestamp, arena: &mut Arena, outbox: &mut Outbox) {
+        let mut coalescer = std::mem::take(&mut self.coalescer);
+        coalescer.drain(arena, |arena, gathered| {
+            let parsed = Ipv4Packet::parse(arena.get_mut(gathered.head), gathered.tail_len, gathered.offload)
+                .and_then(|packet| {
+                    if self.admits(packet.source()) {
+                        Ok(packet.shape())
+                    } else {
+                        Err(DropReason::WrongInnerSource)
+                    }
+                });
+            match parsed {
+                Ok(shape) => {
+                    self.traffic.count(Direction::FromPeers, shape);
+                    self.traffic.count(Direction::ToHost, shape);
+                    let head = gathered.head.take(shape.total_len() - gathered.tail_len);
+                    let packet =
+                        Gather { head: Bytes::Arena(head), tails: outbox.push_tails(gathered.tails) };
+                    let header = VirtioNetHeader::for_shape(shape, 0);
+                    outbox.tun.push(DeviceFrame { packet, header, shape, destination_mac: [0; 6] });
+                }
+                Err(reason) => self.drops.count(reason),
+            }
+        });
+        self.coalescer = coalescer;
+    }
+
+    fn receive_host(
+        &mut self,
+        _now: Timestamp,
+        arena: &mut Arena,
+        packet: Span,
+        offload: Offload,
+        outbox: &mut Outbox,
+    ) {
+        match Ipv4Packet::parse(arena.get_mut(packet), 0, offload).map(|packet| packet.shape()) {
+            Ok(shape) => {
+                self.traffic.count(Direction::FromHost, shape);
+                self.traffic.count(Direction::ToPeers, shape);
+                let packet = Gather::whole(Bytes::Arena(packet.take(shape.total_len())));
+                outbox.peers.push(PeerFrame { peer: self.gateway, packet, shape });
+            }
+            Err(reason) => self.drops.count(reason),
+        }
+    }
+
+    fn poll(&mut self, now: Timestamp, outbox: &mut Outbox) {
+        self.tunnel.poll(now, &mut outbox.datagrams);
+    }
+
+    fn next_wakeup(&self) -> Option<Timestamp> {
+        self.tunnel.next_wakeup()
+    }
+
+    fn sealing(&mut self) -> (&mut Tunnel, &mut DropCounters) {
+        (&mut self.tunnel, &mut self.drops)
+    }
+
+    fn drops(&mut self) -> &mut DropCounters {
+        &mut self.drops
+    }
+
+    fn status(&self, now: Timestamp) -> ShardStatus {
+        let mut drops = self.drops.clone();
+        drops.merge(self.tunnel.drops());
+        let peers = self.tunnel.peers().map(|stats| PeerSnapshot::new(&stats, None, 0, now)).collect();
+        ShardStatus { peers, drops, traffic: self.traffic, ..ShardStatus::default() }
+    }
+
+    fn carry_out(&mut self, now: Timestamp, command: Command, outbox: &mut Outbox) {
+        match command {
+            Command::SetEndpoint(endpoint) => self.tunnel.set_endpoint(self.gateway, endpoint, now),
+            Command::StartHandshake => {
+                self.tunnel.start_handshake(self.gateway, now, &mut outbox.datagrams);
+            }
+            // A gateway's, or the loop's own.
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! What the event loop drives: a gateway's shard or a client.
+
+use std::net::SocketAddrV4;
+
+use crate::arena::{Arena, Span};
+use crate::clock::Timestamp;
+use crate::drop_reason::DropCounters;
+use crate::external::reservation::ReserveRequest;
+use crate::messages::{Command, ShardStatus};
+use crate::outbox::{Crossing, Outbox};
+use crate::tunnel::Tunnel;
+use crate::wire::Offload;
+
+/// A packet core without I/O: packets and `now` come in as arguments, packets and the next wake-up come out.
+pub trait Core {
+    /// Takes a train of datagrams of `segment_size` bytes each (the last may be shorter).
+    fn receive_datagrams(
+        &mut self,
+        now: Timestamp,
+        arena: &mut Arena,
+        train: Span,
+        segment_size: usize,
+        from: SocketAddrV4,
+        outbox: &mut Outbox,
+    );
+
+    /// Routes what was opened since the last flush.
+    fn flush_peers(&mut self, now: Timestamp, arena: &mut Arena, outbox: &mut Outbox);
+
+    /// Takes a packet of the TUN device.
+    fn receive_host(
+        &mut self,
+        now: Timestamp,
+        arena: &mut Arena,
+        packet: Span,
+        offload: Offload,
+        outbox: &mut Outbox,
+    );
+
+    /// The one place where timers run and state expires.
+    fn poll(&mut self, now: Timestamp, outbox: &mut Outbox);
+
+    /// When [`Self::poll`] has something to do next; `None`: not before another packet comes.
+    fn next_wakeup(&self) -> Option<Timestamp>;
+
+    /// What [`crate::outbox::seal_frames`] needs: the tunnel and the drop counters.
+    fn sealing(&mut self) -> (&mut Tunnel, &mut DropCounters);
+
+    /// Packets that were not delivered.
+    fn drops(&mut self) -> &mut DropCounters;
+
+    /// A snapshot of the counters.
+    fn status(&self, now: Timestamp) -> ShardStatus;
+
+    /// Carries out a command.
+    fn carry_out(&mut self, now: Timestamp, command: Command, outbox: &mut Outbox);
+
+    /// External ports that should be reserved.
+    fn reserve_requests(&mut self) -> Vec<ReserveRequest> {
+        Vec::new()
+    }
+
+    /// Takes a packet of the external interface.
+    fn receive_external(
+        &mut self,
+        _now: Timestamp,
+        _arena: &mut Arena,
+        _packet: Span,
+        _offload: Offload,
+        _outbox: &mut Outbox,
+    ) {
+    }
+
+    /// Takes an ARP reply.
+    fn receive_arp(&mut self, _now: Timestamp, _frame: &[u8], _outbox: &mut Outbox) {}
+
+    /// Takes what another shard found to belong here.
+    fn receive_crossing(
+        &mut self,
+        _now: Timestamp,
+        _arena: &mut Arena,
+        _crossing: Crossing,
+        _outbox: &mut Outbox,
+    ) {
+    }
+}

@@ -1,0 +1,517 @@
+//! The link addresses of our neighbours (RFC 826), without I/O.
+//!
+//! Theory of operation. [`NeighborCache::resolve`] answers at once: with the address, or that it is being asked for, or
+//! that nobody answers. Meanwhile the caller may leave packets here ([`NeighborCache::hold`], a few per neighbour).
+//! [`NeighborCache::poll`] is the one place where requests are made and entries expire; it wants to be called at
+//! [`NeighborCache::next_wakeup`]. Replies go to [`NeighborCache::receive`], which believes only what was asked for, so
+//! that nobody on the link can plant an address unasked.
+//!
+//! An entry's life: *resolving* (three broadcast requests, a second apart), then *known*, or *failed* for five seconds.
+//! A known neighbour that is still in use after 30 seconds is asked again, by unicast, while packets go on; if it does
+//! not answer three times, it is resolved anew. A neighbour that is not used for 60 seconds is forgotten.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use super::{ETHERTYPE_ARP, ETHERTYPE_IPV4, MacAddress};
+use crate::clock::Timestamp;
+
+/// Neighbours that are known or asked for at a time.
+pub const MAX_NEIGHBORS: usize = 1024;
+/// Packets that wait for one neighbour.
+pub const MAX_HELD_PER_NEIGHBOR: usize = 16;
+/// Packets that wait for all neighbours together.
+pub const MAX_HELD: usize = 256;
+
+/// Requests before giving up, and the time between them (RFC 1122 §2.3.2.1: at most one a second).
+const REQUESTS: u8 = 3;
+const REQUEST_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a neighbour that does not answer is left alone.
+const FAILED_FOR: Duration = Duration::from_secs(5);
+/// After this time a neighbour in use is asked again (RFC 1122 §2.3.2.1, "unicast poll").
+const CONFIRMED_FOR: Duration = Duration::from_secs(30);
+/// After this time without use a neighbour is forgotten.
+const UNUSED_FOR: Duration = Duration::from_secs(60);
+
+const BROADCAST: MacAddress = [0xff; 6];
+
+/// An ARP packet in its Ethernet frame (the driver pads it to the link's minimum).
+pub type ArpFrame = [u8; arp::LEN];
+
+/// Offsets and numbers of RFC 826, in an Ethernet frame.
+pub(super) mod arp {
+    pub(crate) const LEN: usize = 42;
+    pub(crate) const HARDWARE: usize = 14;
+    pub(crate) const OPERATION: usize = 20;
+    pub(crate) const SENDER_MAC: usize = 22;
+    pub(crate) const SENDER_ADDRESS: usize = 28;
+    pub(crate) const TARGET_MAC: usize = 32;
+    pub(crate) const TARGET_ADDRESS: usize = 38;
+    pub(crate) const ETHERNET: u16 = 1; // ar$hrd
+    pub(crate) const REQUEST: u16 = 1; // ares_op$REQUEST
+    pub(crate) const REPLY: u16 = 2; // ares_op$REPLY
+}
+
+/// What is known about a neighbour.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Resolution {
+    /// Its link address.
+    Known(MacAddress),
+    /// It is being asked for; a packet for it may be held.
+    Pending,
+    /// It does not answer, or [`MAX_NEIGHBORS`] others are known already.
+    Failed,
+}
+
+/// Why an ARP frame taught nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ignored {
+    /// It is no well-formed reply to us from a link address of one station.
+    Malformed,
+    /// Nobody asked.
+    Unsolicited,
+}
+
+/// The neighbours of one interface; `P` is what waits for them.
+#[derive(Debug)]
+pub struct NeighborCache<P> {
+    mac: MacAddress,
+    address: Ipv4Addr,
+    router: Option<Ipv4Addr>,
+    entries: HashMap<Ipv4Addr, Entry<P>>,
+    held: usize,
+    wakeup: Option<Timestamp>,
+}
+
+#[derive(Debug)]
+struct Entry<P> {
+    state: State,
+    used: Timestamp,
+    held: VecDeque<P>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    Resolving(Asking),
+    Known { mac: MacAddress, confirmed: Timestamp, probe: Option<Asking> },
+    Failed { until: Timestamp },
+}
+
+/// How many requests were sent, and when the next one (or the verdict) is due.
+#[derive(Clone, Copy, Debug)]
+struct Asking {
+    sent: u8,
+    next: Timestamp,
+}
+
+impl<P> NeighborCache<P> {
+    /// An empty cache of an interface with this link address; requests come from `address`.
+    pub fn new(mac: MacAddress, address: Ipv4Addr, router: Option<Ipv4Addr>) -> Self {
+        Self { mac, address, router, entries: HashMap::new(), held: 0, wakeup: None }
+    }
+
+    /// Looks a neighbour up, and begins to ask for it where needed.
+    pub fn resolve(&mut self, neighbor: Ipv4Addr, now: Timestamp) -> Resolution {
+        let Some(entry) = self.entries.get_mut(&neighbor) else { return self.begin(neighbor, now) };
+        entry.used = now;
+        match &mut entry.state {
+            State::Known { mac, confirmed, probe } => {
+                let mac = *mac;
+                if probe.is_none() && now.since(*confirmed) >= CONFIRMED_FOR {
+                    *probe = Some(Asking { sent: 0, next: now });
+                    self.wake_at(now);
+                }
+                Resolution::Known(mac)
+            }
+            State::Resolving(_) => Resolution::Pending,
+            State::Failed { .. } => Resolution::Failed,
+        }
+    }
+
+    /// Keeps a packet until the neighbour is known.
+    ///
+    /// # Errors
+    /// The packet, if the neighbour is not being asked for, or too many packets wait.
+    pub fn hold(&mut self, neighbor: Ipv4Addr, packet: P) -> Result<(), P> {
+        let Some(entry) = self.entries.get_mut(&neighbor) else { return Err(packet) };
+        let resolving = matches!(entry.state, State::Resolving(_));
+        if !resolving || entry.held.len() >= MAX_HELD_PER_NEIGHBOR || self.held >= MAX_HELD {
+            return Err(packet);
+        }
+        entry.held.push_back(packet);
+        self.held += 1;
+        Ok(())
+    }
+
+    /// Learns from an ARP frame, which neighbour is known now; [`Self::drain`] then gives the packets held for it.
+    ///
+    /// # Errors
+    /// Why it was ignored.
+    pub fn receive(&mut self, frame: &[u8], now: Timestamp) -> Result<Ipv4Addr, Ignored> {
+        let (neighbor, mac) = parse_reply(frame, self.address).ok_or(Ignored::Malformed)?;
+        let entry = self.entries.get_mut(&neighbor).ok_or(Ignored::Unsolicited)?;
+        let asked = match entry.state {
+            State::Resolving(asking) => asking.sent > 0,
+            State::Known { probe, .. } => probe.is_some_and(|asking| asking.sent > 0),
+            State::Failed { .. } => false,
+        };
+        if !asked {
+            return Err(Ignored::Unsolicited);
+        }
+        entry.state = State::Known { mac, confirmed: now, probe: None };
+        let expiry = entry.used + UNUSED_FOR;
+        self.wake_at(expiry);
+        Ok(neighbor)
+    }
+
+    /// Takes the packets held for a neighbour, in their order.
+    pub fn drain(&mut self, neighbor: Ipv4Addr) -> impl Iterator<Item = P> + use<P> {
+        let held =
+            self.entries.get_mut(&neighbor).map(|entry| std::mem::take(&mut entry.held)).unwrap_or_default();
+        self.held -= held.len();
+        held.into_iter()
+    }
+
+    /// Makes the requests that are due, and forgets what has expired.
+    ///
+    /// `request` gets each frame to send; `undeliverable` each packet that waited for a neighbour that does not answer.
+    pub fn poll(
+        &mut self,
+        now: Timestamp,
+        mut request: impl FnMut(ArpFrame),
+        mut undeliverable: impl FnMut(P),
+    ) {
+        if self.wakeup.is_none_or(|wakeup| now < wakeup) {
+            return;
+        }
+        let (mac, address) = (self.mac, self.address);
+        let mut wakeup: Option<Timestamp> = None;
+        let held = &mut self.held;
+        self.entries.retain(|&neighbor, entry| {
+            let ask = |to| request_frame(mac, address, neighbor, to);
+            let due = entry.advance(now, |to| request(ask(to)));
+            if matches!(entry.state, State::Failed { .. }) {
+                *held -= entry.held.len();
+                entry.held.drain(..).for_each(&mut undeliverable);
+            }
+            wakeup = match (wakeup, due) {
+                (Some(wakeup), Some(due)) => Some(wakeup.min(due)),
+                (wakeup, due) => wakeup.or(due),
+            };
+            due.is_some()
+        });
+        self.wakeup = wakeup;
+    }
+
+    /// When [`Self::poll`] has something to do; `None`: never, as things are.
+    pub fn next_wakeup(&self) -> Option<Timestamp> {
+        self.wakeup
+    }
+
+    /// The link changed: everything is forgotten, and the packets that waited are returned.
+    pub fn reset(&mut self, mac: MacAddress, address: Ipv4Addr, router: Option<Ipv4Addr>) -> Vec<P> {
+        let old = std::mem::replace(self, Self::new(mac, address, router));
+        old.entries.into_values().flat_map(|entry| entry.held).collect()
+    }
+
+    /// Begins to ask for a neighbour. There is always room for the router, however many others a client scans for.
+    fn begin(&mut self, neighbor: Ipv4Addr, now: Timestamp) -> Resolution {
+        if self.entries.len() >= MAX_NEIGHBORS && self.router != Some(neighbor) {
+            return Resolution::Failed;
+        }
+        let state = State::Resolving(Asking { sent: 0, next: now });
+        self.entries.insert(neighbor, Entry { state, used: now, held: VecDeque::new() });
+        self.wake_at(now);
+        Resolution::Pending
+    }
+
+    fn wake_at(&mut self, time: Timestamp) {
+        self.wakeup = Some(self.wakeup.map_or(time, |wakeup| wakeup.min(time)));
+    }
+}
+
+impl<P> Entry<P> {
+    /// Does what is due and returns when the next thing is; `None`: the entry is to be forgotten.
+    fn advance(&mut self, now: Timestamp, mut ask: impl FnMut(MacAddress)) -> Option<Timestamp> {
+        if let State::Known { mac, confirmed, probe } = self.state {
+            let expiry = self.used + UNUSED_FOR;
+            if now >= expiry {
+                return None;
+            }
+            let Some(asking) = probe else { return Some(expiry) };
+            if let Some(asking) = asking.advance(now, || ask(mac)) {
+                self.state = State::Known { mac, confirmed, probe: Some(asking) };
+                return Some(asking.next.min(expiry));
+            }
+            self.state = State::Resolving(Asking { sent: 0, next: now });
+        }
+        if let State::Resolving(asking) = self.state {
+            if let Some(asking) = asking.advance(now, || ask(BROADCAST)) {
+                self.state = State::Resolving(asking);
+                return Some(asking.next);
+            }
+            self.state = State::Failed { until: now + FAILED_FOR };
+        }
+        match self.state {
+            State::Failed { until } if now < until => Some(until),
+            _ => None,
+        }
+    }
+}
+
+impl Asking {
+    /// Asks if it is time to; `None` if the last request was not answered in time.
+    fn advance(self, now: Timestamp, ask: impl FnOnce()) -> Option<Self> {
+        if now < self.next {
+            return Some(self);
+        }
+        if self.sent >= REQUESTS {
+            return None;
+        }
+        ask();
+        Some(Self { sent: self.sent + 1, next: now + REQUEST_INTERVAL })
+    }
+}
+
+fn request_frame(mac: MacAddress, address: Ipv4Addr, neighbor: Ipv4Addr, to: MacAddress) -> ArpFrame {
+    frame(arp::REQUEST, (address, mac), (neighbor, [0; 6]), to)
+}
+
+fn frame(
+    operation: u16,
+    sender: (Ipv4Addr, MacAddress),
+    target: (Ipv4Addr, MacAddress),
+    to: MacAddress,
+) -> ArpFrame {
+    let mut frame = [0; arp::LEN];
+    frame[0..6].copy_from_slice(&to);
+    frame[6..12].copy_from_slice(&sender.1);
+    frame[12..14].copy_from_slice(&ETHERTYPE_ARP.to_be_bytes());
+    frame[arp::HARDWARE..arp::OPERATION].copy_from_slice(&KIND);
+    frame[arp::OPERATION..arp::SENDER_MAC].copy_from_slice(&operation.to_be_bytes());
+    frame[arp::SENDER_MAC..arp::SENDER_ADDRESS].copy_from_slice(&sender.1);
+    frame[arp::SENDER_ADDRESS..arp::TARGET_MAC].copy_from_slice(&sender.0.octets());
+    frame[arp::TARGET_MAC..arp::TARGET_ADDRESS].copy_from_slice(&target.1);
+    frame[arp::TARGET_ADDRESS..].copy_from_slice(&target.0.octets());
+    frame
+}
+
+/// Hardware and protocol type, and the lengths of their addresses: Ethernet, IPv4, 6, 4.
+const KIND: [u8; 6] = {
+    let ([h0, h1], [p0, p1]) = (arp::ETHERNET.to_be_bytes(), ETHERTYPE_IPV4.to_be_bytes());
+    [h0, h1, p0, p1, 6, 4]
+};
+
+/// Who answers us, and with which link address.
+fn parse_reply(frame: &[u8], ours: Ipv4Addr) -> Option<(Ipv4Addr, MacAddress)> {
+    let frame: &ArpFrame = frame.first_chunk()?;
+    let well_formed = frame[12..14] == ETHERTYPE_ARP.to_be_bytes()
+        && frame[arp::HARDWARE..arp::OPERATION] == KIND
+        && frame[arp::OPERATION..arp::SENDER_MAC] == arp::REPLY.to_be_bytes()
+        && frame[arp::TARGET_ADDRESS..] == ours.octets();
+    let mut mac = [0; 6];
+    mac.copy_from_slice(&frame[arp::SENDER_MAC..arp::SENDER_ADDRESS]);
+    let mut address = [0; 4];
+    address.copy_from_slice(&frame[arp::SENDER_ADDRESS..arp::TARGET_MAC]);
+    // A station's own address is no group address (IEEE 802: lowest bit of the first byte) and not zero.
+    let station = mac[0] & 1 == 0 && mac != [0; 6];
+    (well_formed && station).then_some((Ipv4Addr::from(address), mac))
+}
+
+#[cfg(test)]
+pub(super) mod tests_support {
+    use super::*;
+
+    /// A reply of `from` to `to`.
+    pub(crate) fn reply(from: Ipv4Addr, mac: MacAddress, to: Ipv4Addr, to_mac: MacAddress) -> ArpFrame {
+        frame(arp::REPLY, (from, mac), (to, to_mac), to_mac)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::tests_support::reply;
+    use super::*;
+
+    const OUR_MAC: MacAddress = [2, 0, 0, 0, 0, 0xa];
+    const ROUTER_MAC: MacAddress = [2, 0, 0, 0, 0, 1];
+    const OTHER_MAC: MacAddress = [2, 0, 0, 0, 0, 9];
+    const OURS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
+    const ROUTER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::from_secs(seconds)
+    }
+
+    fn cache() -> NeighborCache<u32> {
+        NeighborCache::new(OUR_MAC, OURS, Some(ROUTER))
+    }
+
+    /// The frames to send and the packets that died.
+    fn poll(cache: &mut NeighborCache<u32>, now: Timestamp) -> (Vec<ArpFrame>, Vec<u32>) {
+        let (mut frames, mut dead) = (Vec::new(), Vec::new());
+        cache.poll(now, |frame| frames.push(frame), |packet| dead.push(packet));
+        (frames, dead)
+    }
+
+    fn answer(cache: &mut NeighborCache<u32>, mac: MacAddress, now: Timestamp) -> Result<Ipv4Addr, Ignored> {
+        cache.receive(&reply(ROUTER, mac, OURS, OUR_MAC), now)
+    }
+
+    /// A cache that learnt the router at second 0.
+    fn learnt() -> NeighborCache<u32> {
+        let mut cache = cache();
+        assert_eq!(cache.resolve(ROUTER, at(0)), Resolution::Pending);
+        assert_eq!(poll(&mut cache, at(0)).0.len(), 1);
+        assert_eq!(answer(&mut cache, ROUTER_MAC, at(0)), Ok(ROUTER));
+        cache
+    }
+
+    #[test]
+    fn a_neighbour_is_asked_for_and_its_packets_are_delivered_in_order() {
+        let mut cache = cache();
+        assert_eq!(cache.next_wakeup(), None);
+        assert_eq!(cache.resolve(ROUTER, at(5)), Resolution::Pending);
+        assert_eq!((cache.hold(ROUTER, 1), cache.hold(ROUTER, 2)), (Ok(()), Ok(())));
+        assert_eq!(cache.next_wakeup(), Some(at(5)));
+        let (frames, _) = poll(&mut cache, at(5));
+        #[rustfmt::skip]
+        let expected: ArpFrame = [
+            0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 0xa, 8, 6,
+            0, 1, 8, 0, 6, 4, 0, 1,
+            2, 0, 0, 0, 0, 0xa, 192, 0, 2, 10,
+            0, 0, 0, 0, 0, 0, 192, 0, 2, 1,
+        ];
+        assert_eq!(frames, [expected]);
+        assert_eq!(answer(&mut cache, ROUTER_MAC, at(5)), Ok(ROUTER));
+        assert_eq!(cache.drain(ROUTER).collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(cache.resolve(ROUTER, at(6)), Resolution::Known(ROUTER_MAC));
+        assert_eq!(cache.hold(ROUTER, 3), Err(3));
+    }
+
+    #[test]
+    fn a_neighbour_that_does_not_answer_is_asked_three_times_and_then_left_alone() {
+        let mut cache = cache();
+        cache.resolve(ROUTER, at(0));
+        cache.hold(ROUTER, 7).unwrap();
+        for second in 0..3 {
+            assert_eq!(poll(&mut cache, at(second)).0.len(), 1, "second {second}");
+            assert_eq!(poll(&mut cache, at(second)).0.len(), 0);
+            assert_eq!(cache.next_wakeup(), Some(at(second + 1)));
+        }
+        assert_eq!(poll(&mut cache, at(3)), (vec![], vec![7]));
+        assert_eq!(cache.resolve(ROUTER, at(7)), Resolution::Failed);
+        assert_eq!(answer(&mut cache, ROUTER_MAC, at(7)), Err(Ignored::Unsolicited));
+        assert_eq!(cache.next_wakeup(), Some(at(8)));
+        poll(&mut cache, at(8));
+        assert_eq!(cache.next_wakeup(), None);
+        assert_eq!(cache.resolve(ROUTER, at(8)), Resolution::Pending);
+    }
+
+    #[test]
+    fn nobody_plants_an_address_unasked() {
+        let mut cache = cache();
+        assert_eq!(answer(&mut cache, OTHER_MAC, at(0)), Err(Ignored::Unsolicited));
+        cache.resolve(ROUTER, at(0));
+        // No request has left yet.
+        assert_eq!(answer(&mut cache, OTHER_MAC, at(0)), Err(Ignored::Unsolicited));
+
+        let mut cache = learnt();
+        assert_eq!(answer(&mut cache, OTHER_MAC, at(1)), Err(Ignored::Unsolicited));
+        assert_eq!(cache.resolve(ROUTER, at(1)), Resolution::Known(ROUTER_MAC));
+    }
+
+    #[test]
+    fn malformed_replies_teach_nothing() {
+        let mut cache = cache();
+        cache.resolve(ROUTER, at(0));
+        poll(&mut cache, at(0));
+        let good = reply(ROUTER, ROUTER_MAC, OURS, OUR_MAC);
+        for len in 0..good.len() {
+            assert_eq!(cache.receive(&good[..len], at(0)), Err(Ignored::Malformed));
+        }
+        // EtherType, hardware, protocol, lengths, operation, group address, target.
+        for position in [12, 14, 15, 16, 18, 19, 20, 21, 22, 38, 41] {
+            let mut bad = good;
+            bad[position] ^= 1;
+            assert_eq!(cache.receive(&bad, at(0)), Err(Ignored::Malformed), "byte {position}");
+        }
+        assert_eq!(answer(&mut cache, [0; 6], at(0)), Err(Ignored::Malformed));
+        let padded = [&good[..], &[0; 18]].concat();
+        assert_eq!(cache.receive(&padded, at(0)), Ok(ROUTER));
+    }
+
+    #[test]
+    fn a_neighbour_in_use_is_confirmed_by_unicast_while_packets_go_on() {
+        let mut cache = learnt();
+        assert_eq!(cache.resolve(ROUTER, at(29)), Resolution::Known(ROUTER_MAC));
+        assert_eq!(poll(&mut cache, at(29)).0.len(), 0);
+        assert_eq!(cache.resolve(ROUTER, at(30)), Resolution::Known(ROUTER_MAC));
+        let (frames, _) = poll(&mut cache, at(30));
+        assert_eq!(frames.iter().map(|frame| &frame[..6]).collect::<Vec<_>>(), [ROUTER_MAC]);
+        // The router was replaced: what it answers to a question is believed.
+        assert_eq!(answer(&mut cache, OTHER_MAC, at(30)), Ok(ROUTER));
+        assert_eq!(cache.resolve(ROUTER, at(31)), Resolution::Known(OTHER_MAC));
+    }
+
+    #[test]
+    fn a_neighbour_that_fell_silent_is_resolved_anew() {
+        let mut cache = learnt();
+        cache.resolve(ROUTER, at(30));
+        let mut broadcasts = 0;
+        for second in 30..36 {
+            let (frames, _) = poll(&mut cache, at(second));
+            assert_eq!(frames.len(), 1, "second {second}");
+            broadcasts += usize::from(frames[0][..6] == BROADCAST);
+            let expected = if second < 33 { Resolution::Known(ROUTER_MAC) } else { Resolution::Pending };
+            assert_eq!(cache.resolve(ROUTER, at(second)), expected);
+        }
+        assert_eq!(broadcasts, 3);
+        poll(&mut cache, at(36));
+        assert_eq!(cache.resolve(ROUTER, at(36)), Resolution::Failed);
+    }
+
+    #[test]
+    fn an_unused_neighbour_is_forgotten_and_nothing_fires_any_more() {
+        let mut cache = learnt();
+        assert_eq!(cache.next_wakeup(), Some(at(1)));
+        poll(&mut cache, at(1)); // the retry's deadline, which the answer has made moot
+        assert_eq!(cache.next_wakeup(), Some(at(60)));
+        cache.resolve(ROUTER, at(20));
+        assert_eq!(poll(&mut cache, at(60)), (vec![], vec![]));
+        assert_eq!(cache.next_wakeup(), Some(at(80)));
+        poll(&mut cache, at(80));
+        assert_eq!((cache.next_wakeup(), cache.entries.len()), (None, 0));
+    }
+
+    #[test]
+    fn a_client_that_scans_the_link_cannot_keep_the_router_out() {
+        let mut cache = cache();
+        for i in 0..MAX_NEIGHBORS as u32 {
+            assert_eq!(cache.resolve(Ipv4Addr::from(0xc633_6400 + i), at(0)), Resolution::Pending);
+        }
+        assert_eq!(cache.resolve(Ipv4Addr::new(203, 0, 113, 1), at(0)), Resolution::Failed);
+        assert_eq!(cache.resolve(ROUTER, at(0)), Resolution::Pending);
+        for second in 0..=8 {
+            poll(&mut cache, at(second));
+        }
+        assert_eq!(cache.entries.len(), 0);
+    }
+
+    #[test]
+    fn held_packets_are_bounded_per_neighbour_and_in_total() {
+        let mut cache = cache();
+        let mut held = 0;
+        for i in 0..32 {
+            let neighbor = Ipv4Addr::new(198, 51, 100, i);
+            cache.resolve(neighbor, at(0));
+            let taken = (0..20).filter(|&packet| cache.hold(neighbor, packet).is_ok()).count();
+            assert!(taken <= MAX_HELD_PER_NEIGHBOR);
+            held += taken;
+        }
+        assert_eq!(held, MAX_HELD);
+        assert_eq!(cache.reset(OUR_MAC, OURS, None).len(), MAX_HELD);
+        assert_eq!(cache.held, 0);
+    }
+}

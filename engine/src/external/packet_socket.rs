@@ -1,0 +1,554 @@
+//! The external interface's packets: an AF_PACKET socket per shard (packet(7)).
+//!
+//! Theory of operation. The kernel hands the socket a copy of each frame that passes the filter: IPv4 for this host,
+//! to one of our addresses, to a port that may be the NAT's ([`FilterRules`]). Frames that the card or the kernel has
+//! merged (GRO) stay whole, up to 64 KiB, and the virtio-net header before each (`PACKET_VNET_HDR`) says how to split
+//! them and whether the checksum is still to be made. On the way out the same header lets superpackets stay whole down
+//! to the driver.
+//!
+//! The socket is born deaf: first a filter that drops everything, then bound, then made a member of its *fanout*, in
+//! which a program picks the shard by port, and only then does [`PacketSocket::set_filter`] let packets in. So nothing
+//! is queued that was not asked for, and nothing reaches the wrong shard while there are only some of them.
+//!
+//! AF_PACKET rather than raw sockets: a firewall's INPUT policy blinds raw sockets, raw sockets deliver reassembled
+//! datagrams without offload metadata, and raw sends above the MTU fail.
+
+use std::io::{self, IoSlice};
+use std::net::Ipv4Addr;
+use std::ops::{Range, RangeInclusive};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use libc::c_int;
+
+use super::{ETHERTYPE_IPV4, LINK_HEADER_LEN, MAX_ADDRESSES, MacAddress, PACKET_HOST, require_address};
+use crate::arena::{Arena, Span};
+use crate::bpf::{Assembler, AssemblyError, DROP, DROP_ALL, Instruction, KEEP, Test};
+use crate::sys::batch::{AfterError, Body, Head, MAX_MESSAGES, Message, ReceiveBatch, SendBatch};
+use crate::sys::{self, Buffer, Context, DeviceError, SocketAddress};
+use crate::wire::{VirtioNetHeader, protocol};
+
+pub use crate::sys::SendOutcome;
+
+// linux/if_packet.h
+pub(super) const PACKET_IGNORE_OUTGOING: c_int = 23;
+const PACKET_STATISTICS: c_int = 6;
+const PACKET_VNET_HDR: c_int = 15;
+const PACKET_FANOUT: c_int = 18;
+const PACKET_FANOUT_DATA: c_int = 22;
+const PACKET_FANOUT_CBPF: u32 = 6;
+const PACKET_FANOUT_FLAG_UNIQUEID: u32 = 0x2000;
+
+/// Where the IPv4 packet begins in a received buffer: behind virtio-net and Ethernet header.
+const PACKET_OFFSET: usize = VirtioNetHeader::SIZE + LINK_HEADER_LEN as usize;
+
+/// Bytes of the kernel's buffers: some 60 superpackets.
+const SOCKET_BUFFER: usize = 8 * 1024 * 1024;
+
+/// How often one call tries to get past frames that the kernel cannot describe.
+const MAX_UNDESCRIBABLE: usize = 8;
+
+/// Which frames the kernel hands over: everything that may be the NAT's, and nothing else.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FilterRules {
+    /// Our external addresses, at most [`MAX_ADDRESSES`].
+    pub addresses: Vec<Ipv4Addr>,
+    /// Destination ports of TCP and UDP that may be the NAT's.
+    pub ports: RangeInclusive<u16>,
+    /// The gateway's own WireGuard port, whose datagrams arrive through the transport.
+    pub except_udp_port: Option<u16>,
+}
+
+/// An AF_PACKET socket on the external interface.
+pub struct PacketSocket {
+    fd: OwnedFd,
+    ifindex: u32,
+    source_mac: MacAddress,
+    incoming: ReceiveBatch,
+    outgoing: SendBatch,
+    undescribable: u64,
+}
+
+/// A received frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Frame {
+    /// The IPv4 packet, without link header (Ethernet padding may follow it).
+    pub span: Span,
+    /// Its offload metadata, counted from the IPv4 header's first byte.
+    pub header: VirtioNetHeader,
+    /// The neighbour that sent it.
+    pub source_mac: MacAddress,
+}
+
+/// A frame to be sent.
+#[derive(Clone, Copy, Debug)]
+pub struct SendFrame<'a> {
+    /// The next hop.
+    pub destination_mac: MacAddress,
+    /// Offload metadata as of `VirtioNetHeader::for_packet(packet, LINK_HEADER_LEN)`.
+    pub header: VirtioNetHeader,
+    /// The IPv4 packet, in at most [`sys::MAX_SLICES`] - 1 pieces.
+    pub slices: &'a [IoSlice<'a>],
+}
+
+/// What the kernel counted since the last time it was asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PacketStatistics {
+    /// Frames that passed the filter.
+    pub passed: u32,
+    /// Those of them that were discarded because the receive buffer was full.
+    pub overruns: u32,
+}
+
+impl PacketSocket {
+    /// Opens a deaf socket on the interface `ifindex`, whose link address is `source_mac`.
+    ///
+    /// # Errors
+    /// `EPERM` without `CAP_NET_RAW`, `ENODEV` without the interface.
+    pub fn open(ifindex: u32, source_mac: MacAddress) -> Result<Self, DeviceError> {
+        let fd = open_deaf(ifindex, ETHERTYPE_IPV4)?;
+        sys::set_option(fd.as_fd(), libc::SOL_PACKET, PACKET_VNET_HDR, 1u32)
+            .context(|| format!("get offload metadata on interface {ifindex}"))?;
+        for direction in [Buffer::Receive, Buffer::Send] {
+            sys::set_buffer(fd.as_fd(), direction, SOCKET_BUFFER)
+                .context(|| format!("size the buffers of the packet socket on interface {ifindex}"))?;
+        }
+        Ok(Self {
+            fd,
+            ifindex,
+            source_mac,
+            incoming: ReceiveBatch::new(),
+            outgoing: SendBatch::new(),
+            undescribable: 0,
+        })
+    }
+
+    /// Shares the interface's packets among `shards` sockets: the destination port of TCP and UDP, or the identifier of
+    /// an ICMP echo reply, modulo `shards` picks the socket; fragments and ICMP errors go to shard 0.
+    ///
+    /// The first socket founds the group (`None`) and gets its number, with which the others join it. They number
+    /// themselves in the order of joining (after a link flap, of opening), so open and join in the order of the shards,
+    /// and [`Self::set_filter`] only then.
+    ///
+    /// # Errors
+    /// `EINVAL` if the sockets are not of one interface, or `shards` is 0.
+    pub fn join_fanout(&self, group: Option<u16>, shards: u8) -> Result<u16, DeviceError> {
+        let socket = self.fd.as_fd();
+        let what = || format!("join the fanout of interface {}", self.ifindex);
+        let program = fanout_program(shards).map_err(io::Error::from).context(what)?;
+        let flags = if group.is_some() { 0 } else { PACKET_FANOUT_FLAG_UNIQUEID };
+        let argument = u32::from(group.unwrap_or(0)) | (PACKET_FANOUT_CBPF | flags) << 16;
+        sys::set_option(socket, libc::SOL_PACKET, PACKET_FANOUT, argument).context(what)?;
+        if let Some(group) = group {
+            return Ok(group);
+        }
+        sys::attach_program(socket, libc::SOL_PACKET, PACKET_FANOUT_DATA, &program).context(what)?;
+        let joined = sys::get_option(socket, libc::SOL_PACKET, PACKET_FANOUT, 0u32).context(what)?;
+        Ok(joined as u16) // the group's number is in the low half
+    }
+
+    /// Opens the ears: from now on, frames that fit `rules` are received. May be called again, at any time.
+    ///
+    /// # Errors
+    /// `InvalidInput` for more than [`MAX_ADDRESSES`] addresses.
+    pub fn set_filter(&self, rules: &FilterRules) -> Result<(), DeviceError> {
+        let program = if rules.addresses.len() <= MAX_ADDRESSES {
+            filter_program(rules).map_err(io::Error::from)
+        } else {
+            Err(io::Error::new(io::ErrorKind::InvalidInput, "too many external addresses"))
+        };
+        program
+            .and_then(|program| {
+                sys::attach_program(self.fd.as_fd(), libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
+            })
+            .context(|| format!("set the packet filter of interface {}", self.ifindex))
+    }
+
+    /// The interface's link address changed.
+    pub fn set_source_mac(&mut self, mac: MacAddress) {
+        self.source_mac = mac;
+    }
+
+    /// Receives what is there, one frame into each of the arena's `buffers`, without waiting.
+    ///
+    /// Appends to `frames` and returns how many.
+    ///
+    /// # Errors
+    /// `ENETDOWN`, once, when the interface went down; what else the kernel says.
+    pub fn receive(
+        &mut self,
+        arena: &mut Arena,
+        buffers: Range<usize>,
+        frames: &mut Vec<Frame>,
+    ) -> io::Result<usize> {
+        let before = frames.len();
+        for _ in 0..MAX_UNDESCRIBABLE {
+            match self.incoming.receive(self.fd.as_fd(), arena.buffers_mut(buffers.clone())) {
+                Ok(received) => {
+                    for i in 0..received {
+                        let buffer = buffers.start + i;
+                        let len = self.incoming.len(i);
+                        match parse_frame(&arena.buffer_mut(buffer)[..len], buffer) {
+                            Some(frame) if !self.incoming.truncated(i) => frames.push(frame),
+                            _ => self.undescribable += 1,
+                        }
+                    }
+                    return Ok(frames.len() - before);
+                }
+                Err(error) if sys::would_block(&error) => return Ok(0),
+                // The kernel has discarded a frame of a kind of offload that a virtio-net header cannot express.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => self.undescribable += 1,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(0)
+    }
+
+    /// Sends frames in their order, without waiting: what the kernel has no room for is dropped and counted.
+    ///
+    /// A superpacket that the kernel does not take as such is neither sent nor dropped: its index is appended to
+    /// `refused`, for the caller to split it and send the segments.
+    pub fn send(&mut self, frames: &[SendFrame<'_>], refused: &mut Vec<usize>) -> SendOutcome {
+        let mut outcome = SendOutcome::default();
+        let Self { fd, outgoing, source_mac, .. } = self;
+        let mut full = false;
+        for (n, batch) in frames.chunks(MAX_MESSAGES).enumerate() {
+            let mut reported = 0;
+            let messages = batch.iter().map(|frame| Message {
+                to: None,
+                head: frame_head(frame, *source_mac),
+                body: Body::Gather(frame.slices),
+                segment_size: 0,
+            });
+            outgoing.send(fd.as_fd(), messages, |i, result| {
+                reported = i + 1;
+                match result {
+                    Ok(()) => outcome.sent += 1,
+                    Err(error) if is_superpacket(&batch[i]) && error.raw_os_error() == Some(libc::EINVAL) => {
+                        refused.push(n * MAX_MESSAGES + i);
+                    }
+                    Err(error) => {
+                        full = sys::would_block(&error);
+                        outcome.lose(1, error);
+                    }
+                }
+                if full { AfterError::Stop } else { AfterError::Skip }
+            });
+            outcome.dropped += batch.len() - reported;
+            if full {
+                outcome.dropped += frames.len() - n * MAX_MESSAGES - batch.len();
+                break;
+            }
+        }
+        outcome
+    }
+
+    /// What the kernel counted since the last call.
+    ///
+    /// # Errors
+    /// None is expected.
+    pub fn statistics(&self) -> Result<PacketStatistics, DeviceError> {
+        // `struct tpacket_stats`
+        let [passed, overruns] =
+            sys::get_option(self.fd.as_fd(), libc::SOL_PACKET, PACKET_STATISTICS, [0u32; 2])
+                .context(|| format!("read the statistics of interface {}", self.ifindex))?;
+        Ok(PacketStatistics { passed, overruns })
+    }
+
+    /// Frames lost so far because the kernel could not describe them, or because they were no whole frames.
+    pub fn undescribable(&self) -> u64 {
+        self.undescribable
+    }
+}
+
+impl AsFd for PacketSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl AsRawFd for PacketSocket {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+/// Opens a packet socket that drops everything until it gets another filter.
+///
+/// The protocol 0 keeps it unbound until the filter is there; our own packets are never looped back to us.
+pub(super) fn open_deaf(ifindex: u32, ethertype: u16) -> Result<OwnedFd, DeviceError> {
+    let fd = sys::socket(libc::AF_PACKET, libc::SOCK_RAW, 0)
+        .context(|| format!("open a packet socket on interface {ifindex}"))?;
+    let socket = fd.as_fd();
+    sys::attach_program(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &DROP_ALL)
+        .and_then(|()| sys::set_option(socket, libc::SOL_PACKET, PACKET_IGNORE_OUTGOING, 1u32))
+        .and_then(|()| sys::bind(socket, &SocketAddress::link(ethertype, ifindex)))
+        .context(|| format!("bind a packet socket to interface {ifindex}"))?;
+    Ok(fd)
+}
+
+/// Takes a received buffer apart; `None` if it is shorter than its headers.
+fn parse_frame(bytes: &[u8], buffer: usize) -> Option<Frame> {
+    let (header, rest) = bytes.split_first_chunk::<{ VirtioNetHeader::SIZE }>()?;
+    let (link_header, _) = rest.split_first_chunk::<{ LINK_HEADER_LEN as usize }>()?;
+    let mut source_mac = [0; 6];
+    source_mac.copy_from_slice(&link_header[6..12]);
+    let mut header = *header;
+    for at in [2, 6] {
+        // hdr_len, csum_start
+        let from_frame = u16::from_ne_bytes([header[at], header[at + 1]]);
+        header[at..at + 2].copy_from_slice(&from_frame.saturating_sub(LINK_HEADER_LEN).to_ne_bytes());
+    }
+    Some(Frame {
+        span: Span::new(buffer, PACKET_OFFSET..bytes.len()),
+        header: VirtioNetHeader::from_bytes(header),
+        source_mac,
+    })
+}
+
+fn frame_head(frame: &SendFrame<'_>, source_mac: MacAddress) -> Head {
+    let mut head = Head::EMPTY;
+    head.push(&frame.header.to_bytes());
+    head.push(&frame.destination_mac);
+    head.push(&source_mac);
+    head.push(&ETHERTYPE_IPV4.to_be_bytes());
+    head
+}
+
+fn is_superpacket(frame: &SendFrame<'_>) -> bool {
+    frame.header.offload().is_some_and(|offload| offload.gso.is_some())
+}
+
+/// Fields of the IPv4 header (RFC 791 §3.1), from its first byte.
+mod ip {
+    pub(super) const FRAGMENT: u32 = 6;
+    /// More Fragments, and the offset.
+    pub(super) const FRAGMENT_BITS: u32 = 0x3fff;
+    pub(super) const PROTOCOL: u32 = 9;
+    pub(super) const DESTINATION: u32 = 16;
+}
+
+/// ICMP types that the NAT translates (RFC 792).
+const ICMP_ECHO_REPLY: u32 = 0;
+const ICMP_ERRORS: [u32; 3] = [3, 11, 12]; // destination unreachable, time exceeded, parameter problem
+
+/// Destination port of TCP and UDP, from the transport header's first byte.
+const DESTINATION_PORT: u32 = 2;
+
+/// The filter sees the frame from the link header on.
+fn filter_program(rules: &FilterRules) -> Result<Vec<Instruction>, AssemblyError> {
+    const LINK: u32 = LINK_HEADER_LEN as u32;
+    let mut program = Assembler::new();
+    let (keep, drop) = (program.label(), program.label());
+    let (tcp, udp, icmp, range) = (program.label(), program.label(), program.label(), program.label());
+
+    program.load_half(LINK - 2);
+    program.jump_unless(Test::Equal(u32::from(ETHERTYPE_IPV4)), drop);
+    program.load_packet_type();
+    program.jump_unless(Test::Equal(PACKET_HOST), drop);
+    require_address(&mut program, LINK + ip::DESTINATION, &rules.addresses, drop);
+
+    // Only the first fragment has ports, so all of them are let in and sorted after reassembly.
+    program.load_half(LINK + ip::FRAGMENT);
+    program.jump_if(Test::AnyBit(ip::FRAGMENT_BITS), keep);
+    program.load_header_length_into_x(LINK);
+    program.load_byte(LINK + ip::PROTOCOL);
+    program.jump_if(Test::Equal(u32::from(protocol::TCP)), tcp);
+    program.jump_if(Test::Equal(u32::from(protocol::UDP)), udp);
+    program.jump_if(Test::Equal(u32::from(protocol::ICMP)), icmp);
+    program.jump(drop);
+
+    program.place(icmp);
+    program.load_byte_beyond_x(LINK);
+    program.jump_if(Test::Equal(ICMP_ECHO_REPLY), keep);
+    for kind in ICMP_ERRORS {
+        program.jump_if(Test::Equal(kind), keep);
+    }
+    program.jump(drop);
+
+    program.place(udp);
+    program.load_half_beyond_x(LINK + DESTINATION_PORT);
+    if let Some(port) = rules.except_udp_port {
+        program.jump_if(Test::Equal(u32::from(port)), drop);
+    }
+    program.jump(range);
+    program.place(tcp);
+    program.load_half_beyond_x(LINK + DESTINATION_PORT);
+    program.place(range);
+    program.jump_unless(Test::AtLeast(u32::from(*rules.ports.start())), drop);
+    program.jump_if(Test::AtLeast(u32::from(*rules.ports.end()) + 1), drop);
+
+    program.place(keep);
+    program.give(KEEP);
+    program.place(drop);
+    program.give(DROP);
+    program.assemble()
+}
+
+/// Which socket of the fanout gets a frame. The program sees the packet from the *network* header on
+/// (`fanout_demux_bpf` in net/packet/af_packet.c runs before the link header is put back).
+fn fanout_program(shards: u8) -> Result<Vec<Instruction>, AssemblyError> {
+    const IDENTIFIER: u32 = 4; // of an ICMP query, RFC 792
+    let mut program = Assembler::new();
+    let (ports, first, steer) = (program.label(), program.label(), program.label());
+    program.load_half(ip::FRAGMENT);
+    program.jump_if(Test::AnyBit(ip::FRAGMENT_BITS), first);
+    program.load_header_length_into_x(0);
+    program.load_byte(ip::PROTOCOL);
+    program.jump_if(Test::Equal(u32::from(protocol::TCP)), ports);
+    program.jump_if(Test::Equal(u32::from(protocol::UDP)), ports);
+    program.jump_unless(Test::Equal(u32::from(protocol::ICMP)), first);
+    program.load_byte_beyond_x(0);
+    program.jump_unless(Test::Equal(ICMP_ECHO_REPLY), first);
+    program.load_half_beyond_x(IDENTIFIER);
+    program.jump(steer);
+    program.place(ports);
+    program.load_half_beyond_x(DESTINATION_PORT);
+    program.place(steer);
+    program.modulo(u32::from(shards));
+    program.give_a();
+    program.place(first);
+    program.give(0);
+    program.assemble()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bpf::interpreter::run;
+
+    const OURS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
+    const PACKET_OTHERHOST: u32 = 3;
+
+    fn rules() -> FilterRules {
+        FilterRules { addresses: vec![OURS], ports: 1024..=60_000, except_udp_port: Some(51_820) }
+    }
+
+    /// An IPv4 packet with `options` words of IP options and a transport header of 8 bytes.
+    fn packet(to: Ipv4Addr, protocol: u8, transport: [u8; 8], options: u8, fragment: u16) -> Vec<u8> {
+        let mut bytes = vec![0x45 + options, 0, 0, 28, 0, 0];
+        bytes.extend(fragment.to_be_bytes());
+        bytes.extend([64, protocol, 0, 0, 198, 51, 100, 1]);
+        bytes.extend(to.octets());
+        bytes.extend(vec![1; usize::from(options) * 4]);
+        bytes.extend(transport);
+        bytes
+    }
+
+    fn to_port(port: u16) -> [u8; 8] {
+        let [high, low] = port.to_be_bytes();
+        [0, 80, high, low, 0, 8, 0, 0]
+    }
+
+    fn kept(rules: &FilterRules, packet: &[u8]) -> bool {
+        let frame = [&[0; 12][..], &[8, 0], packet].concat();
+        run(&filter_program(rules).unwrap(), &frame, PACKET_HOST) == KEEP
+    }
+
+    #[test]
+    fn only_ports_that_may_be_the_nats_are_let_in() {
+        for options in [0, 3, 10] {
+            for (protocol, port, expected) in [
+                (protocol::TCP, 1023, false),
+                (protocol::TCP, 1024, true),
+                (protocol::TCP, 51_820, true),
+                (protocol::TCP, 60_000, true),
+                (protocol::TCP, 60_001, false),
+                (protocol::UDP, 1024, true),
+                (protocol::UDP, 51_820, false),
+                (protocol::UDP, 22, false),
+                (47, 2000, false), // GRE
+            ] {
+                let packet = packet(OURS, protocol, to_port(port), options, 0x4000);
+                assert_eq!(kept(&rules(), &packet), expected, "{protocol} {port}, {options} options");
+            }
+        }
+        let all = FilterRules { ports: 0..=u16::MAX, except_udp_port: None, ..rules() };
+        assert!([0, 1, u16::MAX].iter().all(|&port| kept(&all, &packet(OURS, 17, to_port(port), 0, 0))));
+    }
+
+    #[test]
+    fn only_icmp_that_answers_us_is_let_in() {
+        for kind in 0..=255u8 {
+            let packet = packet(OURS, protocol::ICMP, [kind, 0, 0, 0, 0, 0, 0, 0], 2, 0);
+            assert_eq!(kept(&rules(), &packet), [0, 3, 11, 12].contains(&kind), "type {kind}");
+        }
+    }
+
+    #[test]
+    fn fragments_are_let_in_whatever_they_begin_with() {
+        for fragment in [0x2000, 0x2001, 0x0001, 0x1fff] {
+            assert!(kept(&rules(), &packet(OURS, protocol::UDP, to_port(22), 0, fragment)));
+        }
+    }
+
+    #[test]
+    fn only_our_addresses_are_let_in() {
+        let many: Vec<_> = (0..MAX_ADDRESSES as u8).map(|i| Ipv4Addr::new(203, 0, 113, i)).collect();
+        let rules = FilterRules { addresses: many.clone(), ..rules() };
+        assert!(many.iter().all(|&address| kept(&rules, &packet(address, 6, to_port(2000), 0, 0))));
+        assert!(!kept(&rules, &packet(OURS, 6, to_port(2000), 0, 0)));
+        let none = FilterRules { addresses: vec![], ..rules };
+        assert!(!kept(&none, &packet(OURS, 6, to_port(2000), 0, 0)));
+    }
+
+    #[test]
+    fn frames_for_other_hosts_and_of_other_protocols_are_not_let_in() {
+        let program = filter_program(&rules()).unwrap();
+        let mut frame = [&[0; 12][..], &[8, 0], &packet(OURS, 6, to_port(2000), 0, 0)].concat();
+        assert_eq!(run(&program, &frame, PACKET_HOST), KEEP);
+        assert_eq!(run(&program, &frame, PACKET_OTHERHOST), DROP);
+        frame[12..14].copy_from_slice(&0x86ddu16.to_be_bytes());
+        assert_eq!(run(&program, &frame, PACKET_HOST), DROP);
+    }
+
+    #[test]
+    fn truncated_frames_are_not_let_in() {
+        let program = filter_program(&rules()).unwrap();
+        let frame = [&[0; 12][..], &[8, 0], &packet(OURS, 6, to_port(2000), 0, 0)].concat();
+        let needed = 14 + 20 + 4; // up to the destination port
+        for len in 0..frame.len() {
+            let expected = if len < needed { DROP } else { KEEP };
+            assert_eq!(run(&program, &frame[..len], PACKET_HOST), expected, "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn a_packet_goes_to_the_shard_of_its_port_or_identifier() {
+        let program = fanout_program(3).unwrap();
+        let shard = |packet: &[u8]| run(&program, packet, PACKET_HOST);
+        for options in [0, 5] {
+            for port in [1024, 1025, 1026, 40_000, 65_535] {
+                for protocol in [protocol::TCP, protocol::UDP] {
+                    assert_eq!(
+                        shard(&packet(OURS, protocol, to_port(port), options, 0)),
+                        u32::from(port) % 3
+                    );
+                }
+            }
+            let [high, low] = 50_000u16.to_be_bytes();
+            let reply = packet(OURS, protocol::ICMP, [0, 0, 9, 9, high, low, 0, 1], options, 0);
+            assert_eq!(shard(&reply), 50_000 % 3);
+            let error = packet(OURS, protocol::ICMP, [3, 0, 9, 9, high, low, 0, 1], options, 0);
+            assert_eq!(shard(&error), 0);
+        }
+        assert_eq!(shard(&packet(OURS, protocol::UDP, to_port(50_000), 0, 0x2000)), 0);
+        assert_eq!(shard(&[]), 0);
+    }
+
+    #[test]
+    fn the_offload_metadata_of_a_frame_counts_from_its_ip_header() {
+        let header: Vec<u8> = [[1, 1].to_vec(), 54u16.to_ne_bytes().to_vec(), 1448u16.to_ne_bytes().to_vec()]
+            .into_iter()
+            .chain([34u16.to_ne_bytes().to_vec(), 16u16.to_ne_bytes().to_vec()])
+            .flatten()
+            .collect();
+        let frame = [&header[..], &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 8, 0], &[0x45; 40]].concat();
+        let parsed = parse_frame(&frame, 5).unwrap();
+        assert_eq!(parsed.span, Span::new(5, 24..64));
+        assert_eq!(parsed.source_mac, [7, 8, 9, 10, 11, 12]);
+        let bytes = parsed.header.to_bytes();
+        assert_eq!(bytes[2..4], 40u16.to_ne_bytes());
+        assert_eq!(bytes[6..8], 20u16.to_ne_bytes());
+        assert!((0..24).all(|len| parse_frame(&frame[..len], 0).is_none()));
+    }
+}

@@ -1,0 +1,306 @@
+//! The NAT's external ports, reserved so that the host stays out of them.
+//!
+//! Theory of operation. The NAT shares its address with the host's kernel, which would answer a TCP segment for an
+//! unknown port with RST and a UDP datagram with *port unreachable*. A reserved port is an ordinary socket, a TCP
+//! listener or a bound UDP socket, with a filter that drops everything. The kernel runs the filter before it would
+//! answer (`tcp_v4_rcv`: `tcp_filter`; `__udp4_lib_rcv` answers only where it finds no socket), so it is silent, while
+//! AF_PACKET still sees every packet. And since the port is taken by the rules of the system itself, no program can get
+//! it, by bind(2) or by connect(2), nor does the NAT get a port that a program holds.
+//!
+//! The filter is attached before the socket can receive, and locked. Neither SO_REUSEADDR nor SO_REUSEPORT is set:
+//! the kernel lets two sockets share a port only if both ask for it.
+//!
+//! Sockets cost descriptors, so `RLIMIT_NOFILE` bounds the pool ([`raise_nofile_limit`], [`budget`]). Opening hundreds
+//! takes milliseconds, so it happens on a thread of its own ([`Reserver`]) and never on a packet's way.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::{AsFd, OwnedFd};
+
+use crate::bpf::DROP_ALL;
+use crate::sys::{self, SocketAddress};
+
+mod ownership;
+mod reserver;
+
+pub use ownership::PortOwnership;
+pub use reserver::{Batch, ReserveRequest, Reserver, ReserverBusy, ReserverHandle};
+
+/// A protocol whose ports are reserved. (ICMP identifiers need not be: the host answers no echo replies.)
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum PortProtocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// Why there are fewer ports than were asked for.
+#[derive(Debug)]
+pub enum Shortage {
+    /// Every port in the range is reserved already, or held by a program of the host.
+    NoFreePort,
+    /// The process has as many descriptors for ports as it may have: raise `LimitNOFILE` of the service.
+    Descriptors,
+    /// Another refusal, as `EADDRNOTAVAIL` for an address that the host has not.
+    Refused(io::Error),
+}
+
+impl fmt::Display for Shortage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoFreePort => {
+                f.write_str("every port of the range is reserved or held by a program of the host")
+            }
+            Self::Descriptors => {
+                f.write_str("the process has no more descriptors for ports: raise RLIMIT_NOFILE")
+            }
+            Self::Refused(error) => write!(f, "cannot reserve a port: {error}"),
+        }
+    }
+}
+
+/// The sockets that hold the reserved ports. A port is free again when its socket is dropped.
+#[derive(Debug)]
+pub struct PortReservation {
+    sockets: HashMap<(PortProtocol, SocketAddrV4), OwnedFd>,
+    ownership: PortOwnership,
+    budget: usize,
+}
+
+impl PortReservation {
+    /// No ports yet, and at most `budget` ever, as of [`budget`].
+    pub fn new(budget: usize) -> Self {
+        Self { sockets: HashMap::new(), ownership: PortOwnership::new(), budget }
+    }
+
+    /// What is reserved, for others to read.
+    pub fn ownership(&self) -> PortOwnership {
+        self.ownership.clone()
+    }
+
+    /// Reserves ports out of `candidates`, in their order, until there are `count`.
+    ///
+    /// Candidates that are reserved already, or that a program of the host holds, are passed over. Whatever is
+    /// returned is reserved, also beside a [`Shortage`].
+    pub fn reserve(
+        &mut self,
+        protocol: PortProtocol,
+        address: Ipv4Addr,
+        candidates: impl IntoIterator<Item = u16>,
+        count: usize,
+    ) -> (Vec<u16>, Option<Shortage>) {
+        let mut ports = Vec::with_capacity(count.min(1024));
+        let mut candidates = candidates.into_iter();
+        while ports.len() < count {
+            let Some(port) = candidates.next() else { return (ports, Some(Shortage::NoFreePort)) };
+            match self.claim(protocol, SocketAddrV4::new(address, port)) {
+                Ok(()) => ports.push(port),
+                Err(error) if error.raw_os_error() == Some(libc::EADDRINUSE) => {} // the next one, then
+                Err(error) => {
+                    let shortage = match error.raw_os_error() {
+                        Some(libc::EMFILE | libc::ENFILE) => Shortage::Descriptors,
+                        _ => Shortage::Refused(error),
+                    };
+                    return (ports, Some(shortage));
+                }
+            }
+        }
+        (ports, None)
+    }
+
+    /// Reserves one port.
+    ///
+    /// # Errors
+    /// `EADDRINUSE` if it is reserved already, or a program of the host holds it; `EMFILE` if the budget is spent;
+    /// `EACCES` for a port below 1024 without `CAP_NET_BIND_SERVICE`.
+    pub fn claim(&mut self, protocol: PortProtocol, port: SocketAddrV4) -> io::Result<()> {
+        let held = port.port() == 0 || self.sockets.contains_key(&(protocol, port));
+        if held {
+            return Err(io::Error::from_raw_os_error(libc::EADDRINUSE));
+        }
+        if self.sockets.len() >= self.budget {
+            return Err(io::Error::from_raw_os_error(libc::EMFILE));
+        }
+        let socket = silent_socket(protocol, port)?;
+        if !self.ownership.set(protocol, port, true) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many external addresses"));
+        }
+        self.sockets.insert((protocol, port), socket);
+        Ok(())
+    }
+
+    /// Gives a port back to the host. Returns whether it was reserved.
+    pub fn release(&mut self, protocol: PortProtocol, port: SocketAddrV4) -> bool {
+        let Some(socket) = self.sockets.remove(&(protocol, port)) else { return false };
+        self.ownership.set(protocol, port, false);
+        drop(socket);
+        true
+    }
+
+    /// How many ports are reserved.
+    pub fn len(&self) -> usize {
+        self.sockets.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.sockets.is_empty()
+    }
+}
+
+impl Drop for PortReservation {
+    fn drop(&mut self) {
+        for &(protocol, port) in self.sockets.keys() {
+            self.ownership.set(protocol, port, false);
+        }
+    }
+}
+
+/// Opens a socket that holds a port and never says a word.
+fn silent_socket(protocol: PortProtocol, port: SocketAddrV4) -> io::Result<OwnedFd> {
+    let (kind, number) = match protocol {
+        PortProtocol::Tcp => (libc::SOCK_STREAM, libc::IPPROTO_TCP),
+        PortProtocol::Udp => (libc::SOCK_DGRAM, libc::IPPROTO_UDP),
+    };
+    let socket = sys::socket(libc::AF_INET, kind, number)?;
+    let fd = socket.as_fd();
+    sys::attach_program(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &DROP_ALL)?;
+    sys::set_option(fd, libc::SOL_SOCKET, SO_LOCK_FILTER, 1u32)?;
+    // ICMP errors for the NAT's flows find this socket, too. With this, a *fragmentation needed* among them does not
+    // change the path MTU that the host's kernel keeps for its own connections.
+    sys::set_option(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_OMIT as u32)?;
+    sys::bind(fd, &SocketAddress::inet(port))?;
+    if protocol == PortProtocol::Tcp {
+        // A socket that is bound but does not listen lets the kernel answer with RST.
+        sys::listen(fd, 1)?;
+    }
+    Ok(socket)
+}
+
+/// asm-generic/socket.h
+const SO_LOCK_FILTER: libc::c_int = 44;
+
+/// Raises the process's soft limit of open descriptors to the hard one, and returns it.
+///
+/// # Errors
+/// None is expected.
+pub fn raise_nofile_limit() -> io::Result<u64> {
+    let (soft, hard) = sys::descriptor_limits()?;
+    if soft < hard {
+        sys::set_descriptor_limit(hard, hard)?;
+    }
+    Ok(hard)
+}
+
+/// How many ports may be reserved under a limit of `descriptors`: a tenth of them, and at least 256, are left for the
+/// rest of the process.
+pub fn budget(descriptors: u64) -> usize {
+    usize::try_from(descriptors.saturating_sub((descriptors / 10).max(256))).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+
+    const HERE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 77);
+
+    /// Ports above the ephemeral range, so that the tests' own connections do not get in the way.
+    fn ports(start: u16) -> impl Iterator<Item = u16> {
+        start..start + 200
+    }
+
+    #[test]
+    fn a_port_that_a_program_holds_is_passed_over() {
+        let mut reservation = PortReservation::new(100);
+        let tcp = TcpListener::bind((HERE, 61_500)).unwrap();
+        let udp = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 61_501)).unwrap();
+        let (tcp_ports, shortage) = reservation.reserve(PortProtocol::Tcp, HERE, 61_500..=61_502, 3);
+        assert!(matches!(shortage, Some(Shortage::NoFreePort)));
+        assert_eq!(tcp_ports, [61_501, 61_502]);
+        let (udp_ports, _) = reservation.reserve(PortProtocol::Udp, HERE, 61_500..=61_502, 3);
+        assert_eq!(udp_ports, [61_500, 61_502]);
+        drop((tcp, udp));
+    }
+
+    #[test]
+    fn a_reserved_port_can_neither_be_bound_nor_shared() {
+        let mut reservation = PortReservation::new(100);
+        for protocol in [PortProtocol::Tcp, PortProtocol::Udp] {
+            let (taken, _) = reservation.reserve(protocol, HERE, ports(62_000), 1);
+            let port = SocketAddrV4::new(HERE, taken[0]);
+            let wildcard = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, taken[0]);
+            let (kind, number) = match protocol {
+                PortProtocol::Tcp => (libc::SOCK_STREAM, 6),
+                PortProtocol::Udp => (libc::SOCK_DGRAM, 17),
+            };
+            for address in [port, wildcard] {
+                for options in [&[][..], &[libc::SO_REUSEADDR], &[libc::SO_REUSEPORT], &[2, 15]] {
+                    let socket = sys::socket(libc::AF_INET, kind, number).unwrap();
+                    for &option in options {
+                        sys::set_option(socket.as_fd(), libc::SOL_SOCKET, option, 1u32).unwrap();
+                    }
+                    let result = sys::bind(socket.as_fd(), &SocketAddress::inet(address));
+                    assert_eq!(
+                        result.unwrap_err().raw_os_error(),
+                        Some(libc::EADDRINUSE),
+                        "{protocol:?} {options:?}"
+                    );
+                }
+            }
+            assert!(reservation.release(protocol, port));
+            assert!(!reservation.release(protocol, port));
+            match protocol {
+                PortProtocol::Tcp => drop(TcpListener::bind(port).unwrap()),
+                PortProtocol::Udp => drop(UdpSocket::bind(port).unwrap()),
+            }
+        }
+    }
+
+    #[test]
+    fn every_reserved_port_is_known_until_it_is_released() {
+        let mut reservation = PortReservation::new(100);
+        let ownership = reservation.ownership();
+        let (taken, shortage) = reservation.reserve(PortProtocol::Udp, HERE, ports(62_300), 3);
+        assert!(shortage.is_none());
+        assert!(taken.iter().all(|&port| ownership.is_reserved(PortProtocol::Udp, HERE, port)));
+        assert!(!ownership.is_reserved(PortProtocol::Tcp, HERE, taken[0]));
+        assert!(!ownership.is_reserved(PortProtocol::Udp, Ipv4Addr::LOCALHOST, taken[0]));
+        reservation.release(PortProtocol::Udp, SocketAddrV4::new(HERE, taken[0]));
+        assert!(!ownership.is_reserved(PortProtocol::Udp, HERE, taken[0]));
+        drop(reservation);
+        assert!(!ownership.is_reserved(PortProtocol::Udp, HERE, taken[1]));
+    }
+
+    #[test]
+    fn a_spent_budget_and_a_foreign_address_are_told_apart() {
+        let mut reservation = PortReservation::new(2);
+        let (taken, shortage) = reservation.reserve(PortProtocol::Tcp, HERE, ports(62_600), 3);
+        assert_eq!(taken.len(), 2);
+        assert!(matches!(shortage, Some(Shortage::Descriptors)));
+        let mut reservation = PortReservation::new(2);
+        let elsewhere = Ipv4Addr::new(192, 0, 2, 200);
+        let (taken, shortage) = reservation.reserve(PortProtocol::Udp, elsewhere, ports(62_600), 1);
+        assert_eq!(taken.len(), 0);
+        let Some(Shortage::Refused(error)) = shortage else { panic!("{shortage:?}") };
+        assert_eq!(error.raw_os_error(), Some(libc::EADDRNOTAVAIL));
+    }
+
+    #[test]
+    fn a_connection_to_a_reserved_port_hears_nothing() {
+        let mut reservation = PortReservation::new(2);
+        let (taken, _) = reservation.reserve(PortProtocol::Tcp, HERE, ports(62_900), 1);
+        let address = SocketAddrV4::new(HERE, taken[0]).into();
+        let error = TcpStream::connect_timeout(&address, std::time::Duration::from_millis(200)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn the_budget_leaves_descriptors_for_the_rest_of_the_process() {
+        assert_eq!([0, 256, 1024, 20_000].map(budget), [0, 0, 768, 18_000]);
+        assert_eq!(raise_nofile_limit().unwrap(), sys::descriptor_limits().unwrap().0);
+    }
+}

@@ -1,0 +1,248 @@
+//! The thread that reserves ports, so that no packet waits for it.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::ops::RangeInclusive;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use super::{PortOwnership, PortProtocol, PortReservation, Shortage};
+use crate::sys::{Context, DeviceError};
+
+/// Requests that may wait; more are refused.
+const QUEUE: usize = 256;
+
+/// A wish for ports.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ReserveRequest {
+    /// The protocol.
+    pub protocol: PortProtocol,
+    /// The external address.
+    pub address: Ipv4Addr,
+    /// The shard that asks; it gets ports whose remainder by `shards` is its number.
+    pub shard: u8,
+    /// How many shards there are.
+    pub shards: u8,
+    /// The ports to choose from (RFC 4787 REQ-3a keeps the classes 0-1023 and 1024-65535 apart).
+    pub ports: RangeInclusive<u16>,
+    /// How many.
+    pub count: usize,
+}
+
+/// The answer to a [`ReserveRequest`].
+#[derive(Debug)]
+pub struct Batch {
+    /// What was asked for.
+    pub request: ReserveRequest,
+    /// The ports, in random order.
+    pub ports: Vec<u16>,
+    /// Why there are fewer than were asked for.
+    pub shortage: Option<Shortage>,
+}
+
+/// The thread has too much to do, or has ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ReserverBusy;
+
+enum Command {
+    Reserve(ReserveRequest),
+    Claim(PortProtocol, SocketAddrV4, SyncSender<io::Result<()>>),
+    Release(PortProtocol, SocketAddrV4),
+    Stop,
+}
+
+/// The thread, and the sockets that it owns: they are closed when it is stopped.
+#[derive(Debug)]
+pub struct Reserver {
+    handle: ReserverHandle,
+    ownership: PortOwnership,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// A way to ask the thread. Asking never blocks.
+#[derive(Clone, Debug)]
+pub struct ReserverHandle(SyncSender<Command>);
+
+impl Reserver {
+    /// Starts the thread; it calls `deliver` with each answer, and waits whenever there is nothing to do.
+    ///
+    /// # Errors
+    /// Where the system has no more threads.
+    pub fn start(
+        reservation: PortReservation,
+        deliver: impl FnMut(Batch) + Send + 'static,
+    ) -> Result<Self, DeviceError> {
+        let (sender, receiver) = sync_channel(QUEUE);
+        let ownership = reservation.ownership();
+        let thread = std::thread::Builder::new()
+            .name("tidegate-ports".into())
+            .spawn(move || work(reservation, &receiver, deliver))
+            .context(|| "start the thread that reserves ports".into())?;
+        Ok(Self { handle: ReserverHandle(sender), ownership, thread: Some(thread) })
+    }
+
+    /// A way to ask.
+    pub fn handle(&self) -> ReserverHandle {
+        self.handle.clone()
+    }
+
+    /// What is reserved.
+    pub fn ownership(&self) -> PortOwnership {
+        self.ownership.clone()
+    }
+
+    /// Reserves one port and waits until that is done. Not for a packet's way: use it to publish a port.
+    ///
+    /// # Errors
+    /// As of [`PortReservation::claim`]; `BrokenPipe` after [`Self::stop`].
+    pub fn claim(&self, protocol: PortProtocol, port: SocketAddrV4) -> io::Result<()> {
+        let (reply, answer) = sync_channel(1);
+        let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
+        self.handle.0.send(Command::Claim(protocol, port, reply)).map_err(|_| io::ErrorKind::BrokenPipe)?;
+        answer.recv().map_err(gone)?
+    }
+
+    /// Ends the thread, waits for it, and frees every port. Stopping twice does nothing.
+    pub fn stop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            // Either fails only if `deliver` has panicked, which ended the thread and was reported where it happened.
+            drop(self.handle.0.send(Command::Stop));
+            drop(thread.join());
+        }
+    }
+}
+
+impl Drop for Reserver {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl ReserverHandle {
+    /// Asks for ports; the answer goes to the `deliver` of [`Reserver::start`].
+    ///
+    /// # Errors
+    /// [`ReserverBusy`]: ask again later.
+    pub fn request(&self, request: ReserveRequest) -> Result<(), ReserverBusy> {
+        self.0.try_send(Command::Reserve(request)).map_err(|_| ReserverBusy)
+    }
+
+    /// Gives a port back.
+    ///
+    /// # Errors
+    /// [`ReserverBusy`]: try again later.
+    pub fn release(&self, protocol: PortProtocol, port: SocketAddrV4) -> Result<(), ReserverBusy> {
+        self.0.try_send(Command::Release(protocol, port)).map_err(|_| ReserverBusy)
+    }
+}
+
+fn work(mut reservation: PortReservation, commands: &Receiver<Command>, mut deliver: impl FnMut(Batch)) {
+    let ownership = reservation.ownership();
+    // Ends with `Stop`, or with the last handle.
+    while let Ok(command) = commands.recv() {
+        match command {
+            Command::Reserve(request) => {
+                let candidates = Candidates::new(&request, &ownership);
+                let (ports, shortage) =
+                    reservation.reserve(request.protocol, request.address, candidates, request.count);
+                deliver(Batch { request, ports, shortage });
+            }
+            Command::Claim(protocol, port, reply) => {
+                // Nobody waits any more if this fails, and the port is theirs to release.
+                drop(reply.send(reservation.claim(protocol, port)));
+            }
+            Command::Release(protocol, port) => {
+                reservation.release(protocol, port);
+            }
+            Command::Stop => break,
+        }
+    }
+}
+
+/// The free ports of a shard, in random order: external ports are hard to guess (RFC 6056 §3.3.1).
+struct Candidates {
+    ports: Vec<u16>,
+}
+
+impl Candidates {
+    fn new(request: &ReserveRequest, ownership: &PortOwnership) -> Self {
+        let shards = u16::from(request.shards.max(1));
+        let fits = |port: &u16| {
+            *port != 0
+                && port % shards == u16::from(request.shard)
+                && !ownership.is_reserved(request.protocol, request.address, *port)
+        };
+        Self { ports: request.ports.clone().filter(fits).collect() }
+    }
+}
+
+impl Iterator for Candidates {
+    type Item = u16;
+
+    fn next(&mut self) -> Option<u16> {
+        // Without randomness from the system there are no ports, rather than ports that can be guessed.
+        let random = if self.ports.is_empty() { return None } else { getrandom::u64().ok()? };
+        let at = (u128::from(random) * self.ports.len() as u128) >> 64;
+        Some(self.ports.swap_remove(at as usize))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    const HERE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 78);
+
+    fn request(shard: u8, count: usize) -> ReserveRequest {
+        ReserveRequest {
+            protocol: PortProtocol::Udp,
+            address: HERE,
+            shard,
+            shards: 4,
+            ports: 63_000..=63_399,
+            count,
+        }
+    }
+
+    #[test]
+    fn each_shard_gets_ports_of_its_own_until_there_are_no_more() {
+        let (sender, batches) = channel();
+        let mut reserver =
+            Reserver::start(PortReservation::new(1000), move |batch| sender.send(batch).unwrap()).unwrap();
+        let handle = reserver.handle();
+        let mut seen = HashSet::new();
+        for (shard, count, expected) in [(0, 60, 60), (3, 60, 60), (3, 60, 40), (3, 1, 0)] {
+            handle.request(request(shard, count)).unwrap();
+            let batch = batches.recv_timeout(Duration::from_secs(10)).unwrap();
+            assert_eq!(batch.ports.len(), expected);
+            assert_eq!(matches!(batch.shortage, Some(Shortage::NoFreePort)), expected < count);
+            assert!(batch.ports.iter().all(|port| (63_000..=63_399).contains(port)));
+            assert!(batch.ports.iter().all(|&port| port % 4 == u16::from(shard) && seen.insert(port)));
+            assert!(!batch.ports.is_sorted() || batch.ports.len() < 2);
+        }
+        let ownership = reserver.ownership();
+        assert_eq!(ownership.count(PortProtocol::Udp), 160);
+        reserver.stop();
+        reserver.stop();
+        assert_eq!(ownership.count(PortProtocol::Udp), 0);
+        assert_eq!(handle.request(request(0, 1)), Err(ReserverBusy));
+    }
+
+    #[test]
+    fn a_published_port_is_claimed_or_its_holder_is_told_of() {
+        let mut reserver = Reserver::start(PortReservation::new(10), drop).unwrap();
+        let port = SocketAddrV4::new(HERE, 63_500);
+        let holder = std::net::TcpListener::bind(port).unwrap();
+        let refusal = reserver.claim(PortProtocol::Tcp, port).unwrap_err();
+        assert_eq!(refusal.raw_os_error(), Some(libc::EADDRINUSE));
+        drop(holder);
+        reserver.claim(PortProtocol::Tcp, port).unwrap();
+        assert!(reserver.ownership().is_reserved(PortProtocol::Tcp, HERE, 63_500));
+        reserver.handle().release(PortProtocol::Tcp, port).unwrap();
+        reserver.stop();
+        assert_eq!(reserver.claim(PortProtocol::Tcp, port).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    }
+}

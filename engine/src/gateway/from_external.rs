@@ -1,0 +1,95 @@
+//! Entrance 2: IPv4 packets from the external interface.
+
+use super::*;
+
+impl Gateway {
+    /// Routes one packet from outside, or one that was hairpinned.
+    pub(super) fn route_from_external(
+        &mut self,
+        now: Timestamp,
+        arena: &mut Arena,
+        mut origin: Origin<'_>,
+        offload: Offload,
+        outbox: &mut Outbox,
+    ) {
+        let decision = Ipv4Packet::parse(origin.head_mut(arena), 0, offload)
+            .map_err(Refusal::from)
+            .and_then(|mut packet| self.decide_from_external(now, &mut packet));
+        match decision {
+            Ok(Decision { exit: Exit::Reassembled(datagram), .. }) => {
+                self.route_from_external(now, arena, Origin::Owned(datagram), Offload::NONE, outbox);
+            }
+            Ok(decision) => {
+                if !matches!(decision.exit, Exit::Hairpin(_)) {
+                    self.traffic.count(Direction::FromExternal, decision.shape);
+                }
+                self.leave(now, arena, origin, decision, outbox);
+            }
+            Err(refusal) => {
+                self.drops.count(refusal.reason);
+                if let Some(answer) = refusal.answer {
+                    self.answer_external(now, answer, outbox);
+                }
+            }
+        }
+    }
+
+    fn decide_from_external(
+        &mut self,
+        now: Timestamp,
+        packet: &mut Ipv4Packet<'_>,
+    ) -> Result<Decision, Refusal> {
+        let destination = packet.destination();
+        if packet.is_fragment() {
+            let exit = match self.from_external.push(packet, now)? {
+                Some(datagram) => Exit::Reassembled(datagram),
+                None => Exit::Held,
+            };
+            return Ok(Decision { exit, destination, shape: packet.shape() });
+        }
+        if self.router.is_inner(packet.source()) {
+            return Err(DropReason::BogonSource.into());
+        }
+        let shard = self.shard_of_inbound(packet);
+        if shard != self.shard {
+            return Ok(Decision { exit: Exit::Hairpin(shard), destination, shape: packet.shape() });
+        }
+        // Should the packet be too big or too old, its sender is told about the packet that it knows, not about the
+        // translated one; and only if there is a mapping, so that a scanner learns nothing.
+        let expired = packet.ttl() <= 1;
+        let too_big = packet.shape().segment_len() > self.tunnel_mtu && packet.dont_fragment();
+        let before = (expired || too_big).then(|| packet.head()[..packet.head().len().min(128)].to_vec());
+        let total_len = packet.total_len();
+        self.nat.translate_inbound(packet, now)?;
+        if let Some(mut before) = before {
+            let kind = if expired {
+                IcmpErrorKind::TimeExceeded
+            } else {
+                IcmpErrorKind::FragmentationNeeded { mtu: self.tunnel_mtu as u16 }
+            };
+            let reason = if expired { DropReason::TtlExceeded } else { DropReason::TooBig };
+            let rest = total_len - before.len();
+            let mut answer = Vec::new();
+            let built = Ipv4Packet::parse(&mut before, rest, packet.offload())
+                .is_ok_and(|original| self.icmp_errors.build(kind, &original, destination, now, &mut answer));
+            return Err(Refusal { reason, answer: built.then_some(answer) });
+        }
+        packet.decrement_ttl()?;
+        mss::clamp(packet, self.tunnel_mtu.min(self.external.mtu));
+        let inner = packet.destination();
+        if !self.places.contains_key(&inner) {
+            return Err(DropReason::NoSuchPeer.into());
+        }
+        Ok(Decision { exit: Exit::Peer(inner), destination: inner, shape: packet.shape() })
+    }
+
+    /// Which shard's NAT a packet from outside belongs to: the port of ours that it names, or that its quotation names.
+    pub(super) fn shard_of_inbound(&self, packet: &Ipv4Packet<'_>) -> u8 {
+        match crate::nat::external_port(packet) {
+            Some(port) if self.published.contains_key(&port) => self.published[&port],
+            Some((_, port)) => (port % u16::from(self.shards.max(1))) as u8,
+            // Nobody's: it is dropped, with a reason, wherever it is.
+            None => self.shard,
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! Entrance 1: datagrams of the transport.
+
+use super::*;
+use crate::external::reservation::PortProtocol;
+use crate::wire::Transport;
+
+impl Gateway {
+    /// Opens one datagram, and keeps its packet until the flush.
+    pub(super) fn receive_datagram(
+        &mut self,
+        now: Timestamp,
+        arena: &mut Arena,
+        datagram: Span,
+        from: SocketAddrV4,
+        outbox: &mut Outbox,
+    ) -> Result<(), DropReason> {
+        let bytes = arena.get_mut(datagram);
+        match self.tunnel.receive(now, from, bytes, &mut outbox.datagrams) {
+            Received::Packet { peer, plaintext } => {
+                self.check_inner_source(peer, &bytes[plaintext.clone()])?;
+                let packet = datagram.skip(plaintext.start).take(plaintext.len());
+                self.coalescer.push(arena, packet, peer)
+            }
+            Received::Keepalive { .. } | Received::Handshake { .. } => Ok(()),
+            Received::OtherShard(shard) => {
+                outbox.crossings.push((shard, Crossing::Initiation { from, datagram: bytes.to_vec() }));
+                Ok(())
+            }
+            Received::Drop(reason) => Err(reason),
+        }
+    }
+
+    /// Cryptokey routing: a peer speaks for its own address only.
+    fn check_inner_source(&self, peer: PeerId, packet: &[u8]) -> Result<(), DropReason> {
+        match packet.first().ok_or(DropReason::Truncated)? >> 4 {
+            4 => {}
+            6 => return Err(DropReason::Ipv6),
+            _ => return Err(DropReason::UnknownVersion),
+        }
+        let octets: [u8; 4] =
+            packet.get(12..16).and_then(|source| source.try_into().ok()).ok_or(DropReason::Truncated)?;
+        if self.addresses.get(&peer) == Some(&Ipv4Addr::from(octets)) {
+            Ok(())
+        } else {
+            Err(DropReason::WrongInnerSource)
+        }
+    }
+
+    /// Routes what the peers sent since the last flush.
+    pub(super) fn route_from_peers(&mut self, now: Timestamp, arena: &mut Arena, outbox: &mut Outbox) {
+        let mut coalescer = std::mem::take(&mut self.coalescer);
+        coalescer.drain(arena, |arena, gathered| {
+            let origin = Origin::Arena { head: gathered.head, tails: gathered.tails };
+            self.route_from_peer(now, arena, origin, gathered.offload, gathered.tag, outbox);
+        });
+        self.coalescer = coalescer;
+    }
+
+    fn route_from_peer(
+        &mut self,
+        now: Timestamp,
+        arena: &mut Arena,
+        mut origin: Origin<'_>,
+        offload: Offload,
+        peer: PeerId,
+        outbox: &mut Outbox,
+    ) {
+        let tail_len = origin.tail_len();
+        let decision = Ipv4Packet::parse(origin.head_mut(arena), tail_len, offload)
+            .map_err(Refusal::from)
+            .and_then(|mut packet| self.decide_from_peer(now, &mut packet));
+        match decision {
+            Ok(Decision { exit: Exit::Reassembled(datagram), .. }) => {
+                self.route_from_peer(now, arena, Origin::Owned(datagram), Offload::NONE, peer, outbox);
+            }
+            Ok(decision) => {
+                self.traffic.count(Direction::FromPeers, decision.shape);
+                self.leave(now, arena, origin, decision, outbox);
+            }
+            Err(refusal) => {
+                self.drops.count(refusal.reason);
+                if let Some(answer) = refusal.answer {
+                    self.answer_peer(peer, answer, outbox);
+                }
+            }
+        }
+    }
+
+    fn decide_from_peer(&mut self, now: Timestamp, packet: &mut Ipv4Packet<'_>) -> Result<Decision, Refusal> {
+        let destination = packet.destination();
+        if packet.is_fragment() {
+            let exit = match self.from_peers.push(packet, now)? {
+                Some(datagram) => Exit::Reassembled(datagram),
+                None => Exit::Held,
+            };
+            return Ok(Decision { exit, destination, shape: packet.shape() });
+        }
+        let exit = match self.router.route(destination) {
+            Verdict::Peer(address) if self.places.contains_key(&address) => {
+                self.forward_checks(now, packet, self.tunnel_mtu)?;
+                Exit::Peer(address)
+            }
+            Verdict::Peer(_) => return Err(self.refuse(now, packet, DropReason::NoSuchPeer, 0)),
+            Verdict::Host if self.nat_owns_destination(packet) => {
+                self.forward_checks(now, packet, self.tunnel_mtu)?;
+                self.translate_outbound(now, packet)?;
+                Exit::Hairpin(self.shard_of_inbound(packet))
+            }
+            Verdict::Host => Exit::Host,
+            Verdict::External => {
+                self.forward_checks(now, packet, self.external.mtu)?;
+                match self.translate_outbound(now, packet)? {
+                    Outbound::External => Exit::External,
+                    Outbound::Hairpin => Exit::Hairpin(self.shard_of_inbound(packet)),
+                }
+            }
+            Verdict::Drop(reason) => return Err(reason.into()),
+        };
+        Ok(Decision { exit, destination: packet.destination(), shape: packet.shape() })
+    }
+
+    /// What a router does to every packet that it forwards: the TTL, the path's MTU, and the MSS of TCP.
+    fn forward_checks(
+        &mut self,
+        now: Timestamp,
+        packet: &mut Ipv4Packet<'_>,
+        mtu: usize,
+    ) -> Result<(), Refusal> {
+        if packet.shape().segment_len() > mtu && packet.dont_fragment() {
+            return Err(self.refuse(now, packet, DropReason::TooBig, mtu));
+        }
+        if let Err(reason) = packet.decrement_ttl() {
+            return Err(self.refuse(now, packet, reason, 0));
+        }
+        mss::clamp(packet, self.tunnel_mtu.min(self.external.mtu));
+        Ok(())
+    }
+
+    fn translate_outbound(
+        &mut self,
+        now: Timestamp,
+        packet: &mut Ipv4Packet<'_>,
+    ) -> Result<Outbound, Refusal> {
+        match self.nat.translate_outbound(packet, now) {
+            Ok(outbound) => Ok(outbound),
+            Err(reason) => Err(self.refuse(now, packet, reason, 0)),
+        }
+    }
+
+    /// Whether a packet to one of our external addresses is for a port of the NAT's (RFC 4787 REQ-9: hairpinning), rather
+    /// than for the host.
+    fn nat_owns_destination(&self, packet: &Ipv4Packet<'_>) -> bool {
+        let protocol = match packet.transport() {
+            Transport::Tcp { .. } => PortProtocol::Tcp,
+            Transport::Udp => PortProtocol::Udp,
+            Transport::Icmp | Transport::Other => return false,
+        };
+        packet
+            .ports()
+            .is_some_and(|(_, port)| self.ownership.is_reserved(protocol, packet.destination(), port))
+    }
+
+    /// A refusal of a packet of a peer, with the ICMP error that tells the peer why, where one is due.
+    fn refuse(&mut self, now: Timestamp, packet: &Ipv4Packet<'_>, reason: DropReason, mtu: usize) -> Refusal {
+        let kind = match reason {
+            DropReason::TtlExceeded => IcmpErrorKind::TimeExceeded,
+            DropReason::TooBig => IcmpErrorKind::FragmentationNeeded { mtu: mtu as u16 },
+            DropReason::NoSuchPeer | DropReason::NextHopUnresolved => IcmpErrorKind::HostUnreachable,
+            DropReason::NoRoute => IcmpErrorKind::NetUnreachable,
+            // RFC 6888 REQ-4 and RFC 4787: the client learns that the gateway would not, rather than waits.
+            DropReason::PortsExhausted
+            | DropReason::MappingsExhausted
+            | DropReason::ClientMappingLimit
+            | DropReason::ClientMappingRate
+            | DropReason::SessionLimit
+            | DropReason::UnsupportedProtocol => IcmpErrorKind::AdminProhibited,
+            _ => return reason.into(),
+        };
+        let mut answer = Vec::new();
+        let built = self.icmp_errors.build(kind, packet, self.gateway_address, now, &mut answer);
+        Refusal { reason, answer: built.then_some(answer) }
+    }
+}

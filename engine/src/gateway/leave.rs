@@ -1,0 +1,258 @@
+//! The exits: to a peer, to the host, to the external interface, to another shard.
+
+use super::*;
+use crate::external::LINK_HEADER_LEN;
+use crate::external::neighbor::Resolution;
+use crate::external::next_hop::NextHop;
+use crate::fragment::fragmentation::Fragments;
+use crate::wire::Segments;
+
+/// The packet being routed: its head is borrowed by an [`Ipv4Packet`]; this is where it lies, and its gather list.
+pub(super) enum Origin<'t> {
+    Arena { head: Span, tails: &'t [Span] },
+    Owned(Vec<u8>),
+}
+
+impl Origin<'_> {
+    pub(super) fn tail_len(&self) -> usize {
+        match self {
+            Self::Arena { tails, .. } => tails.iter().map(|tail| tail.len as usize).sum(),
+            Self::Owned(_) => 0,
+        }
+    }
+
+    pub(super) fn head_mut<'a>(&'a mut self, arena: &'a mut Arena) -> &'a mut [u8] {
+        match self {
+            Self::Arena { head, .. } => arena.get_mut(*head),
+            Self::Owned(bytes) => bytes,
+        }
+    }
+
+    fn into_gather(self, shape: Shape, outbox: &mut Outbox) -> Gather {
+        match self {
+            // Padding behind the packet is cut off here, as `Ipv4Packet::parse` cut it off its view.
+            Self::Arena { head, tails } => {
+                Gather { head: Bytes::Arena(head.take(shape.head_len())), tails: outbox.push_tails(tails) }
+            }
+            Self::Owned(mut bytes) => {
+                bytes.truncate(shape.head_len());
+                Gather::whole(Bytes::Owned(bytes))
+            }
+        }
+    }
+}
+
+/// Where a packet leaves, its headers rewritten accordingly.
+pub(super) enum Exit {
+    Peer(Ipv4Addr),
+    Host,
+    External,
+    /// One of our external addresses, on a port that the NAT of that shard owns.
+    Hairpin(u8),
+    /// A fragment completed this datagram, which now has to be routed itself.
+    Reassembled(Vec<u8>),
+    /// A fragment that waits for the others.
+    Held,
+}
+
+pub(super) struct Decision {
+    pub(super) exit: Exit,
+    /// Where the packet goes, after translation.
+    pub(super) destination: Ipv4Addr,
+    pub(super) shape: Shape,
+}
+
+/// A packet that is not delivered, and the ICMP error that tells its sender so.
+pub(super) struct Refusal {
+    pub(super) reason: DropReason,
+    pub(super) answer: Option<Vec<u8>>,
+}
+
+impl From<DropReason> for Refusal {
+    fn from(reason: DropReason) -> Self {
+        Self { reason, answer: None }
+    }
+}
+
+impl Gateway {
+    pub(super) fn leave(
+        &mut self,
+        now: Timestamp,
+        arena: &mut Arena,
+        origin: Origin<'_>,
+        decision: Decision,
+        outbox: &mut Outbox,
+    ) {
+        let Decision { exit, destination, shape } = decision;
+        let packet = origin.into_gather(shape, outbox);
+        match exit {
+            Exit::Peer(address) => self.leave_to_peer(arena, packet, shape, address, outbox),
+            Exit::Host => {
+                self.traffic.count(Direction::ToHost, shape);
+                let header = VirtioNetHeader::for_shape(shape, 0);
+                outbox.tun.push(DeviceFrame { packet, header, shape, destination_mac: [0; 6] });
+            }
+            Exit::External => self.leave_to_external(now, arena, packet, shape, destination, outbox),
+            Exit::Hairpin(shard) if shard == self.shard => {
+                let bytes = outbox.to_vec(&packet, arena);
+                self.route_from_external(now, arena, Origin::Owned(bytes), shape.offload(), outbox);
+            }
+            Exit::Hairpin(shard) => {
+                let bytes = outbox.to_vec(&packet, arena);
+                let crossing = Crossing::Inbound { packet: bytes, offload: shape.offload() };
+                outbox.crossings.push((shard, crossing));
+            }
+            Exit::Reassembled(_) | Exit::Held => {}
+        }
+    }
+
+    fn leave_to_peer(
+        &mut self,
+        arena: &Arena,
+        packet: Gather,
+        shape: Shape,
+        address: Ipv4Addr,
+        outbox: &mut Outbox,
+    ) {
+        match self.places.get(&address) {
+            Some(&Place::Here(peer)) => {
+                self.traffic.count(Direction::ToPeers, shape);
+                if shape.segment_len() <= self.tunnel_mtu {
+                    outbox.peers.push(PeerFrame { peer, packet, shape });
+                    return;
+                }
+                for (packet, shape) in self.fragment(arena, outbox, &packet, shape, self.tunnel_mtu) {
+                    outbox.peers.push(PeerFrame { peer, packet, shape });
+                }
+            }
+            Some(&Place::OnShard(shard)) => {
+                let bytes = outbox.to_vec(&packet, arena);
+                let crossing = Crossing::ToPeer { packet: bytes, offload: shape.offload() };
+                outbox.crossings.push((shard, crossing));
+            }
+            None => self.drops.count(DropReason::NoSuchPeer),
+        }
+    }
+
+    fn leave_to_external(
+        &mut self,
+        now: Timestamp,
+        arena: &Arena,
+        packet: Gather,
+        shape: Shape,
+        destination: Ipv4Addr,
+        outbox: &mut Outbox,
+    ) {
+        let next_hop = match self.external.next_hop(destination) {
+            Ok(NextHop(neighbor)) => neighbor,
+            Err(reason) => return self.drops.count(reason),
+        };
+        self.traffic.count(Direction::ToExternal, shape);
+        if shape.segment_len() <= self.external.mtu {
+            return self.send_outbound(now, arena, packet, shape, next_hop, outbox);
+        }
+        for (packet, shape) in self.fragment(arena, outbox, &packet, shape, self.external.mtu) {
+            self.send_outbound(now, arena, packet, shape, next_hop, outbox);
+        }
+    }
+
+    /// Addresses the packet to its next hop, or holds it until the hop's link address is known.
+    fn send_outbound(
+        &mut self,
+        now: Timestamp,
+        arena: &Arena,
+        packet: Gather,
+        shape: Shape,
+        next_hop: Ipv4Addr,
+        outbox: &mut Outbox,
+    ) {
+        let header = VirtioNetHeader::for_shape(shape, LINK_HEADER_LEN);
+        match self.neighbors.resolve(next_hop, now) {
+            Resolution::Known(destination_mac) => {
+                outbox.external.push(DeviceFrame { packet, header, shape, destination_mac });
+            }
+            Resolution::Pending => {
+                let packet = outbox.to_vec(&packet, arena);
+                let held = HeldFrame { packet, header, shape };
+                if self.neighbors.hold(next_hop, held).is_err() {
+                    self.drops.count(DropReason::NextHopUnresolved);
+                }
+            }
+            Resolution::Failed => self.drops.count(DropReason::NextHopUnresolved),
+        }
+    }
+
+    /// Sends a packet that waited for its next hop's link address.
+    pub(super) fn send_held(
+        &mut self,
+        now: Timestamp,
+        neighbor: Ipv4Addr,
+        held: HeldFrame,
+        outbox: &mut Outbox,
+    ) {
+        let HeldFrame { packet, header, shape } = held;
+        match self.neighbors.resolve(neighbor, now) {
+            Resolution::Known(destination_mac) => {
+                let packet = Gather::whole(Bytes::Owned(packet));
+                outbox.external.push(DeviceFrame { packet, header, shape, destination_mac });
+            }
+            Resolution::Pending | Resolution::Failed => {
+                self.drops.count(DropReason::NextHopUnresolved);
+            }
+        }
+    }
+
+    /// Cuts a packet that may be fragmented, and is too big for `mtu`, into fragments, in order.
+    fn fragment(
+        &mut self,
+        arena: &Arena,
+        outbox: &Outbox,
+        packet: &Gather,
+        shape: Shape,
+        mtu: usize,
+    ) -> Vec<(Gather, Shape)> {
+        let mut pieces = Vec::new();
+        let mut segment = vec![0; shape.segment_len()];
+        let mut fragment = vec![0; mtu];
+        let slices = packet.tails_of(&outbox.tails).iter().map(|&tail| arena.get(tail));
+        let mut segments = Segments::new(packet.head.get(arena), shape, slices);
+        while let Some(len) = segments.next_into(&mut segment) {
+            match Fragments::new(&segment[..len], mtu) {
+                Ok(mut fragments) => {
+                    while let Some(len) = fragments.next_into(&mut fragment) {
+                        let mut bytes = fragment[..len].to_vec();
+                        match Ipv4Packet::parse(&mut bytes, 0, Offload::NONE).map(|packet| packet.shape()) {
+                            Ok(shape) => pieces.push((Gather::whole(Bytes::Owned(bytes)), shape)),
+                            Err(reason) => self.drops.count(reason),
+                        }
+                    }
+                }
+                Err(reason) => self.drops.count(reason),
+            }
+        }
+        pieces
+    }
+
+    pub(super) fn answer_peer(&mut self, peer: PeerId, mut answer: Vec<u8>, outbox: &mut Outbox) {
+        match Ipv4Packet::parse(&mut answer, 0, Offload::NONE).map(|packet| packet.shape()) {
+            Ok(shape) => {
+                self.traffic.count(Direction::ToPeers, shape);
+                let packet = Gather::whole(Bytes::Owned(answer));
+                outbox.peers.push(PeerFrame { peer, packet, shape });
+            }
+            Err(reason) => self.drops.count(reason),
+        }
+    }
+
+    pub(super) fn answer_external(&mut self, now: Timestamp, mut answer: Vec<u8>, outbox: &mut Outbox) {
+        match Ipv4Packet::parse(&mut answer, 0, Offload::NONE).map(|view| (view.shape(), view.destination()))
+        {
+            Ok((shape, destination)) => {
+                let packet = Gather::whole(Bytes::Owned(answer));
+                // The packet owns its bytes: no arena is looked at.
+                self.leave_to_external(now, &Arena::new(0), packet, shape, destination, outbox);
+            }
+            Err(reason) => self.drops.count(reason),
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! The gateway, without I/O: one shard's share of it.
+//!
+//! Theory of operation. The shell ([`crate::shard`]) receives into the [`Arena`] and calls one of the four entrances
+//! below; each walks its packets to an exit of the [`Outbox`] or to a counted [`DropReason`]:
+//!
+//! 1. [`Gateway::receive_datagrams`]: trains of WireGuard datagrams. `Tunnel` opens each in place, the inner source is
+//!    compared with the peer's address, consecutive segments of a flow are gathered into superpackets, and
+//!    [`Gateway::flush_peers`] routes these: to another peer, to the host, or through the NAT to the external interface.
+//! 2. [`Gateway::receive_external`]: IPv4 packets from the external interface. The NAT finds the mapping and rewrites
+//!    the destination; the packet goes to the peer that owns it.
+//! 3. [`Gateway::receive_host`]: packets from the host's kernel, through the gateway's TUN device.
+//! 4. [`Gateway::receive_crossing`]: packets of other shards.
+//!
+//! Whole datagrams only: fragments are reassembled where they enter, and a datagram that is too big for the way out is
+//! fragmented where it leaves (or answered with *fragmentation needed*, RFC 1191), so router and NAT never see either.
+//! Superpackets stay whole from entrance to exit.
+
+mod from_external;
+mod from_host;
+mod from_peers;
+mod leave;
+mod peers;
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use hashbrown::HashMap as KeyedMap;
+
+use crate::arena::{Arena, Span};
+use crate::clock::Timestamp;
+use crate::core::Core;
+use crate::drop_reason::{DropCounters, DropReason};
+use crate::external::neighbor::NeighborCache;
+use crate::external::next_hop::ExternalLink;
+use crate::external::reservation::{PortOwnership, ReserveRequest};
+use crate::fragment::reassembly::Reassembly;
+use crate::icmp_error::{IcmpErrorKind, IcmpErrors};
+use crate::messages::{Command, ShardStatus};
+use crate::mss;
+use crate::nat::{Nat, NatConfig, Outbound, Proto, ShardSlice};
+use crate::outbox::{Bytes, Crossing, DeviceFrame, Gather, Outbox, PeerFrame};
+use crate::prefix::Prefix;
+use crate::router::{PacketRouter, Verdict};
+use crate::traffic::{Direction, Traffic};
+use crate::tunnel::{PeerConfig, PeerId, Received, Tunnel, TunnelConfig};
+use crate::wire::{CoalesceOptions, Coalescer, Ipv4Packet, Offload, Shape, VirtioNetHeader};
+
+use leave::{Decision, Exit, Origin, Refusal};
+use peers::PortSupply;
+
+/// A map with a keyed hash: clients choose some of the keys.
+type HashMap<K, V> = KeyedMap<K, V, foldhash::quality::RandomState>;
+
+/// What one shard of a gateway needs to know from the start.
+pub struct GatewayConfig {
+    /// The shard's own number.
+    pub shard: u8,
+    /// How many shards there are.
+    pub shards: u8,
+    /// The gateway's WireGuard key, the tunnel's MTU, and the wall clock.
+    pub tunnel: TunnelConfig,
+    /// 10.66.77.0/24.
+    pub subnet: Prefix,
+    /// 10.66.77.1: where the gateway's own ICMP errors come from.
+    pub gateway_address: Ipv4Addr,
+    /// The external interface, as the kernel sees it.
+    pub external: ExternalLink,
+    /// The host's own addresses: what clients send there is delivered to the host.
+    pub host_addresses: Vec<Ipv4Addr>,
+    /// The NAT's behaviour.
+    pub nat: NatConfig,
+    /// The external ports that the NAT may use, first and last.
+    pub port_range: (u16, u16),
+    /// Which ports the NAT owns, on every shard.
+    pub ownership: PortOwnership,
+    /// Which segments become superpackets.
+    pub coalesce: CoalesceOptions,
+    /// Randomness for ports, identifiers and hash keys.
+    pub seed: [u8; 32],
+}
+
+/// Where a VPN address lives.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    Here(PeerId),
+    OnShard(u8),
+}
+
+/// One shard of the gateway.
+pub struct Gateway {
+    shard: u8,
+    shards: u8,
+    tunnel: Tunnel,
+    nat: Nat,
+    router: PacketRouter,
+    subnet: Prefix,
+    gateway_address: Ipv4Addr,
+    tunnel_mtu: usize,
+    external: ExternalLink,
+    ownership: PortOwnership,
+    supply: PortSupply,
+    /// Published ports, and the shards where their clients live.
+    published: HashMap<(Proto, u16), u8>,
+    neighbors: NeighborCache<HeldFrame>,
+    places: HashMap<Ipv4Addr, Place>,
+    addresses: HashMap<PeerId, Ipv4Addr>,
+    coalescer: Coalescer<PeerId>,
+    from_peers: Reassembly,
+    from_external: Reassembly,
+    icmp_errors: IcmpErrors,
+    drops: DropCounters,
+    traffic: Traffic,
+}
+
+/// A packet that waits for its next hop's link address.
+struct HeldFrame {
+    packet: Vec<u8>,
+    header: VirtioNetHeader,
+    shape: Shape,
+}
+
+impl Gateway {
+    /// A shard without peers.
+    pub fn new(config: GatewayConfig) -> Self {
+        let slice = ShardSlice { shard: u16::from(config.shard), shards: u16::from(config.shards) };
+        let external = config.external;
+        Self {
+            shard: config.shard,
+            shards: config.shards,
+            tunnel_mtu: config.tunnel.mtu,
+            tunnel: Tunnel::new(config.tunnel),
+            nat: Nat::new(config.nat, &external.addresses, slice, config.seed),
+            router: router(config.subnet, config.gateway_address, &external, config.host_addresses),
+            subnet: config.subnet,
+            gateway_address: config.gateway_address,
+            neighbors: NeighborCache::new(external.mac, own_face(&external), external.router),
+            external,
+            ownership: config.ownership,
+            supply: PortSupply::new(config.port_range),
+            published: HashMap::default(),
+            places: HashMap::default(),
+            addresses: HashMap::default(),
+            coalescer: Coalescer::new(config.coalesce),
+            from_peers: Reassembly::default(),
+            from_external: Reassembly::default(),
+            icmp_errors: IcmpErrors::new(config.seed),
+            drops: DropCounters::default(),
+            traffic: Traffic::default(),
+        }
+    }
+}
+
+fn router(
+    subnet: Prefix,
+    gateway: Ipv4Addr,
+    external: &ExternalLink,
+    host_addresses: Vec<Ipv4Addr>,
+) -> PacketRouter {
+    PacketRouter::new(subnet, gateway, host_addresses).with_on_link(external.on_link.iter().copied())
+}
+
+/// The address under which neighbours know us.
+fn own_face(link: &ExternalLink) -> Ipv4Addr {
+    link.addresses.first().copied().unwrap_or(Ipv4Addr::UNSPECIFIED)
+}
+
+impl Core for Gateway {
+    fn receive_datagrams(
+        &mut self,
+        now: Timestamp,
+        arena: &mut Arena,
+        train: Span,
+        segment_size: usize,
+        from: SocketAddrV4,
+        outbox: &mut Outbox,
+    ) {
+        for datagram in train.chunks(segment_size) {
+            if let Err(reason) = self.receive_datagram(now, arena, datagram, from, outbox) {
+                self.drops.count(reason);
+            }
+        }
+    }
+
+    fn flush_peers(&mut self, now: Timestamp, arena: &mut Arena, outbox: &mut Outbox) {
+        self.route_from_peers(now, arena, outbox);
+    }
+
+    fn receive_host(
+        &mut self,
+        now: Timestamp,
+        arena: &mut Arena,
+        packet: Span,
+        offload: Offload,
+        outbox: &mut Outbox,
+    ) {
+        self.route_from_host(now, arena, packet, offload, outbox);
+    }
+
+    fn receive_external(
+        &mut self,
+        now: Timestamp,
+        arena: &mut Arena,
+        packet: Span,
+        offload: Offload,
+        outbox: &mut Outbox,
+    ) {
+        let origin = Origin::Arena { head: packet, tails: &[] };
+        self.route_from_external(now, arena, origin, offload, outbox);
+    }
+
+    fn receive_arp(&mut self, now: Timestamp, frame: &[u8], outbox: &mut Outbox) {
+        // An unsolicited or malformed reply teaches nothing: that is what keeps the cache from being poisoned.
+        let Ok(neighbor) = self.neighbors.receive(frame, now) else {
+            return self.drops.count(DropReason::UnsolicitedArp);
+        };
+        for held in self.neighbors.drain(neighbor) {
+            self.send_held(now, neighbor, held, outbox);
+        }
+    }
+
+    fn receive_crossing(
+        &mut self,
+        now: Timestamp,
+        arena: &mut Arena,
+        crossing: Crossing,
+        outbox: &mut Outbox,
+    ) {
+        self.route_crossing(now, arena, crossing, outbox);
+    }
+
+    fn poll(&mut self, now: Timestamp, outbox: &mut Outbox) {
+        self.tunnel.poll(now, &mut outbox.datagrams);
+        self.nat.expire(now);
+        for reassembly in [&mut self.from_peers, &mut self.from_external] {
+            let expired = reassembly.expire(now);
+            self.drops.add(DropReason::FragmentTimeout, expired);
+            self.drops.merge(&reassembly.take_discarded());
+        }
+        let drops = &mut self.drops;
+        self.neighbors.poll(
+            now,
+            |request| outbox.arp.push(request),
+            |_held| drops.count(DropReason::NextHopUnresolved),
+        );
+    }
+
+    fn next_wakeup(&self) -> Option<Timestamp> {
+        [
+            self.tunnel.next_wakeup(),
+            self.nat.next_expiry(),
+            self.from_peers.next_expiry(),
+            self.from_external.next_expiry(),
+            self.neighbors.next_wakeup(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    fn sealing(&mut self) -> (&mut Tunnel, &mut DropCounters) {
+        (&mut self.tunnel, &mut self.drops)
+    }
+
+    fn drops(&mut self) -> &mut DropCounters {
+        &mut self.drops
+    }
+
+    fn status(&self, now: Timestamp) -> ShardStatus {
+        self.describe(now)
+    }
+
+    fn carry_out(&mut self, now: Timestamp, command: Command, outbox: &mut Outbox) {
+        self.obey(now, command, outbox);
+    }
+
+    fn reserve_requests(&mut self) -> Vec<ReserveRequest> {
+        self.port_requests()
+    }
+}

@@ -1,0 +1,209 @@
+//! The gateway's administration: who lives where, which ports are whose, what the counters say.
+//!
+//! Everything here happens between two turns of the loop: peers come, change and go, and nobody else notices.
+
+use std::ops::RangeInclusive;
+
+use super::*;
+use crate::external::reservation::{Batch, PortProtocol};
+use crate::messages::PeerSnapshot;
+use crate::nat::PortClass;
+
+/// Ports of a batch to begin with, and after which a pool counts as large enough to be asked for in larger steps.
+const FIRST_BATCH: usize = 256;
+/// Ports of a batch at most: reserving one takes some 20 us of the reserver's time.
+const LARGEST_BATCH: usize = 2_048;
+/// Ports below 1024 that the NAT wants: few clients use such source ports (NTP, IKE).
+const PRIVILEGED_BATCH: usize = 16;
+
+/// How the pools of external ports are refilled: what was asked for and has not come yet, and how much to ask for.
+pub(super) struct PortSupply {
+    range: (u16, u16),
+    asked: Vec<(Proto, Ipv4Addr, PortClass)>,
+    granted: HashMap<(Proto, Ipv4Addr), usize>,
+    /// Whether the first ports of every pool were asked for: before the first packet, which should not have to wait.
+    begun: bool,
+}
+
+impl PortSupply {
+    pub(super) fn new(range: (u16, u16)) -> Self {
+        Self { range, asked: Vec::new(), granted: HashMap::default(), begun: false }
+    }
+
+    fn ports(&self, class: PortClass) -> RangeInclusive<u16> {
+        match class {
+            PortClass::Privileged => 512..=1023,
+            PortClass::Unprivileged => self.range.0..=self.range.1,
+        }
+    }
+
+    /// How many ports to ask for: half as many as there are, so that growth keeps pace with the need.
+    fn batch(&self, protocol: Proto, address: Ipv4Addr, class: PortClass) -> usize {
+        match class {
+            PortClass::Privileged => PRIVILEGED_BATCH,
+            PortClass::Unprivileged => {
+                let granted = self.granted.get(&(protocol, address)).copied().unwrap_or(0);
+                (granted / 2).clamp(FIRST_BATCH, LARGEST_BATCH)
+            }
+        }
+    }
+}
+
+impl Gateway {
+    /// Carries out a command.
+    pub(super) fn obey(&mut self, now: Timestamp, command: Command, _outbox: &mut Outbox) {
+        match command {
+            Command::SetPeer { config, address, shard } if shard == self.shard => {
+                self.set_peer(&config, address, now);
+            }
+            Command::SetPeer { config, address, shard } => {
+                self.tunnel.set_peer_elsewhere(config.public_key, shard);
+                self.places.insert(address, Place::OnShard(shard));
+            }
+            Command::RemovePeer { public_key, address } => self.remove_peer(&public_key, address, now),
+            Command::SetExternal { link, host_addresses, .. } => self.set_external(link, host_addresses, now),
+            Command::SetNat(config) => self.nat.set_config(config, now),
+            Command::Ports(batch) => self.add_ports(&batch),
+            Command::Publish { protocol, external, internal, shard, reply } => {
+                self.published.insert((protocol, external.port), shard);
+                let published = if shard == self.shard {
+                    self.nat.publish(protocol, external, internal, now)
+                } else {
+                    Ok(())
+                };
+                if published.is_err() {
+                    self.published.remove(&(protocol, external.port));
+                }
+                // Whoever asked may have given up.
+                reply.try_send(published).ok();
+            }
+            Command::Unpublish { protocol, external } => {
+                self.published.remove(&(protocol, external.port));
+                self.nat.unpublish(protocol, external, now);
+            }
+            Command::Mappings { address, limit, reply } => {
+                let mappings = self
+                    .nat
+                    .mappings(now)
+                    .filter(|mapping| address.is_none_or(|address| mapping.internal.address == address))
+                    .take(limit)
+                    .collect();
+                reply.try_send(mappings).ok();
+            }
+            // The loop's own, or a client's.
+            Command::Status(_)
+            | Command::Stop
+            | Command::SetFilter(_)
+            | Command::Reserver(_)
+            | Command::SetEndpoint(_)
+            | Command::StartHandshake => {}
+        }
+    }
+
+    /// Adds a peer of this shard, or changes its preshared key. (A changed address is a removal and an addition: the
+    /// mappings of the former address must not speak for the new one.)
+    fn set_peer(&mut self, config: &PeerConfig, address: Ipv4Addr, now: Timestamp) {
+        let peer = self.tunnel.set_peer(config, now);
+        self.addresses.insert(peer, address);
+        self.places.insert(address, Place::Here(peer));
+    }
+
+    fn remove_peer(&mut self, public_key: &[u8; 32], address: Ipv4Addr, now: Timestamp) {
+        if let Some(peer) = self.tunnel.remove_peer(public_key) {
+            self.addresses.remove(&peer);
+        }
+        for (protocol, external) in self.nat.remove_client(address, now) {
+            self.published.remove(&(protocol, external.port));
+        }
+        self.places.remove(&address);
+    }
+
+    fn set_external(&mut self, link: ExternalLink, host_addresses: Vec<Ipv4Addr>, now: Timestamp) {
+        let held = self.neighbors.reset(link.mac, own_face(&link), link.router);
+        self.drops.add(DropReason::NextHopUnresolved, held.len() as u64);
+        for (protocol, external) in self.nat.set_external(&link.addresses, now) {
+            self.published.remove(&(protocol, external.port));
+        }
+        self.supply.begun = false;
+        self.router = router(self.subnet, self.gateway_address, &link, host_addresses);
+        self.external = link;
+    }
+
+    fn add_ports(&mut self, batch: &Batch) {
+        let protocol = match batch.request.protocol {
+            PortProtocol::Tcp => Proto::Tcp,
+            PortProtocol::Udp => Proto::Udp,
+        };
+        let address = batch.request.address;
+        let class = PortClass::of(*batch.request.ports.end());
+        self.supply.asked.retain(|&asked| asked != (protocol, address, class));
+        let added = self.nat.add_ports(protocol, address, &batch.ports);
+        if class == PortClass::Unprivileged {
+            *self.supply.granted.entry((protocol, address)).or_default() += added;
+        }
+    }
+
+    /// What the reserver should be asked for: the first ports of every pool, and more for those that run low.
+    pub(super) fn port_requests(&mut self) -> Vec<ReserveRequest> {
+        let mut requests = Vec::new();
+        if !self.supply.begun {
+            self.supply.begun = true;
+            for address in self.external.addresses.clone() {
+                for protocol in [Proto::Tcp, Proto::Udp] {
+                    for class in [PortClass::Unprivileged, PortClass::Privileged] {
+                        requests.extend(self.port_request(protocol, address, class));
+                    }
+                }
+            }
+        }
+        while let Some(demand) = self.nat.next_port_demand() {
+            requests.extend(self.port_request(demand.protocol, demand.address, demand.class));
+        }
+        requests
+    }
+
+    /// The request for one pool, unless ports for it are on their way already. ICMP identifiers are not reserved.
+    fn port_request(
+        &mut self,
+        protocol: Proto,
+        address: Ipv4Addr,
+        class: PortClass,
+    ) -> Option<ReserveRequest> {
+        let reserved = match protocol {
+            Proto::Tcp => PortProtocol::Tcp,
+            Proto::Udp => PortProtocol::Udp,
+            Proto::Icmp => return None,
+        };
+        if self.supply.asked.contains(&(protocol, address, class)) {
+            return None;
+        }
+        self.supply.asked.push((protocol, address, class));
+        Some(ReserveRequest {
+            protocol: reserved,
+            address,
+            shard: self.shard,
+            shards: self.shards,
+            ports: self.supply.ports(class),
+            count: self.supply.batch(protocol, address, class),
+        })
+    }
+
+    pub(super) fn describe(&self, now: Timestamp) -> ShardStatus {
+        let counts = self.nat.counts();
+        let mut drops = self.drops.clone();
+        drops.merge(self.tunnel.drops());
+        let peers = self.tunnel.peers().map(|stats| {
+            let address = self.addresses.get(&stats.id).copied();
+            let mappings = address.map_or(0, |address| self.nat.mappings_of(address));
+            PeerSnapshot::new(&stats, address, mappings, now)
+        });
+        ShardStatus {
+            peers: peers.collect(),
+            mappings: [counts.tcp_mappings, counts.udp_mappings, counts.icmp_mappings],
+            sessions: counts.sessions,
+            drops,
+            traffic: self.traffic,
+            offloads: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! The border's vocabulary: commands go down to the shards, statuses and events come up.
+
+use std::collections::VecDeque;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::clock::Timestamp;
+use crate::drop_reason::DropCounters;
+use crate::external::next_hop::ExternalLink;
+use crate::external::packet_socket::FilterRules;
+use crate::external::reservation::{Batch, ReserverHandle};
+use crate::nat::{Endpoint, MappingView, NatConfig, Proto, PublishError};
+use crate::traffic::Traffic;
+use crate::tunnel::{PeerConfig, PeerStats};
+use crate::wake::EventFd;
+
+/// What a shard is told to do. Every command is carried out between two turns, at once.
+pub enum Command {
+    /// A peer came, or changed its key; `shard` is where it lives.
+    SetPeer {
+        /// Its keys.
+        config: PeerConfig,
+        /// Its address in the VPN subnet.
+        address: Ipv4Addr,
+        /// Where it lives.
+        shard: u8,
+    },
+    /// A peer went.
+    RemovePeer {
+        /// Its public key.
+        public_key: [u8; 32],
+        /// Its address in the VPN subnet.
+        address: Ipv4Addr,
+    },
+    /// The kernel's view of the external interface changed.
+    SetExternal {
+        /// The interface.
+        link: ExternalLink,
+        /// The host's own addresses.
+        host_addresses: Vec<Ipv4Addr>,
+        /// What the external interface's sockets are to let through.
+        filter: FilterRules,
+    },
+    /// Other ports are published: other packets are to be let through.
+    SetFilter(FilterRules),
+    /// Whom to ask for external ports.
+    Reserver(ReserverHandle),
+    /// The NAT's settings changed.
+    SetNat(NatConfig),
+    /// The reserver got ports for this shard.
+    Ports(Batch),
+    /// An external port is forwarded to a client from now on.
+    Publish {
+        /// TCP or UDP.
+        protocol: Proto,
+        /// The external address and port.
+        external: Endpoint,
+        /// The client's address and port.
+        internal: Endpoint,
+        /// Where the client lives.
+        shard: u8,
+        /// Where the answer is wanted.
+        reply: SyncSender<Result<(), PublishError>>,
+    },
+    /// It no longer is.
+    Unpublish {
+        /// TCP or UDP.
+        protocol: Proto,
+        /// The external address and port.
+        external: Endpoint,
+    },
+    /// A client reaches out for its gateway without waiting for a packet.
+    StartHandshake,
+    /// The gateway's address changed (clients only).
+    SetEndpoint(SocketAddrV4),
+    /// A snapshot of the counters is wanted.
+    Status(SyncSender<ShardStatus>),
+    /// The mappings are wanted: of one client or of all, so many at most.
+    Mappings {
+        /// The client.
+        address: Option<Ipv4Addr>,
+        /// How many.
+        limit: usize,
+        /// Where they are wanted.
+        reply: SyncSender<Vec<MappingView>>,
+    },
+    /// End.
+    Stop,
+}
+
+/// One peer, as its shard sees it.
+#[derive(Clone, Debug)]
+pub struct PeerSnapshot {
+    /// Its public key.
+    pub public_key: [u8; 32],
+    /// Its address in the VPN subnet; `None` for the gateway as a client sees it.
+    pub address: Option<Ipv4Addr>,
+    /// Where its datagrams come from.
+    pub endpoint: Option<SocketAddrV4>,
+    /// How long ago the last handshake was.
+    pub last_handshake: Option<Duration>,
+    /// Inner bytes received from it.
+    pub received_bytes: u64,
+    /// Inner bytes sent to it.
+    pub sent_bytes: u64,
+    /// Packets received from it.
+    pub received_packets: u64,
+    /// Packets sent to it.
+    pub sent_packets: u64,
+    /// Its NAT mappings.
+    pub mappings: usize,
+}
+
+impl PeerSnapshot {
+    /// What `stats` says at `now` of the peer that holds `address` and so many mappings.
+    pub fn new(stats: &PeerStats, address: Option<Ipv4Addr>, mappings: usize, now: Timestamp) -> Self {
+        Self {
+            public_key: stats.public_key,
+            address,
+            endpoint: stats.endpoint,
+            last_handshake: stats.last_handshake.map(|at| now.since(at)),
+            received_bytes: stats.traffic.received_bytes,
+            sent_bytes: stats.traffic.sent_bytes,
+            received_packets: stats.traffic.received_packets,
+            sent_packets: stats.traffic.sent_packets,
+            mappings,
+        }
+    }
+}
+
+/// One shard's counters.
+#[derive(Clone, Default, Debug)]
+pub struct ShardStatus {
+    /// The peers that live there.
+    pub peers: Vec<PeerSnapshot>,
+    /// Mappings by protocol: TCP, UDP, ICMP.
+    pub mappings: [usize; 3],
+    /// Sessions: the remote endpoints that mappings talk to.
+    pub sessions: usize,
+    /// Undelivered packets.
+    pub drops: DropCounters,
+    /// Delivered packets.
+    pub traffic: Traffic,
+    /// Which offloads are in use.
+    pub offloads: Vec<(&'static str, bool)>,
+}
+
+/// Something that Python should know.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Event {
+    /// What happened.
+    pub kind: EventKind,
+    /// A sentence about it.
+    pub detail: String,
+}
+
+/// What happened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EventKind {
+    /// A shard ended without having been told to: the gateway must not go on by halves.
+    ShardFailed,
+    /// The kernel refused an offload that it had promised; it is off from now on.
+    OffloadDisabled,
+    /// No external port could be reserved.
+    PortsExhausted,
+    /// The external interface went away.
+    ExternalDown,
+}
+
+impl EventKind {
+    /// Its stable name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ShardFailed => "shard_failed",
+            Self::OffloadDisabled => "offload_disabled",
+            Self::PortsExhausted => "ports_exhausted",
+            Self::ExternalDown => "external_down",
+        }
+    }
+}
+
+/// Events on their way up: a bounded queue and a descriptor that is readable while it holds something.
+///
+/// When nobody listens, the newest events are dropped: the first ones tell the cause.
+#[derive(Clone)]
+pub struct Events(Arc<EventQueue>);
+
+struct EventQueue {
+    queue: Mutex<VecDeque<Event>>,
+    wake: EventFd,
+}
+
+const MAX_EVENTS: usize = 256;
+
+impl Events {
+    /// An empty queue that wakes `wake`.
+    pub fn new(wake: EventFd) -> Self {
+        Self(Arc::new(EventQueue { queue: Mutex::new(VecDeque::new()), wake }))
+    }
+
+    /// Adds an event; one that equals the last is not repeated.
+    pub fn push(&self, kind: EventKind, detail: impl Into<String>) {
+        let event = Event { kind, detail: detail.into() };
+        let mut queue = self.0.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        if queue.len() < MAX_EVENTS && queue.back() != Some(&event) {
+            queue.push_back(event);
+            // It cannot fail but for an overflowing counter, and then the descriptor is readable anyway.
+            drop(self.0.wake.notify());
+        }
+    }
+
+    /// Takes all events.
+    pub fn take(&self) -> Vec<Event> {
+        let mut queue = self.0.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.0.wake.clear());
+        queue.drain(..).collect()
+    }
+
+    /// The descriptor to wait on.
+    pub fn wake(&self) -> &EventFd {
+        &self.0.wake
+    }
+}

@@ -1,0 +1,341 @@
+//! Where mappings and sessions begin and end.
+
+use std::hash::BuildHasher;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use super::clients::Client;
+use super::config::{Endpoint, PortClass, Proto};
+use super::table::{Kind, Mapping, NIL, Session};
+use super::tcp::{Connection, TcpState};
+use super::{Nat, NatConfig, SESSIONS_PER_MAPPING};
+use crate::clock::Timestamp;
+use crate::drop_reason::DropReason;
+
+/// Sessions that one call of [`Nat::expire`] looks at: about a millisecond's worth.
+const EXPIRY_BUDGET: usize = 4096;
+/// Mappings of a client, and sessions of a mapping, that are looked at for one to be reclaimed.
+const RECLAIM_ATTEMPTS: usize = 32;
+
+/// Why a mapping ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum End {
+    /// Its timers have run out, or its connections are closed: nobody expects packets from it.
+    Expired,
+    /// It was taken away while it may be in use.
+    Removed,
+}
+
+impl Nat {
+    /// The session for the first packet from `internal` to `remote`, under the mapping of `internal`, which is made if
+    /// there is none.
+    ///
+    /// # Errors
+    /// The limit that stands in the way; nothing has changed then.
+    pub(super) fn open_session(
+        &mut self,
+        protocol: Proto,
+        internal: Endpoint,
+        remote: Endpoint,
+        tcp: Option<Connection>,
+        now: Timestamp,
+    ) -> Result<u32, DropReason> {
+        self.check_session_limits(internal.address)?;
+        let mapping = match self.table.find_internal(protocol, internal) {
+            Some(id) => {
+                let mapping = &self.table.mappings[id as usize];
+                if mapping.sessions as usize >= self.config.max_sessions_per_mapping {
+                    return Err(DropReason::SessionLimit);
+                }
+                if self.table.find_inbound(protocol, mapping.external, remote).is_some() {
+                    // Only where the port is shared: another client talks to that very destination.
+                    return Err(DropReason::PortsExhausted);
+                }
+                id
+            }
+            None => self.open_mapping(protocol, internal, remote, now)?,
+        };
+        let id = self.add_session(mapping, remote, tcp, now);
+        self.table.admit(id);
+        Ok(id)
+    }
+
+    /// The session for a SYN from outside that the mapping's filter has admitted.
+    ///
+    /// # Errors
+    /// [`DropReason::SessionLimit`].
+    pub(super) fn open_session_from_outside(
+        &mut self,
+        mapping_id: u32,
+        remote: Endpoint,
+        tcp: Connection,
+        now: Timestamp,
+    ) -> Result<u32, DropReason> {
+        let mapping = self.table.mappings[mapping_id as usize];
+        self.check_session_limits(mapping.internal.address)?;
+        if mapping.sessions as usize >= self.config.max_sessions_per_mapping
+            && !self.evict_unanswered(mapping_id)
+        {
+            return Err(DropReason::SessionLimit);
+        }
+        Ok(self.add_session(mapping_id, remote, Some(tcp), now))
+    }
+
+    /// The one place where time ends things: sessions that were idle for too long, mappings with their last session, the
+    /// rest of ports. To be called at [`Nat::next_expiry`]; calling it more often costs next to nothing.
+    ///
+    /// One call does a bounded amount of work; if more is due, `next_expiry` says so by lying in the past.
+    pub fn expire(&mut self, now: Timestamp) {
+        self.pools.wake(now);
+        for _ in 0..EXPIRY_BUDGET {
+            let Some(id) = self.wheel.next_due(&mut self.table.sessions, now) else {
+                self.table.shrink();
+                return;
+            };
+            let session = &self.table.sessions[id as usize];
+            let deadline = session.last_activity + self.config.timeout(session);
+            if deadline >= now {
+                self.wheel.schedule(&mut self.table.sessions, id, deadline, now);
+                continue; // it was busy since it was put here
+            }
+            let mapping = session.mapping;
+            self.close_session(id);
+            let Mapping { sessions, kind, .. } = self.table.mappings[mapping as usize];
+            if sessions == 0 && kind != Kind::Published {
+                self.close_mapping(mapping, End::Expired, now);
+            }
+        }
+    }
+
+    /// When [`Nat::expire`] next has something to do, to the second; `None` if there is nothing to expire.
+    pub fn next_expiry(&self) -> Option<Timestamp> {
+        match (self.wheel.next_expiry(), self.pools.next_wake()) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// The state of a connection changed, and with it its timer: now is the time to look at it anew.
+    pub(super) fn restart_timer(&mut self, id: u32, now: Timestamp) {
+        let session = &self.table.sessions[id as usize];
+        let deadline = session.last_activity + self.config.timeout(session);
+        self.wheel.schedule(&mut self.table.sessions, id, deadline, now);
+    }
+
+    /// A mapping for `internal`, whose first packet goes to `remote`.
+    fn open_mapping(
+        &mut self,
+        protocol: Proto,
+        internal: Endpoint,
+        remote: Endpoint,
+        now: Timestamp,
+    ) -> Result<u32, DropReason> {
+        let mut client = match self.clients.get(internal.address) {
+            Some(client) => *client,
+            None => Client::new(self.home_of(internal.address).ok_or(DropReason::PortsExhausted)?),
+        };
+        if client.mappings as usize >= self.config.max_mappings_per_client {
+            return Err(DropReason::ClientMappingLimit);
+        }
+        if !client.pace.take(self.config.max_new_mappings_per_second, now) {
+            return Err(DropReason::ClientMappingRate);
+        }
+        if self.table.mappings.len() - self.published >= self.slice.part_of(self.config.max_mappings) {
+            return Err(DropReason::MappingsExhausted);
+        }
+        if !self.pools.contains(client.external) {
+            client.external = self.home_of(internal.address).ok_or(DropReason::PortsExhausted)?;
+        }
+        let (port, kind) = self
+            .draw_port(protocol, client.external, internal, remote, now)
+            .ok_or(DropReason::PortsExhausted)?;
+        // Drawing may have reclaimed a mapping of this client's: its record is to be read again.
+        let client = match self.clients.get(internal.address) {
+            Some(current) => Client { pace: client.pace, external: client.external, ..*current },
+            None => Client { pace: client.pace, ..Client::new(client.external) },
+        };
+        let external = Endpoint::new(client.external, port);
+        Ok(self.add_mapping(client, protocol, kind, internal, external, now))
+    }
+
+    /// Enters a mapping everywhere; `client` becomes its client's record.
+    pub(super) fn add_mapping(
+        &mut self,
+        client: Client,
+        protocol: Proto,
+        kind: Kind,
+        internal: Endpoint,
+        external: Endpoint,
+        now: Timestamp,
+    ) -> u32 {
+        let id = self.table.insert_mapping(Mapping {
+            protocol,
+            kind,
+            internal,
+            external,
+            created: now,
+            sessions: 0,
+            first_session: NIL,
+            last_session: NIL,
+            previous: NIL,
+            next: NIL,
+        });
+        self.clients.add_mapping(client, id, &mut self.table.mappings);
+        self.mapping_counts[protocol.index()] += 1;
+        self.published += usize::from(kind == Kind::Published);
+        id
+    }
+
+    /// The external address that a client gets when it has no mapping: the same one each time, if the addresses are.
+    pub(super) fn home_of(&self, client: Ipv4Addr) -> Option<Ipv4Addr> {
+        let count = self.pools.address_count() as u64;
+        let index = self.table.hasher.hash_one(client.to_bits()).checked_rem(count)?;
+        self.pools.address(index as usize)
+    }
+
+    /// A port for a new mapping: a free one; else, for TCP, that of a closed connection of the same client; else one that
+    /// is in use, but not towards `remote` (RFC 7857 §3).
+    fn draw_port(
+        &mut self,
+        protocol: Proto,
+        address: Ipv4Addr,
+        internal: Endpoint,
+        remote: Endpoint,
+        now: Timestamp,
+    ) -> Option<(u16, Kind)> {
+        let class = match protocol {
+            Proto::Icmp => PortClass::Unprivileged, // identifiers have no classes
+            Proto::Tcp | Proto::Udp => PortClass::of(internal.port),
+        };
+        if let Some(port) = self.pools.draw(protocol, address, class, &mut self.random) {
+            return Some((port, Kind::Drawn));
+        }
+        if protocol != Proto::Tcp {
+            return None;
+        }
+        if self.reclaim_closed(internal.address, address, now) {
+            if let Some(port) = self.pools.draw(protocol, address, class, &mut self.random) {
+                return Some((port, Kind::Drawn));
+            }
+        }
+        self.pools
+            .candidates(protocol, address, PortClass::Unprivileged, &mut self.random)
+            .find(|&port| {
+                let external = Endpoint::new(address, port);
+                let lent = self.table.is_shared(protocol, external)
+                    || self
+                        .table
+                        .find_external(protocol, external)
+                        .is_some_and(|id| self.table.mappings[id as usize].kind == Kind::Drawn);
+                lent && self.table.find_inbound(protocol, external, remote).is_none()
+            })
+            .map(|port| (port, Kind::Shared))
+    }
+
+    /// Ends the oldest of the client's TCP mappings whose connections are all closed. Looks at a few only.
+    fn reclaim_closed(&mut self, client: Ipv4Addr, address: Ipv4Addr, now: Timestamp) -> bool {
+        let Some(client) = self.clients.get(client) else { return false };
+        let mut at = client.first_mapping;
+        for _ in 0..RECLAIM_ATTEMPTS {
+            let Some(mapping) = self.table.mappings.get(at as usize) else { return false };
+            let closed = mapping.protocol == Proto::Tcp
+                && mapping.kind == Kind::Drawn
+                && mapping.external.address == address
+                && PortClass::of(mapping.external.port) == PortClass::Unprivileged
+                && mapping.sessions as usize <= RECLAIM_ATTEMPTS
+                && !self.table.is_shared(Proto::Tcp, mapping.external)
+                && self.table.sessions_of(mapping).all(|id| {
+                    let connection = &self.table.sessions[id as usize].tcp;
+                    connection.as_ref().is_some_and(|c| c.state() == TcpState::Closing)
+                });
+            if closed {
+                self.close_mapping(at, End::Expired, now);
+                return true;
+            }
+            at = mapping.next;
+        }
+        false
+    }
+
+    fn check_session_limits(&self, client: Ipv4Addr) -> Result<(), DropReason> {
+        let held = self.clients.get(client).map_or(0, |client| client.sessions as usize);
+        let full = held >= SESSIONS_PER_MAPPING.saturating_mul(self.config.max_mappings_per_client)
+            || self.table.sessions.len()
+                >= SESSIONS_PER_MAPPING.saturating_mul(self.slice.part_of(self.config.max_mappings));
+        if full { Err(DropReason::SessionLimit) } else { Ok(()) }
+    }
+
+    fn add_session(
+        &mut self,
+        mapping: u32,
+        remote: Endpoint,
+        tcp: Option<Connection>,
+        now: Timestamp,
+    ) -> u32 {
+        let id = self.table.insert_session(mapping, remote, tcp, now);
+        let session = &self.table.sessions[id as usize];
+        if let Some(client) = self.clients.get_mut(session.internal.address) {
+            client.sessions += 1;
+        }
+        self.restart_timer(id, now);
+        id
+    }
+
+    /// Makes room in a mapping by ending a connection from outside that the client has never answered. Looks at a few of
+    /// the oldest; those that are alive go to the end of the list, so that the next call looks at others.
+    fn evict_unanswered(&mut self, mapping: u32) -> bool {
+        for _ in 0..RECLAIM_ATTEMPTS {
+            let id = self.table.mappings[mapping as usize].first_session;
+            let Some(session) = self.table.sessions.get(id as usize) else { return false };
+            if !session.admitted {
+                self.close_session(id);
+                return true;
+            }
+            self.table.move_to_end(id);
+        }
+        false
+    }
+
+    /// Ends a session. Its mapping stays.
+    fn close_session(&mut self, id: u32) {
+        self.wheel.cancel(&mut self.table.sessions, id);
+        let session = self.table.remove_session(id);
+        if let Some(client) = self.clients.get_mut(session.internal.address) {
+            client.sessions -= 1;
+        }
+    }
+
+    /// Ends a mapping and its sessions; its port rests or is free. A published port is the caller's.
+    pub(super) fn close_mapping(&mut self, id: u32, end: End, now: Timestamp) {
+        while self.table.mappings[id as usize].first_session != NIL {
+            self.close_session(self.table.mappings[id as usize].first_session);
+        }
+        let (mapping, port_unused) = self.table.remove_mapping(id);
+        self.clients.remove_mapping(&mapping, &mut self.table.mappings);
+        self.mapping_counts[mapping.protocol.index()] -= 1;
+        if mapping.kind == Kind::Published {
+            self.published -= 1;
+            return;
+        }
+        if port_unused {
+            let rests = mapping.protocol == Proto::Udp || end == End::Removed;
+            let Endpoint { address, port } = mapping.external;
+            self.pools.release(mapping.protocol, address, port, rests.then_some(now));
+        }
+    }
+}
+
+impl NatConfig {
+    /// How long the session may be idle.
+    pub(super) fn timeout(&self, session: &Session) -> Duration {
+        match (session.protocol, &session.tcp) {
+            (Proto::Icmp, _) => self.icmp_timeout,
+            (_, None) => self.udp_timeout,
+            (_, Some(connection)) => match connection.state() {
+                TcpState::Opening => self.tcp_opening_timeout,
+                TcpState::Established => self.tcp_established_timeout,
+                TcpState::Closing => self.tcp_closing_timeout,
+            },
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! For the shell and the operator: ports, settings, published ports, lists and counts.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use super::Nat;
+use super::clients::Client;
+use super::config::{
+    Endpoint, MappingState, MappingView, NatConfig, NatCounts, PortClass, PortDemand, Proto, PublishError,
+};
+use super::lifecycle::End;
+use super::table::{Kind, Mapping};
+use super::tcp::TcpState;
+use crate::clock::Timestamp;
+
+impl Nat {
+    /// Hands in ports that have been reserved with sockets: they are the NAT's to use from now on. Returns how many
+    /// were taken; ports of other shards, of unknown addresses and those handed in before are not.
+    pub fn add_ports(&mut self, protocol: Proto, address: Ipv4Addr, ports: &[u16]) -> usize {
+        if protocol == Proto::Icmp {
+            return 0; // identifiers are the NAT's anyway
+        }
+        let mut added = 0;
+        for &port in ports {
+            let published = self.table.find_external(protocol, Endpoint::new(address, port)).is_some();
+            if self.slice.owns(port) && !published && self.pools.add(protocol, address, port) {
+                added += 1;
+            }
+        }
+        added
+    }
+
+    /// How many ports of the class are left to draw.
+    pub fn free_ports(&self, protocol: Proto, address: Ipv4Addr, class: PortClass) -> usize {
+        self.pools.free(protocol, address, class)
+    }
+
+    /// A pool that has become low since it was last asked for, or `None`. To be called in a loop, once per turn: it costs
+    /// nothing if there is none.
+    pub fn next_port_demand(&mut self) -> Option<PortDemand> {
+        self.pools.next_demand()
+    }
+
+    /// Whether a packet from inside to this port of one of our external addresses is the NAT's (hairpinning), rather
+    /// than the host's.
+    pub fn owns_port(&self, protocol: Proto, address: Ipv4Addr, port: u16) -> bool {
+        let mapped = || self.table.find_external(protocol, Endpoint::new(address, port)).is_some();
+        match protocol {
+            Proto::Icmp => mapped(),
+            Proto::Tcp | Proto::Udp => self.pools.owns(protocol, address, port) || mapped(),
+        }
+    }
+
+    /// Whether `address` is one of our external addresses.
+    pub fn is_external(&self, address: Ipv4Addr) -> bool {
+        self.pools.contains(address)
+    }
+
+    /// Publishes `external`, whose port the caller has reserved, for `internal`: everybody may send to it. A mapping that
+    /// `internal` has already ends, for its external port would no longer be the one that answers.
+    ///
+    /// This is to be called on the shard where the client lives, whichever shard the port belongs to: the caller brings
+    /// the port's packets there.
+    ///
+    /// # Errors
+    /// See [`PublishError`]; nothing has changed then.
+    pub fn publish(
+        &mut self,
+        protocol: Proto,
+        external: Endpoint,
+        internal: Endpoint,
+        now: Timestamp,
+    ) -> Result<(), PublishError> {
+        if protocol == Proto::Icmp {
+            return Err(PublishError::NotTcpOrUdp);
+        }
+        if !self.pools.contains(external.address) {
+            return Err(PublishError::NotExternal);
+        }
+        let held = self.table.find_internal(protocol, internal);
+        if held.is_some_and(|id| self.table.mappings[id as usize].kind == Kind::Published) {
+            return Err(PublishError::EndpointPublished);
+        }
+        if self.table.find_external(protocol, external).is_some()
+            || self.table.is_shared(protocol, external)
+            || !self.pools.take(protocol, external.address, external.port)
+        {
+            return Err(PublishError::PortInUse);
+        }
+        if let Some(id) = held {
+            self.close_mapping(id, End::Removed, now);
+        }
+        let client = match self.clients.get(internal.address) {
+            Some(client) => *client,
+            None => Client::new(self.home_of(internal.address).unwrap_or(external.address)),
+        };
+        self.add_mapping(client, protocol, Kind::Published, internal, external, now);
+        Ok(())
+    }
+
+    /// Takes a published port back; its connections end. The port is the caller's again, to be closed or handed in with
+    /// [`Nat::add_ports`]. False if it was not published.
+    pub fn unpublish(&mut self, protocol: Proto, external: Endpoint, now: Timestamp) -> bool {
+        match self.table.find_external(protocol, external) {
+            Some(id) if self.table.mappings[id as usize].kind == Kind::Published => {
+                self.close_mapping(id, End::Removed, now);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The peer is gone: so are its mappings, and their ports rest. Returns the published ones, whose ports are the
+    /// caller's again.
+    pub fn remove_client(&mut self, address: Ipv4Addr, now: Timestamp) -> Vec<(Proto, Endpoint)> {
+        let mut published = Vec::new();
+        while let Some(client) = self.clients.get(address) {
+            let id = client.first_mapping;
+            let Mapping { protocol, kind, external, .. } = self.table.mappings[id as usize];
+            if kind == Kind::Published {
+                published.push((protocol, external));
+            }
+            self.close_mapping(id, End::Removed, now);
+        }
+        self.table.shrink();
+        published
+    }
+
+    /// Changes the settings. Timers that become shorter count from each session's last packet; limits that become lower
+    /// end nothing.
+    pub fn set_config(&mut self, config: NatConfig, now: Timestamp) {
+        self.config = config;
+        let ids: Vec<u32> = self.table.sessions.iter().map(|(id, _)| id as u32).collect();
+        for id in ids {
+            self.restart_timer(id, now);
+        }
+    }
+
+    /// Changes the external addresses: mappings on addresses that are gone end. Returns the published ones among them.
+    pub fn set_external(&mut self, external: &[Ipv4Addr], now: Timestamp) -> Vec<(Proto, Endpoint)> {
+        let gone: Vec<u32> = (self.table.mappings.iter())
+            .filter(|(_, mapping)| !external.contains(&mapping.external.address))
+            .map(|(id, _)| id as u32)
+            .collect();
+        let mut published = Vec::new();
+        for id in gone {
+            let Mapping { protocol, kind, external, .. } = self.table.mappings[id as usize];
+            if kind == Kind::Published {
+                published.push((protocol, external));
+            }
+            self.close_mapping(id, End::Removed, now);
+        }
+        self.pools.set_addresses(external, self.slice);
+        published
+    }
+
+    /// How much there is.
+    pub fn counts(&self) -> NatCounts {
+        let [tcp_mappings, udp_mappings, icmp_mappings] = self.mapping_counts;
+        NatCounts {
+            tcp_mappings,
+            udp_mappings,
+            icmp_mappings,
+            sessions: self.table.sessions.len(),
+            resting_ports: self.pools.resting(),
+            clients: self.clients.len(),
+        }
+    }
+
+    /// How many mappings the client has.
+    pub fn mappings_of(&self, client: Ipv4Addr) -> usize {
+        self.clients.get(client).map_or(0, |client| client.mappings as usize)
+    }
+
+    /// The mappings, in no particular order.
+    pub fn mappings(&self, now: Timestamp) -> impl Iterator<Item = MappingView> + '_ {
+        self.table.mappings.iter().map(move |(_, mapping)| self.view(mapping, now))
+    }
+
+    fn view(&self, mapping: &Mapping, now: Timestamp) -> MappingView {
+        let mut last_activity = mapping.created;
+        let mut deadline = now;
+        let mut state = None;
+        for id in self.table.sessions_of(mapping) {
+            let session = &self.table.sessions[id as usize];
+            last_activity = last_activity.max(session.last_activity);
+            deadline = deadline.max(session.last_activity + self.config.timeout(session));
+            if let Some(connection) = &session.tcp {
+                state = state.max(Some(match connection.state() {
+                    TcpState::Closing => 0,
+                    TcpState::Opening => 1,
+                    TcpState::Established => 2,
+                }));
+            }
+        }
+        let (expires_in, state): (Option<Duration>, _) = match (mapping.kind, state) {
+            (Kind::Published, _) => (None, MappingState::Published),
+            (_, None) => (Some(deadline.since(now)), MappingState::Active),
+            (_, Some(0)) => (Some(deadline.since(now)), MappingState::Closing),
+            (_, Some(1)) => (Some(deadline.since(now)), MappingState::Opening),
+            (_, Some(_)) => (Some(deadline.since(now)), MappingState::Established),
+        };
+        MappingView {
+            protocol: mapping.protocol,
+            internal: mapping.internal,
+            external: mapping.external,
+            age: now.since(mapping.created),
+            idle: now.since(last_activity),
+            expires_in,
+            sessions: mapping.sessions as usize,
+            state,
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! The external ports: which are ours, which are free, which rest.
+//!
+//! # Theory of operation
+//!
+//! A TCP or UDP port becomes ours when the shell has reserved it with a socket and hands it in ([`Pools::add`]); ICMP
+//! identifiers need no reservation and are ours from the start. A new mapping draws a free port at random (RFC 6056
+//! §3.3.1, with a cryptographic generator), so that nobody outside can guess it. A port that a mapping gives back may
+//! rest first ([`REST`]), so that packets that are still under way for its last user do not reach the next one.
+
+use std::collections::VecDeque;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use super::config::{PortClass, PortDemand, Proto, ShardSlice};
+use super::random::Random;
+use crate::clock::Timestamp;
+
+/// How long a freed port rests (RFC 6888 REQ-8).
+pub(super) const REST: Duration = Duration::from_secs(120);
+/// A pool with fewer free ports than this asks for more.
+const LOW_WATER: usize = 128;
+/// How many ports are looked at for one that may be shared.
+const SHARING_ATTEMPTS: usize = 32;
+
+/// The pools of all external addresses.
+#[derive(Debug)]
+pub(super) struct Pools {
+    addresses: Vec<AddressPools>,
+    /// In the order in which their rest ends. Bounded by the number of ports.
+    resting: VecDeque<Resting>,
+    /// Some pool asks for ports.
+    demand: bool,
+}
+
+#[derive(Debug)]
+struct AddressPools {
+    address: Ipv4Addr,
+    pools: [Pool; 3],
+}
+
+/// The ports of one external address and protocol.
+#[derive(Debug, Default)]
+struct Pool {
+    privileged: Vec<u16>,
+    unprivileged: Vec<u16>,
+    /// Free, lent, resting or published.
+    owned: PortSet,
+    /// Asks for ports, by class.
+    demand: [bool; 2],
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Resting {
+    until: Timestamp,
+    protocol: Proto,
+    address: Ipv4Addr,
+    port: u16,
+}
+
+impl Pools {
+    pub(super) fn new() -> Self {
+        Self { addresses: Vec::new(), resting: VecDeque::new(), demand: false }
+    }
+
+    /// Begins to use these external addresses, and ceases to use the others.
+    pub(super) fn set_addresses(&mut self, addresses: &[Ipv4Addr], slice: ShardSlice) {
+        self.addresses.retain(|pools| addresses.contains(&pools.address));
+        self.resting.retain(|resting| addresses.contains(&resting.address));
+        for &address in addresses {
+            if self.contains(address) {
+                continue; // listed twice, or known from before
+            }
+            let mut pools = AddressPools { address, pools: Default::default() };
+            let identifiers = &mut pools.pools[Proto::Icmp.index()];
+            identifiers.unprivileged = (0..=u16::MAX).filter(|&id| slice.owns(id)).collect();
+            identifiers.unprivileged.iter().for_each(|&id| _ = identifiers.owned.insert(id));
+            self.addresses.push(pools);
+        }
+    }
+
+    /// Whether `address` is one of the external addresses.
+    pub(super) fn contains(&self, address: Ipv4Addr) -> bool {
+        self.addresses.iter().any(|pools| pools.address == address)
+    }
+
+    /// The external addresses, in the order in which they were given.
+    pub(super) fn address(&self, index: usize) -> Option<Ipv4Addr> {
+        self.addresses.get(index).map(|pools| pools.address)
+    }
+
+    /// How many external addresses there are.
+    pub(super) fn address_count(&self) -> usize {
+        self.addresses.len()
+    }
+
+    /// Makes the port ours. False if it was before, or the address is unknown.
+    pub(super) fn add(&mut self, protocol: Proto, address: Ipv4Addr, port: u16) -> bool {
+        let Some(pool) = self.pool_mut(protocol, address) else { return false };
+        let new = pool.owned.insert(port);
+        if new {
+            pool.free_mut(PortClass::of(port)).push(port);
+        }
+        new
+    }
+
+    /// Takes the port out of the pool for good, whether it was free, resting or never ours. False: a mapping has it.
+    pub(super) fn take(&mut self, protocol: Proto, address: Ipv4Addr, port: u16) -> bool {
+        let Some(pool) = self.pool_mut(protocol, address) else { return false };
+        if !pool.owned.contains(port) {
+            return true;
+        }
+        let free = pool.free_mut(PortClass::of(port));
+        if let Some(at) = free.iter().position(|&p| p == port) {
+            free.swap_remove(at);
+            pool.owned.remove(port);
+            return true;
+        }
+        let before = self.resting.len();
+        self.resting.retain(|r| (r.protocol, r.address, r.port) != (protocol, address, port));
+        let rested = self.resting.len() < before;
+        if rested {
+            if let Some(pool) = self.pool_mut(protocol, address) {
+                pool.owned.remove(port);
+            }
+        }
+        rested
+    }
+
+    /// Whether the port is ours: free, lent or resting.
+    pub(super) fn owns(&self, protocol: Proto, address: Ipv4Addr, port: u16) -> bool {
+        self.pool(protocol, address).is_some_and(|pool| pool.owned.contains(port))
+    }
+
+    /// How many ports can be drawn.
+    pub(super) fn free(&self, protocol: Proto, address: Ipv4Addr, class: PortClass) -> usize {
+        self.pool(protocol, address).map_or(0, |pool| pool.free(class).len())
+    }
+
+    /// How many ports rest.
+    pub(super) fn resting(&self) -> usize {
+        self.resting.len()
+    }
+
+    /// Draws a free port, of `class` if there is one; a privileged one may be replaced by an unprivileged one, never the
+    /// other way round (RFC 4787 REQ-3 a).
+    pub(super) fn draw(
+        &mut self,
+        protocol: Proto,
+        address: Ipv4Addr,
+        class: PortClass,
+        random: &mut Random,
+    ) -> Option<u16> {
+        let pool = self.addresses.iter_mut().find(|pools| pools.address == address)?;
+        let pool = &mut pool.pools[protocol.index()];
+        let mut draw = |class| {
+            let free = pool.free_mut(class);
+            let port = random.below(free.len()).map(|at| free.swap_remove(at));
+            if free.len() < LOW_WATER && protocol != Proto::Icmp {
+                pool.demand[class as usize] = true;
+                self.demand = true;
+            }
+            port
+        };
+        match class {
+            PortClass::Unprivileged => draw(PortClass::Unprivileged),
+            PortClass::Privileged => draw(PortClass::Privileged).or_else(|| draw(PortClass::Unprivileged)),
+        }
+    }
+
+    /// A few ports that are ours and not free, from a random one on: candidates for sharing.
+    pub(super) fn candidates(
+        &self,
+        protocol: Proto,
+        address: Ipv4Addr,
+        class: PortClass,
+        random: &mut Random,
+    ) -> impl Iterator<Item = u16> + '_ {
+        let start = random.below(1 << 16).unwrap_or(0) as u16;
+        self.pool(protocol, address)
+            .into_iter()
+            .flat_map(move |pool| pool.owned.from(start))
+            .filter(move |&port| PortClass::of(port) == class)
+            .take(SHARING_ATTEMPTS)
+    }
+
+    /// Gives a drawn port back.
+    pub(super) fn release(
+        &mut self,
+        protocol: Proto,
+        address: Ipv4Addr,
+        port: u16,
+        rest_from: Option<Timestamp>,
+    ) {
+        match rest_from {
+            Some(now) => self.resting.push_back(Resting { until: now + REST, protocol, address, port }),
+            None => self.put_back(protocol, address, port),
+        }
+    }
+
+    /// Frees the ports that have rested enough.
+    pub(super) fn wake(&mut self, now: Timestamp) {
+        while let Some(&Resting { until, protocol, address, port }) = self.resting.front() {
+            if until > now {
+                return;
+            }
+            self.resting.pop_front();
+            self.put_back(protocol, address, port);
+        }
+        if self.resting.is_empty() {
+            self.resting = VecDeque::new();
+        }
+    }
+
+    /// When [`Self::wake`] next has something to do.
+    pub(super) fn next_wake(&self) -> Option<Timestamp> {
+        self.resting.front().map(|resting| resting.until)
+    }
+
+    /// A pool that has been drawn low since it was last filled; each is reported once per draw.
+    pub(super) fn next_demand(&mut self) -> Option<PortDemand> {
+        if !self.demand {
+            return None;
+        }
+        for AddressPools { address, pools } in &mut self.addresses {
+            for protocol in [Proto::Tcp, Proto::Udp] {
+                for class in [PortClass::Privileged, PortClass::Unprivileged] {
+                    let pool = &mut pools[protocol.index()];
+                    if std::mem::take(&mut pool.demand[class as usize]) {
+                        let free = pool.free(class).len();
+                        return Some(PortDemand { protocol, address: *address, class, free });
+                    }
+                }
+            }
+        }
+        self.demand = false;
+        None
+    }
+
+    fn put_back(&mut self, protocol: Proto, address: Ipv4Addr, port: u16) {
+        // The address may have gone in the meantime, and its pool with it.
+        if let Some(pool) = self.pool_mut(protocol, address) {
+            if pool.owned.contains(port) {
+                pool.free_mut(PortClass::of(port)).push(port);
+            }
+        }
+    }
+
+    fn pool(&self, protocol: Proto, address: Ipv4Addr) -> Option<&Pool> {
+        self.addresses
+            .iter()
+            .find(|pools| pools.address == address)
+            .map(|pools| &pools.pools[protocol.index()])
+    }
+
+    fn pool_mut(&mut self, protocol: Proto, address: Ipv4Addr) -> Option<&mut Pool> {
+        self.addresses
+            .iter_mut()
+            .find(|pools| pools.address == address)
+            .map(|pools| &mut pools.pools[protocol.index()])
+    }
+}
+
+impl Pool {
+    fn free(&self, class: PortClass) -> &Vec<u16> {
+        match class {
+            PortClass::Privileged => &self.privileged,
+            PortClass::Unprivileged => &self.unprivileged,
+        }
+    }
+
+    fn free_mut(&mut self, class: PortClass) -> &mut Vec<u16> {
+        match class {
+            PortClass::Privileged => &mut self.privileged,
+            PortClass::Unprivileged => &mut self.unprivileged,
+        }
+    }
+}
+
+/// A set of ports: one bit each.
+#[derive(Debug)]
+struct PortSet(Box<[u64; 1024]>);
+
+impl Default for PortSet {
+    fn default() -> Self {
+        Self(Box::new([0; 1024]))
+    }
+}
+
+impl PortSet {
+    fn contains(&self, port: u16) -> bool {
+        self.0[usize::from(port / 64)] & (1 << (port % 64)) != 0
+    }
+
+    /// True if it was not in the set before.
+    fn insert(&mut self, port: u16) -> bool {
+        let new = !self.contains(port);
+        self.0[usize::from(port / 64)] |= 1 << (port % 64);
+        new
+    }
+
+    fn remove(&mut self, port: u16) {
+        self.0[usize::from(port / 64)] &= !(1 << (port % 64));
+    }
+
+    /// The ports of the set, from the word of `start` on and once around.
+    fn from(&self, start: u16) -> impl Iterator<Item = u16> + '_ {
+        (0..1024u16).map(move |step| (start / 64 + step) % 1024).flat_map(move |index| {
+            let mut word = self.0[usize::from(index)];
+            std::iter::from_fn(move || {
+                let bit = word.trailing_zeros();
+                word &= word.checked_sub(1)?;
+                Some(index * 64 + bit as u16)
+            })
+        })
+    }
+}

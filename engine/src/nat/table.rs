@@ -1,0 +1,412 @@
+//! Mappings and sessions, and the indexes that find them.
+//!
+//! # Theory of operation
+//!
+//! A *mapping* ties an inner endpoint to an external one, whatever the destination (RFC 4787 REQ-1). A *session* is
+//! one remote endpoint that a mapping talks to. Packets of an existing session find it with one look-up, by inner and
+//! remote endpoint on the way out and by external and remote endpoint on the way in, and the session holds all that
+//! their translation needs; the mapping is not touched. Only the first packet of a session looks for the mapping.
+//!
+//! A mapping lives as long as it has sessions (a published one until it is taken back), so only sessions have timers.
+//!
+//! Both kinds live in slabs and are referred to by number. The indexes hold the numbers alone and are keyed with a
+//! secret, so that nobody can choose endpoints that collide. Lists are threaded through the records: the sessions of a
+//! mapping, and the mappings of a client, each from the oldest to the newest.
+
+use std::hash::BuildHasher;
+use std::net::Ipv4Addr;
+
+use foldhash::SharedSeed;
+use foldhash::quality::SeedableRandomState;
+use hashbrown::hash_map::Entry;
+use hashbrown::{HashMap, HashTable};
+use slab::Slab;
+
+use super::config::{Endpoint, Proto};
+use super::random::Random;
+use super::tcp::Connection;
+use super::timers::Timer;
+use crate::clock::Timestamp;
+
+/// No record.
+pub(super) const NIL: u32 = u32::MAX;
+/// Memory below this many records is kept for the next ones.
+const FLOOR: usize = 1024;
+
+/// How a mapping came by its external port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Kind {
+    /// Drawn from the pool; it is the mapping's own.
+    Drawn,
+    /// Another mapping's too, to which strangers' packets go; this one only gets what its sessions name.
+    Shared,
+    /// Given by the operator, for good.
+    Published,
+}
+
+/// One mapping.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Mapping {
+    pub protocol: Proto,
+    pub kind: Kind,
+    pub internal: Endpoint,
+    pub external: Endpoint,
+    pub created: Timestamp,
+    /// How many sessions it has, and the ends of their list.
+    pub sessions: u32,
+    pub first_session: u32,
+    pub last_session: u32,
+    /// Its neighbours among the mappings of its client.
+    pub previous: u32,
+    pub next: u32,
+}
+
+/// One remote endpoint that a mapping talks to.
+///
+/// A packet of an existing session touches the first cache line, and for TCP the second: with many sessions, fetching
+/// them is most of what a translation costs. Hence the alignment and the fixed order.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Session {
+    pub last_activity: Timestamp,
+    pub internal: Endpoint,
+    pub external: Endpoint,
+    pub remote: Endpoint,
+    pub protocol: Proto,
+    /// The client has sent to the remote endpoint, which therefore may send to it (RFC 4787 §5).
+    pub admitted: bool,
+    pub mapping: u32,
+    /// Its neighbours among the sessions of its mapping.
+    pub previous: u32,
+    pub next: u32,
+    pub timer: Timer,
+    pub tcp: Option<Connection>,
+}
+
+// Two cache lines, the slab's own mark included.
+const _: () = assert!(size_of::<Option<Session>>() == 128 && std::mem::offset_of!(Session, tcp) <= 64);
+
+/// All mappings and sessions of a shard.
+#[derive(Debug)]
+pub(super) struct Table {
+    pub hasher: SeedableRandomState,
+    pub mappings: Slab<Mapping>,
+    pub sessions: Slab<Session>,
+    /// Mappings by protocol and inner endpoint.
+    by_internal: HashTable<u32>,
+    /// Mappings by protocol and external endpoint, but for those that only share it.
+    by_external: HashTable<u32>,
+    /// Sessions by protocol, inner and remote endpoint.
+    outbound: HashTable<u32>,
+    /// Sessions by protocol, external and remote endpoint.
+    inbound: HashTable<u32>,
+    /// How many sessions of a mapping admit packets from an address.
+    admissions: HashMap<(u32, Ipv4Addr), u32, SeedableRandomState>,
+    /// How many mappings use a shared port; ports that are not shared have no entry.
+    sharers: HashMap<(Proto, Endpoint), u32, SeedableRandomState>,
+}
+
+/// What a packet names: one end.
+fn hash_one_end(hasher: &SeedableRandomState, protocol: Proto, end: Endpoint) -> u64 {
+    hasher.hash_one((u64::from(end.address.to_bits()) << 32) | (u64::from(end.port) << 8) | protocol as u64)
+}
+
+/// What a packet names: both ends.
+fn hash_both_ends(hasher: &SeedableRandomState, protocol: Proto, near: Endpoint, far: Endpoint) -> u64 {
+    let addresses = (u64::from(near.address.to_bits()) << 32) | u64::from(far.address.to_bits());
+    let ports = (u64::from(near.port) << 24) | (u64::from(far.port) << 8) | protocol as u64;
+    hasher.hash_one((addresses, ports))
+}
+
+impl Table {
+    pub(super) fn new(random: &mut Random) -> Self {
+        let hasher = SeedableRandomState::with_seed(random.bits(), SharedSeed::global_random());
+        Self {
+            mappings: Slab::new(),
+            sessions: Slab::new(),
+            by_internal: HashTable::new(),
+            by_external: HashTable::new(),
+            outbound: HashTable::new(),
+            inbound: HashTable::new(),
+            admissions: HashMap::with_hasher(hasher.clone()),
+            sharers: HashMap::with_hasher(hasher.clone()),
+            hasher,
+        }
+    }
+
+    /// The session of a packet from inside.
+    pub(super) fn find_outbound(&self, protocol: Proto, internal: Endpoint, remote: Endpoint) -> Option<u32> {
+        let hash = hash_both_ends(&self.hasher, protocol, internal, remote);
+        self.outbound
+            .find(hash, |&id| {
+                let s = &self.sessions[id as usize];
+                s.internal == internal && s.remote == remote && s.protocol == protocol
+            })
+            .copied()
+    }
+
+    /// The session of a packet from outside.
+    pub(super) fn find_inbound(&self, protocol: Proto, external: Endpoint, remote: Endpoint) -> Option<u32> {
+        let hash = hash_both_ends(&self.hasher, protocol, external, remote);
+        self.inbound
+            .find(hash, |&id| {
+                let s = &self.sessions[id as usize];
+                s.external == external && s.remote == remote && s.protocol == protocol
+            })
+            .copied()
+    }
+
+    /// The mapping of an inner endpoint.
+    pub(super) fn find_internal(&self, protocol: Proto, internal: Endpoint) -> Option<u32> {
+        let hash = hash_one_end(&self.hasher, protocol, internal);
+        self.by_internal
+            .find(hash, |&id| {
+                let m = &self.mappings[id as usize];
+                m.internal == internal && m.protocol == protocol
+            })
+            .copied()
+    }
+
+    /// The mapping that owns an external endpoint.
+    pub(super) fn find_external(&self, protocol: Proto, external: Endpoint) -> Option<u32> {
+        let hash = hash_one_end(&self.hasher, protocol, external);
+        self.by_external
+            .find(hash, |&id| {
+                let m = &self.mappings[id as usize];
+                m.external == external && m.protocol == protocol
+            })
+            .copied()
+    }
+
+    /// Whether the mapping's client has sent to some port of `address`, and the session still lives.
+    pub(super) fn admits(&self, mapping: u32, address: Ipv4Addr) -> bool {
+        self.admissions.contains_key(&(mapping, address))
+    }
+
+    /// How many mappings use the external endpoint, if it is shared.
+    pub(super) fn is_shared(&self, protocol: Proto, external: Endpoint) -> bool {
+        self.sharers.contains_key(&(protocol, external))
+    }
+
+    /// Adds a mapping without sessions. No mapping of the same inner endpoint may exist, nor, unless it is
+    /// [`Kind::Shared`], one of the same external endpoint.
+    pub(super) fn insert_mapping(&mut self, mapping: Mapping) -> u32 {
+        let Mapping { protocol, kind, internal, external, .. } = mapping;
+        let id = self.mappings.insert(mapping) as u32;
+        let Self { hasher, mappings, .. } = self;
+        let rehash_internal = |&id: &u32| {
+            let m = &mappings[id as usize];
+            hash_one_end(hasher, m.protocol, m.internal)
+        };
+        self.by_internal.insert_unique(hash_one_end(hasher, protocol, internal), id, rehash_internal);
+        if kind == Kind::Shared {
+            // The first sharer counts the owner too.
+            *self.sharers.entry((protocol, external)).or_insert(1) += 1;
+        } else {
+            let rehash_external = |&id: &u32| {
+                let m = &mappings[id as usize];
+                hash_one_end(hasher, m.protocol, m.external)
+            };
+            self.by_external.insert_unique(hash_one_end(hasher, protocol, external), id, rehash_external);
+        }
+        id
+    }
+
+    /// Removes a mapping that has no sessions. Says whether its external port is nobody's any more.
+    pub(super) fn remove_mapping(&mut self, id: u32) -> (Mapping, bool) {
+        let mapping = self.mappings.remove(id as usize);
+        let Mapping { protocol, kind, internal, external, .. } = mapping;
+        let hash = hash_one_end(&self.hasher, protocol, internal);
+        if let Ok(entry) = self.by_internal.find_entry(hash, |&other| other == id) {
+            entry.remove();
+        }
+        if kind != Kind::Shared {
+            let hash = hash_one_end(&self.hasher, protocol, external);
+            if let Ok(entry) = self.by_external.find_entry(hash, |&other| other == id) {
+                entry.remove();
+            }
+        }
+        let unused = match self.sharers.entry((protocol, external)) {
+            Entry::Vacant(_) => true,
+            Entry::Occupied(mut sharers) => {
+                *sharers.get_mut() -= 1;
+                let unused = *sharers.get() == 0;
+                if unused {
+                    sharers.remove();
+                }
+                unused
+            }
+        };
+        (mapping, unused)
+    }
+
+    /// Adds a session to its mapping, as the newest. None of the same endpoints may exist. It is not admitted yet
+    /// ([`Self::admit`]) and not in the timer wheel.
+    pub(super) fn insert_session(
+        &mut self,
+        mapping_id: u32,
+        remote: Endpoint,
+        tcp: Option<Connection>,
+        now: Timestamp,
+    ) -> u32 {
+        let mapping = &mut self.mappings[mapping_id as usize];
+        let Mapping { protocol, internal, external, last_session: previous, .. } = *mapping;
+        let id = self.sessions.insert(Session {
+            protocol,
+            admitted: false,
+            internal,
+            external,
+            remote,
+            mapping: mapping_id,
+            previous,
+            next: NIL,
+            timer: Timer::NONE,
+            last_activity: now,
+            tcp,
+        }) as u32;
+        mapping.sessions += 1;
+        mapping.last_session = id;
+        if previous == NIL {
+            mapping.first_session = id;
+        } else {
+            self.sessions[previous as usize].next = id;
+        }
+        let Self { hasher, sessions, .. } = self;
+        self.outbound.insert_unique(hash_both_ends(hasher, protocol, internal, remote), id, |&id| {
+            let s = &sessions[id as usize];
+            hash_both_ends(hasher, s.protocol, s.internal, s.remote)
+        });
+        self.inbound.insert_unique(hash_both_ends(hasher, protocol, external, remote), id, |&id| {
+            let s = &sessions[id as usize];
+            hash_both_ends(hasher, s.protocol, s.external, s.remote)
+        });
+        id
+    }
+
+    /// The client has sent to the session's remote endpoint: its address is admitted from now on.
+    pub(super) fn admit(&mut self, id: u32) {
+        let session = &mut self.sessions[id as usize];
+        if !session.admitted {
+            session.admitted = true;
+            *self.admissions.entry((session.mapping, session.remote.address)).or_insert(0) += 1;
+        }
+    }
+
+    /// Removes a session that is not in the timer wheel any more. Its mapping stays, even if it has no other.
+    pub(super) fn remove_session(&mut self, id: u32) -> Session {
+        let session = self.sessions.remove(id as usize);
+        let Session { protocol, internal, external, remote, .. } = session;
+        let hash = hash_both_ends(&self.hasher, protocol, internal, remote);
+        if let Ok(entry) = self.outbound.find_entry(hash, |&other| other == id) {
+            entry.remove();
+        }
+        let hash = hash_both_ends(&self.hasher, protocol, external, remote);
+        if let Ok(entry) = self.inbound.find_entry(hash, |&other| other == id) {
+            entry.remove();
+        }
+        if session.admitted {
+            if let Entry::Occupied(mut count) = self.admissions.entry((session.mapping, remote.address)) {
+                *count.get_mut() -= 1;
+                if *count.get() == 0 {
+                    count.remove();
+                }
+            }
+        }
+        self.unlink(&session);
+        self.mappings[session.mapping as usize].sessions -= 1;
+        session
+    }
+
+    /// Makes the session the newest of its mapping.
+    pub(super) fn move_to_end(&mut self, id: u32) {
+        let session = self.sessions[id as usize];
+        self.unlink(&session);
+        let mapping = &mut self.mappings[session.mapping as usize];
+        let previous = std::mem::replace(&mut mapping.last_session, id);
+        if previous == NIL {
+            mapping.first_session = id;
+        } else {
+            self.sessions[previous as usize].next = id;
+        }
+        let session = &mut self.sessions[id as usize];
+        (session.previous, session.next) = (previous, NIL);
+    }
+
+    /// The numbers of the mapping's sessions, the oldest first.
+    pub(super) fn sessions_of(&self, mapping: &Mapping) -> impl Iterator<Item = u32> + '_ {
+        let first = (mapping.first_session != NIL).then_some(mapping.first_session);
+        std::iter::successors(first, |&id| {
+            let next = self.sessions[id as usize].next;
+            (next != NIL).then_some(next)
+        })
+    }
+
+    /// Gives memory back after a peak.
+    pub(super) fn shrink(&mut self) {
+        if self.sessions.is_empty() && self.sessions.capacity() > FLOOR {
+            self.sessions = Slab::new();
+        }
+        if self.mappings.is_empty() && self.mappings.capacity() > FLOOR {
+            self.mappings = Slab::new();
+        }
+        let Self { hasher, mappings, sessions, .. } = self;
+        let excess = |len: usize, capacity: usize| capacity > FLOOR && len < capacity / 8;
+        if excess(self.outbound.len(), self.outbound.capacity()) {
+            self.outbound.shrink_to(FLOOR, |&id| {
+                let s = &sessions[id as usize];
+                hash_both_ends(hasher, s.protocol, s.internal, s.remote)
+            });
+        }
+        if excess(self.inbound.len(), self.inbound.capacity()) {
+            self.inbound.shrink_to(FLOOR, |&id| {
+                let s = &sessions[id as usize];
+                hash_both_ends(hasher, s.protocol, s.external, s.remote)
+            });
+        }
+        if excess(self.by_internal.len(), self.by_internal.capacity()) {
+            self.by_internal.shrink_to(FLOOR, |&id| {
+                let m = &mappings[id as usize];
+                hash_one_end(hasher, m.protocol, m.internal)
+            });
+        }
+        if excess(self.by_external.len(), self.by_external.capacity()) {
+            self.by_external.shrink_to(FLOOR, |&id| {
+                let m = &mappings[id as usize];
+                hash_one_end(hasher, m.protocol, m.external)
+            });
+        }
+        if excess(self.admissions.len(), self.admissions.capacity()) {
+            self.admissions.shrink_to(FLOOR);
+        }
+        if excess(self.sharers.len(), self.sharers.capacity()) {
+            self.sharers.shrink_to(FLOOR);
+        }
+    }
+
+    /// Records that there is room for: what the memory depends on.
+    #[cfg(test)]
+    pub(super) fn capacity(&self) -> usize {
+        self.mappings.capacity()
+            + self.sessions.capacity()
+            + self.by_internal.capacity()
+            + self.by_external.capacity()
+            + self.outbound.capacity()
+            + self.inbound.capacity()
+            + self.admissions.capacity()
+            + self.sharers.capacity()
+    }
+
+    fn unlink(&mut self, session: &Session) {
+        let mapping = &mut self.mappings[session.mapping as usize];
+        if session.previous == NIL {
+            mapping.first_session = session.next;
+        } else {
+            self.sessions[session.previous as usize].next = session.next;
+        }
+        if session.next == NIL {
+            mapping.last_session = session.previous;
+        } else {
+            self.sessions[session.next as usize].previous = session.previous;
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! What the NAT knows about one TCP connection: RFC 5382, RFC 7857 §2, and the sequence checks that keep strangers out.
+//!
+//! # Theory of operation
+//!
+//! The NAT is no TCP endpoint. It follows the connection just far enough to answer three questions: which idle timer
+//! applies, is an RST from outside to be believed, and does an ICMP error quote a segment that really is in flight.
+//! For these it keeps, for each end, what RFC 9293 §3.3.1 calls SND.UNA and SND.NXT, and the right edge of the window
+//! that the other end offers.
+//!
+//! The client is trusted with its own connection; the outside is not. A segment from outside moves the state only if
+//! it fits the window, so that nobody can first poison the numbers and then pass the checks (ReDAN). Segments that do
+//! not fit are still translated, for the client's own TCP is the better judge, but they refresh nothing; except for RST,
+//! which is dropped.
+//!
+//! ```text
+//!   outbound SYN, or an inbound one that the filter admits
+//!        |
+//!        v          both SYNs acknowledged
+//!     Opening ------------------------------> Established
+//!        |                                     |    ^
+//!        | RST                  FIN both ways, |    | the client sends data after an RST
+//!        v                              or RST v    | (RFC 7857 §2.2)
+//!     Closing <-------------------------------------+
+//!        |   a new SYN: Opening again
+//!        v
+//!     removed, when the timer of its state has run out
+//! ```
+
+use crate::wire::Ipv4Packet;
+use crate::wire::ipv4::{TcpFields, tcp_flags};
+
+/// The largest window scale (RFC 7323 §2.3).
+const MAX_WINDOW_SCALE: u8 = 14;
+/// The window assumed before the receiver has said otherwise: the largest without scaling.
+const UNSCALED_WINDOW: u32 = 65_535;
+
+/// The state of a connection; each has its own idle timer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum TcpState {
+    /// The handshake is not complete.
+    Opening,
+    /// It is.
+    Established,
+    /// FIN both ways, or RST.
+    Closing,
+}
+
+/// What to do with a segment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Verdict {
+    /// Translate it; it is a sign of life.
+    Refresh,
+    /// Translate it, but it proves nothing.
+    Pass,
+    /// Drop it: a forged RST.
+    Refuse,
+}
+
+/// A TCP segment, or a superpacket that stands for several in a row.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Segment {
+    sequence: u32,
+    acknowledgment: u32,
+    flags: u8,
+    window: u16,
+    payload: u32,
+    window_scale: Option<u8>,
+}
+
+impl Segment {
+    /// The segment that `packet` carries; `fields` are its TCP header's.
+    pub(super) fn of(packet: &Ipv4Packet<'_>, fields: TcpFields) -> Self {
+        let window_scale = if fields.flags & tcp_flags::SYN != 0 {
+            let header = packet.transport_bytes();
+            window_scale(header.get(20..packet.transport_header_len()).unwrap_or(&[]))
+        } else {
+            None
+        };
+        Self {
+            sequence: fields.sequence,
+            acknowledgment: fields.acknowledgment,
+            flags: fields.flags,
+            window: fields.window,
+            payload: packet.transport_payload_len() as u32,
+            window_scale,
+        }
+    }
+
+    fn has(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// Whether it asks for a new connection: SYN without ACK, RST or FIN.
+    pub(super) fn opens(&self) -> bool {
+        const MASK: u8 = tcp_flags::SYN | tcp_flags::ACK | tcp_flags::RST | tcp_flags::FIN;
+        self.flags & MASK == tcp_flags::SYN
+    }
+
+    /// The sequence number behind its last byte; SYN and FIN count as one each (RFC 9293 §3.4).
+    fn end(&self) -> u32 {
+        self.sequence
+            .wrapping_add(self.payload)
+            .wrapping_add(u32::from(self.has(tcp_flags::SYN)))
+            .wrapping_add(u32::from(self.has(tcp_flags::FIN)))
+    }
+}
+
+/// One end of the connection, as a sender.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sender {
+    /// Its initial sequence number.
+    initial: u32,
+    /// SND.UNA: the oldest byte that the other end has not acknowledged. The other end's RCV.NXT.
+    unacknowledged: u32,
+    /// SND.NXT.
+    next: u32,
+    /// The right edge of the window that the other end offers it.
+    limit: u32,
+    /// The scale of the windows that *it* offers; `None` if its SYN had no such option.
+    window_scale: Option<u8>,
+    /// Its SYN was seen.
+    started: bool,
+    /// Its SYN was acknowledged.
+    synchronized: bool,
+    /// It has sent FIN.
+    finished: bool,
+}
+
+impl Sender {
+    fn start(syn: &Segment) -> Self {
+        Self {
+            initial: syn.sequence,
+            unacknowledged: syn.sequence,
+            next: syn.end(),
+            limit: syn.end().wrapping_add(UNSCALED_WINDOW),
+            window_scale: syn.window_scale,
+            started: true,
+            synchronized: false,
+            finished: syn.has(tcp_flags::FIN),
+        }
+    }
+
+    /// Takes in an acknowledgment by the other end, and the window that comes with it.
+    fn acknowledge(&mut self, acknowledgment: u32, window: u32) {
+        if after(acknowledgment, self.unacknowledged) && !after(acknowledgment, self.next) {
+            self.unacknowledged = acknowledgment;
+            self.synchronized = true;
+        }
+        let limit = acknowledgment.wrapping_add(window);
+        if acknowledgment == self.unacknowledged && after(limit, self.limit) {
+            self.limit = limit;
+        }
+    }
+
+    /// Whether a segment of this sender that ends at `end` lies in the receiver's window, or not further behind it than
+    /// a retransmission can be.
+    fn fits(&self, end: u32) -> bool {
+        let window = self.limit.wrapping_sub(self.unacknowledged).clamp(UNSCALED_WINDOW, 1 << 30);
+        !after(end, self.unacknowledged.wrapping_add(window))
+            && !after(self.unacknowledged.wrapping_sub(window), end)
+    }
+}
+
+/// One TCP connection. See the module's text.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Connection {
+    state: TcpState,
+    /// Closing because of an RST, which may turn out to be forged.
+    reset: bool,
+    /// The first SYN came from outside.
+    from_outside: bool,
+    client: Sender,
+    remote: Sender,
+}
+
+impl Connection {
+    /// The connection that a client's SYN asks for.
+    pub(super) fn opened_by_client(syn: &Segment) -> Self {
+        let (client, remote) = (Sender::start(syn), Sender::default());
+        Self { state: TcpState::Opening, reset: false, from_outside: false, client, remote }
+    }
+
+    /// The connection that a SYN from outside asks for.
+    pub(super) fn opened_by_remote(syn: &Segment) -> Self {
+        let (client, remote) = (Sender::default(), Sender::start(syn));
+        Self { state: TcpState::Opening, reset: false, from_outside: true, client, remote }
+    }
+
+    /// Its state.
+    pub(super) fn state(&self) -> TcpState {
+        self.state
+    }
+
+    /// Takes in a segment from the client.
+    pub(super) fn outbound(&mut self, segment: &Segment) -> Verdict {
+        if segment.has(tcp_flags::RST) {
+            // RFC 7857 §7.1: it refreshes nothing. But a live connection's last 4 minutes begin now.
+            let was = self.close_by_reset();
+            return if was == TcpState::Established { Verdict::Refresh } else { Verdict::Pass };
+        }
+        if segment.opens() && self.client.started && segment.sequence != self.client.initial {
+            *self = Self::opened_by_client(segment);
+            return Verdict::Refresh;
+        }
+        if segment.has(tcp_flags::SYN) && !self.client.started {
+            self.client = Sender::start(segment);
+        }
+        if after(segment.end(), self.client.next) {
+            self.client.next = segment.end();
+        }
+        if segment.has(tcp_flags::ACK) && self.remote.started {
+            if after(segment.acknowledgment, self.remote.next) {
+                // The client has seen more than we; it knows.
+                self.remote.next = segment.acknowledgment;
+            }
+            self.remote.acknowledge(segment.acknowledgment, self.window_of(&self.client, segment));
+        }
+        self.client.finished |= segment.has(tcp_flags::FIN);
+        if self.reset && segment.payload > 0 {
+            self.reset = false;
+            self.state = TcpState::Established;
+        }
+        self.advance();
+        Verdict::Refresh
+    }
+
+    /// Takes in a segment from outside.
+    pub(super) fn inbound(&mut self, segment: &Segment) -> Verdict {
+        if segment.has(tcp_flags::RST) {
+            return self.inbound_reset(segment);
+        }
+        if segment.opens() && self.state == TcpState::Closing && self.from_outside {
+            *self = Self::opened_by_remote(segment);
+            return Verdict::Refresh;
+        }
+        let acknowledges = segment.has(tcp_flags::ACK) && self.client.started;
+        let oldest = self.client.unacknowledged.wrapping_sub(UNSCALED_WINDOW << MAX_WINDOW_SCALE);
+        if acknowledges
+            && (after(segment.acknowledgment, self.client.next) || after(oldest, segment.acknowledgment))
+        {
+            return Verdict::Pass; // it acknowledges what was never sent
+        }
+        if !self.remote.started {
+            let answers = !acknowledges || after(segment.acknowledgment, self.client.initial);
+            if !segment.has(tcp_flags::SYN) || !answers {
+                return Verdict::Pass;
+            }
+            self.remote = Sender::start(segment);
+        } else if !self.remote.fits(segment.end()) {
+            return Verdict::Pass;
+        }
+        if after(segment.end(), self.remote.next) {
+            self.remote.next = segment.end();
+        }
+        if acknowledges {
+            self.client.acknowledge(segment.acknowledgment, self.window_of(&self.remote, segment));
+        }
+        self.remote.finished |= segment.has(tcp_flags::FIN);
+        self.advance();
+        // A stranger may knock as often as it likes: it is the client's answer that counts.
+        if self.client.started { Verdict::Refresh } else { Verdict::Pass }
+    }
+
+    /// RFC 5382 REQ-10, RFC 7857 §2.2, RFC 5961 §3.2: believed only where the client's TCP will believe it.
+    fn inbound_reset(&mut self, segment: &Segment) -> Verdict {
+        if !self.remote.started {
+            // A refusal of our SYN has no sequence number of its own, but must acknowledge the SYN (RFC 9293 §3.10.7.3).
+            let refuses = segment.has(tcp_flags::ACK)
+                && after(segment.acknowledgment, self.client.initial)
+                && !after(segment.acknowledgment, self.client.next);
+            if !refuses {
+                return Verdict::Refuse;
+            }
+            self.close_by_reset();
+            return Verdict::Pass;
+        }
+        let (expected, next) = (self.remote.unacknowledged, self.remote.next);
+        if segment.sequence == expected || segment.sequence == next {
+            let was = self.close_by_reset();
+            return if was == TcpState::Established { Verdict::Refresh } else { Verdict::Pass };
+        }
+        let in_window = !after(expected, segment.sequence)
+            && (after(self.remote.limit, segment.sequence) || after(next, segment.sequence));
+        // In the window but not at its edge: the client challenges it (RFC 5961), we keep the state.
+        if in_window { Verdict::Pass } else { Verdict::Refuse }
+    }
+
+    /// Whether an ICMP error from outside that quotes this sequence number of the client's can be genuine: the segment
+    /// is in flight (RFC 5927 §4.1).
+    pub(super) fn is_in_flight(&self, sequence: u32) -> bool {
+        self.client.started
+            && !after(self.client.unacknowledged, sequence)
+            && after(self.client.next, sequence)
+    }
+
+    /// The window that `sender` offers in `segment`, scaled if both ends agreed on it (RFC 7323 §2.2).
+    fn window_of(&self, sender: &Sender, segment: &Segment) -> u32 {
+        let window = u32::from(segment.window);
+        match (self.client.window_scale, self.remote.window_scale, sender.window_scale) {
+            (Some(_), Some(_), Some(scale)) if !segment.has(tcp_flags::SYN) => window << scale,
+            _ => window,
+        }
+    }
+
+    fn advance(&mut self) {
+        if self.state == TcpState::Opening && self.client.synchronized && self.remote.synchronized {
+            self.state = TcpState::Established;
+        }
+        if self.client.finished && self.remote.finished {
+            self.state = TcpState::Closing;
+        }
+    }
+
+    /// Returns the state before.
+    fn close_by_reset(&mut self) -> TcpState {
+        let was = std::mem::replace(&mut self.state, TcpState::Closing);
+        self.reset |= was == TcpState::Established;
+        was
+    }
+}
+
+/// Whether sequence number `a` comes after `b` (RFC 9293 §3.4: arithmetic modulo 2^32).
+fn after(a: u32, b: u32) -> bool {
+    (a.wrapping_sub(b) as i32) > 0
+}
+
+/// The window scale option (RFC 7323 §2.2) among a SYN's options.
+fn window_scale(mut options: &[u8]) -> Option<u8> {
+    const END: u8 = 0;
+    const NO_OPERATION: u8 = 1;
+    const WINDOW_SCALE: u8 = 3;
+    loop {
+        match *options {
+            [] | [END, ..] => return None,
+            [NO_OPERATION, ref rest @ ..] => options = rest,
+            [WINDOW_SCALE, 3, shift, ..] => return Some(shift.min(MAX_WINDOW_SCALE)),
+            [_, length, ..] if length >= 2 => options = options.get(usize::from(length)..)?,
+            [..] => return None,
+        }
+    }
+}

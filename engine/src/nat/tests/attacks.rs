@@ -1,0 +1,187 @@
+//! Attacks that must fail.
+
+use super::*;
+
+const CLIENT: &str = "10.66.77.2:5000";
+const SERVER: &str = "198.51.100.9:443";
+
+/// An established connection: the client's next sequence number is 101, the server's 901, windows are 1,000 bytes.
+fn connect(world: &mut World, client: &str, server: &str) -> Endpoint {
+    let (client, server) = (at(client), at(server));
+    let external = source(&world.send(tcp(client, server, "S", 100, 0, b"")).unwrap());
+    world.receive(tcp(server, external, "SA", 900, 101, b"")).unwrap();
+    world.send(tcp(client, server, "A", 101, 901, b"")).unwrap();
+    external
+}
+
+fn state(world: &World) -> MappingState {
+    world.mapping(at(CLIENT)).unwrap().state
+}
+
+#[test]
+fn a_reset_with_a_guessed_sequence_number_is_dropped() {
+    let mut world = World::new();
+    let external = connect(&mut world, CLIENT, SERVER);
+    for guess in [0, 1, 900, 901u32.wrapping_sub(70_000), 901 + 70_000, 1 << 31, u32::MAX] {
+        let reset = tcp(at(SERVER), external, "R", guess, 0, b"");
+        assert_eq!(world.receive(reset), Err(DropReason::TcpOutOfState), "{guess}");
+        let reset = tcp(at(SERVER), external, "RA", guess, 101, b"");
+        assert_eq!(world.receive(reset), Err(DropReason::TcpOutOfState), "{guess}");
+    }
+    assert_eq!(state(&world), MappingState::Established);
+}
+
+#[test]
+fn a_reset_inside_the_window_but_not_at_its_edge_is_left_to_the_client_to_judge() {
+    let mut world = World::new();
+    let external = connect(&mut world, CLIENT, SERVER);
+    assert!(world.receive(tcp(at(SERVER), external, "R", 950, 0, b"")).is_ok());
+    assert_eq!(state(&world), MappingState::Established, "RFC 5961: the client challenges it");
+}
+
+#[test]
+fn segments_outside_the_window_do_not_poison_the_sequence_check() {
+    let mut world = World::new();
+    let external = connect(&mut world, CLIENT, SERVER);
+    let forged = 0x4000_0000;
+    world.receive(tcp(at(SERVER), external, "PA", forged, 101, b"poison")).unwrap();
+    world.receive(tcp(at(SERVER), external, "FA", forged, 101, b"")).unwrap();
+    world.receive(tcp(at(SERVER), external, "SA", forged, 101, b"")).unwrap();
+    world.receive(tcp(at(SERVER), external, "S", forged, 0, b"")).unwrap();
+    for sequence in [forged, forged + 1, forged + 6, forged + 7] {
+        let reset = tcp(at(SERVER), external, "R", sequence, 0, b"");
+        assert_eq!(world.receive(reset), Err(DropReason::TcpOutOfState));
+    }
+    // Nor does an acknowledgment of what was never sent.
+    world.receive(tcp(at(SERVER), external, "A", 901, 0x5000_0000, b"")).unwrap();
+    world.receive(tcp(at(SERVER), external, "PA", 901, 101, b"real")).unwrap();
+    assert!(world.receive(tcp(at(SERVER), external, "R", 905, 0, b"")).is_ok());
+    assert_eq!(state(&world), MappingState::Closing);
+}
+
+#[test]
+fn a_stranger_cannot_keep_a_connection_alive() {
+    let mut world = World::new();
+    let external = connect(&mut world, CLIENT, SERVER);
+    world.send(tcp(at(CLIENT), at(SERVER), "R", 101, 0, b"")).unwrap();
+    for _ in 0..23 {
+        world.pass(10);
+        _ = world.receive(tcp(at(SERVER), external, "PA", 0x4000_0000, 0x5000_0000, b"forged"));
+        _ = world.receive(tcp(at(SERVER), external, "S", 0x4000_0000, 0, b""));
+        _ = world.receive(tcp(at("198.51.100.9:1"), external, "S", 1, 0, b""));
+    }
+    world.pass(12);
+    let left = world.mapping(at(CLIENT)).map(|mapping| mapping.sessions);
+    assert_eq!(left, Some(1), "the call from another port of the server's is only opening");
+    let call = |port| tcp(Endpoint::new(at(SERVER).address, port), external, "S", 1, 0, b"");
+    assert_eq!(world.receive(call(2)), Err(DropReason::Filtered), "and opens no door for further ones");
+    world.receive(call(1)).unwrap();
+    world.pass(10);
+    assert!(world.mapping(at(CLIENT)).is_none());
+}
+
+#[test]
+fn frag_needed_with_a_guessed_sequence_number_is_dropped() {
+    let mut world = World::new();
+    let external = connect(&mut world, CLIENT, SERVER);
+    let sent = world.send(tcp(at(CLIENT), at(SERVER), "PA", 101, 901, &[0; 1000])).unwrap();
+    let router = address("192.0.2.254");
+    let genuine = icmp_error(3, 4, router, EXTERNAL, 1280, &sent[..28]);
+    assert!(world.receive(genuine.clone()).is_ok());
+    for guess in [0, 100, 1101, 2000, 101 + (1 << 31), u32::MAX] {
+        let quoted = tcp(external, at(SERVER), "PA", guess, 901, &[0; 1000]);
+        let forged = icmp_error(3, 4, router, EXTERNAL, 1280, &quoted[..28]);
+        assert_eq!(world.receive(forged), Err(DropReason::IcmpErrorUnmatched), "{guess}");
+    }
+    // Once the segment is acknowledged, it is not in flight any more.
+    world.receive(tcp(at(SERVER), external, "A", 901, 1101, b"")).unwrap();
+    assert_eq!(world.receive(genuine), Err(DropReason::IcmpErrorUnmatched));
+}
+
+#[test]
+fn an_error_about_a_flow_that_does_not_live_is_dropped() {
+    let mut world = World::new();
+    let external = connect(&mut world, CLIENT, SERVER);
+    let quoted = tcp(external, at("192.0.2.1:443"), "PA", 101, 901, b"");
+    let forged = icmp_error(3, 4, address("192.0.2.254"), EXTERNAL, 68, &quoted);
+    assert_eq!(world.receive(forged), Err(DropReason::IcmpErrorUnmatched));
+}
+
+#[test]
+fn inner_addresses_from_outside_reach_nobody() {
+    let mut world = World::new();
+    let external = connect(&mut world, CLIENT, SERVER);
+    let forged = tcp(at("10.66.77.3:443"), external, "S", 1, 0, b"");
+    assert_eq!(world.receive(forged), Err(DropReason::Filtered));
+    let forged = tcp(at(SERVER), at(CLIENT), "A", 901, 101, b"");
+    assert_eq!(world.receive(forged), Err(DropReason::NoMapping), "an inner destination is no external one");
+}
+
+#[test]
+fn one_client_cannot_exhaust_the_table() {
+    let config = NatConfig { max_mappings_per_client: 50, ..NatConfig::default() };
+    let mut world = World::with(config);
+    for port in 0..=u16::MAX {
+        _ = world.send(udp(Endpoint::new(address("10.66.77.66"), port), at(SERVER), b""));
+    }
+    assert_eq!(world.nat.mappings_of(address("10.66.77.66")), 50);
+    connect(&mut world, CLIENT, SERVER);
+}
+
+#[test]
+fn a_flood_of_syns_does_not_close_a_published_port() {
+    let config = NatConfig { max_sessions_per_mapping: 64, ..NatConfig::default() };
+    let mut world = World::with(config);
+    let (published, inner) = (Endpoint::new(EXTERNAL, 443), at("10.66.77.2:443"));
+    world.nat.publish(Proto::Tcp, published, inner, world.now).unwrap();
+    let mut visitors = Vec::new();
+    for flood in 0..5_000u32 {
+        let nobody = Endpoint::new(Ipv4Addr::from_bits(0xc000_0200 + flood % 256), 1000 + flood as u16);
+        _ = world.receive(tcp(nobody, published, "S", flood, 0, b""));
+        if flood % 200 == 0 {
+            let visitor = Endpoint::new(address("198.51.100.1"), 2000 + flood as u16);
+            world.receive(tcp(visitor, published, "S", 1, 0, b"")).unwrap();
+            world.send(tcp(inner, visitor, "SA", 1, 2, b"")).unwrap();
+            visitors.push(visitor);
+        }
+    }
+    for visitor in visitors {
+        assert!(world.receive(tcp(visitor, published, "PA", 2, 2, b"hi")).is_ok());
+    }
+    assert!(world.mapping(inner).unwrap().sessions <= 64);
+}
+
+#[test]
+fn no_bytes_whatsoever_make_the_nat_panic() {
+    use proptest::prelude::*;
+    let mut world = World::new();
+    let external = connect(&mut world, CLIENT, SERVER);
+    let world = std::cell::RefCell::new(world);
+    let bytes = proptest::collection::vec(any::<u8>(), 8..80);
+    proptest!(ProptestConfig::with_cases(4096), |(protocol in prop::sample::select(vec![1u8, 6, 17, 47]),
+        mut payload in bytes, kind in 0u8..16, inward: bool)| {
+        if protocol == 1 {
+            payload[0] = kind;
+            if let Some(quoted) = payload.get_mut(8..28) {
+                // Let many get beyond the first check.
+                quoted[0] = 0x45 + (quoted[0] & 1);
+                quoted[12..16].copy_from_slice(&EXTERNAL.octets());
+            }
+            payload[2..4].fill(0);
+            let sum = crate::wire::checksum::checksum(&payload);
+            payload[2..4].copy_from_slice(&sum.to_be_bytes());
+        }
+        let (from, to) = if inward { (at(SERVER).address, external.address) } else { (at(CLIENT).address, at(SERVER).address) };
+        let mut bytes = ipv4(protocol, from, to, &payload);
+        let mut world = world.borrow_mut();
+        let now = world.now;
+        if let Ok(mut packet) = Ipv4Packet::parse(&mut bytes, 0, Offload::NONE) {
+            if inward {
+                _ = world.nat.translate_inbound(&mut packet, now);
+            } else {
+                _ = world.nat.translate_outbound(&mut packet, now);
+            }
+            _ = external_port(&packet);
+        }
+    });
+}

@@ -1,0 +1,194 @@
+//! RFC 6056, RFC 6864, published ports and what else `docs/nat.md` lists.
+
+use super::*;
+use std::collections::HashSet;
+
+const CLIENT: &str = "10.66.77.2:5000";
+const SERVER: &str = "198.51.100.9:53";
+
+#[test]
+fn rfc_6056_external_ports_are_drawn_at_random() {
+    let draw = |seed| {
+        let mut nat = Nat::new(NatConfig::default(), &[EXTERNAL], ShardSlice::WHOLE, [seed; 32]);
+        let ports: Vec<u16> = (10_000..20_000).collect();
+        nat.add_ports(Proto::Udp, EXTERNAL, &ports);
+        let mut world = World { nat, now: Timestamp::from_secs(1) };
+        let next = |port| {
+            let internal = Endpoint::new(address("10.66.77.2"), port);
+            source(&world.send(udp(internal, at(SERVER), b"")).unwrap()).port
+        };
+        (2_000..2_200).map(next).collect::<Vec<u16>>()
+    };
+    let (one, two) = (draw(1), draw(2));
+    assert_eq!(one, draw(1), "the seed decides");
+    assert_ne!(one, two);
+    // Not monotonous, not near the last one, and all over the range.
+    let steps: Vec<i32> = one.windows(2).map(|pair| i32::from(pair[1]) - i32::from(pair[0])).collect();
+    assert!((60..140).contains(&steps.iter().filter(|&&step| step > 0).count()));
+    assert!(steps.iter().filter(|step| step.abs() < 100).count() < 20);
+    let quarters: HashSet<u16> = one.iter().map(|port| (port - 10_000) / 2_500).collect();
+    assert_eq!(quarters.len(), 4);
+}
+
+#[test]
+fn rfc_6864_datagrams_that_may_be_fragmented_get_identifications_of_their_own() {
+    let mut world = World::new();
+    let mut seen = HashSet::new();
+    // Ten clients that all count from the same number.
+    for client in 2..12 {
+        for _ in 0..50 {
+            let internal = Endpoint::new(Ipv4Addr::new(10, 66, 77, client), 5000);
+            let sent = world.send(udp(internal, at(SERVER), b"")).unwrap();
+            assert!(seen.insert([sent[4], sent[5]]));
+        }
+    }
+}
+
+#[test]
+fn rfc_6864_an_atomic_datagram_keeps_its_identification() {
+    let mut world = World::new();
+    let mut datagram = udp(at(CLIENT), at(SERVER), b"");
+    datagram[6] |= 0x40; // don't fragment
+    seal_header(&mut datagram);
+    assert_eq!(world.send(datagram).unwrap()[4..6], [0x12, 0x34]);
+}
+
+#[test]
+fn rfc_6864_each_shard_counts_in_its_own_part_of_the_numbers() {
+    let mut seen = HashSet::new();
+    for shard in 0..3 {
+        let slice = ShardSlice { shard, shards: 3 };
+        let mut nat = Nat::new(NatConfig::default(), &[EXTERNAL], slice, [7; 32]);
+        let ports: Vec<u16> = (10_000..10_100).collect();
+        nat.add_ports(Proto::Udp, EXTERNAL, &ports);
+        let mut world = World { nat, now: Timestamp::from_secs(1) };
+        for _ in 0..20_000 {
+            let sent = world.send(udp(at(CLIENT), at(SERVER), b"")).unwrap();
+            assert!(seen.insert([sent[4], sent[5]]));
+        }
+    }
+}
+
+#[test]
+fn other_protocols_are_dropped_with_a_reason() {
+    let mut world = World::new();
+    for protocol in [2, 41, 47, 50, 132] {
+        let packet = ipv4(protocol, at(CLIENT).address, at(SERVER).address, &[0; 40]);
+        assert_eq!(world.send(packet), Err(DropReason::UnsupportedProtocol));
+        let packet = ipv4(protocol, at(SERVER).address, EXTERNAL, &[0; 40]);
+        assert_eq!(world.receive(packet), Err(DropReason::UnsupportedProtocol));
+    }
+}
+
+#[test]
+fn a_published_port_is_open_to_everybody_and_answers_from_that_port() {
+    let mut world = World::new();
+    let (published, inner) = (Endpoint::new(EXTERNAL, 8080), at("10.66.77.2:80"));
+    world.nat.publish(Proto::Udp, published, inner, world.now).unwrap();
+    assert!(world.nat.owns_port(Proto::Udp, EXTERNAL, 8080));
+    for day in 0..3 {
+        let stranger = Endpoint::new(address("192.0.2.1"), 1000 + day);
+        let received = world.receive(udp(stranger, published, b"hello")).unwrap();
+        assert_eq!(ends(&received), (stranger, inner));
+        assert_eq!(ends(&world.send(udp(inner, stranger, b"hello")).unwrap()), (published, stranger));
+        world.pass(24 * 3600);
+    }
+    let listed = world.mapping(inner).unwrap();
+    assert_eq!((listed.state, listed.expires_in, listed.sessions), (MappingState::Published, None, 0));
+}
+
+#[test]
+fn a_published_tcp_port_takes_connections_and_keeps_their_state() {
+    let mut world = World::new();
+    let (published, inner) = (Endpoint::new(EXTERNAL, 8080), at("10.66.77.2:80"));
+    let visitor = at("192.0.2.1:1000");
+    world.nat.publish(Proto::Tcp, published, inner, world.now).unwrap();
+    let data = tcp(visitor, published, "PA", 1, 1, b"data");
+    assert_eq!(world.receive(data.clone()), Err(DropReason::TcpOutOfState));
+    world.receive(tcp(visitor, published, "S", 0, 0, b"")).unwrap();
+    let syn_ack = world.send(tcp(inner, visitor, "SA", 0, 1, b"")).unwrap();
+    assert_eq!(ends(&syn_ack), (published, visitor));
+    world.receive(data).unwrap();
+    world.pass(3600);
+    world.receive(tcp(visitor, published, "PA", 5, 1, b"data")).unwrap();
+    let other_direction = source(&world.send(tcp(inner, at(SERVER), "S", 1, 0, b"")).unwrap());
+    assert_eq!(other_direction, published, "what it opens itself comes from there too");
+    assert!(world.nat.unpublish(Proto::Tcp, published, world.now));
+    assert!(!world.nat.unpublish(Proto::Tcp, published, world.now));
+    assert_eq!(world.nat.counts(), NatCounts::default());
+}
+
+#[test]
+fn a_port_is_published_once_and_never_one_in_use() {
+    let mut world = World::with_ports(NatConfig::default(), 10_000..10_001);
+    let (one, two) = (at("10.66.77.2:80"), at("10.66.77.3:80"));
+    let now = world.now;
+    let in_use = source(&world.send(udp(at(CLIENT), at(SERVER), b"")).unwrap());
+    let mut publish = |protocol, external, internal| world.nat.publish(protocol, external, internal, now);
+    assert_eq!(publish(Proto::Udp, in_use, one), Err(PublishError::PortInUse));
+    assert_eq!(publish(Proto::Icmp, in_use, one), Err(PublishError::NotTcpOrUdp));
+    assert_eq!(publish(Proto::Udp, at("192.0.2.1:80"), one), Err(PublishError::NotExternal));
+    let external = Endpoint::new(EXTERNAL, 8080);
+    assert_eq!(publish(Proto::Udp, external, one), Ok(()));
+    assert_eq!(publish(Proto::Udp, external, two), Err(PublishError::PortInUse));
+    let other = Endpoint::new(EXTERNAL, 8081);
+    assert_eq!(publish(Proto::Udp, other, one), Err(PublishError::EndpointPublished));
+    // A free port of the pool leaves the pool, and comes back only if it is handed in again.
+    let free = Endpoint::new(EXTERNAL, 10_000);
+    assert_eq!(publish(Proto::Tcp, free, two), Ok(()));
+    assert_eq!(world.nat.free_ports(Proto::Tcp, EXTERNAL, PortClass::Unprivileged), 0);
+    assert_eq!(world.nat.add_ports(Proto::Tcp, EXTERNAL, &[10_000]), 0);
+    assert_eq!(world.nat.remove_client(two.address, now), [(Proto::Tcp, free)]);
+    assert!(!world.nat.owns_port(Proto::Tcp, EXTERNAL, 10_000));
+    assert_eq!(world.nat.add_ports(Proto::Tcp, EXTERNAL, &[10_000]), 1);
+}
+
+#[test]
+fn publishing_replaces_the_mapping_that_the_endpoint_had() {
+    let mut world = World::new();
+    let before = source(&world.send(udp(at(CLIENT), at(SERVER), b"")).unwrap());
+    let published = Endpoint::new(EXTERNAL, 8080);
+    world.nat.publish(Proto::Udp, published, at(CLIENT), world.now).unwrap();
+    assert_eq!(source(&world.send(udp(at(CLIENT), at(SERVER), b"")).unwrap()), published);
+    assert_eq!(world.receive(udp(at(SERVER), before, b"")), Err(DropReason::NoMapping));
+}
+
+#[test]
+fn a_change_of_the_external_address_ends_its_mappings() {
+    let mut world = World::new();
+    let before = source(&world.send(udp(at(CLIENT), at(SERVER), b"")).unwrap());
+    world.nat.publish(Proto::Udp, Endpoint::new(EXTERNAL, 53), at("10.66.77.2:53"), world.now).unwrap();
+    let published = world.nat.set_external(&[SECOND_EXTERNAL], world.now);
+    assert_eq!(published, [(Proto::Udp, Endpoint::new(EXTERNAL, 53))]);
+    assert_eq!(world.nat.counts(), NatCounts::default());
+    assert_eq!(world.receive(udp(at(SERVER), before, b"")), Err(DropReason::NoMapping));
+    assert_eq!(world.send(udp(at(CLIENT), at(SERVER), b"")), Err(DropReason::PortsExhausted));
+    world.nat.add_ports(Proto::Udp, SECOND_EXTERNAL, &[10_000]);
+    let after = source(&world.send(udp(at(CLIENT), at(SERVER), b"")).unwrap());
+    assert_eq!(after, Endpoint::new(SECOND_EXTERNAL, 10_000));
+    world.nat.set_external(&[], world.now);
+    assert_eq!(world.send(udp(at(CLIENT), at(SERVER), b"")), Err(DropReason::PortsExhausted));
+}
+
+#[test]
+fn a_shorter_timeout_holds_for_sessions_that_are_there_already() {
+    let mut world = World::new();
+    world.send(udp(at(CLIENT), at(SERVER), b"")).unwrap();
+    let config = NatConfig { udp_timeout: Duration::from_secs(120), ..NatConfig::default() };
+    world.nat.set_config(config, world.now);
+    world.pass(122);
+    assert_eq!(world.nat.counts().udp_mappings, 0);
+}
+
+#[test]
+fn a_clock_that_stood_still_for_hours_is_no_problem() {
+    let mut world = World::new();
+    world.send(udp(at(CLIENT), at(SERVER), b"")).unwrap();
+    world.now = Timestamp::from_secs(10_000_000);
+    let external = source(&world.send(udp(at("10.66.77.2:5001"), at(SERVER), b"")).unwrap());
+    world.nat.expire(world.now);
+    assert_eq!(world.nat.counts().udp_mappings, 1);
+    assert!(world.receive(udp(at(SERVER), external, b"")).is_ok());
+    world.pass(302);
+    assert_eq!(world.nat.counts().udp_mappings, 0);
+}

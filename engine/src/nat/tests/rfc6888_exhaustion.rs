@@ -1,0 +1,208 @@
+//! RFC 6888: Common Requirements for Carrier-Grade NATs: what one client may take, and what happens when there is no more.
+
+use super::*;
+
+const SERVER: &str = "198.51.100.9:53";
+
+fn open(world: &mut World, client: &str, port: u16) -> Result<Endpoint, DropReason> {
+    let internal = Endpoint::new(address(client), port);
+    world.send(udp(internal, at(SERVER), b"")).map(|bytes| source(&bytes))
+}
+
+#[test]
+fn req_4_a_client_has_at_most_so_many_mappings() {
+    let mut world = World::with(NatConfig { max_mappings_per_client: 10, ..NatConfig::default() });
+    for port in 2_000..2_010 {
+        open(&mut world, "10.66.77.2", port).unwrap();
+    }
+    assert_eq!(open(&mut world, "10.66.77.2", 2_010), Err(DropReason::ClientMappingLimit));
+    assert!(open(&mut world, "10.66.77.2", 2_009).is_ok(), "those it has go on");
+    assert!(open(&mut world, "10.66.77.3", 2_010).is_ok(), "others are not concerned");
+    assert_eq!(world.nat.mappings_of(address("10.66.77.2")), 10);
+    world.pass(302);
+    assert_eq!(world.nat.mappings_of(address("10.66.77.2")), 0);
+    assert!(open(&mut world, "10.66.77.2", 2_010).is_ok());
+}
+
+#[test]
+fn req_5_a_client_opens_at_most_so_many_mappings_a_second() {
+    let mut world = World::with(NatConfig { max_new_mappings_per_second: 10, ..NatConfig::default() });
+    let mut ports = 2_000..;
+    let mut burst = |world: &mut World, client| {
+        ports.by_ref().take(100).filter(|&port| open(world, client, port).is_ok()).count()
+    };
+    assert_eq!(burst(&mut world, "10.66.77.2"), 10);
+    assert_eq!(burst(&mut world, "10.66.77.3"), 10, "each client has its own allowance");
+    world.now = world.now + Duration::from_millis(300);
+    assert_eq!(burst(&mut world, "10.66.77.2"), 3);
+    world.now = world.now + Duration::from_secs(60);
+    assert_eq!(burst(&mut world, "10.66.77.2"), 10, "which does not pile up");
+}
+
+#[test]
+fn the_table_is_bounded() {
+    let mut world = World::with(NatConfig { max_mappings: 20, ..NatConfig::default() });
+    for client in 2..22 {
+        open(&mut world, &format!("10.66.77.{client}"), 2_000).unwrap();
+    }
+    assert_eq!(open(&mut world, "10.66.77.99", 2_000), Err(DropReason::MappingsExhausted));
+    assert!(open(&mut world, "10.66.77.2", 2_000).is_ok(), "live mappings are not evicted");
+}
+
+#[test]
+fn a_shard_takes_its_part_of_the_bound() {
+    let slice = ShardSlice { shard: 1, shards: 4 };
+    let config = NatConfig { max_mappings: 20, ..NatConfig::default() };
+    let mut nat = Nat::new(config, &[EXTERNAL], slice, [7; 32]);
+    let ports: Vec<u16> = (10_000..10_100).collect();
+    assert_eq!(nat.add_ports(Proto::Udp, EXTERNAL, &ports), 25, "those of the other shards are refused");
+    let mut world = World { nat, now: Timestamp::from_secs(5) };
+    for client in 2..7 {
+        assert_eq!(open(&mut world, &format!("10.66.77.{client}"), 2_000).unwrap().port % 4, 1);
+        let ping = icmp(8, Ipv4Addr::new(10, 66, 77, client), at(SERVER).address, 1);
+        match world.send(ping) {
+            Ok(sent) => assert_eq!(source(&sent).port % 4, 1),
+            Err(reason) => assert_eq!(reason, DropReason::MappingsExhausted),
+        }
+        world.nat.remove_client(Ipv4Addr::new(10, 66, 77, client), world.now);
+    }
+}
+
+#[test]
+fn sessions_are_bounded_per_mapping_and_per_client() {
+    let config =
+        NatConfig { max_sessions_per_mapping: 5, max_mappings_per_client: 3, ..NatConfig::default() };
+    let mut world = World::with(config);
+    let mut tally = Vec::new();
+    for port in 2_000..2_003 {
+        let send = |server| {
+            let internal = Endpoint::new(address("10.66.77.2"), port);
+            world.send(udp(internal, Endpoint::new(address("192.0.2.1"), server), b""))
+        };
+        let results: Vec<_> = (1..=6).map(send).collect();
+        tally.push(results.iter().filter(|result| result.is_ok()).count());
+        assert_eq!(results[5], Err(DropReason::SessionLimit));
+    }
+    assert_eq!(tally, [5, 5, 2], "5 per mapping, and 4 times 3 in all");
+}
+
+#[test]
+fn req_8_a_freed_udp_port_rests_two_minutes() {
+    let mut world = World::with_ports(NatConfig::default(), 10_000..10_001);
+    let external = open(&mut world, "10.66.77.2", 2_000).unwrap();
+    world.pass(302);
+    assert_eq!(world.nat.counts().udp_mappings, 0);
+    assert_eq!(open(&mut world, "10.66.77.3", 2_000), Err(DropReason::PortsExhausted));
+    assert!(world.nat.owns_port(Proto::Udp, EXTERNAL, external.port), "it is still ours");
+    world.pass(117);
+    assert_eq!(open(&mut world, "10.66.77.3", 2_000), Err(DropReason::PortsExhausted));
+    world.pass(4);
+    assert_eq!(open(&mut world, "10.66.77.3", 2_000), Ok(external));
+}
+
+#[test]
+fn the_ports_of_a_removed_client_rest_for_every_protocol() {
+    let mut world = World::with_ports(NatConfig::default(), 10_000..10_001);
+    open(&mut world, "10.66.77.2", 2_000).unwrap();
+    world.send(tcp(at("10.66.77.2:2000"), at(SERVER), "S", 1, 0, b"")).unwrap();
+    assert!(world.nat.remove_client(address("10.66.77.2"), world.now).is_empty());
+    assert_eq!(world.nat.counts(), NatCounts { resting_ports: 2, ..NatCounts::default() });
+    let syn = tcp(at("10.66.77.3:2000"), at(SERVER), "S", 1, 0, b"");
+    assert_eq!(world.send(syn.clone()), Err(DropReason::PortsExhausted));
+    world.pass(121);
+    assert!(world.send(syn).is_ok());
+    assert!(open(&mut world, "10.66.77.3", 2_000).is_ok());
+}
+
+#[test]
+fn a_freed_tcp_port_is_free_at_once() {
+    let mut world = World::with_ports(NatConfig::default(), 10_000..10_001);
+    world.send(tcp(at("10.66.77.2:2000"), at(SERVER), "S", 1, 0, b"")).unwrap();
+    world.pass(242);
+    assert_eq!(world.nat.free_ports(Proto::Tcp, EXTERNAL, PortClass::Unprivileged), 1);
+}
+
+#[test]
+fn the_shell_is_told_when_a_pool_runs_low() {
+    let mut world = World::with_ports(NatConfig::default(), 10_000..10_130);
+    for port in 2_000..2_002 {
+        open(&mut world, "10.66.77.2", port).unwrap();
+        assert_eq!(world.nat.next_port_demand(), None);
+    }
+    open(&mut world, "10.66.77.2", 2_002).unwrap();
+    let demand =
+        PortDemand { protocol: Proto::Udp, address: EXTERNAL, class: PortClass::Unprivileged, free: 127 };
+    assert_eq!(world.nat.next_port_demand(), Some(demand));
+    assert_eq!(world.nat.next_port_demand(), None, "once");
+}
+
+#[test]
+fn idle_costs_nothing() {
+    let mut world = World::new();
+    assert_eq!(world.nat.next_expiry(), None);
+    open(&mut world, "10.66.77.2", 2_000).unwrap();
+    let due = world.nat.next_expiry().unwrap();
+    assert!(due >= world.now + Duration::from_secs(300) && due <= world.now + Duration::from_secs(301));
+    world.pass(301 + 121);
+    assert_eq!(world.nat.next_expiry(), None, "and once everything is gone, there is no timer left");
+}
+
+#[test]
+fn memory_returns_to_its_floor() {
+    let config = NatConfig { max_new_mappings_per_second: 1_000_000, ..NatConfig::default() };
+    let mut world = World::with_ports(config, 10_000..30_000);
+    let empty = world.nat.table.capacity();
+    let mut peak = 0;
+    for round in 0..5 {
+        for port in 10_000..20_000 {
+            let internal = Endpoint::new(Ipv4Addr::new(10, 66, 77, 2 + round), port);
+            world.send(tcp(internal, at(SERVER), "S", 1, 0, b"")).unwrap();
+        }
+        if round == 0 {
+            peak = world.nat.table.capacity();
+        }
+        assert!(world.nat.table.capacity() <= peak, "churn does not grow the table");
+        world.pass(242);
+        assert_eq!(world.nat.counts(), NatCounts::default());
+    }
+    let floor = world.nat.table.capacity();
+    assert!(floor <= empty + 20_000 && floor < peak / 5, "{empty} {floor} {peak}");
+}
+
+#[test]
+fn expiry_does_a_bounded_amount_of_work_at_a_time() {
+    let config = NatConfig { max_new_mappings_per_second: 1_000_000, ..NatConfig::default() };
+    let mut world = World::with_ports(config, 10_000..20_000);
+    for port in 10_000..20_000 {
+        let internal = Endpoint::new(address("10.66.77.2"), port);
+        world.send(tcp(internal, at(SERVER), "S", 1, 0, b"")).unwrap();
+    }
+    world.now = world.now + Duration::from_secs(300);
+    let mut calls = 0;
+    while world.nat.next_expiry().is_some_and(|due| due <= world.now) {
+        let before = world.nat.counts().sessions;
+        world.nat.expire(world.now);
+        assert!(before - world.nat.counts().sessions <= 4_096);
+        calls += 1;
+    }
+    assert_eq!((calls, world.nat.counts().sessions), (3, 0));
+}
+
+#[test]
+fn a_listing_names_no_destinations() {
+    let mut world = World::new();
+    let external = open(&mut world, "10.66.77.2", 2_000).unwrap();
+    world.pass(100);
+    let listed: Vec<_> = world.nat.mappings(world.now).collect();
+    let expected = MappingView {
+        protocol: Proto::Udp,
+        internal: at("10.66.77.2:2000"),
+        external,
+        age: Duration::from_secs(100),
+        idle: Duration::from_secs(100),
+        expires_in: Some(Duration::from_secs(200)),
+        sessions: 1,
+        state: MappingState::Active,
+    };
+    assert_eq!(listed, [expected]);
+}

@@ -1,0 +1,218 @@
+//! The walk of a packet through the NAT.
+//!
+//! Every check comes before the first rewritten byte: a packet that is dropped is left as it came, so that an ICMP
+//! error about it can quote it.
+
+use super::Nat;
+use super::config::{Endpoint, Filtering, Inbound, Outbound, Proto};
+use super::icmp::{self, Message};
+use super::table::Kind;
+use super::tcp::{Connection, Segment, Verdict};
+use crate::clock::Timestamp;
+use crate::drop_reason::DropReason;
+use crate::wire::{Ipv4Packet, Transport};
+
+impl Nat {
+    /// Translates a packet from a client: its source becomes the external endpoint of the client's mapping, which is made
+    /// if there is none. The caller has checked that the source is the client's own, and, where the destination is one
+    /// of our external addresses, that the port is the NAT's ([`Nat::owns_port`]).
+    ///
+    /// # Errors
+    /// The reason to drop it; the packet is unchanged. For the exhaustion reasons the client is to be told (RFC 6888
+    /// REQ-6, ICMP 3/13).
+    pub fn translate_outbound(
+        &mut self,
+        packet: &mut Ipv4Packet<'_>,
+        now: Timestamp,
+    ) -> Result<Outbound, DropReason> {
+        if packet.is_fragment() {
+            return Err(DropReason::BadFragment);
+        }
+        match classify(packet)? {
+            Subject::Flow { protocol, source, destination, message: None | Some(Message::Request) } => {
+                self.translate_flow_outbound(packet, protocol, source, destination, now)?;
+            }
+            Subject::Error => self.translate_error_outbound(packet)?,
+            Subject::Flow { .. } => return Err(DropReason::UnsupportedIcmp), // the reply to a query that we let nobody send
+        }
+        self.identifications.renew(packet, &self.table.hasher);
+        if self.pools.contains(packet.destination()) { Ok(Outbound::Hairpin) } else { Ok(Outbound::External) }
+    }
+
+    /// Translates a packet from outside, or from inside by way of an external address: its destination becomes the inner
+    /// endpoint of the mapping, if there is one and its filter admits the sender.
+    ///
+    /// # Errors
+    /// The reason to drop it, in silence; the packet is unchanged.
+    pub fn translate_inbound(
+        &mut self,
+        packet: &mut Ipv4Packet<'_>,
+        now: Timestamp,
+    ) -> Result<Inbound, DropReason> {
+        if packet.is_fragment() {
+            return Err(DropReason::BadFragment);
+        }
+        match classify(packet)? {
+            Subject::Flow { protocol, source, destination, message: None | Some(Message::Reply) } => {
+                self.translate_flow_inbound(packet, protocol, source, destination, now)?;
+            }
+            Subject::Error => self.translate_error_inbound(packet)?,
+            Subject::Flow { .. } => return Err(DropReason::UnsupportedIcmp), // a query to the host, not to us
+        }
+        Ok(Inbound { client: packet.destination() })
+    }
+
+    fn translate_flow_outbound(
+        &mut self,
+        packet: &mut Ipv4Packet<'_>,
+        protocol: Proto,
+        internal: Endpoint,
+        remote: Endpoint,
+        now: Timestamp,
+    ) -> Result<(), DropReason> {
+        let segment = packet.tcp().map(|fields| Segment::of(packet, fields));
+        let id = match self.table.find_outbound(protocol, internal, remote) {
+            Some(id) => {
+                self.follow(id, segment.as_ref(), Connection::outbound, now)?;
+                self.table.admit(id);
+                id
+            }
+            None => {
+                let connection = match &segment {
+                    Some(segment) if !segment.opens() => return Err(DropReason::TcpOutOfState),
+                    Some(syn) => Some(Connection::opened_by_client(syn)),
+                    None => None,
+                };
+                self.open_session(protocol, internal, remote, connection, now)?
+            }
+        };
+        let external = self.table.sessions[id as usize].external;
+        packet.rewrite_source(external.address, external.port);
+        Ok(())
+    }
+
+    fn translate_flow_inbound(
+        &mut self,
+        packet: &mut Ipv4Packet<'_>,
+        protocol: Proto,
+        remote: Endpoint,
+        external: Endpoint,
+        now: Timestamp,
+    ) -> Result<(), DropReason> {
+        let segment = packet.tcp().map(|fields| Segment::of(packet, fields));
+        let internal = match self.table.find_inbound(protocol, external, remote) {
+            Some(id) => {
+                self.follow(id, segment.as_ref(), Connection::inbound, now)?;
+                self.table.sessions[id as usize].internal
+            }
+            None => self.admit_stranger(protocol, remote, external, segment.as_ref(), now)?,
+        };
+        packet.rewrite_destination(internal.address, internal.port);
+        Ok(())
+    }
+
+    /// A packet from outside that belongs to no session: the filter decides (RFC 4787 §5). It refreshes nothing.
+    fn admit_stranger(
+        &mut self,
+        protocol: Proto,
+        remote: Endpoint,
+        external: Endpoint,
+        segment: Option<&Segment>,
+        now: Timestamp,
+    ) -> Result<Endpoint, DropReason> {
+        let id = self.table.find_external(protocol, external).ok_or(DropReason::NoMapping)?;
+        if !self.filter_admits(id, remote) {
+            return Err(DropReason::Filtered);
+        }
+        if let Some(segment) = segment {
+            if !segment.opens() {
+                return Err(DropReason::TcpOutOfState);
+            }
+            self.open_session_from_outside(id, remote, Connection::opened_by_remote(segment), now)?;
+        }
+        Ok(self.table.mappings[id as usize].internal)
+    }
+
+    /// Whether the mapping's filter admits packets of a remote endpoint with which it has no session.
+    pub(super) fn filter_admits(&self, mapping: u32, remote: Endpoint) -> bool {
+        self.table.mappings[mapping as usize].kind == Kind::Published
+            || match self.config.filtering {
+                Filtering::EndpointIndependent => true,
+                Filtering::AddressDependent => self.table.admits(mapping, remote.address),
+                Filtering::AddressAndPortDependent => false,
+            }
+    }
+
+    /// A packet of an existing session: TCP moves on, and the session's idle time begins anew.
+    fn follow(
+        &mut self,
+        id: u32,
+        segment: Option<&Segment>,
+        direction: fn(&mut Connection, &Segment) -> Verdict,
+        now: Timestamp,
+    ) -> Result<(), DropReason> {
+        let session = &mut self.table.sessions[id as usize];
+        let (Some(segment), Some(connection)) = (segment, &mut session.tcp) else {
+            session.last_activity = now;
+            return Ok(());
+        };
+        let before = connection.state();
+        let verdict = direction(connection, segment);
+        let changed = connection.state() != before;
+        match verdict {
+            Verdict::Refresh => session.last_activity = now,
+            Verdict::Pass => {}
+            Verdict::Refuse => return Err(DropReason::TcpOutOfState),
+        }
+        if changed {
+            self.restart_timer(id, now);
+        }
+        Ok(())
+    }
+}
+
+/// What a packet is about.
+enum Subject {
+    /// Itself: TCP, UDP or an ICMP query.
+    Flow { protocol: Proto, source: Endpoint, destination: Endpoint, message: Option<Message> },
+    /// Another packet.
+    Error,
+}
+
+fn classify(packet: &Ipv4Packet<'_>) -> Result<Subject, DropReason> {
+    let (source, destination) = (packet.source(), packet.destination());
+    match packet.transport() {
+        Transport::Tcp { .. } | Transport::Udp => {
+            let (from, to) = packet.ports().ok_or(DropReason::BadTransportHeader)?;
+            let protocol = if packet.transport() == Transport::Udp { Proto::Udp } else { Proto::Tcp };
+            let (source, destination) = (Endpoint::new(source, from), Endpoint::new(destination, to));
+            Ok(Subject::Flow { protocol, source, destination, message: None })
+        }
+        Transport::Icmp => {
+            let (kind, _) = packet.icmp_type_code().ok_or(DropReason::BadTransportHeader)?;
+            let identifier = packet.icmp_identifier().ok_or(DropReason::BadTransportHeader)?;
+            let message = icmp::message(kind).ok_or(DropReason::UnsupportedIcmp)?;
+            // The identifier stands on the side of whoever asks.
+            let (from, to) = match message {
+                Message::Error => return Ok(Subject::Error),
+                Message::Request => (identifier, 0),
+                Message::Reply => (0, identifier),
+            };
+            let (source, destination) = (Endpoint::new(source, from), Endpoint::new(destination, to));
+            Ok(Subject::Flow { protocol: Proto::Icmp, source, destination, message: Some(message) })
+        }
+        Transport::Other => Err(DropReason::UnsupportedProtocol),
+    }
+}
+
+/// The external port (or ICMP identifier) that a packet from outside, or to be hairpinned, is for: the one whose shard
+/// must translate it. For ICMP errors it is that of the packet which they quote. `None` if there is none to be found.
+pub fn external_port(packet: &Ipv4Packet<'_>) -> Option<(Proto, u16)> {
+    match classify(packet).ok()? {
+        Subject::Flow { protocol, destination, message: None | Some(Message::Reply), .. } => {
+            Some((protocol, destination.port))
+        }
+        Subject::Flow { .. } => None,
+        Subject::Error => icmp::quoted_source(packet),
+    }
+}

@@ -1,0 +1,271 @@
+//! What a turn of the loop produces: packets for the devices, sealed trains for the transport.
+//!
+//! The core decides and rewrites headers in place; the payload stays in the [`Arena`] and is only named here. The
+//! shell ([`crate::shard`]) hands the outbox to the devices at the end of the turn.
+
+use std::net::SocketAddrV4;
+use std::ops::Range;
+
+use crate::arena::{Arena, Span};
+use crate::clock::Timestamp;
+use crate::drop_reason::{DropCounters, DropReason};
+use crate::external::MacAddress;
+use crate::external::neighbor::ArpFrame;
+use crate::transport::{MAX_TRAIN_BYTES, MAX_TRAIN_SEGMENTS};
+use crate::tunnel::{Outgoing, PeerId, Sealer, Tunnel};
+use crate::wire::{Offload, Segments, Shape, VirtioNetHeader};
+
+/// Where a packet's head lies.
+#[derive(Debug)]
+pub enum Bytes {
+    /// In the arena, where it was received (the rule).
+    Arena(Span),
+    /// On its own: an ICMP error of the gateway, a reassembled datagram, a fragment, a packet of another shard.
+    Owned(Vec<u8>),
+}
+
+impl Bytes {
+    /// The bytes.
+    pub fn get<'a>(&'a self, arena: &'a Arena) -> &'a [u8] {
+        match self {
+            Self::Arena(span) => arena.get(*span),
+            Self::Owned(bytes) => bytes,
+        }
+    }
+}
+
+/// A packet on its way out: its head, and the gather list of its payload's rest.
+#[derive(Debug)]
+pub struct Gather {
+    /// Headers, and the payload as far as it is not in the gather list.
+    pub head: Bytes,
+    /// Indices into [`Outbox::tails`].
+    pub tails: Range<usize>,
+}
+
+impl Gather {
+    /// A packet that lies in one piece.
+    pub fn whole(head: Bytes) -> Self {
+        Self { head, tails: 0..0 }
+    }
+
+    /// Its gather list among those of the outbox.
+    pub fn tails_of<'a>(&self, tails: &'a [Span]) -> &'a [Span] {
+        &tails[self.tails.clone()]
+    }
+}
+
+/// A packet for a device of the kernel.
+#[derive(Debug)]
+pub struct DeviceFrame {
+    /// The packet.
+    pub packet: Gather,
+    /// Its offload metadata, as this device wants it.
+    pub header: VirtioNetHeader,
+    /// Its shape, in case the device refuses the superpacket and it has to be split here.
+    pub shape: Shape,
+    /// The next hop's link address; zero on a TUN device.
+    pub destination_mac: MacAddress,
+}
+
+/// A packet for a peer, to be split and sealed.
+#[derive(Debug)]
+pub struct PeerFrame {
+    /// The peer.
+    pub peer: PeerId,
+    /// The packet.
+    pub packet: Gather,
+    /// Its shape.
+    pub shape: Shape,
+}
+
+/// Everything that one turn sends.
+#[derive(Default, Debug)]
+pub struct Outbox {
+    /// IPv4 packets for the external interface.
+    pub external: Vec<DeviceFrame>,
+    /// IPv4 packets for the TUN device.
+    pub tun: Vec<DeviceFrame>,
+    /// IPv4 packets to be sealed.
+    pub peers: Vec<PeerFrame>,
+    /// ARP requests.
+    pub arp: Vec<ArpFrame>,
+    /// Packets for other shards.
+    pub crossings: Vec<(u8, Crossing)>,
+    /// WireGuard messages that are ready: handshakes, cookies, keepalives, flushed queues.
+    pub datagrams: Outgoing,
+    /// The gather lists, one after another.
+    pub tails: Vec<Span>,
+}
+
+/// What one shard hands to another, through a bounded queue.
+#[derive(Debug)]
+pub enum Crossing {
+    /// A handshake initiation for a peer that lives there.
+    Initiation {
+        /// The datagram's source.
+        from: SocketAddrV4,
+        /// The datagram.
+        datagram: Vec<u8>,
+    },
+    /// A routed packet for a peer that lives there.
+    ToPeer {
+        /// The packet, whole.
+        packet: Vec<u8>,
+        /// Its offload metadata.
+        offload: Offload,
+    },
+    /// A packet from outside (or hairpinned), not yet translated, for a NAT port that belongs there.
+    Inbound {
+        /// The packet, whole.
+        packet: Vec<u8>,
+        /// Its offload metadata.
+        offload: Offload,
+    },
+}
+
+impl Outbox {
+    /// Appends a gather list and returns its place.
+    pub fn push_tails(&mut self, tails: &[Span]) -> Range<usize> {
+        let start = self.tails.len();
+        self.tails.extend_from_slice(tails);
+        start..self.tails.len()
+    }
+
+    /// Copies a packet into one piece.
+    pub fn to_vec(&self, packet: &Gather, arena: &Arena) -> Vec<u8> {
+        let mut bytes = packet.head.get(arena).to_vec();
+        for &tail in packet.tails_of(&self.tails) {
+            bytes.extend_from_slice(arena.get(tail));
+        }
+        bytes
+    }
+
+    /// Forgets everything, keeps the memory.
+    pub fn clear(&mut self) {
+        self.external.clear();
+        self.tun.clear();
+        self.peers.clear();
+        self.arp.clear();
+        self.crossings.clear();
+        self.datagrams.datagrams.clear();
+        self.tails.clear();
+    }
+}
+
+/// A train: datagrams of equal size for one destination (the last may be shorter), one behind another.
+#[derive(Clone, Debug)]
+pub struct Train {
+    /// The destination.
+    pub to: SocketAddrV4,
+    /// Its bytes within the buffer.
+    pub range: Range<usize>,
+    /// Bytes of each datagram but the last.
+    pub segment_size: usize,
+    last: usize,
+}
+
+/// Room for the sealed datagrams between two sends.
+#[derive(Debug)]
+pub struct TrainBuffer {
+    bytes: Box<[u8]>,
+    used: usize,
+    trains: Vec<Train>,
+}
+
+/// Enough for four full trains, and little enough to stay in the cache.
+const TRAIN_BUFFER_SIZE: usize = 256 * 1024;
+/// What sealing adds to a packet, at most: header and tag, and padding to a multiple of 16.
+const MAX_SEALING_OVERHEAD: usize = Sealer::OVERHEAD + 15;
+impl Default for TrainBuffer {
+    fn default() -> Self {
+        Self { bytes: vec![0; TRAIN_BUFFER_SIZE].into_boxed_slice(), used: 0, trains: Vec::new() }
+    }
+}
+
+impl TrainBuffer {
+    /// The trains that are ready.
+    pub fn trains(&self) -> &[Train] {
+        &self.trains
+    }
+
+    /// A train's bytes.
+    pub fn bytes(&self, train: &Train) -> &[u8] {
+        &self.bytes[train.range.clone()]
+    }
+
+    /// The room behind the last datagram.
+    fn room(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.used..]
+    }
+
+    /// Forgets the trains, keeps the memory.
+    pub fn clear(&mut self) {
+        self.used = 0;
+        self.trains.clear();
+    }
+
+    /// Takes the `len` bytes that were just written behind the last datagram as the next one.
+    fn commit(&mut self, to: SocketAddrV4, len: usize) {
+        let range = self.used..self.used + len;
+        self.used = range.end;
+        if let Some(train) = self.trains.last_mut() {
+            // Only the last datagram of a train may be shorter (udp(7), UDP_SEGMENT).
+            let open = train.last == train.segment_size && len <= train.segment_size;
+            let room = train.range.len() + len <= MAX_TRAIN_BYTES
+                && train.range.len() / train.segment_size < MAX_TRAIN_SEGMENTS;
+            if train.to == to && open && room {
+                train.range.end = range.end;
+                train.last = len;
+                return;
+            }
+        }
+        self.trains.push(Train { to, range, segment_size: len, last: len });
+    }
+}
+
+/// Splits and seals the packets for peers, from `*next` on, until all are done or `buffer` is full.
+///
+/// Returns whether there is more: the caller then sends the trains, clears `buffer`, and calls again. A packet for a
+/// peer without a session goes to the tunnel's queue, which starts a handshake.
+pub fn seal_frames(
+    outbox: &mut Outbox,
+    next: &mut usize,
+    arena: &Arena,
+    tunnel: &mut Tunnel,
+    buffer: &mut TrainBuffer,
+    now: Timestamp,
+    drops: &mut DropCounters,
+) -> bool {
+    while let Some(frame) = outbox.peers.get(*next) {
+        let slices = frame.packet.tails_of(&outbox.tails).iter().map(|&tail| arena.get(tail));
+        let mut segments = Segments::new(frame.packet.head.get(arena), frame.shape, slices);
+        let worst = segments.segment_count() * (segments.max_segment_len() + MAX_SEALING_OVERHEAD);
+        if buffer.used > 0 && buffer.used + worst > buffer.bytes.len() {
+            return true;
+        }
+        *next += 1;
+        if worst > buffer.bytes.len() {
+            // Segments so small that their headers outweigh them a hundred times: nobody sends that in earnest.
+            drops.add(DropReason::TooBig, segments.segment_count() as u64);
+            continue;
+        }
+        if let Some(mut sealer) = tunnel.sealer(frame.peer, now) {
+            let to = sealer.endpoint();
+            while let Some(len) = segments.next_into(&mut buffer.room()[Sealer::HEADER_LEN..]) {
+                match sealer.seal(buffer.room(), len) {
+                    Ok(sealed) => buffer.commit(to, sealed),
+                    Err(reason) => drops.count(reason),
+                }
+            }
+        } else {
+            while let Some(len) = segments.next_into(buffer.room()) {
+                let packet = &buffer.room()[..len];
+                if let Err(reason) = tunnel.enqueue(frame.peer, packet, now, &mut outbox.datagrams) {
+                    drops.count(reason);
+                }
+            }
+        }
+    }
+    false
+}

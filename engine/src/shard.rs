@@ -1,0 +1,476 @@
+//! The event loop of one thread, and the only place that reads the clock.
+//!
+//! Theory of operation. A turn: wait for a device, a command or a deadline; receive a bounded batch from every device
+//! that is ready; let the core route it; send what the core put into the outbox; start over. A turn takes at most
+//! [`TRANSPORT_BUFFERS`] trains, [`EXTERNAL_BUFFERS`] frames and [`TUN_BUFFERS`] packets: segments of one flow are
+//! gathered over as many trains, and nobody waits long behind a bulk flow. Readiness is level-triggered, so what a turn
+//! left is taken by the next. When nothing is ready and nothing is due, the thread waits in the kernel without a
+//! timeout: idle costs nothing.
+
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::sync::mpsc::{Receiver, SyncSender};
+
+use crate::arena::Arena;
+use crate::clock::{Timestamp, monotonic_now};
+use crate::core::Core;
+use crate::drop_reason::DropReason;
+use crate::external::ExternalGateway;
+use crate::external::reservation::ReserverHandle;
+use crate::messages::{Command, EventKind, Events};
+use crate::outbox::{Crossing, Outbox, TrainBuffer, seal_frames};
+use crate::transport::{SendTrain, Train, Transport};
+use crate::tun::Tun;
+use crate::wake::{Epoll, EventFd, Events as Readiness, Interest};
+use crate::wire::{Offload, Segments, VirtioNetHeader};
+
+const TRANSPORT_BUFFERS: usize = 8;
+const EXTERNAL_BUFFERS: usize = 32;
+const TUN_BUFFERS: usize = 8;
+
+/// Where each device's buffers lie in the arena.
+const TRANSPORT_RANGE: Range<usize> = 0..TRANSPORT_BUFFERS;
+const EXTERNAL_RANGE: Range<usize> = TRANSPORT_RANGE.end..TRANSPORT_RANGE.end + EXTERNAL_BUFFERS;
+const TUN_RANGE: Range<usize> = EXTERNAL_RANGE.end..EXTERNAL_RANGE.end + TUN_BUFFERS;
+
+/// Packets between two shards that have not been taken yet, at most.
+pub const CROSSING_QUEUE: usize = 1_024;
+/// Commands and crossings that one turn carries out, at most.
+const MESSAGES_PER_TURN: usize = 64;
+
+/// The devices of one shard.
+pub struct Devices {
+    /// Where sealed datagrams travel.
+    pub transport: Box<dyn Transport + Send>,
+    /// The TUN device: every shard writes, one reads (several queues would reorder).
+    pub tun: Tun,
+    /// Whether this shard reads it.
+    pub reads_tun: bool,
+    /// Whether the TUN device takes superpackets.
+    pub tun_offload: bool,
+    /// A gateway's external interface.
+    pub external: Option<ExternalGateway>,
+}
+
+/// How a shard is reached, and reaches others.
+pub struct Links {
+    /// Wakes this shard.
+    pub wake: EventFdHandle,
+    /// What it is told to do.
+    pub commands: Receiver<Command>,
+    /// What other shards found to belong here.
+    pub crossings: Receiver<Crossing>,
+    /// The other shards, by number.
+    pub shards: Vec<CrossingSender>,
+    /// Whom to ask for external ports, once it has been started.
+    pub reserver: Option<ReserverHandle>,
+    /// What Python should know.
+    pub events: Events,
+}
+
+/// The way into another shard's queue.
+#[derive(Clone)]
+pub struct CrossingSender {
+    /// Its queue.
+    pub queue: SyncSender<Crossing>,
+    /// Its alarm clock.
+    pub wake: EventFdHandle,
+}
+
+/// A shared handle of a shard's wake-up descriptor.
+pub type EventFdHandle = std::sync::Arc<EventFd>;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u64)]
+enum Token {
+    Wake,
+    Transport,
+    Tun,
+    External,
+    Arp,
+}
+
+/// One shard: a core and its devices.
+pub struct Shard<C> {
+    core: C,
+    devices: Devices,
+    links: Links,
+    epoll: Epoll,
+    arena: Arena,
+    outbox: Outbox,
+    sealed: TrainBuffer,
+    trains: Vec<Train>,
+    segment: Box<[u8]>,
+}
+
+/// How a turn ends.
+#[derive(PartialEq, Eq)]
+enum Turn {
+    Again,
+    Stop,
+}
+
+impl<C: Core> Shard<C> {
+    /// Puts the parts together; nothing runs yet.
+    ///
+    /// # Errors
+    /// Where the kernel has no room for another epoll instance.
+    pub fn new(core: C, devices: Devices, links: Links) -> Result<Self, crate::sys::DeviceError> {
+        let epoll = Epoll::new()?;
+        epoll.add(&*links.wake, Token::Wake as u64, Interest::Read)?;
+        epoll.add(devices.transport.as_fd(), Token::Transport as u64, Interest::Read)?;
+        if devices.reads_tun {
+            epoll.add(&devices.tun, Token::Tun as u64, Interest::Read)?;
+        }
+        if let Some(external) = &devices.external {
+            epoll.add(&external.packets, Token::External as u64, Interest::Read)?;
+            epoll.add(&external.arp, Token::Arp as u64, Interest::Read)?;
+        }
+        Ok(Self {
+            core,
+            devices,
+            links,
+            epoll,
+            arena: Arena::new(TUN_RANGE.end),
+            outbox: Outbox::default(),
+            sealed: TrainBuffer::default(),
+            trains: Vec::with_capacity(TRANSPORT_BUFFERS),
+            segment: vec![0; crate::wire::ipv4::MAX_PACKET_LEN].into_boxed_slice(),
+        })
+    }
+
+    /// Runs until told to stop.
+    ///
+    /// # Errors
+    /// What the kernel says of the epoll instance; a device's trouble is counted or told as an event, and survived.
+    pub fn run(mut self) -> io::Result<()> {
+        let mut ready = Readiness::with_capacity(8);
+        loop {
+            let timeout = self.core.next_wakeup().map(|deadline| deadline.since(monotonic_now()));
+            self.epoll.wait(&mut ready, timeout)?;
+            let now = monotonic_now();
+            for event in ready.iter() {
+                if self.receive(now, event.token) == Turn::Stop {
+                    return Ok(());
+                }
+            }
+            if self.core.next_wakeup().is_some_and(|deadline| deadline <= now) {
+                self.core.poll(now, &mut self.outbox);
+            }
+            self.send(now);
+            self.request_ports();
+        }
+    }
+
+    fn receive(&mut self, now: Timestamp, token: u64) -> Turn {
+        const WAKE: u64 = Token::Wake as u64;
+        const TRANSPORT: u64 = Token::Transport as u64;
+        const TUN: u64 = Token::Tun as u64;
+        const EXTERNAL: u64 = Token::External as u64;
+        match token {
+            WAKE => return self.receive_messages(now),
+            TRANSPORT => self.receive_datagrams(now),
+            TUN => self.receive_host(now),
+            EXTERNAL => self.receive_external(now),
+            _ => self.receive_arp(now),
+        }
+        Turn::Again
+    }
+
+    // ---- What comes in, in the order of a packet's walk.
+
+    fn receive_datagrams(&mut self, now: Timestamp) {
+        self.trains.clear();
+        match self.devices.transport.receive(&mut self.arena, TRANSPORT_RANGE, &mut self.trains) {
+            Ok(_) => {}
+            // An ICMP error about an earlier datagram (a client that went away): the next read goes on.
+            Err(_) => self.core.drops().count(DropReason::ReceiveFailed),
+        }
+        for train in &self.trains {
+            self.core.receive_datagrams(
+                now,
+                &mut self.arena,
+                train.span,
+                train.segment_size,
+                train.from,
+                &mut self.outbox,
+            );
+        }
+        self.core.flush_peers(now, &mut self.arena, &mut self.outbox);
+    }
+
+    fn receive_host(&mut self, now: Timestamp) {
+        for buffer in TUN_RANGE {
+            match self.devices.tun.receive(&mut self.arena, buffer) {
+                Ok(Some(received)) => match received.offload.offload() {
+                    Some(offload) => {
+                        self.core.receive_host(
+                            now,
+                            &mut self.arena,
+                            received.span,
+                            offload,
+                            &mut self.outbox,
+                        );
+                    }
+                    None => self.core.drops().count(DropReason::UnknownOffload),
+                },
+                Ok(None) => return,
+                // The device is down: nothing comes from it until it is up again.
+                Err(_) => return self.core.drops().count(DropReason::ReceiveFailed),
+            }
+        }
+    }
+
+    fn receive_external(&mut self, now: Timestamp) {
+        let Some(external) = &mut self.devices.external else { return };
+        if let Err(error) = external.receive(&mut self.arena, EXTERNAL_RANGE) {
+            self.core.drops().count(DropReason::ReceiveFailed);
+            self.links.events.push(EventKind::ExternalDown, format!("the external interface: {error}"));
+        }
+        for frame in external.frames() {
+            match frame.header.offload() {
+                Some(offload) => {
+                    self.core.receive_external(now, &mut self.arena, frame.span, offload, &mut self.outbox);
+                }
+                None => self.core.drops().count(DropReason::UnknownOffload),
+            }
+        }
+    }
+
+    fn receive_arp(&mut self, now: Timestamp) {
+        let Some(external) = &mut self.devices.external else { return };
+        while let Ok(Some(frame)) = external.arp.receive(&mut self.segment) {
+            self.core.receive_arp(now, frame, &mut self.outbox);
+        }
+    }
+
+    fn receive_messages(&mut self, now: Timestamp) -> Turn {
+        // Cleared first: whoever adds a message from here on wakes us again.
+        if self.links.wake.clear().is_err() {
+            return Turn::Again;
+        }
+        for taken in 1..=MESSAGES_PER_TURN {
+            match self.links.commands.try_recv() {
+                Ok(Command::Stop) => return Turn::Stop,
+                Ok(command) => self.carry_out(now, command),
+                Err(_) => break,
+            }
+            if taken == MESSAGES_PER_TURN {
+                self.wake_again();
+            }
+        }
+        for taken in 1..=MESSAGES_PER_TURN {
+            match self.links.crossings.try_recv() {
+                Ok(crossing) => {
+                    self.core.receive_crossing(now, &mut self.arena, crossing, &mut self.outbox);
+                }
+                Err(_) => break,
+            }
+            if taken == MESSAGES_PER_TURN {
+                self.wake_again();
+            }
+        }
+        Turn::Again
+    }
+
+    fn wake_again(&self) {
+        if let Err(error) = self.links.wake.notify() {
+            self.links.events.push(EventKind::ShardFailed, format!("a shard cannot wake itself: {error}"));
+        }
+    }
+
+    fn carry_out(&mut self, now: Timestamp, command: Command) {
+        match command {
+            Command::Status(reply) => {
+                let mut status = self.core.status(now);
+                status.offloads = self.offloads_in_use();
+                // Whoever asked may have given up: then nobody misses the answer.
+                drop(reply.try_send(status));
+            }
+            Command::SetExternal { link, host_addresses, filter } => {
+                if let Some(external) = &mut self.devices.external {
+                    if let Err(error) = external.set_link(&link, &filter) {
+                        self.links.events.push(EventKind::ExternalDown, error.to_string());
+                    }
+                }
+                let command = Command::SetExternal { link, host_addresses, filter };
+                self.core.carry_out(now, command, &mut self.outbox);
+            }
+            Command::SetFilter(filter) => {
+                if let Some(external) = &self.devices.external {
+                    if let Err(error) = external.packets.set_filter(&filter) {
+                        self.links.events.push(EventKind::ExternalDown, error.to_string());
+                    }
+                }
+            }
+            Command::Reserver(reserver) => self.links.reserver = Some(reserver),
+            other => self.core.carry_out(now, other, &mut self.outbox),
+        }
+    }
+
+    fn offloads_in_use(&self) -> Vec<(&'static str, bool)> {
+        let mut offloads = vec![
+            ("tun", self.devices.tun_offload),
+            ("tun_uso", self.devices.tun_offload && self.devices.tun.offloads().uso),
+            ("udp_gso", self.devices.transport.gso()),
+            ("udp_gro", self.devices.transport.gro()),
+        ];
+        if let Some(external) = &self.devices.external {
+            offloads.push(("external", external.offload));
+        }
+        offloads
+    }
+
+    // ---- What goes out.
+
+    fn send(&mut self, now: Timestamp) {
+        self.send_external();
+        self.send_tun();
+        self.send_peers(now);
+        self.send_datagrams();
+        self.send_crossings();
+        self.outbox.clear();
+    }
+
+    fn send_external(&mut self) {
+        let Some(external) = &mut self.devices.external else { return };
+        for frame in self.outbox.arp.drain(..) {
+            if external.arp.send(&frame).is_err() {
+                self.core.drops().count(DropReason::SendFailed);
+            }
+        }
+        if self.outbox.external.is_empty() {
+            return;
+        }
+        let offload_before = external.offload;
+        let dropped =
+            external.send_outbound(&self.outbox.external, &self.outbox.tails, &self.arena, &mut self.segment);
+        self.core.drops().add(DropReason::SendFailed, dropped as u64);
+        if offload_before && !external.offload {
+            self.links.events.push(
+                EventKind::OffloadDisabled,
+                "the external interface refused a superpacket: packets are split before they are sent",
+            );
+        }
+    }
+
+    fn send_tun(&mut self) {
+        for frame in &self.outbox.tun {
+            let tails = frame.packet.tails_of(&self.outbox.tails);
+            let head = frame.packet.head.get(&self.arena);
+            let sent = if self.devices.tun_offload || frame.shape.offload() == Offload::NONE {
+                let mut slices = Vec::with_capacity(1 + tails.len());
+                slices.push(io::IoSlice::new(head));
+                slices.extend(tails.iter().map(|&tail| io::IoSlice::new(self.arena.get(tail))));
+                self.devices.tun.send(frame.header, &slices)
+            } else {
+                Err(io::Error::from_raw_os_error(libc::EINVAL))
+            };
+            let Err(error) = sent else { continue };
+            if error.raw_os_error() != Some(libc::EINVAL) || frame.shape.offload() == Offload::NONE {
+                self.core.drops().add(DropReason::SendFailed, frame.shape.segment_count() as u64);
+                continue;
+            }
+            if self.devices.tun_offload {
+                self.devices.tun_offload = false;
+                self.links.events.push(
+                    EventKind::OffloadDisabled,
+                    "the TUN device refused a superpacket: packets are split before they are injected",
+                );
+            }
+            let slices = tails.iter().map(|&tail| self.arena.get(tail));
+            let mut segments = Segments::new(head, frame.shape, slices);
+            while let Some(len) = segments.next_into(&mut self.segment) {
+                let segment = io::IoSlice::new(&self.segment[..len]);
+                if self.devices.tun.send(VirtioNetHeader::default(), &[segment]).is_err() {
+                    self.core.drops().count(DropReason::SendFailed);
+                }
+            }
+        }
+    }
+
+    fn send_peers(&mut self, now: Timestamp) {
+        let mut next = 0;
+        loop {
+            let (tunnel, drops) = self.core.sealing();
+            let more =
+                seal_frames(&mut self.outbox, &mut next, &self.arena, tunnel, &mut self.sealed, now, drops);
+            self.send_sealed();
+            if !more {
+                return;
+            }
+        }
+    }
+
+    fn send_sealed(&mut self) {
+        if self.sealed.trains().is_empty() {
+            return;
+        }
+        let trains: Vec<SendTrain<'_>> = self
+            .sealed
+            .trains()
+            .iter()
+            .map(|train| SendTrain {
+                to: train.to,
+                bytes: self.sealed.bytes(train),
+                segment_size: train.segment_size,
+            })
+            .collect();
+        send_trains(&mut *self.devices.transport, &trains, &mut self.core, &self.links.events);
+        self.sealed.clear();
+    }
+
+    /// Handshakes and the like, which the tunnel made itself.
+    fn send_datagrams(&mut self) {
+        let trains: Vec<SendTrain<'_>> = self
+            .outbox
+            .datagrams
+            .datagrams
+            .iter()
+            .map(|(to, datagram)| SendTrain { to: *to, bytes: datagram, segment_size: datagram.len() })
+            .collect();
+        if !trains.is_empty() {
+            send_trains(&mut *self.devices.transport, &trains, &mut self.core, &self.links.events);
+        }
+    }
+
+    fn request_ports(&mut self) {
+        let Some(reserver) = &self.links.reserver else { return };
+        for request in self.core.reserve_requests() {
+            if reserver.request(request).is_err() {
+                self.links.events.push(EventKind::PortsExhausted, "the port reserver is too busy, or gone");
+            }
+        }
+    }
+
+    fn send_crossings(&mut self) {
+        for (shard, crossing) in self.outbox.crossings.drain(..) {
+            let sent =
+                self.links.shards.get(usize::from(shard)).is_some_and(|other| {
+                    other.queue.try_send(crossing).is_ok() && other.wake.notify().is_ok()
+                });
+            if !sent {
+                self.core.drops().count(DropReason::QueueFull);
+            }
+        }
+    }
+}
+
+fn send_trains(
+    transport: &mut dyn Transport,
+    trains: &[SendTrain<'_>],
+    core: &mut impl Core,
+    events: &Events,
+) {
+    let gso_before = transport.gso();
+    let outcome = transport.send(trains);
+    core.drops().add(DropReason::SendFailed, outcome.dropped as u64);
+    if gso_before && !transport.gso() {
+        let why = outcome.error.map_or_else(String::new, |error| format!(" ({error})"));
+        events.push(
+            EventKind::OffloadDisabled,
+            format!("the kernel refused UDP_SEGMENT{why}: datagrams are sent one by one"),
+        );
+    }
+}

@@ -1,0 +1,331 @@
+//! Many datagrams a call: recvmmsg(2) and sendmmsg(2) with storage that is allocated once.
+
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use libc::{c_int, c_void};
+
+use super::{MAX_SLICES, SocketAddress, check, vector};
+
+/// The most messages that one call receives or sends.
+pub(crate) const MAX_MESSAGES: usize = 64;
+
+/// Bytes before the body of a message that the caller writes: virtio-net and Ethernet header.
+pub(crate) const MAX_HEAD: usize = 24;
+
+/// `SOL_UDP` of linux/socket.h.
+pub(crate) const SOL_UDP: c_int = 17;
+
+/// Ancillary data of one message, aligned as `struct cmsghdr` wants it.
+#[derive(Clone, Copy)]
+#[repr(C, align(8))]
+struct Control([u8; CONTROL_SIZE]);
+
+const CONTROL_SIZE: usize = 64;
+/// `struct cmsghdr` of the kernel: a `size_t` and two `int`s.
+const CONTROL_HEADER: usize = mem::size_of::<usize>() + 8;
+/// Ancillary data is aligned to the machine's word (`CMSG_ALIGN`).
+const CONTROL_ALIGN: usize = mem::size_of::<usize>();
+
+const fn control_align(len: usize) -> usize {
+    len.div_ceil(CONTROL_ALIGN) * CONTROL_ALIGN
+}
+
+/// Storage for recvmmsg(2).
+pub(crate) struct ReceiveBatch {
+    headers: Vec<libc::mmsghdr>,
+    vectors: Vec<libc::iovec>,
+    names: Vec<SocketAddress>,
+    controls: Vec<Control>,
+}
+
+// SAFETY: the pointers inside point into the batch's own vectors, or (between calls: dangling, never read) to buffers
+// of the last call.
+unsafe impl Send for ReceiveBatch {}
+
+impl ReceiveBatch {
+    pub(crate) fn new() -> Self {
+        Self {
+            headers: vec![EMPTY_HEADER; MAX_MESSAGES],
+            vectors: vec![EMPTY_VECTOR; MAX_MESSAGES],
+            names: vec![SocketAddress::EMPTY; MAX_MESSAGES],
+            controls: vec![Control([0; CONTROL_SIZE]); MAX_MESSAGES],
+        }
+    }
+
+    /// Receives as many messages as there are, one into each buffer, and at most [`MAX_MESSAGES`].
+    pub(crate) fn receive(&mut self, fd: BorrowedFd<'_>, buffers: &mut [Box<[u8]>]) -> io::Result<usize> {
+        let count = buffers.len().min(MAX_MESSAGES);
+        for (i, buffer) in buffers.iter_mut().take(count).enumerate() {
+            self.vectors[i] =
+                libc::iovec { iov_base: buffer.as_mut_ptr().cast::<c_void>(), iov_len: buffer.len() };
+            let header = &mut self.headers[i].msg_hdr;
+            header.msg_name = self.names[i].bytes.as_mut_ptr().cast::<c_void>();
+            header.msg_namelen = SocketAddress::CAPACITY;
+            header.msg_iov = &raw mut self.vectors[i];
+            header.msg_iovlen = 1;
+            header.msg_control = self.controls[i].0.as_mut_ptr().cast::<c_void>();
+            header.msg_controllen = CONTROL_SIZE as _;
+            header.msg_flags = 0;
+        }
+        // SAFETY: the first `count` headers were pointed above at buffers, names and controls that live through the
+        // call, are exclusively borrowed, and have the lengths given.
+        let received = check(unsafe {
+            libc::recvmmsg(
+                fd.as_raw_fd(),
+                self.headers.as_mut_ptr(),
+                count as _,
+                libc::MSG_DONTWAIT as _,
+                std::ptr::null_mut(),
+            )
+        })?;
+        Ok((received as usize).min(count))
+    }
+
+    /// How many bytes the message had (at most the buffer's size).
+    pub(crate) fn len(&self, message: usize) -> usize {
+        self.headers[message].msg_len as usize
+    }
+
+    /// Whether the message did not fit into its buffer.
+    pub(crate) fn truncated(&self, message: usize) -> bool {
+        self.headers[message].msg_hdr.msg_flags & libc::MSG_TRUNC != 0
+    }
+
+    /// Where the message came from.
+    pub(crate) fn from(&self, message: usize) -> SocketAddress {
+        self.names[message]
+    }
+
+    /// The segment size that `UDP_GRO` reports, if the message is a train.
+    pub(crate) fn gro_segment_size(&self, message: usize) -> Option<usize> {
+        let used = self.headers[message].msg_hdr.msg_controllen.min(CONTROL_SIZE);
+        let data = find_control(&self.controls[message].0[..used], SOL_UDP, libc::UDP_GRO)?;
+        let size = c_int::from_ne_bytes(data.get(..4)?.try_into().ok()?);
+        usize::try_from(size).ok().filter(|&size| size > 0)
+    }
+}
+
+/// Finds ancillary data by its level and type (cmsg(3)).
+fn find_control(mut bytes: &[u8], level: c_int, kind: c_int) -> Option<&[u8]> {
+    while bytes.len() >= CONTROL_HEADER {
+        let (header, _) = bytes.split_at(CONTROL_HEADER);
+        let (len, ids) = header.split_at(CONTROL_ALIGN);
+        let len = usize::from_ne_bytes(len.try_into().ok()?);
+        let data = bytes.get(CONTROL_HEADER..len)?;
+        let id = |at: usize| ids.get(at..at + 4)?.try_into().ok().map(c_int::from_ne_bytes);
+        if id(0) == Some(level) && id(4) == Some(kind) {
+            return Some(data);
+        }
+        bytes = bytes.get(control_align(len)..)?;
+    }
+    None
+}
+
+/// One message to send.
+pub(crate) struct Message<'a> {
+    /// Where to; `None` on a socket that is bound to its interface.
+    pub(crate) to: Option<SocketAddress>,
+    /// What goes before the body.
+    pub(crate) head: Head,
+    /// The body.
+    pub(crate) body: Body<'a>,
+    /// `UDP_SEGMENT`: the kernel splits the body into datagrams of this size. Zero: it does not.
+    pub(crate) segment_size: u16,
+}
+
+/// Up to [`MAX_HEAD`] bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct Head {
+    bytes: [u8; MAX_HEAD],
+    len: usize,
+}
+
+impl Head {
+    pub(crate) const EMPTY: Self = Self { bytes: [0; MAX_HEAD], len: 0 };
+
+    /// Appends; what does not fit is cut off (the callers' headers have constant sizes).
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
+        for (slot, byte) in self.bytes[self.len..].iter_mut().zip(bytes) {
+            *slot = *byte;
+            self.len += 1;
+        }
+    }
+}
+
+/// The bytes of a message.
+#[derive(Clone, Copy)]
+pub(crate) enum Body<'a> {
+    Whole(&'a [u8]),
+    Gather(&'a [io::IoSlice<'a>]),
+}
+
+/// What to do after the kernel refused a message.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum AfterError {
+    /// Go on with the next message.
+    Skip,
+    /// Leave the rest.
+    Stop,
+}
+
+/// Storage for sendmmsg(2).
+pub(crate) struct SendBatch {
+    headers: Vec<libc::mmsghdr>,
+    vectors: Vec<libc::iovec>,
+    names: Vec<SocketAddress>,
+    controls: Vec<Control>,
+    heads: Vec<Head>,
+    ends: Vec<usize>,
+}
+
+// SAFETY: as of `ReceiveBatch`.
+unsafe impl Send for SendBatch {}
+
+impl SendBatch {
+    pub(crate) fn new() -> Self {
+        Self {
+            headers: vec![EMPTY_HEADER; MAX_MESSAGES],
+            vectors: Vec::with_capacity(MAX_MESSAGES * 4),
+            names: vec![SocketAddress::EMPTY; MAX_MESSAGES],
+            controls: vec![Control([0; CONTROL_SIZE]); MAX_MESSAGES],
+            heads: vec![Head::EMPTY; MAX_MESSAGES],
+            ends: Vec::with_capacity(MAX_MESSAGES),
+        }
+    }
+
+    /// Sends the next [`MAX_MESSAGES`] messages without waiting, and returns how many it took from the iterator.
+    ///
+    /// `report` hears of each message, by its index and in order, whether the kernel took it; after it answered
+    /// [`AfterError::Stop`] to a refusal, the rest is left and not reported.
+    pub(crate) fn send<'a>(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        messages: impl Iterator<Item = Message<'a>>,
+        mut report: impl FnMut(usize, io::Result<()>) -> AfterError,
+    ) -> usize {
+        self.vectors.clear();
+        self.ends.clear();
+        for (i, message) in messages.take(MAX_MESSAGES).enumerate() {
+            self.prepare(i, &message);
+        }
+        let count = self.ends.len();
+        self.point();
+
+        let mut next = 0;
+        while next < count {
+            let rest = &mut self.headers[next..count];
+            // SAFETY: `prepare` and `point` aimed the headers at names, vectors, heads and controls of `self`, none
+            // of which moves before the call returns, and at bodies that `messages` borrows for `'a`; the kernel
+            // reads them only.
+            let result = check(unsafe {
+                libc::sendmmsg(fd.as_raw_fd(), rest.as_mut_ptr(), rest.len() as _, libc::MSG_DONTWAIT as _)
+            });
+            match result {
+                Ok(taken) => {
+                    let end = (next + (taken as usize).max(1)).min(count);
+                    for i in next..end {
+                        report(i, Ok(()));
+                    }
+                    next = end;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => match report(next, Err(error)) {
+                    AfterError::Skip => next += 1,
+                    AfterError::Stop => break,
+                },
+            }
+        }
+        count
+    }
+
+    /// Copies what is small of the message, and notes its slices.
+    fn prepare(&mut self, i: usize, message: &Message<'_>) {
+        self.heads[i] = message.head;
+        if message.head.len > 0 {
+            self.vectors.push(EMPTY_VECTOR); // aimed at the head in `point`
+        }
+        match message.body {
+            Body::Whole(bytes) => self.vectors.push(vector(bytes)),
+            // One more than the kernel takes is enough for it to refuse the message, instead of cutting it.
+            Body::Gather(slices) => {
+                self.vectors.extend(slices.iter().take(MAX_SLICES + 1).map(|slice| vector(slice)))
+            }
+        }
+        self.ends.push(self.vectors.len());
+        let header = &mut self.headers[i].msg_hdr;
+        header.msg_namelen = message.to.map_or(0, |to| to.len);
+        self.names[i] = message.to.unwrap_or(SocketAddress::EMPTY);
+        header.msg_controllen = 0;
+        if message.segment_size > 0 {
+            let control = &mut self.controls[i].0;
+            let len = CONTROL_HEADER + 2;
+            control[..CONTROL_ALIGN].copy_from_slice(&len.to_ne_bytes());
+            control[CONTROL_ALIGN..CONTROL_ALIGN + 4].copy_from_slice(&SOL_UDP.to_ne_bytes());
+            control[CONTROL_ALIGN + 4..CONTROL_HEADER].copy_from_slice(&libc::UDP_SEGMENT.to_ne_bytes());
+            control[CONTROL_HEADER..len].copy_from_slice(&message.segment_size.to_ne_bytes());
+            header.msg_controllen = control_align(len) as _;
+        }
+    }
+
+    /// Aims the pointers, now that nothing moves any more.
+    fn point(&mut self) {
+        let mut start = 0;
+        for (i, &end) in self.ends.iter().enumerate() {
+            if self.heads[i].len > 0 {
+                let head = &self.heads[i];
+                self.vectors[start] = vector(&head.bytes[..head.len]);
+            }
+            let header = &mut self.headers[i].msg_hdr;
+            header.msg_iov = self.vectors[start..end].as_mut_ptr();
+            header.msg_iovlen = (end - start) as _;
+            header.msg_name = if header.msg_namelen == 0 {
+                std::ptr::null_mut()
+            } else {
+                self.names[i].bytes.as_mut_ptr().cast::<c_void>()
+            };
+            header.msg_control = if header.msg_controllen == 0 {
+                std::ptr::null_mut()
+            } else {
+                self.controls[i].0.as_mut_ptr().cast::<c_void>()
+            };
+            header.msg_flags = 0;
+            start = end;
+        }
+    }
+}
+
+const EMPTY_VECTOR: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+
+// SAFETY: `mmsghdr` consists of integers and pointers, for which zero is a value.
+const EMPTY_HEADER: libc::mmsghdr = unsafe { mem::zeroed() };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn control(len: usize, level: c_int, kind: c_int, data: &[u8]) -> Vec<u8> {
+        let mut bytes = len.to_ne_bytes().to_vec();
+        bytes.extend(level.to_ne_bytes());
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(data);
+        bytes.resize(control_align(bytes.len()), 0);
+        bytes
+    }
+
+    #[test]
+    fn ancillary_data_is_found_behind_other_ancillary_data() {
+        let mut bytes = control(CONTROL_HEADER + 1, 1, 2, &[7]);
+        bytes.extend(control(CONTROL_HEADER + 4, SOL_UDP, libc::UDP_GRO, &1400i32.to_ne_bytes()));
+        assert_eq!(find_control(&bytes, SOL_UDP, libc::UDP_GRO), Some(&1400i32.to_ne_bytes()[..]));
+        assert_eq!(find_control(&bytes, SOL_UDP, 1), None);
+    }
+
+    #[test]
+    fn ancillary_data_that_lies_about_its_length_ends_the_search() {
+        for len in [0, 1, CONTROL_HEADER - 1, 1000, usize::MAX] {
+            assert_eq!(find_control(&control(len, 1, 2, &[0; 8]), SOL_UDP, libc::UDP_GRO), None);
+        }
+    }
+}

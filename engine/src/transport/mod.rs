@@ -1,0 +1,84 @@
+//! How sealed datagrams travel between client and gateway.
+//!
+//! A [`Transport`] moves *trains*: datagrams of equal size from or to one address, one behind another in one buffer
+//! (only the last may be shorter). [`udp`] is the transport of WireGuard; another one, as a TCP packet service for
+//! networks that block UDP, need only implement the trait.
+
+use std::io;
+use std::net::SocketAddrV4;
+use std::ops::Range;
+use std::os::fd::AsFd;
+
+use crate::arena::{Arena, Span};
+
+pub mod udp;
+
+/// What became of the datagrams of one call.
+pub use crate::sys::SendOutcome;
+
+/// The most datagrams of a train (`UDP_MAX_SEGMENTS` of linux/udp.h before 6.9; it is 128 since).
+pub const MAX_TRAIN_SEGMENTS: usize = 64;
+/// The most bytes of a train: 65,535 less an IPv4 header of 20 bytes (RFC 791) and a UDP header of 8 (RFC 768).
+pub const MAX_TRAIN_BYTES: usize = 65_507;
+
+/// A received train.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Train {
+    /// Its datagrams.
+    pub span: Span,
+    /// Bytes of each datagram but the last, which may be shorter. At least 1, unless the train is one empty datagram.
+    pub segment_size: usize,
+    /// Where it comes from.
+    pub from: SocketAddrV4,
+}
+
+impl Train {
+    /// The datagrams, one by one.
+    pub fn datagrams(self) -> impl Iterator<Item = Span> {
+        let (len, size) = (self.span.len as usize, self.segment_size.max(1));
+        (0..len.div_ceil(size)).map(move |i| self.span.skip(i * size).take(size))
+    }
+}
+
+/// A train to be sent: at most [`MAX_TRAIN_SEGMENTS`] datagrams and [`MAX_TRAIN_BYTES`] bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SendTrain<'a> {
+    /// Where to.
+    pub to: SocketAddrV4,
+    /// Its datagrams.
+    pub bytes: &'a [u8],
+    /// Bytes of each datagram but the last, which may be shorter. A size of 0, or beyond the bytes, makes it one datagram.
+    pub segment_size: usize,
+}
+
+impl SendTrain<'_> {
+    /// How many datagrams it has.
+    pub fn datagrams(&self) -> usize {
+        if self.segment_size == 0 { 1 } else { self.bytes.len().div_ceil(self.segment_size).max(1) }
+    }
+}
+
+/// A way for sealed datagrams to travel.
+pub trait Transport: AsFd {
+    /// Receives what is there, at most one train into each of the arena's `buffers`, without waiting.
+    ///
+    /// Appends to `trains` and returns how many; 0 if there is nothing.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn receive(
+        &mut self,
+        arena: &mut Arena,
+        buffers: Range<usize>,
+        trains: &mut Vec<Train>,
+    ) -> io::Result<usize>;
+
+    /// Sends trains in their order, without waiting: what the kernel has no room for is dropped and counted.
+    fn send(&mut self, trains: &[SendTrain<'_>]) -> SendOutcome;
+
+    /// Whether trains are handed to the kernel whole. Turns false where the kernel refuses them, and stays so.
+    fn gso(&self) -> bool;
+
+    /// Whether the kernel hands over trains whole.
+    fn gro(&self) -> bool;
+}

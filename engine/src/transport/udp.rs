@@ -1,0 +1,431 @@
+//! WireGuard's transport: one UDP socket per shard, with segmentation (GSO) on the way out and GRO on the way in.
+//!
+//! Theory of operation. `recvmmsg` fills one buffer per message; with `UDP_GRO` the kernel has already merged
+//! consecutive datagrams of one sender, and says of which size they were. `sendmmsg` sends several trains, each with
+//! `UDP_SEGMENT`. Nothing waits: where the kernel has no room, datagrams die and are counted, as on any link.
+//!
+//! UDP GSO is broken on some kernels and drivers. If the kernel refuses a train with `EIO` or `EINVAL`, GSO is switched
+//! off for good and the train goes out datagram by datagram; [`Transport::gso`] tells.
+//!
+//! Several shards share the port by `SO_REUSEPORT`. A program in the kernel reads the *receiver index* of each message
+//! and picks the shard that handed it out, so that a peer stays on its shard wherever it roams
+//! ([`UdpTransport::steer_by_receiver_index`]).
+
+use std::io;
+use std::net::SocketAddrV4;
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use super::{MAX_TRAIN_BYTES, MAX_TRAIN_SEGMENTS, SendOutcome, SendTrain, Train, Transport};
+use crate::arena::{Arena, Span};
+use crate::bpf::{Assembler, AssemblyError, Instruction, Test};
+use crate::sys::batch::{AfterError, Body, Head, MAX_MESSAGES, Message, ReceiveBatch, SOL_UDP, SendBatch};
+use crate::sys::{self, Buffer, Context, DeviceError, SocketAddress};
+
+/// How to open the socket.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct UdpOptions {
+    /// Whether to send trains with `UDP_SEGMENT`.
+    pub gso: bool,
+    /// Whether to receive trains by `UDP_GRO`.
+    pub gro: bool,
+    /// Whether other sockets of this gateway share the port (`SO_REUSEPORT`).
+    pub reuse_port: bool,
+    /// The mark of sent packets (`SO_MARK`), by which routing rules know them; 0: none.
+    pub fwmark: u32,
+    /// Bytes of the kernel's receive buffer.
+    pub receive_buffer: usize,
+    /// Bytes of the kernel's send buffer.
+    pub send_buffer: usize,
+}
+
+impl Default for UdpOptions {
+    fn default() -> Self {
+        Self {
+            gso: true,
+            gro: true,
+            reuse_port: false,
+            fwmark: 0,
+            receive_buffer: 4 * 1024 * 1024,
+            send_buffer: 4 * 1024 * 1024,
+        }
+    }
+}
+
+/// A UDP socket that moves trains.
+pub struct UdpTransport {
+    fd: OwnedFd,
+    gso: bool,
+    gro: bool,
+    incoming: ReceiveBatch,
+    outgoing: SendBatch,
+}
+
+impl UdpTransport {
+    /// Opens a socket bound to `listen` (port 0: any).
+    ///
+    /// Outer packets are sent without DF, as WireGuard does: a path with a smaller MTU fragments them, and a forged
+    /// *fragmentation needed* changes nothing (`IP_PMTUDISC_OMIT`).
+    ///
+    /// # Errors
+    /// `EADDRINUSE` if a program holds the port, `EPERM` for a mark without `CAP_NET_ADMIN`.
+    pub fn open(listen: SocketAddrV4, options: UdpOptions) -> Result<Self, DeviceError> {
+        let fd = sys::socket(libc::AF_INET, libc::SOCK_DGRAM, libc::IPPROTO_UDP)
+            .context(|| format!("open a UDP socket for {listen}"))?;
+        let socket = fd.as_fd();
+        let set = |level, name, value: u32, what: &str| {
+            sys::set_option(socket, level, name, value)
+                .context(|| format!("set {what} on the UDP socket of {listen}"))
+        };
+        if options.reuse_port {
+            set(libc::SOL_SOCKET, libc::SO_REUSEPORT, 1, "SO_REUSEPORT")?;
+        }
+        if options.fwmark != 0 {
+            set(libc::SOL_SOCKET, libc::SO_MARK, options.fwmark, "SO_MARK")?;
+        }
+        set(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_OMIT as u32, "IP_MTU_DISCOVER")?;
+        for (direction, bytes) in
+            [(Buffer::Receive, options.receive_buffer), (Buffer::Send, options.send_buffer)]
+        {
+            sys::set_buffer(socket, direction, bytes)
+                .context(|| format!("size the buffers of the UDP socket of {listen}"))?;
+        }
+        // A kernel that knows UDP_SEGMENT accepts the size 0, which means "off".
+        let gso = options.gso && sys::set_option(socket, SOL_UDP, libc::UDP_SEGMENT, 0u32).is_ok();
+        let gro = options.gro && sys::set_option(socket, SOL_UDP, libc::UDP_GRO, 1u32).is_ok();
+        sys::bind(socket, &SocketAddress::inet(listen))
+            .context(|| format!("bind a UDP socket to {listen}"))?;
+        Ok(Self { fd, gso, gro, incoming: ReceiveBatch::new(), outgoing: SendBatch::new() })
+    }
+
+    /// Makes the kernel pick the shard's socket by the receiver index (its lowest byte, modulo `shards`).
+    ///
+    /// Call it on the first socket of the port, and open the others in the order of their shards: the kernel numbers
+    /// them in the order in which they were bound, and they share the program. Handshake initiations, which have no
+    /// receiver yet, and whatever is no WireGuard message go to shard 0.
+    ///
+    /// # Errors
+    /// `EINVAL` if the socket was opened without `reuse_port`, or `shards` is 0.
+    pub fn steer_by_receiver_index(&self, shards: u8) -> Result<(), DeviceError> {
+        receiver_index_program(shards)
+            .map_err(io::Error::from)
+            .and_then(|program| {
+                sys::attach_program(
+                    self.fd.as_fd(),
+                    libc::SOL_SOCKET,
+                    libc::SO_ATTACH_REUSEPORT_CBPF,
+                    &program,
+                )
+            })
+            .context(|| format!("steer UDP datagrams to {shards} shards"))
+    }
+
+    /// The address to which the socket is bound.
+    ///
+    /// # Errors
+    /// None is expected.
+    pub fn local_addr(&self) -> Result<SocketAddrV4, DeviceError> {
+        sys::local_address(self.fd.as_fd()).context(|| "read the address of a UDP socket".into())
+    }
+
+    /// How many datagrams the kernel discarded so far because the receive buffer was full (wraps around).
+    ///
+    /// # Errors
+    /// None is expected.
+    pub fn receive_overruns(&self) -> Result<u32, DeviceError> {
+        sys::receive_overruns(self.fd.as_fd()).context(|| "read the statistics of a UDP socket".into())
+    }
+
+    /// Sends up to [`MAX_MESSAGES`] trains, each as one message.
+    fn send_trains(&mut self, trains: &[SendTrain<'_>], outcome: &mut SendOutcome) {
+        let Self { fd, gso, outgoing, .. } = self;
+        let messages = trains.iter().map(|train| Message {
+            to: Some(SocketAddress::inet(train.to)),
+            head: Head::EMPTY,
+            body: Body::Whole(train.bytes),
+            segment_size: if train.datagrams() > 1 { train.segment_size.try_into().unwrap_or(0) } else { 0 },
+        });
+        let mut reported = 0;
+        outgoing.send(fd.as_fd(), messages, |i, result| {
+            let train = &trains[i];
+            reported = i + 1;
+            match result {
+                Ok(()) => outcome.sent += train.datagrams(),
+                Err(error) if sys::would_block(&error) => {
+                    outcome.lose(train.datagrams(), error);
+                    return AfterError::Stop;
+                }
+                Err(error) if train.datagrams() > 1 && refuses_trains(&error) => {
+                    *gso &= error.raw_os_error() == Some(libc::EMSGSIZE) || beyond_limits(train);
+                    outcome.error.get_or_insert(error);
+                    send_apart(fd.as_fd(), train, outcome);
+                }
+                Err(error) => outcome.lose(train.datagrams(), error),
+            }
+            AfterError::Skip
+        });
+        outcome.dropped += trains[reported..].iter().map(SendTrain::datagrams).sum::<usize>();
+    }
+
+    /// Sends trains without GSO: each datagram as a message.
+    fn send_datagrams(&mut self, trains: &[SendTrain<'_>], outcome: &mut SendOutcome) {
+        let mut messages = trains.iter().flat_map(|train| {
+            let to = Some(SocketAddress::inet(train.to));
+            datagrams(train).map(move |bytes| Message {
+                to,
+                head: Head::EMPTY,
+                body: Body::Whole(bytes),
+                segment_size: 0,
+            })
+        });
+        let mut full = false;
+        loop {
+            let mut reported = 0;
+            let taken = self.outgoing.send(self.fd.as_fd(), messages.by_ref(), |_, result| {
+                reported += 1;
+                match result {
+                    Ok(()) => outcome.sent += 1,
+                    Err(error) => {
+                        full = sys::would_block(&error);
+                        outcome.lose(1, error);
+                    }
+                }
+                if full { AfterError::Stop } else { AfterError::Skip }
+            });
+            outcome.dropped += taken - reported;
+            if full {
+                outcome.dropped += messages.count();
+                return;
+            }
+            if taken < MAX_MESSAGES {
+                return;
+            }
+        }
+    }
+}
+
+impl Transport for UdpTransport {
+    fn receive(
+        &mut self,
+        arena: &mut Arena,
+        buffers: Range<usize>,
+        trains: &mut Vec<Train>,
+    ) -> io::Result<usize> {
+        let first = buffers.start;
+        let received = match self.incoming.receive(self.fd.as_fd(), arena.buffers_mut(buffers)) {
+            Ok(received) => received,
+            Err(error) if sys::would_block(&error) => return Ok(0),
+            Err(error) => return Err(error),
+        };
+        trains.extend((0..received).filter_map(|i| {
+            let len = self.incoming.len(i);
+            // Always an IPv4 address: the socket is AF_INET.
+            let from = self.incoming.from(i).to_inet()?;
+            let segment_size = self.incoming.gro_segment_size(i).unwrap_or(len).min(len);
+            Some(Train { span: Span::new(first + i, 0..len), segment_size, from })
+        }));
+        Ok(received)
+    }
+
+    fn send(&mut self, trains: &[SendTrain<'_>]) -> SendOutcome {
+        let mut outcome = SendOutcome::default();
+        for batch in trains.chunks(MAX_MESSAGES) {
+            if self.gso || batch.iter().all(|train| train.datagrams() == 1) {
+                self.send_trains(batch, &mut outcome);
+            } else {
+                self.send_datagrams(batch, &mut outcome);
+            }
+        }
+        outcome
+    }
+
+    fn gso(&self) -> bool {
+        self.gso
+    }
+
+    fn gro(&self) -> bool {
+        self.gro
+    }
+}
+
+impl AsFd for UdpTransport {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl AsRawFd for UdpTransport {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+/// Whether the kernel refuses the train, but perhaps not its datagrams (`udp_send_skb` in net/ipv4/udp.c): `EIO` where
+/// the device or a transformation cannot do it, `EINVAL` on kernels with stricter rules, and `EMSGSIZE` where a
+/// datagram is beyond the MTU, since a train cannot be fragmented.
+fn refuses_trains(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE))
+}
+
+/// Whether the caller, not the kernel, is to blame for a refusal.
+fn beyond_limits(train: &SendTrain<'_>) -> bool {
+    train.datagrams() > MAX_TRAIN_SEGMENTS || train.bytes.len() > MAX_TRAIN_BYTES
+}
+
+/// Sends a refused train datagram by datagram, at its place between the others.
+fn send_apart(fd: BorrowedFd<'_>, train: &SendTrain<'_>, outcome: &mut SendOutcome) {
+    let to = SocketAddress::inet(train.to);
+    for datagram in datagrams(train) {
+        match sys::send_to(fd, datagram, &to) {
+            Ok(_) => outcome.sent += 1,
+            Err(error) => outcome.lose(1, error),
+        }
+    }
+}
+
+fn datagrams<'a>(train: &SendTrain<'a>) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+    let size = if train.segment_size == 0 { train.bytes.len() } else { train.segment_size };
+    // An empty train is one empty datagram, which `chunks` would not yield.
+    let empty = train.bytes.is_empty().then_some(train.bytes);
+    empty.into_iter().chain(train.bytes.chunks(size.max(1)))
+}
+
+/// Which socket of the group gets a datagram. The program sees the UDP payload from offset 0 (`run_bpf_filter` in
+/// net/core/sock_reuseport.c pulls the UDP header off); what is too short for a load goes to 0.
+///
+/// Message layouts: WireGuard whitepaper §5.4.2 to §5.4.7. Indices are little-endian, so the byte at the field's
+/// offset is the lowest.
+fn receiver_index_program(shards: u8) -> Result<Vec<Instruction>, AssemblyError> {
+    const RESPONSE: u32 = 2;
+    const COOKIE_REPLY: u32 = 3;
+    const DATA: u32 = 4;
+    let mut program = Assembler::new();
+    let (response, at_four, steer) = (program.label(), program.label(), program.label());
+    program.load_byte(0);
+    program.jump_if(Test::Equal(DATA), at_four);
+    program.jump_if(Test::Equal(COOKIE_REPLY), at_four);
+    program.jump_if(Test::Equal(RESPONSE), response);
+    program.give(0);
+    program.place(response);
+    program.load_byte(8); // a response names its sender first
+    program.jump(steer);
+    program.place(at_four);
+    program.load_byte(4);
+    program.place(steer);
+    program.modulo(u32::from(shards));
+    program.give_a();
+    program.assemble()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bpf::interpreter::run;
+    use std::net::Ipv4Addr;
+
+    fn loopback(gso: bool, gro: bool) -> UdpTransport {
+        let listen = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+        UdpTransport::open(listen, UdpOptions { gso, gro, ..UdpOptions::default() }).unwrap()
+    }
+
+    /// Receives until `bytes` bytes are there.
+    fn receive(transport: &mut UdpTransport, arena: &mut Arena, bytes: usize) -> Vec<Train> {
+        let epoll = crate::wake::Epoll::new().unwrap();
+        epoll.add(&*transport, 0, crate::wake::Interest::Read).unwrap();
+        let mut events = crate::wake::Events::with_capacity(1);
+        let mut trains = Vec::new();
+        while trains.iter().map(|train: &Train| train.span.len as usize).sum::<usize>() < bytes {
+            epoll.wait(&mut events, Some(std::time::Duration::from_secs(5))).unwrap();
+            assert!(events.iter().count() > 0, "only {trains:?} arrived");
+            let next = trains.len();
+            transport.receive(arena, next..arena.len(), &mut trains).unwrap();
+        }
+        trains
+    }
+
+    #[test]
+    fn a_message_is_steered_by_the_lowest_byte_of_its_receiver_index() {
+        let program = receiver_index_program(4).unwrap();
+        let message = |kind: u8| [kind, 0, 0, 0, 7, 1, 2, 3, 6, 4, 5, 6, 0, 0, 0, 0];
+        let shards = [1, 2, 3, 4, 9].map(|kind| run(&program, &message(kind), 0));
+        assert_eq!(shards, [0, 6 % 4, 7 % 4, 7 % 4, 0]);
+        assert_eq!(run(&program, &message(4)[..4], 0), 0);
+        assert_eq!(run(&program, &[], 0), 0);
+    }
+
+    #[test]
+    fn a_train_arrives_whole_and_unchanged_with_and_without_offloads() {
+        for (gso, gro) in [(true, true), (true, false), (false, true), (false, false)] {
+            let (mut sender, mut receiver) = (loopback(gso, gro), loopback(gso, gro));
+            let mut arena = Arena::new(64);
+            // Two trains, of which the last datagrams are shorter.
+            let bytes: Vec<u8> = (0..45 * 1400 + 77).map(|i| (i % 251) as u8).collect();
+            let to = receiver.local_addr().unwrap();
+            let train = SendTrain { to, bytes: &bytes, segment_size: 1400 };
+            let small = SendTrain { to, bytes: &bytes[..100], segment_size: 100 };
+            let outcome = sender.send(&[train, small]);
+            assert_eq!((outcome.sent, outcome.dropped), (47, 0), "{outcome:?}");
+            assert_eq!((sender.gso(), receiver.gro()), (gso, gro));
+
+            let trains = receive(&mut receiver, &mut arena, bytes.len() + 100);
+            if gso && gro {
+                assert_eq!(trains.len(), 2);
+                assert_eq!((trains[0].span.len as usize, trains[0].segment_size), (bytes.len(), 1400));
+            }
+            let mut received = Vec::new();
+            let mut lengths = Vec::new();
+            for datagram in trains.iter().flat_map(|train| train.datagrams()) {
+                received.extend_from_slice(arena.get(datagram));
+                lengths.push(datagram.len);
+            }
+            assert_eq!(received, [&bytes[..], &bytes[..100]].concat());
+            assert_eq!(lengths, [vec![1400; 45], vec![77, 100]].concat());
+            assert!(trains.iter().all(|train| train.from == sender.local_addr().unwrap()));
+        }
+    }
+
+    #[test]
+    fn a_train_that_the_kernel_refuses_goes_out_datagram_by_datagram() {
+        let (mut sender, mut receiver) = (loopback(true, false), loopback(true, false));
+        let to = receiver.local_addr().unwrap();
+        // More segments than any kernel takes: the caller's fault, for which GSO is not switched off.
+        let bytes = vec![5; 300];
+        let outcome = sender.send(&[SendTrain { to, bytes: &bytes, segment_size: 1 }]);
+        assert_eq!((outcome.sent, outcome.dropped, sender.gso()), (300, 0, true));
+        assert_eq!(outcome.error.and_then(|error| error.raw_os_error()), Some(libc::EINVAL));
+        let mut arena = Arena::new(64);
+        let mut trains = Vec::new();
+        for _ in 0..5 {
+            receiver.receive(&mut arena, 0..64, &mut trains).unwrap();
+        }
+        assert_eq!(trains.len(), 300);
+
+        // The kernel refuses to segment for a socket without UDP checksums: as on a device that cannot.
+        sys::set_option(sender.fd.as_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, 1u32).unwrap();
+        let outcome = sender.send(&[SendTrain { to, bytes: &bytes, segment_size: 100 }]);
+        assert_eq!((outcome.sent, outcome.dropped, sender.gso()), (3, 0, false));
+        assert_eq!(sender.send(&[SendTrain { to, bytes: &bytes, segment_size: 100 }]).sent, 3);
+    }
+
+    #[test]
+    fn a_full_buffer_loses_datagrams_and_never_waits() {
+        let listen = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+        let options = UdpOptions { receive_buffer: 1, ..UdpOptions::default() };
+        let receiver = UdpTransport::open(listen, options).unwrap();
+        let mut sender = loopback(true, false);
+        let bytes = vec![0; 60_000];
+        let train = SendTrain { to: receiver.local_addr().unwrap(), bytes: &bytes, segment_size: 1000 };
+        let outcome = sender.send(&[train; 40]);
+        assert_eq!(outcome.sent + outcome.dropped, 40 * 60);
+        assert!(receiver.receive_overruns().unwrap() > 0);
+    }
+
+    #[test]
+    fn a_datagram_that_cannot_be_sent_is_counted() {
+        let mut sender = loopback(true, true);
+        let to = SocketAddrV4::new(Ipv4Addr::BROADCAST, 9); // EACCES without SO_BROADCAST
+        let outcome = sender.send(&[SendTrain { to, bytes: b"lost", segment_size: 0 }]);
+        assert_eq!((outcome.sent, outcome.dropped), (0, 1));
+        assert_eq!(outcome.error.and_then(|error| error.raw_os_error()), Some(libc::EACCES));
+    }
+}

@@ -1,0 +1,275 @@
+//! From the peers: the walk of a datagram, from the socket to a plaintext packet or the next step of a handshake.
+
+use std::net::SocketAddrV4;
+use std::ops::Range;
+
+use super::cookie::Verdict;
+use super::index::{IndexTable, shard_of};
+use super::messages::{CookieReply, DATA_HEADER_LEN, DataHeader, Handshake, Initiation, Message, Response};
+use super::peer::Peer;
+use super::session::Session;
+use super::timers::{MIN_INITIATION_INTERVAL, REKEY_AFTER_TIME_RECEIVING};
+use super::{Home, Outgoing, PeerId, Tunnel};
+use crate::clock::Timestamp;
+use crate::drop_reason::DropReason;
+
+/// What became of a datagram.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Received {
+    /// A packet of `peer`'s.
+    Packet {
+        /// Who sent it.
+        peer: PeerId,
+        /// Where it lies in the datagram; zero bytes of padding may follow the inner packet.
+        plaintext: Range<usize>,
+    },
+    /// An empty data message of `peer`'s.
+    Keepalive {
+        /// Who sent it.
+        peer: PeerId,
+    },
+    /// A handshake with `peer` took a step; answers and packets that waited are in `out`.
+    Handshake {
+        /// With whom.
+        peer: PeerId,
+    },
+    /// It belongs to another shard: the caller hands the datagram, as it was, to that shard's
+    /// [`Tunnel::receive_forwarded`].
+    OtherShard(u8),
+    /// It dies here, for the caller to count.
+    Drop(DropReason),
+}
+
+impl Tunnel {
+    /// Receives one datagram, opened in place.
+    pub fn receive(
+        &mut self,
+        now: Timestamp,
+        from: SocketAddrV4,
+        datagram: &mut [u8],
+        out: &mut Outgoing,
+    ) -> Received {
+        self.walk(now, from, datagram, out, true).unwrap_or_else(Received::Drop)
+    }
+
+    /// Receives a datagram that another shard has admitted but does not own: neither its load nor its cookie is judged
+    /// again (the other shard's cookie would not please us), and it is not sent on once more.
+    pub fn receive_forwarded(
+        &mut self,
+        now: Timestamp,
+        from: SocketAddrV4,
+        datagram: &mut [u8],
+        out: &mut Outgoing,
+    ) -> Received {
+        match self.walk(now, from, datagram, out, false) {
+            Ok(Received::OtherShard(_)) => Received::Drop(DropReason::UnknownPeer),
+            Ok(received) => received,
+            Err(reason) => Received::Drop(reason),
+        }
+    }
+
+    fn walk(
+        &mut self,
+        now: Timestamp,
+        from: SocketAddrV4,
+        datagram: &mut [u8],
+        out: &mut Outgoing,
+        judge: bool,
+    ) -> Result<Received, DropReason> {
+        match Message::parse(datagram)? {
+            Message::Data(header) => self.receive_data(header, now, from, datagram, out),
+            Message::Initiation(message) => {
+                if judge {
+                    self.admit(&message, now, from, out)?;
+                }
+                self.receive_initiation(message, now, from, out)
+            }
+            Message::Response(message) => {
+                if let Some(elsewhere) = self.steer(message.receiver())? {
+                    return Ok(elsewhere);
+                }
+                if judge {
+                    self.admit(&message, now, from, out)?;
+                }
+                self.receive_response(message, now, from, out)
+            }
+            Message::CookieReply(message) => self.receive_cookie(message, now),
+        }
+    }
+
+    // ---- Data (whitepaper §5.4.6): the packet's way.
+
+    fn receive_data(
+        &mut self,
+        header: DataHeader,
+        now: Timestamp,
+        from: SocketAddrV4,
+        datagram: &mut [u8],
+        out: &mut Outgoing,
+    ) -> Result<Received, DropReason> {
+        let Some(id) = self.indices.get(header.receiver) else {
+            return self.steer(header.receiver)?.ok_or(DropReason::UnknownSession);
+        };
+        let peer = self.peers.get_mut(id).ok_or(DropReason::UnknownSession)?;
+        let (session, is_next) = peer.sessions.find(header.receiver).ok_or(DropReason::UnknownSession)?;
+        let body = datagram.get_mut(DATA_HEADER_LEN..).ok_or(DropReason::NotWireGuard)?;
+        let plaintext_len = session.open(header.counter, body, now)?;
+
+        // It is authentic from here on.
+        let renew = session.is_initiator && session.age(now) >= REKEY_AFTER_TIME_RECEIVING;
+        peer.heard_from(from, now);
+        let received = if plaintext_len == 0 {
+            Received::Keepalive { peer: id }
+        } else {
+            peer.timers.received_data(now);
+            peer.traffic.received_packets += 1;
+            peer.traffic.received_bytes += plaintext_len as u64;
+            Received::Packet { peer: id, plaintext: DATA_HEADER_LEN..DATA_HEADER_LEN + plaintext_len }
+        };
+        if is_next {
+            peer.sessions.confirm_next(&mut self.indices);
+            peer.complete_handshake(&mut self.indices, now);
+            peer.flush(self.mtu, now, out, &mut self.drops);
+            self.schedule.update(peer);
+        }
+        if renew {
+            self.want_handshake(id, now, out);
+        } else {
+            self.schedule.bring_forward(peer);
+        }
+        Ok(received)
+    }
+
+    /// Whether `index` was given out by another shard, whose datagram strayed here.
+    fn steer(&self, index: u32) -> Result<Option<Received>, DropReason> {
+        let shard = shard_of(index);
+        if shard == self.shard {
+            Ok(None)
+        } else if shard < self.shards {
+            Ok(Some(Received::OtherShard(shard)))
+        } else {
+            Err(DropReason::UnknownSession)
+        }
+    }
+
+    // ---- Handshakes.
+
+    /// Lets a handshake message in, or answers with a cookie (§5.3).
+    fn admit(
+        &mut self,
+        message: &impl Handshake,
+        now: Timestamp,
+        from: SocketAddrV4,
+        out: &mut Outgoing,
+    ) -> Result<(), DropReason> {
+        match self.admission.judge(message, from, now)? {
+            Verdict::Admit => Ok(()),
+            Verdict::Challenge(reply) => {
+                out.push(from, reply.to_vec());
+                Err(DropReason::CookieRequired)
+            }
+        }
+    }
+
+    /// Answers an initiation (§5.4.2, §5.4.3). The session that this makes waits for the initiator's first data message.
+    fn receive_initiation(
+        &mut self,
+        message: Initiation<'_>,
+        now: Timestamp,
+        from: SocketAddrV4,
+        out: &mut Outgoing,
+    ) -> Result<Received, DropReason> {
+        let initiation = self.identity.receive_initiation(message)?;
+        let id = match self.homes.get(&initiation.public_key) {
+            Some(Home::Here(id)) => *id,
+            Some(Home::Elsewhere(shard)) => return Ok(Received::OtherShard(*shard)),
+            None => return Err(DropReason::UnknownPeer),
+        };
+        let peer = self.peers.get_mut(id).ok_or(DropReason::UnknownPeer)?;
+        if peer.greatest_timestamp.is_some_and(|greatest| initiation.timestamp <= greatest) {
+            return Err(DropReason::BadHandshake);
+        }
+        if peer.last_initiation_received.is_some_and(|last| now.since(last) < MIN_INITIATION_INTERVAL) {
+            return Err(DropReason::HandshakeRateLimited);
+        }
+        peer.greatest_timestamp = Some(initiation.timestamp);
+        peer.last_initiation_received = Some(now);
+
+        let (local_index, remote_index) = (self.indices.allocate(id)?, message.sender());
+        let mut response = Response::template(local_index, remote_index);
+        let session = initiation
+            .respond(&peer.preshared_key, &mut response)
+            .and_then(|keys| {
+                peer.cookie_jar.sign(&peer.mac_keys, &mut response, now)?;
+                Session::new(&keys, peer.cipher, (local_index, remote_index), false, now)
+            })
+            .inspect_err(|_| self.indices.release(local_index))?;
+        peer.sessions.begin_as_responder(session, &mut self.indices);
+        peer.heard_from(from, now);
+        peer.timers.sent(now, peer.persistent_keepalive);
+        self.schedule.update(peer);
+        out.push(from, response.to_vec());
+        Ok(Received::Handshake { peer: id })
+    }
+
+    /// Finishes the handshake that we began (§5.4.3), and shows the responder so by a first data message.
+    fn receive_response(
+        &mut self,
+        message: Response<'_>,
+        now: Timestamp,
+        from: SocketAddrV4,
+        out: &mut Outgoing,
+    ) -> Result<Received, DropReason> {
+        let local_index = message.receiver();
+        let id = self.indices.get(local_index).ok_or(DropReason::UnknownSession)?;
+        let peer = self.peers.get_mut(id).ok_or(DropReason::UnknownSession)?;
+        let mut pending = peer
+            .pending
+            .take_if(|pending| pending.local_index == local_index)
+            .ok_or(DropReason::UnknownSession)?;
+        let session = pending
+            .initiation
+            .receive_response(message)
+            .and_then(|keys| Session::new(&keys, peer.cipher, (local_index, message.sender()), true, now));
+        let session = match session {
+            Ok(session) => session,
+            Err(reason) => {
+                peer.pending = Some(pending); // A forgery must not end the handshake.
+                return Err(reason);
+            }
+        };
+        peer.sessions.begin_as_initiator(session, &mut self.indices);
+        peer.heard_from(from, now);
+        peer.complete_handshake(&mut self.indices, now);
+        if peer.flush(self.mtu, now, out, &mut self.drops) == 0 {
+            peer.send_keepalive(now, out);
+        }
+        self.schedule.update(peer);
+        Ok(Received::Handshake { peer: id })
+    }
+
+    /// Takes the cookie that our next handshake message must show (§5.4.7).
+    fn receive_cookie(&mut self, message: CookieReply<'_>, now: Timestamp) -> Result<Received, DropReason> {
+        let Some(id) = self.indices.get(message.receiver()) else {
+            return self.steer(message.receiver())?.ok_or(DropReason::UnknownSession);
+        };
+        let peer = self.peers.get_mut(id).ok_or(DropReason::UnknownSession)?;
+        peer.cookie_jar.receive(&peer.mac_keys, message, now)?;
+        self.schedule.update(peer);
+        Ok(Received::Handshake { peer: id })
+    }
+}
+
+impl Peer {
+    /// An authentic message came from `from`: that is where the peer is now (§2.1), and that it is there at all.
+    fn heard_from(&mut self, from: SocketAddrV4, now: Timestamp) {
+        self.endpoint = Some(from);
+        self.timers.received(now, self.persistent_keepalive);
+    }
+
+    /// Both sides have a session: a handshake of ours that still waits for its answer is needless.
+    fn complete_handshake(&mut self, indices: &mut IndexTable, now: Timestamp) {
+        self.forget_pending(indices);
+        self.last_handshake = Some(now);
+    }
+}

@@ -1,0 +1,273 @@
+//! What Eve may try: she reads everything, writes anything, from any address, and knows all public keys.
+
+use proptest::prelude::*;
+
+use super::super::cookie::{CookieJar, LOAD_THRESHOLD, MacKeys, SOURCE_BURST};
+use super::*;
+
+impl World {
+    /// Eve sends a copy of `datagram`; what Bob says to that.
+    fn eve_sends(&mut self, bytes: &[u8]) -> (Received, Outgoing) {
+        self.bob_receives(EVE, bytes)
+    }
+
+    fn bob_receives(&mut self, from: SocketAddrV4, bytes: &[u8]) -> (Received, Outgoing) {
+        let mut out = Outgoing::default();
+        let received = self.bob.tunnel.receive(self.now, from, &mut bytes.to_vec(), &mut out);
+        (received, out)
+    }
+
+    /// The last message of `kind` that `from` sent.
+    fn recorded(&self, from: SocketAddrV4, kind: u8) -> Vec<u8> {
+        let mut messages = self.recording.iter().rev();
+        let found = messages.find(|datagram| datagram.from == from && datagram.bytes[0] == kind);
+        found.unwrap().bytes.clone()
+    }
+
+    /// Eve keeps Bob busy within this second: she knows his public key, so her mac1 is right.
+    fn flood(&mut self) {
+        let mut eve = tunnel([0xee; 32]);
+        let bob = eve.set_peer(&peer_config(BOB_KEY, Some(BOB)), self.now);
+        let mut out = Outgoing::default();
+        eve.enqueue(bob, b"x", self.now, &mut out).unwrap();
+        for _ in 0..=LOAD_THRESHOLD {
+            self.eve_sends(&out.datagrams[0].1);
+        }
+    }
+}
+
+#[test]
+fn a_replayed_data_message_is_dropped_and_moves_no_endpoint() {
+    let mut world = World::connected();
+    let data = world.recorded(ALICE, 4);
+    assert_eq!(world.eve_sends(&data).0, Received::Drop(DropReason::Replayed));
+    assert_eq!(world.bob.stats().endpoint, Some(ALICE));
+}
+
+#[test]
+fn a_changed_data_message_is_dropped_and_moves_no_endpoint() {
+    let mut world = World::connected();
+    world.alice_sends(b"genuine");
+    let genuine = world.wire.pop_front().unwrap();
+    for position in 8..genuine.bytes.len() {
+        let mut forged = genuine.bytes.clone();
+        forged[position] ^= 0x40;
+        let (received, _) = world.eve_sends(&forged);
+        // A changed counter is another nonce, or beyond the last counter that there is.
+        let reasons = [DropReason::BadAuthentication, DropReason::UnknownSession];
+        assert!(reasons.map(Received::Drop).contains(&received), "{position}: {received:?}");
+    }
+    assert_eq!(world.bob.stats().endpoint, Some(ALICE));
+    world.deliver_one(genuine);
+    assert_eq!(world.bob.inbox, [b"genuine"], "the forgeries used up nothing");
+}
+
+#[test]
+fn a_replayed_initiation_is_neither_answered_nor_believed() {
+    let mut world = World::connected();
+    world.pass(Duration::from_secs(1));
+    let initiation = world.recorded(ALICE, 1);
+    let (received, out) = world.eve_sends(&initiation);
+    assert_eq!(received, Received::Drop(DropReason::BadHandshake));
+    assert!(out.datagrams.is_empty());
+    assert_eq!(world.bob.stats().endpoint, Some(ALICE));
+    world.bob_sends(b"still you and me");
+    world.deliver();
+    assert_eq!(world.alice.inbox, [b"still you and me"]);
+}
+
+#[test]
+fn an_initiation_is_answered_at_most_every_twenty_milliseconds() {
+    let mut world = World::connected();
+    // Of an Alice who started anew, and whose clock has moved on by enough to give another timestamp.
+    let mut alice = tunnel(ALICE_KEY);
+    let bob = alice.set_peer(&peer_config(BOB_KEY, Some(BOB)), world.now);
+    let mut out = Outgoing::default();
+    alice.enqueue(bob, b"x", world.now + Duration::from_millis(100), &mut out).unwrap();
+    let initiation = &out.datagrams[0].1;
+
+    world.now = world.now + Duration::from_millis(19);
+    assert_eq!(world.bob_receives(ALICE, initiation).0, Received::Drop(DropReason::HandshakeRateLimited));
+    world.now = world.now + Duration::from_millis(1);
+    assert!(matches!(world.bob_receives(ALICE, initiation).0, Received::Handshake { .. }));
+}
+
+#[test]
+fn a_forged_or_replayed_response_does_not_end_the_handshake() {
+    let mut world = World::new();
+    world.alice_sends(b"hello");
+    let initiation = world.wire.pop_front().unwrap();
+    world.deliver_one(initiation);
+    let response = world.wire.pop_front().unwrap();
+    let mut forged = response.clone();
+    forged.bytes[12] ^= 1; // The ephemeral key, and mac1 no longer fits.
+    world.deliver_one(forged);
+    assert_eq!(world.alice.dropped, [DropReason::BadMac]);
+    // Eve knows Alice's public key, so she can make it fit.
+    let mut forged = response.clone();
+    forged.bytes[12] ^= 1;
+    let keys = MacKeys::new(&public_key(&ALICE_KEY));
+    CookieJar::default().sign(&keys, &mut forged.bytes, world.now).unwrap();
+    world.deliver_one(forged);
+    assert_eq!(world.alice.dropped, [DropReason::BadMac, DropReason::BadHandshake]);
+
+    world.deliver_one(response.clone());
+    world.deliver();
+    assert_eq!(world.bob.inbox, [b"hello"]);
+    world.deliver_one(response);
+    assert_eq!(world.alice.dropped[2..], [DropReason::UnknownSession]);
+}
+
+#[test]
+fn a_stranger_gets_no_answer() {
+    let mut world = World::new();
+    let mut eve = tunnel([0xee; 32]);
+    let bob = eve.set_peer(&peer_config(BOB_KEY, Some(BOB)), world.now);
+    let mut out = Outgoing::default();
+    eve.enqueue(bob, b"let me in", world.now, &mut out).unwrap();
+    let (received, answer) = world.eve_sends(&out.datagrams[0].1);
+    assert_eq!(received, Received::Drop(DropReason::UnknownPeer));
+    assert!(answer.datagrams.is_empty());
+}
+
+#[test]
+fn who_does_not_know_our_public_key_cannot_make_us_compute() {
+    let mut world = World::new();
+    let mut carol = tunnel([0xca; 32]);
+    let somebody = carol.set_peer(&peer_config([0xdd; 32], Some(BOB)), world.now);
+    let mut out = Outgoing::default();
+    carol.enqueue(somebody, b"x", world.now, &mut out).unwrap();
+    assert_eq!(world.eve_sends(&out.datagrams[0].1).0, Received::Drop(DropReason::BadMac));
+}
+
+#[test]
+fn under_load_a_handshake_needs_a_cookie_and_gets_one() {
+    let mut world = World::new();
+    world.flood();
+    world.alice_sends(b"hello");
+    world.deliver();
+    assert_eq!(world.bob.dropped, [DropReason::CookieRequired]);
+    assert_eq!((world.count(BOB, 3), world.count(BOB, 2)), (1, 0));
+    assert_eq!(world.recorded(ALICE, 1)[132..], [0; 16], "no mac2 yet");
+
+    world.now = world.now + Duration::from_secs(6);
+    world.flood();
+    world.poll();
+    let initiation = world.recorded(ALICE, 1);
+    assert_ne!(initiation[132..], [0; 16], "mac2");
+    // The cookie is worth nothing from another address.
+    let elsewhere = SocketAddrV4::new(*EVE.ip(), 1);
+    let (received, out) = world.bob_receives(elsewhere, &initiation);
+    assert_eq!(received, Received::Drop(DropReason::CookieRequired));
+    assert_eq!(out.datagrams[0].0, elsewhere);
+    world.deliver();
+    assert_eq!(world.bob.inbox, [b"hello"]);
+}
+
+#[test]
+fn under_load_a_source_with_a_cookie_is_held_to_its_rate() {
+    let mut world = World::new();
+    world.flood();
+    world.alice_sends(b"hello");
+    world.deliver();
+    world.now = world.now + Duration::from_secs(6);
+    world.flood();
+    world.poll();
+    world.deliver();
+    let initiation = world.recorded(ALICE, 1);
+    for _ in 1..SOURCE_BURST {
+        let (received, _) = world.bob_receives(ALICE, &initiation);
+        assert_eq!(received, Received::Drop(DropReason::BadHandshake), "a replay, but it was read");
+    }
+    let (received, _) = world.bob_receives(ALICE, &initiation);
+    assert_eq!(received, Received::Drop(DropReason::HandshakeRateLimited));
+    world.pass(Duration::from_secs(300));
+    assert_eq!(world.bob.tunnel.next_wakeup(), None, "the source is forgotten");
+}
+
+#[test]
+fn a_forged_cookie_reply_is_refused() {
+    let mut world = World::new();
+    world.flood();
+    world.alice_sends(b"hello");
+    world.deliver();
+    world.now = world.now + Duration::from_secs(6);
+    world.flood();
+    world.poll();
+    let mut reply = world.recorded(BOB, 3);
+    reply[4..8].copy_from_slice(&world.recorded(ALICE, 1)[4..8]); // For the new handshake.
+    world.deliver_one(Datagram { from: BOB, to: ALICE, bytes: reply });
+    assert_eq!(world.alice.dropped, [DropReason::BadHandshake]);
+}
+
+#[test]
+fn load_passes_and_leaves_nothing_behind() {
+    let mut world = World::new();
+    world.flood();
+    world.alice_sends(b"hello");
+    world.deliver();
+    world.pass(Duration::from_secs(30));
+    assert_eq!(world.bob.inbox, [b"hello"], "the retry found no more load");
+    world.pass(Duration::from_secs(300));
+    assert_eq!((world.alice.tunnel.next_wakeup(), world.bob.tunnel.next_wakeup()), (None, None));
+}
+
+#[test]
+fn a_shard_under_load_still_reads_what_another_shard_has_admitted() {
+    let mut world = World::new();
+    world.flood();
+    world.alice_sends(b"hello");
+    let mut initiation = world.wire.pop_front().unwrap().bytes;
+    let mut out = Outgoing::default();
+    let received = world.bob.tunnel.receive_forwarded(world.now, ALICE, &mut initiation, &mut out);
+    assert!(matches!(received, Received::Handshake { .. }));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    /// Anything at all, with a plausible type now and then.
+    #[test]
+    fn garbage_of_any_length_is_dropped(mut bytes in prop::collection::vec(any::<u8>(), 0..300), kind in 0u8..6) {
+        let mut world = World::connected();
+        if let Some(header) = bytes.first_chunk_mut::<4>() {
+            *header = [kind, 0, 0, 0];
+        }
+        // For a session that exists.
+        let data = world.recorded(ALICE, 4);
+        if let Some(index) = bytes.get_mut(4..8) {
+            index.copy_from_slice(&data[4..8]);
+        }
+        let (received, out) = world.eve_sends(&bytes);
+        prop_assert!(matches!(received, Received::Drop(_)), "{:?}", received);
+        prop_assert!(out.datagrams.is_empty());
+        prop_assert_eq!(world.bob.stats().endpoint, Some(ALICE));
+    }
+
+    /// Genuine messages, cut or changed in one place.
+    #[test]
+    fn damaged_messages_are_dropped(which in 0usize..4, position in 0usize..148, flip in 1u8.., cut: bool) {
+        let mut world = World::new();
+        world.alice_sends(b"hello");
+        for _ in 0..which {
+            let datagram = world.wire.pop_front().unwrap();
+            world.deliver_one(datagram);
+            if world.wire.is_empty() {
+                world.bob_sends(b"hello yourself");
+            }
+        }
+        let mut datagram = world.wire.pop_front().unwrap();
+        let position = position % datagram.bytes.len();
+        if cut {
+            datagram.bytes.truncate(position);
+        } else {
+            datagram.bytes[position] ^= flip;
+        }
+        let to_bob = datagram.to == BOB;
+        let mac2 = datagram.bytes.len() - 16.min(datagram.bytes.len());
+        let meaningless = !cut && datagram.bytes[0] != 4 && position >= mac2; // mac2 is not looked at.
+        world.deliver_one(datagram);
+        let dropped = if to_bob { &world.bob.dropped } else { &world.alice.dropped };
+        prop_assert_eq!(dropped.len(), usize::from(!meaningless));
+    }
+}

@@ -1,0 +1,226 @@
+//! Time: WireGuard's constants and timers (whitepaper §6), and [`Tunnel::poll`], the one place where anything expires.
+//!
+//! # Theory of operation
+//! A packet only writes the deadlines that it changes into its peer's [`Timers`]. The [`Schedule`] holds at most one
+//! wake-up per peer, never later than the peer's earliest deadline, but possibly too early: when it comes and nothing
+//! is due, `poll` merely moves it on. So a peer in full flow, whose deadlines move with each packet, touches the
+//! schedule about once in ten seconds; and a peer without deadlines is not in it at all.
+//!
+//! What expires, and when:
+//! - a session after [`REJECT_AFTER_TIME`], when it may no longer be used (the paper erases keys only after thrice
+//!   that time, for want of a timer per session);
+//! - a handshake that nobody answers after [`REKEY_ATTEMPT_TIME`], and with it the packets that waited;
+//! - a peer's cookie, and our cookie secret and table of sources, after [`super::cookie::COOKIE_LIFETIME`].
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::peer::Peer;
+use super::{Outgoing, PeerId, Tunnel};
+use crate::clock::Timestamp;
+use crate::drop_reason::DropReason;
+
+/// Messages after which the initiator renews a session (whitepaper §6.1).
+pub const REKEY_AFTER_MESSAGES: u64 = 1 << 60;
+/// Messages after which a session is over (§6.1: 2^64 - 2^13 - 1).
+pub const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
+/// Age at which the initiator renews a session (§6.1).
+pub const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
+/// Age at which a session is over (§6.1).
+pub const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
+/// How long a handshake is tried (§6.1).
+pub const REKEY_ATTEMPT_TIME: Duration = Duration::from_secs(90);
+/// The least time between two initiations to a peer, and the time between retries (§6.1).
+pub const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Who was sent data, and sent nothing back for so long, sends a keepalive (§6.1).
+pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The age at which an initiator that only receives renews a session (§6.2).
+pub const REKEY_AFTER_TIME_RECEIVING: Duration = Duration::from_secs(180 - 10 - 5);
+/// Who sent data and heard nothing for so long begins a new handshake (§6.5).
+pub const NO_REPLY_TIMEOUT: Duration = Duration::from_secs(10 + 5);
+/// The greatest random delay of a retry, lest two peers keep calling each other at the same time (§6.1).
+pub const MAX_JITTER: Duration = Duration::from_nanos(333_333_333);
+/// The least time between two initiations of one peer that are answered: 50 a second (as in Linux).
+pub const MIN_INITIATION_INTERVAL: Duration = Duration::from_millis(20);
+
+/// The deadlines of one peer.
+#[derive(Default)]
+pub struct Timers {
+    /// Its entry in the schedule.
+    wakeup: Option<Timestamp>,
+    /// Begin a handshake, or begin it anew for want of an answer.
+    pub handshake: Option<Timestamp>,
+    /// When to stop trying.
+    attempt_until: Timestamp,
+    /// When the last initiation was sent.
+    last_initiation: Option<Timestamp>,
+    /// Begin a handshake, because the peer has not answered our data.
+    no_reply: Option<Timestamp>,
+    /// Send a keepalive, because we have not answered the peer's data.
+    keepalive: Option<Timestamp>,
+    /// More data came while that keepalive was due already.
+    another_keepalive: bool,
+    /// Send a keepalive, because nothing went to and fro.
+    pub persistent: Option<Timestamp>,
+    /// The random delay of the running attempt's retries.
+    jitter: Duration,
+}
+
+impl Timers {
+    /// Somebody wants a session: begins a handshake as soon as permitted, or keeps the running one going.
+    pub fn want_handshake(&mut self, now: Timestamp) {
+        self.attempt_until = now + REKEY_ATTEMPT_TIME;
+        let earliest = self.last_initiation.map_or(now, |last| now.max(last + REKEY_TIMEOUT));
+        self.handshake.get_or_insert(earliest);
+    }
+
+    /// Whether the handshake may be begun right now.
+    pub fn handshake_due(&self, now: Timestamp) -> bool {
+        self.handshake.is_some_and(|due| due <= now)
+    }
+
+    /// An initiation went out (or could not): try again later.
+    pub fn initiated(&mut self, now: Timestamp, jitter: Duration) {
+        self.jitter = jitter;
+        self.last_initiation = Some(now);
+        self.handshake = Some(now + REKEY_TIMEOUT + jitter);
+    }
+
+    /// A data message with a packet goes out.
+    pub fn sent_data(&mut self, now: Timestamp) {
+        self.no_reply.get_or_insert(now + NO_REPLY_TIMEOUT + self.jitter);
+    }
+
+    /// A message goes out that the peer will authenticate.
+    pub fn sent(&mut self, now: Timestamp, persistent: Option<Duration>) {
+        self.keepalive = None;
+        self.another_keepalive = false;
+        self.persistent = persistent.map(|interval| now + interval);
+    }
+
+    /// A data message with a packet has come in.
+    pub fn received_data(&mut self, now: Timestamp) {
+        self.another_keepalive = self.keepalive.is_some();
+        self.keepalive.get_or_insert(now + KEEPALIVE_TIMEOUT);
+    }
+
+    /// An authentic message has come in.
+    pub fn received(&mut self, now: Timestamp, persistent: Option<Duration>) {
+        self.no_reply = None;
+        self.persistent = persistent.map(|interval| now + interval);
+    }
+
+    /// The earliest of the deadlines above.
+    fn earliest(&self) -> Option<Timestamp> {
+        [self.handshake, self.no_reply, self.keepalive, self.persistent].into_iter().flatten().min()
+    }
+}
+
+/// When [`Tunnel::poll`] must look at which peer.
+#[derive(Default)]
+pub struct Schedule(BTreeSet<(Timestamp, PeerId)>);
+
+impl Schedule {
+    /// The next wake-up.
+    fn first(&self) -> Option<Timestamp> {
+        self.0.first().map(|&(at, _)| at)
+    }
+
+    /// Brings the peer's wake-up forward if a packet has set an earlier deadline. For the packet's way: usually it
+    /// compares four numbers and finds nothing to do.
+    pub fn bring_forward(&mut self, peer: &mut Peer) {
+        if let Some(earliest) = peer.timers.earliest() {
+            if peer.timers.wakeup.is_none_or(|wakeup| earliest < wakeup) {
+                self.set(peer, Some(earliest));
+            }
+        }
+    }
+
+    /// Sets the peer's wake-up to the earliest of all its deadlines, those of sessions and cookie included.
+    pub fn update(&mut self, peer: &mut Peer) {
+        let session = peer.sessions.oldest().map(|established| established + REJECT_AFTER_TIME);
+        let deadlines = [peer.timers.earliest(), session, peer.cookie_jar.expiry()];
+        self.set(peer, deadlines.into_iter().flatten().min());
+    }
+
+    /// Removes the peer.
+    pub fn remove(&mut self, peer: &mut Peer) {
+        self.set(peer, None);
+    }
+
+    fn set(&mut self, peer: &mut Peer, wakeup: Option<Timestamp>) {
+        if let Some(old) = peer.timers.wakeup {
+            self.0.remove(&(old, peer.id));
+        }
+        if let Some(new) = wakeup {
+            self.0.insert((new, peer.id));
+        }
+        peer.timers.wakeup = wakeup;
+    }
+
+    /// Takes out a peer whose wake-up has come.
+    fn pop_due(&mut self, now: Timestamp) -> Option<PeerId> {
+        if self.first()? <= now { self.0.pop_first().map(|(_, peer)| peer) } else { None }
+    }
+}
+
+impl Tunnel {
+    /// Does whatever is due: handshakes and their retries, keepalives, the end of sessions, handshakes and cookies.
+    pub fn poll(&mut self, now: Timestamp, out: &mut Outgoing) {
+        self.admission.expire(now);
+        let mut due = std::mem::take(&mut self.due);
+        while let Some(id) = self.schedule.pop_due(now) {
+            due.push(id);
+        }
+        for id in due.drain(..) {
+            self.poll_peer(id, now, out);
+        }
+        self.due = due; // Keeps its allocation.
+    }
+
+    /// When [`Self::poll`] should be called next; `None` while nothing is pending. May be too early, never too late.
+    pub fn next_wakeup(&self) -> Option<Timestamp> {
+        self.schedule.first().into_iter().chain(self.admission.expiry()).min()
+    }
+
+    fn poll_peer(&mut self, id: PeerId, now: Timestamp, out: &mut Outgoing) {
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        peer.timers.wakeup = None; // The schedule has let go of it.
+        peer.sessions.expire(now, &mut self.indices);
+        peer.cookie_jar.expire(now);
+
+        let timers = &mut peer.timers;
+        let is_due = |deadline: Option<Timestamp>| deadline.is_some_and(|at| at <= now);
+        if is_due(timers.no_reply) {
+            timers.no_reply = None;
+            timers.want_handshake(now);
+        }
+        if is_due(timers.keepalive) {
+            timers.keepalive = timers.another_keepalive.then(|| now + KEEPALIVE_TIMEOUT);
+            timers.another_keepalive = false;
+            let again = timers.keepalive;
+            // Without a session there is nobody left to be answered.
+            peer.send_keepalive(now, out);
+            peer.timers.keepalive = again;
+        }
+        if is_due(peer.timers.persistent) {
+            peer.timers.persistent = None;
+            if peer.endpoint.is_some() && !peer.send_keepalive(now, out) {
+                peer.timers.want_handshake(now);
+                peer.timers.persistent = peer.persistent_keepalive.map(|interval| now + interval);
+            }
+        }
+        if is_due(peer.timers.handshake) {
+            if peer.timers.attempt_until <= now {
+                peer.forget_pending(&mut self.indices);
+                self.drops.add(DropReason::HandshakeTimeout, peer.queue.len() as u64);
+                peer.queue.clear();
+            } else if let Err(reason) = self.initiate(id, now, out) {
+                self.drops.count(reason);
+            }
+        }
+        if let Some(peer) = self.peers.get_mut(id) {
+            self.schedule.update(peer);
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! Waiting and being woken: epoll(7) and eventfd(2).
+//!
+//! A shard waits in [`Epoll::wait`] until a device is ready, its next deadline comes, or another thread calls
+//! [`EventFd::notify`]. Nothing here polls: with nothing to do and no deadline it waits for ever.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+
+use libc::c_int;
+
+use crate::sys::{Context, DeviceError, check, would_block};
+
+/// A level-triggered set of descriptors to wait for.
+#[derive(Debug)]
+pub struct Epoll(OwnedFd);
+
+/// What to wait for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Interest {
+    /// Something to read (or an error).
+    Read,
+    /// Room to write (or an error).
+    Write,
+    /// Either.
+    ReadWrite,
+}
+
+impl Interest {
+    fn flags(self) -> u32 {
+        (match self {
+            Self::Read => libc::EPOLLIN,
+            Self::Write => libc::EPOLLOUT,
+            Self::ReadWrite => libc::EPOLLIN | libc::EPOLLOUT,
+        }) as u32
+    }
+}
+
+impl Epoll {
+    /// An empty set.
+    ///
+    /// # Errors
+    /// Where the kernel has no more descriptors.
+    pub fn new() -> Result<Self, DeviceError> {
+        // SAFETY: epoll_create1(2) takes no pointers.
+        let fd = check(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })
+            .context(|| "create an epoll instance".into())?;
+        // SAFETY: the descriptor was just opened, and nobody else has it.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Adds a descriptor; its events carry `token`. Closing the descriptor removes it.
+    ///
+    /// # Errors
+    /// What the kernel says, as `EEXIST`.
+    pub fn add(&self, fd: impl AsFd, token: u64, interest: Interest) -> Result<(), DeviceError> {
+        self.control(libc::EPOLL_CTL_ADD, fd.as_fd(), token, interest)
+            .context(|| format!("wait for descriptor {}", fd.as_fd().as_raw_fd()))
+    }
+
+    /// Changes what a descriptor is waited for.
+    ///
+    /// # Errors
+    /// What the kernel says, as `ENOENT`.
+    pub fn modify(&self, fd: impl AsFd, token: u64, interest: Interest) -> Result<(), DeviceError> {
+        self.control(libc::EPOLL_CTL_MOD, fd.as_fd(), token, interest)
+            .context(|| format!("change the wait for descriptor {}", fd.as_fd().as_raw_fd()))
+    }
+
+    /// Removes a descriptor.
+    ///
+    /// # Errors
+    /// What the kernel says, as `ENOENT`.
+    pub fn remove(&self, fd: impl AsFd) -> Result<(), DeviceError> {
+        self.control(libc::EPOLL_CTL_DEL, fd.as_fd(), 0, Interest::Read)
+            .context(|| format!("stop waiting for descriptor {}", fd.as_fd().as_raw_fd()))
+    }
+
+    /// Waits until a descriptor is ready or `timeout` has passed (`None`: for ever), and fills `events`.
+    ///
+    /// The kernel counts whole milliseconds here: the timeout is rounded up, so that nobody wakes before a deadline
+    /// only to wait again. A signal ends the wait with no events.
+    ///
+    /// # Errors
+    /// What the kernel says; none is expected.
+    pub fn wait(&self, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
+        events.ready = 0;
+        let timeout = timeout.map_or(-1, |timeout| {
+            c_int::try_from(timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(c_int::MAX)
+        });
+        // SAFETY: the kernel writes at most `events.list.len()` events to `events.list`.
+        let result = check(unsafe {
+            libc::epoll_wait(
+                self.0.as_raw_fd(),
+                events.list.as_mut_ptr(),
+                events.list.len() as c_int,
+                timeout,
+            )
+        });
+        match result {
+            Ok(ready) => events.ready = ready as usize,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn control(
+        &self,
+        operation: c_int,
+        fd: BorrowedFd<'_>,
+        token: u64,
+        interest: Interest,
+    ) -> io::Result<()> {
+        let mut event = libc::epoll_event { events: interest.flags(), u64: token };
+        // SAFETY: the kernel reads one `epoll_event`.
+        check(unsafe { libc::epoll_ctl(self.0.as_raw_fd(), operation, fd.as_raw_fd(), &raw mut event) })
+            .map(drop)
+    }
+}
+
+/// Room for the events of one wait.
+pub struct Events {
+    list: Vec<libc::epoll_event>,
+    ready: usize,
+}
+
+/// A descriptor that is ready.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ready {
+    /// The token that was given to [`Epoll::add`].
+    pub token: u64,
+    /// There is something to read, an end, or an error to be read.
+    pub readable: bool,
+    /// There is room to write, or an error to be had by writing.
+    pub writable: bool,
+}
+
+impl Events {
+    /// Room for `capacity` events; more than that wait for the next turn.
+    pub fn with_capacity(capacity: usize) -> Self {
+        Self { list: vec![libc::epoll_event { events: 0, u64: 0 }; capacity.max(1)], ready: 0 }
+    }
+
+    /// The events of the last wait.
+    pub fn iter(&self) -> impl Iterator<Item = Ready> + '_ {
+        const ERROR: u32 = (libc::EPOLLERR | libc::EPOLLHUP) as u32;
+        self.list[..self.ready].iter().map(|event| {
+            let flags = event.events;
+            Ready {
+                token: event.u64,
+                readable: flags & (libc::EPOLLIN as u32 | ERROR) != 0,
+                writable: flags & (libc::EPOLLOUT as u32 | ERROR) != 0,
+            }
+        })
+    }
+}
+
+/// Wakes a thread that waits in [`Epoll::wait`]. Level-triggered: readable from [`Self::notify`] to [`Self::clear`].
+#[derive(Debug)]
+pub struct EventFd(OwnedFd);
+
+impl EventFd {
+    /// A quiet one.
+    ///
+    /// # Errors
+    /// Where the kernel has no more descriptors.
+    pub fn new() -> Result<Self, DeviceError> {
+        // SAFETY: eventfd(2) takes no pointers.
+        let fd = check(unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) })
+            .context(|| "create an event descriptor".into())?;
+        // SAFETY: the descriptor was just opened, and nobody else has it.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Another handle of the same.
+    ///
+    /// # Errors
+    /// Where the kernel has no more descriptors.
+    pub fn try_clone(&self) -> Result<Self, DeviceError> {
+        self.0.try_clone().map(Self).context(|| "duplicate an event descriptor".into())
+    }
+
+    /// Wakes whoever waits. Never blocks; waking twice is waking once.
+    ///
+    /// # Errors
+    /// None is expected.
+    pub fn notify(&self) -> io::Result<()> {
+        match crate::sys::write_vectored(self.0.as_fd(), &1u64.to_ne_bytes(), &[]) {
+            Ok(_) => Ok(()),
+            // The counter is full, so the descriptor is readable already.
+            Err(error) if would_block(&error) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes it quiet again, and tells whether it was not. Call it before looking at what was announced, never after.
+    ///
+    /// # Errors
+    /// None is expected.
+    pub fn clear(&self) -> io::Result<bool> {
+        match crate::sys::read(self.0.as_fd(), &mut [0; 8]) {
+            Ok(_) => Ok(true),
+            Err(error) if would_block(&error) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl AsFd for EventFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl AsRawFd for EventFd {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_notified_event_is_readable_until_it_is_cleared() {
+        let (epoll, event) = (Epoll::new().unwrap(), EventFd::new().unwrap());
+        epoll.add(&event, 7, Interest::Read).unwrap();
+        let mut events = Events::with_capacity(4);
+        epoll.wait(&mut events, Some(Duration::ZERO)).unwrap();
+        assert_eq!(events.iter().count(), 0);
+
+        event.try_clone().unwrap().notify().unwrap();
+        event.notify().unwrap();
+        for _ in 0..2 {
+            epoll.wait(&mut events, None).unwrap();
+            let ready: Vec<_> = events.iter().collect();
+            assert_eq!(ready, [Ready { token: 7, readable: true, writable: false }]);
+        }
+
+        assert!(event.clear().unwrap());
+        assert!(!event.clear().unwrap());
+        epoll.wait(&mut events, Some(Duration::ZERO)).unwrap();
+        assert_eq!(events.iter().count(), 0);
+    }
+
+    #[test]
+    fn a_thread_is_woken_by_another_thread() {
+        let (epoll, event) = (Epoll::new().unwrap(), EventFd::new().unwrap());
+        epoll.add(&event, 1, Interest::Read).unwrap();
+        let remote = event.try_clone().unwrap();
+        let waker = std::thread::spawn(move || remote.notify());
+        let mut events = Events::with_capacity(1);
+        epoll.wait(&mut events, Some(Duration::from_secs(10))).unwrap();
+        assert_eq!(events.iter().count(), 1);
+        waker.join().unwrap().unwrap();
+    }
+}

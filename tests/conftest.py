@@ -1,0 +1,28 @@
+"""What all tests share: the rule that tests of network namespaces are not skipped where they must run."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tidegate.lab.topology import LabError, require_lab_abilities
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--reference",
+        action="store_true",
+        help="end-to-end tests against wireguard-go and kernel NAT instead of Tidegate: a test of the tests",
+    )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("namespaces") is None:
+        return
+    try:
+        require_lab_abilities()
+    except LabError as cannot:
+        if os.environ.get("CI"):
+            pytest.fail(f"CI must run this, but {cannot}", pytrace=False)
+        pytest.skip(str(cannot))

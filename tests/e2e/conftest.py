@@ -1,0 +1,165 @@
+"""A lab with a gateway and its clients, for tests of the whole thing.
+
+By default Tidegate runs, as built in ``.venv/bin/tidegate``. With ``--reference``, wireguard-go and kernel NAT run in
+its place: what any VPN must do is green then, and what only Tidegate does is red. So the tests themselves are tested.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import pytest
+
+from tidegate.lab.processes import Process
+from tidegate.lab.services import start_services
+from tidegate.lab.stacks import (
+    Client,
+    Gateway,
+    TidegateClient,
+    TidegateGateway,
+    WireguardGoClient,
+    WireguardGoGateway,
+)
+from tidegate.lab.topology import INTERNET, Lab, Namespace
+
+ClientKind = type[TidegateClient] | type[WireguardGoClient]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How long and how large: TIDEGATE_E2E_FULL=1 asks for the figures of the specification."""
+
+    transfer_bytes: int
+    silence_seconds: float
+    idle_seconds: float
+
+    @classmethod
+    def chosen(cls) -> Scale:
+        if os.environ.get("TIDEGATE_E2E_FULL") == "1":
+            return cls(transfer_bytes=1 << 30, silence_seconds=60.0, idle_seconds=30.0)
+        return cls(transfer_bytes=256 << 20, silence_seconds=10.0, idle_seconds=10.0)
+
+
+@pytest.fixture(scope="session")
+def scale() -> Scale:
+    return Scale.chosen()
+
+
+@dataclass
+class World:
+    """A lab with services and a running gateway."""
+
+    lab: Lab
+    gateway: Gateway
+    reference: bool
+
+    @property
+    def tidegate(self) -> TidegateGateway:
+        """The gateway, by a test that is about Tidegate and nothing else."""
+        if not isinstance(self.gateway, TidegateGateway):
+            pytest.skip("about Tidegate only")
+        return self.gateway
+
+    def connect(self, host: Namespace, kind: ClientKind | None = None, name: str | None = None) -> Client:
+        """Registers a peer and connects it from `host`; by default with the gateway's own kind of client."""
+        kind = kind or (WireguardGoClient if self.reference else TidegateClient)
+        client = kind(host, self.gateway.add_peer(name or host.role))
+        client.start()
+        return client
+
+
+MakeWorld = Callable[..., World]
+
+
+@pytest.fixture(scope="module")
+def make_world(request: pytest.FixtureRequest) -> Iterator[MakeWorld]:
+    """Builds worlds that last as long as the module; on failure their logs are part of the report."""
+    reference = bool(request.config.getoption("--reference"))
+    with ExitStack() as stack:
+
+        def make(
+            *, clients: int = 1, beyond_mtu: int = 1500, external_tx: bool = True, config: str | None = None
+        ) -> World:
+            lab = stack.enter_context(Lab(clients=clients, beyond_mtu=beyond_mtu))
+            if not external_tx:
+                for host in (lab.gateway, lab.internet):
+                    host.run(["ethtool", "-K", "external", "tx", "off"])
+            start_services(lab)
+            gateway = WireguardGoGateway(lab) if reference else TidegateGateway(lab, config=config)
+            world = World(lab, gateway, reference)
+            worlds = request.node.stash.setdefault(_WORLDS, [])
+            worlds.append(world)
+            stack.callback(worlds.remove, world)
+            gateway.start()
+            return world
+
+        yield make
+
+
+@dataclass
+class LongSession:
+    """A wireguard-go client that has been connected since the beginning of the end-to-end tests, pinging."""
+
+    world: World
+    client: WireguardGoClient
+    pings: Process
+    since: float
+    first_handshake: int
+
+    def finish_pings(self) -> tuple[int, int]:
+        """How many pings were sent, and how many answered."""
+        self.pings.stop(signal.SIGINT)
+        counted = re.search(r"(\d+) packets transmitted, (\d+) received", self.pings.output())
+        assert counted is not None, self.pings.output()[-500:]
+        return int(counted[1]), int(counted[2])
+
+
+@pytest.fixture(scope="session")
+def long_session(request: pytest.FixtureRequest) -> Iterator[LongSession]:
+    reference = bool(request.config.getoption("--reference"))
+    with Lab() as lab:
+        start_services(lab)
+        gateway = WireguardGoGateway(lab) if reference else TidegateGateway(lab)
+        gateway.start()
+        world = World(lab, gateway, reference)
+        client = WireguardGoClient(lab.client, gateway.add_peer("long"))
+        client.start()
+        pings = lab.client.popen(["ping", "-n", "-i", "1", INTERNET])
+        yield LongSession(world, client, pings, time.monotonic(), client.latest_handshake())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _the_long_session_begins_first(request: pytest.FixtureRequest) -> None:
+    """So that three minutes pass beside the other tests, not after them."""
+    if any(item.get_closest_marker("rekey") for item in request.session.items):
+        request.getfixturevalue("long_session")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What waits for the long session comes last."""
+    items.sort(key=lambda item: item.get_closest_marker("rekey") is not None)
+
+
+_WORLDS = pytest.StashKey[list[World]]()
+_LOG_LINES = 40
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Adds the last lines of the gateway's and the clients' logs to the report of a failed test."""
+    report = yield
+    module = item.getparent(pytest.Module)
+    if report.failed and module is not None:
+        for world in module.stash.get(_WORLDS, []):
+            for log in sorted(world.lab.logs.glob("*tidegate*.log")):
+                lines = log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
+                report.sections.append((f"last lines of {log.name}", "\n".join(lines)))
+    return report

@@ -1,0 +1,92 @@
+"""`tidegate demo` itself: green, and leaving nothing behind even when it is stopped half-way."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tidegate.lab.processes import Process, run
+from tidegate.lab.stacks import tidegate_command
+from tidegate.lab.topology import remove_leftovers
+from tidegate.lab.waiting import wait_until
+
+pytestmark = pytest.mark.namespaces
+
+
+def traces(pid: int) -> list[str]:
+    """Whatever a lab of process `pid` has left on the machine."""
+    places = [Path("/run/netns"), Path("/etc/netns"), Path("/tmp")]
+    return [str(entry) for place in places if place.exists() for entry in place.glob(f"tg{pid}-*")]
+
+
+@pytest.mark.timeout(180)
+def test_the_demo_is_green_within_a_minute(request: pytest.FixtureRequest) -> None:
+    if request.config.getoption("--reference"):
+        pytest.skip("about Tidegate only")
+    done = run([*tidegate_command(), "demo", "--json"], timeout=170, check=False)
+    report = json.loads(done.stdout)
+    assert [check for check in report["checks"] if not check["ok"]] == []
+    assert report["ok"] is True
+    assert done.returncode == 0
+    assert report["seconds"] < 60
+
+
+def test_the_demo_sees_what_another_gateway_does_to_its_host() -> None:
+    # wireguard-go with kernel NAT does everything but leave the host alone: a test of the demo's own checks.
+    done = run([sys.executable, "-m", "tidegate.lab.demo", "--json", "--reference"], timeout=110, check=False)
+    assert done.returncode == 1
+    failed = [check["name"] for check in json.loads(done.stdout)["checks"] if not check["ok"]]
+    assert failed == [
+        "Host untouched, under traffic",
+        "Host's kernel forwards nothing",
+        "SIGTERM",
+        "Host untouched, afterwards",
+    ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_a_demo_that_is_interrupted_cleans_up(tmp_path: Path, number: signal.Signals) -> None:
+    demo = Process("demo", [sys.executable, "-m", "tidegate.lab.demo", "--reference"], tmp_path / "demo.log")
+    demo.wait_for("Ping", timeout=30)
+    assert traces(demo.pid) != []
+    demo.stop(number, grace=15)
+    assert demo.returncode == 130
+    assert traces(demo.pid) == []
+
+
+def test_what_a_killed_demo_left_is_removed_by_the_next_lab(tmp_path: Path) -> None:
+    demo = Process("demo", [sys.executable, "-m", "tidegate.lab.demo", "--reference"], tmp_path / "demo.log")
+    demo.wait_for("Ping", timeout=30)
+    demo.stop(signal.SIGKILL)
+    assert traces(demo.pid) != []
+    remove_leftovers()
+    wait_until(lambda: traces(demo.pid) == [], "the leftovers to go")
+
+
+def test_without_root_the_demo_says_what_it_needs() -> None:
+    done = subprocess.run(
+        [
+            "setpriv",
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            sys.executable,
+            "-B",
+            "-m",
+            "tidegate.lab.demo",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    if "Permission denied" in done.stderr:
+        pytest.skip("the working tree is not readable for other users")
+    assert done.returncode == 1
+    assert "root" in done.stdout
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,89 @@
+"""Clients that stay long and move: new keys after two minutes, a new source address in the middle of a transfer.
+
+::
+
+    client ─── tunnel ─── gateway ─── internet
+    198.51.100.2, later .77            203.0.113.9
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+
+import pytest
+
+from tidegate.lab import checks
+from tidegate.lab.blob import blob_sha256
+from tidegate.lab.stacks import INNER_GATEWAY, TidegateClient, WireguardGoClient
+from tidegate.lab.topology import GATEWAY_ACCESS, INTERNET
+from tidegate.lab.waiting import pause, wait_until
+
+from .conftest import ClientKind, LongSession, MakeWorld
+
+pytestmark = pytest.mark.namespaces
+
+MIB = 1 << 20
+REJECT_AFTER_TIME = 180  # WireGuard whitepaper, 6.1: no session is used for longer
+
+
+@pytest.mark.parametrize("kind", [TidegateClient, WireguardGoClient], ids=["own client", "wireguard-go"])
+def test_a_client_may_change_its_source_address_in_the_middle_of_a_download(
+    make_world: MakeWorld, kind: ClientKind
+) -> None:
+    world = make_world()
+    if world.reference and kind is TidegateClient:
+        pytest.skip("about Tidegate only")
+    host = world.lab.client
+    client = world.connect(host, kind)
+    host.sysctl("net.ipv4.conf.access.promote_secondaries", "1")
+    size = 64 * MIB
+    # Slow enough to last for some seconds.
+    url = f"http://{INTERNET}/blob/roaming/{size}"
+    running = subprocess.Popen(
+        host.inside(["bash", "-c", f"set -o pipefail; curl -sS --fail --limit-rate 16M {url} | sha256sum"]),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    pause(1.0)
+    host.ip("address add 198.51.100.77/24 dev access")
+    host.ip("address delete 198.51.100.2/24 dev access")
+    host.ip(f"route replace default via {GATEWAY_ACCESS}")
+    output, _ = running.communicate(timeout=60)
+    assert running.returncode == 0
+    assert output.split()[0] == blob_sha256("roaming", size)
+    assert checks.ping(host, INTERNET, count=5).complete
+    client.stop()
+    world.gateway.stop()
+
+
+@pytest.mark.rekey
+@pytest.mark.timeout(400)
+def test_wireguard_go_changes_keys_without_losing_a_packet(long_session: LongSession) -> None:
+    # The session was begun with the first end-to-end test and has been pinged since; see conftest.
+    rest = REJECT_AFTER_TIME + 10 - (time.monotonic() - long_session.since)
+    pause(max(0.0, rest))
+    client, host = long_session.client, long_session.world.lab.client
+    assert client.latest_handshake() > long_session.first_handshake, "no new handshake in 190 s"
+    sent, received = long_session.finish_pings()
+    assert sent > REJECT_AFTER_TIME
+    assert received == sent
+    assert checks.lookup(host, "www.example", INNER_GATEWAY) == [INTERNET]
+    transfer = checks.download(host, f"http://{INTERNET}/blob/rekey/{32 * MIB}")
+    assert transfer.sha256 == blob_sha256("rekey", 32 * MIB)
+    assert checks.tcp_throughput(host, INTERNET, seconds=1.0) > 0
+
+
+def test_a_client_that_vanished_without_a_word_can_come_back(make_world: MakeWorld) -> None:
+    world = make_world()
+    host = world.lab.client
+    profile = world.gateway.add_peer("phoenix")
+    kind = WireguardGoClient if world.reference else TidegateClient
+    first = kind(host, profile)
+    first.start()
+    first.stop()
+    second = kind(host, profile)
+    second.start()
+    wait_until(lambda: checks.ping(host, INTERNET, count=3).complete, "the second session", timeout=20)
+    second.stop()
+    world.gateway.stop()

@@ -1,0 +1,177 @@
+"""What is not welcome is counted by reason, answered with silence, and does not fill the log.
+
+::
+
+    client  198.51.100.2 ──┐
+    client2 198.51.100.3 ──┴ switch ── gateway ── internet 203.0.113.9 ── beyond 192.0.2.9
+      (no peer: an attacker)
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tidegate.lab import checks, udpecho
+from tidegate.lab.stacks import INNER_GATEWAY, LISTEN_PORT, TidegateGateway, WireguardGoClient
+from tidegate.lab.topology import BEYOND, GATEWAY_ACCESS, GATEWAY_EXTERNAL, INTERNET, Lab
+from tidegate.lab.waiting import WaitTimeoutError, wait_until
+
+from .conftest import MakeWorld
+
+pytestmark = pytest.mark.namespaces
+
+FLOOD = 5_000
+LOG_LINES = 20  # that a flood may add to the log
+
+
+@dataclass
+class Siege:
+    lab: Lab
+    gateway: TidegateGateway
+    client: WireguardGoClient
+
+    def drops(self) -> dict[str, int]:
+        counted: dict[str, int] = self.gateway.status()["drops"]
+        return counted
+
+    def grows(self, before: dict[str, int], *reasons: str, by: int = 1) -> None:
+        """Asserts that `reasons` together were counted at least `by` times more than `before`."""
+
+        def growth() -> int:
+            now = self.drops()
+            return sum(now.get(reason, 0) - before.get(reason, 0) for reason in reasons)
+
+        try:
+            wait_until(lambda: growth() >= by, "drops to be counted", timeout=5, interval=0.3)
+        except WaitTimeoutError:
+            pytest.fail(f"{' + '.join(reasons)} grew by {growth()}, not {by}: {before} to {self.drops()}")
+
+
+@pytest.fixture(scope="module")
+def siege(make_world: MakeWorld) -> Iterator[Siege]:
+    world = make_world(clients=2)
+    gateway = world.tidegate
+    client = WireguardGoClient(world.lab.client, gateway.add_peer("alice"))
+    client.start()
+    yield Siege(world.lab, gateway, client)
+    gateway.stop()
+
+
+def test_garbage_on_the_tunnel_port_is_counted_and_answered_with_silence(siege: Siege) -> None:
+    attacker, chance = siege.lab.clients[1], random.Random(7)
+    before, log_before = siege.drops(), len(siege.gateway.process.output().splitlines())
+
+    def flood() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            for n in range(FLOOD):
+                size = chance.choice([0, 1, 3, 4, 16, 31, 32, 33, 91, 92, 93, 147, 148, 149, 1400, 1472])
+                data = bytearray(chance.randbytes(size))
+                if size >= 4 and n % 2:  # a type that exists: initiation, response, cookie, data
+                    data[:4] = bytes([chance.randint(1, 4), 0, 0, 0])
+                sender.sendto(data, (GATEWAY_ACCESS, LISTEN_PORT))
+            for size in (9_000, 65_507):  # fragments of what no tunnel sends
+                sender.sendto(chance.randbytes(size), (GATEWAY_ACCESS, LISTEN_PORT))
+
+    with attacker.capture("access", "ip") as seen:
+        attacker.call(flood)
+        siege.grows(before, "not_wireguard", "bad_mac", "truncated", "unknown_session", by=FLOOD // 2)
+    assert seen.lines(f"src host {GATEWAY_ACCESS}") == []
+    added = len(siege.gateway.process.output().splitlines()) - log_before
+    assert added <= LOG_LINES, f"{added} lines in the log"
+    assert checks.ping(siege.lab.client, INTERNET, count=5).complete
+
+
+def test_an_inner_source_that_is_not_the_peers_own_is_dropped(siege: Siege) -> None:
+    host, before = siege.lab.client, siege.drops()
+    for wrong in ("10.66.77.200", "192.0.2.77"):
+        host.ip(f"address add {wrong}/32 dev {siege.client.interface}")
+    with siege.lab.internet.capture("external", "icmp") as seen:
+        for wrong in ("10.66.77.200", "192.0.2.77"):
+            for target in (INTERNET, INNER_GATEWAY):
+                host.run(
+                    ["ping", "-n", "-c", "3", "-i", "0.02", "-W", "0.3", "-I", wrong, target], check=False
+                )
+    siege.grows(before, "wrong_inner_source", by=12)
+    assert seen.lines() == []
+    for wrong in ("10.66.77.200", "192.0.2.77"):
+        host.ip(f"address delete {wrong}/32 dev {siege.client.interface}")
+
+
+def test_ipv6_inside_the_tunnel_is_counted_and_dropped(siege: Siege) -> None:
+    host, before = siege.lab.client, siege.drops()
+    host.ip(f"-6 address add fd00::2/64 dev {siege.client.interface} nodad")
+    peer = host.run(["wg", "show", siege.client.interface, "peers"]).stdout.strip()
+    host.run(["wg", "set", siege.client.interface, "peer", peer, "allowed-ips", "0.0.0.0/0,::/0"])
+    host.run(["ping", "-6", "-n", "-c", "3", "-i", "0.02", "-W", "0.3", "fd00::1"], check=False)
+    siege.grows(before, "ipv6", by=3)
+
+
+def test_unsolicited_packets_from_the_internet_are_counted_and_answered_with_silence(siege: Siege) -> None:
+    lab, before = siege.lab, siege.drops()
+    with lab.client.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as client:
+        client.settimeout(2)
+        client.sendto(udpecho.WHOAMI, (INTERNET, udpecho.PORT))
+        mapped = int(client.recv(100).decode().split(":")[1])
+
+        def knock() -> None:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+                for _ in range(50):
+                    stranger.sendto(b"knock", (GATEWAY_EXTERNAL, mapped))
+
+        with lab.beyond.capture("beyond", "ip") as seen:
+            lab.beyond.call(knock)
+            siege.grows(before, "filtered", by=50)  # address-dependent filtering: it never sent to `beyond`
+        assert seen.lines(f"src host {GATEWAY_EXTERNAL}") == []
+        client.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            client.recv(100)
+
+
+def test_a_knock_on_a_reserved_port_without_a_mapping_is_counted(siege: Siege) -> None:
+    before = siege.drops()
+
+    def sweep() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+            for port in range(1024, 65_536):
+                stranger.sendto(b"", (GATEWAY_EXTERNAL, port))
+
+    siege.lab.beyond.call(sweep)
+    siege.grows(before, "no_mapping", "filtered")
+
+
+def test_inner_addresses_that_arrive_from_outside_do_not_get_in(siege: Siege) -> None:
+    inner = re.search(r"inet (10\.66\.77\.\d+)", siege.lab.client.run(["ip", "-o", "-4", "address"]).stdout)
+    assert inner is not None
+    siege.lab.internet.ip(f"route add 10.66.77.0/24 via {GATEWAY_EXTERNAL}")
+    with siege.lab.client.capture(siege.client.interface, "icmp") as seen:
+        assert checks.ping(siege.lab.internet, inner[1], count=3).round_trips == []
+    assert seen.lines(f"src host {INTERNET}") == []
+    siege.lab.internet.ip(f"route delete 10.66.77.0/24 via {GATEWAY_EXTERNAL}")
+
+
+def test_destinations_that_must_not_be_forwarded_are_dropped(siege: Siege) -> None:
+    before = siege.drops()
+    with siege.lab.internet.capture("external", "udp") as seen:
+
+        def send_out() -> None:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+                sender.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+                interface = siege.client.interface.encode()
+                sender.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface)
+                for destination in ("224.0.0.251", "255.255.255.255", "169.254.1.1", "240.0.0.1"):
+                    sender.sendto(b"bogon", (destination, 4242))
+
+        siege.lab.client.call(send_out)
+        siege.grows(before, "bogon_destination", by=3)
+    assert seen.lines("dst port 4242") == []
+
+
+def test_after_all_this_the_client_is_served_as_ever(siege: Siege) -> None:
+    assert checks.ping(siege.lab.client, INTERNET, count=20, interval=0.02).complete
+    assert checks.ping(siege.lab.client, BEYOND, count=5).complete

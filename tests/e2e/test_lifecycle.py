@@ -1,0 +1,174 @@
+"""The gateway comes, leaves the host as it was, and goes without a trace; also when it is killed.
+
+::
+
+    client ─── tunnel ─── gateway ─── internet
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tidegate.lab import checks, hoststate
+from tidegate.lab.hoststate import HostState
+from tidegate.lab.processes import Process
+from tidegate.lab.services import start_services
+from tidegate.lab.stacks import LISTEN_PORT, TidegateClient, TidegateGateway, tidegate_command
+from tidegate.lab.topology import INTERNET, Lab, Namespace
+from tidegate.lab.waiting import pause, wait_until
+
+from .conftest import Scale
+
+pytestmark = pytest.mark.namespaces
+
+STOP_SECONDS = 2.0
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab() as built:
+        start_services(built)
+        yield built
+
+
+def sockets(host: Namespace) -> list[str]:
+    """Every socket of the namespace: TCP, UDP, raw and packet sockets."""
+    return host.run(["ss", "-Hanp", "-t", "-u", "-w", "-0"]).stdout.splitlines()
+
+
+def under_traffic(lab: Lab) -> Process:
+    """Traffic in both directions until it is stopped."""
+    process = lab.client.popen(["iperf3", "-c", INTERNET, "-t", "60", "--bidir"])
+    flowing = ["ss", "-Htn", "state", "established", f"dst {INTERNET}"]
+    wait_until(lambda: len(lab.client.run(flowing).stdout.splitlines()) > 2, "traffic to flow")
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_the_host_reads_the_same_before_during_and_after(lab: Lab, number: signal.Signals) -> None:
+    before = HostState.read(lab.gateway)
+    gateway = TidegateGateway(lab)
+    gateway.start()
+    client = TidegateClient(lab.client, gateway.add_peer("alice"))
+    client.start()
+    under_traffic(lab)
+    own = hoststate.tun_devices(lab.gateway)
+    assert len(own) == 1
+    during = hoststate.compare(before, HostState.read(lab.gateway), own)
+    assert during.differences == []
+    assert set(during.set_apart) == {"routes", "sysctls", "NIC features", "links", "addresses"}
+
+    taken = gateway.process.stop(number, grace=10.0)
+    # 128 + SIGINT is what shells expect of a program that Ctrl-C has ended.
+    expected = {0} if number is signal.SIGTERM else {0, 130}
+    assert gateway.process.returncode in expected, gateway.process.output()[-2000:]
+    assert taken < STOP_SECONDS
+    assert lab.gateway.pids() == set()
+    assert sockets(lab.gateway) == []
+    assert hoststate.compare(before, HostState.read(lab.gateway), set()).differences == []
+
+
+def test_the_client_leaves_its_own_host_as_it_was(lab: Lab) -> None:
+    gateway = TidegateGateway(lab)
+    gateway.start()
+    profile = gateway.add_peer("alice")
+    lab.client.resolve_with("203.0.113.9")
+    before = HostState.read(lab.client)
+    resolver = lab.client.run(["cat", "/etc/resolv.conf"]).stdout
+    client = TidegateClient(lab.client, profile, set_resolver=False)
+    client.start()
+    assert hoststate.tun_devices(lab.client)
+    taken = client.process.stop(grace=10.0)
+    assert client.process.returncode == 0, client.process.output()[-2000:]
+    assert taken < STOP_SECONDS
+    assert lab.client.pids() == set()
+    assert hoststate.compare(before, HostState.read(lab.client), set()).differences == []
+    assert lab.client.run(["cat", "/etc/resolv.conf"]).stdout == resolver
+
+
+def test_after_sigkill_the_next_start_works_and_the_client_returns_by_itself(lab: Lab) -> None:
+    gateway = TidegateGateway(lab)
+    gateway.start()
+    client = TidegateClient(lab.client, gateway.add_peer("alice"))
+    client.start()
+    gateway.process.stop(signal.SIGKILL)
+    assert gateway.process.returncode == -signal.SIGKILL
+    again = TidegateGateway(lab, state=gateway.state)
+    again.start()
+    # A client notices that nobody answers after 15 s (KEEPALIVE_TIMEOUT + REKEY_TIMEOUT) and shakes hands anew.
+    wait_until(
+        lambda: checks.ping(lab.client, INTERNET, count=2).complete, "the client to return", timeout=60
+    )
+    assert again.status()["peers"], "the peers were forgotten"
+    again.stop()
+
+
+def test_a_client_that_was_killed_does_not_stand_in_the_way_of_the_next(lab: Lab) -> None:
+    gateway = TidegateGateway(lab)
+    gateway.start()
+    profile = gateway.add_peer("alice")
+    first = TidegateClient(lab.client, profile)
+    first.start()
+    first.process.stop(signal.SIGKILL)
+    second = TidegateClient(lab.client, profile)
+    second.start()
+    assert checks.ping(lab.client, INTERNET, count=5).complete
+    second.stop()
+    gateway.stop()
+
+
+def test_a_second_gateway_on_the_same_state_is_refused_and_disturbs_nobody(lab: Lab) -> None:
+    gateway = TidegateGateway(lab)
+    gateway.start()
+    client = TidegateClient(lab.client, gateway.add_peer("alice"))
+    client.start()
+    second = lab.gateway.run(
+        [*tidegate_command(), "serve", "--state-dir", str(gateway.state), "--listen", "0.0.0.0:51999"],
+        check=False,
+    )
+    assert second.returncode == 1
+    assert "Traceback" not in second.stderr
+    assert str(gateway.state) in second.stderr
+    assert checks.ping(lab.client, INTERNET, count=5).complete
+    gateway.stop()
+
+
+def test_a_peer_that_is_removed_is_cut_off_at_once_and_others_are_not(lab: Lab) -> None:
+    gateway = TidegateGateway(lab)
+    gateway.start()
+    client = TidegateClient(lab.client, gateway.add_peer("alice"))
+    client.start()
+    gateway.add_peer("bob")
+    gateway.command("peer", "remove", "bob")
+    assert checks.ping(lab.client, INTERNET, count=5).complete
+    gateway.command("peer", "remove", "alice")
+    assert checks.ping(lab.client, INTERNET, count=3).round_trips == []
+    gateway.stop()
+
+
+@pytest.mark.timeout(180)
+def test_an_idle_gateway_uses_no_cpu_with_peers_connected(lab: Lab, scale: Scale) -> None:
+    gateway = TidegateGateway(lab)
+    gateway.start()
+    client = TidegateClient(lab.client, gateway.add_peer("alice"))
+    client.start()
+    checks.download(lab.client, f"http://{INTERNET}/blob/idle/1000000")  # mappings exist, timers are set
+    pause(3.0)  # what follows a transfer (delayed ACKs, FIN, keepalive) is no idling
+    before = gateway.process.cpu_seconds(), client.process.cpu_seconds()
+    pause(scale.idle_seconds)
+    used = gateway.process.cpu_seconds() - before[0], client.process.cpu_seconds() - before[1]
+    one_tick = 0.01
+    assert used[0] <= one_tick, f"the gateway used {used[0]:.2f} s of {scale.idle_seconds:g} s"
+    assert used[1] <= one_tick, f"the client used {used[1]:.2f} s of {scale.idle_seconds:g} s"
+    gateway.stop()
+
+
+def test_the_port_that_clients_connect_to_is_the_one_that_was_asked_for(lab: Lab) -> None:
+    gateway = TidegateGateway(lab)
+    gateway.start()
+    listening = lab.gateway.run(["ss", "-Huln", f"sport = :{LISTEN_PORT}"]).stdout
+    assert f"0.0.0.0:{LISTEN_PORT}" in listening
+    gateway.stop()
