@@ -286,10 +286,11 @@ impl GatewayEngine {
             if number == 0 && shards > 1 {
                 transport.steer_by_receiver_index(shards)?;
             }
-            let external = ExternalGateway::open(&settings.external, &filter, offloads.external)?;
+            let mut external = ExternalGateway::open(&settings.external, offloads.external)?;
             if shards > 1 {
                 fanout = Some(external.packets.join_fanout(fanout, shards)?);
             }
+            external.set_link(&settings.external, &filter)?;
             let core = Gateway::new(GatewayConfig {
                 shard: number,
                 shards,

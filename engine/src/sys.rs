@@ -8,7 +8,6 @@ use std::io;
 use std::mem::{self, MaybeUninit};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::time::Duration;
 
 use libc::{c_int, c_void};
 
@@ -368,22 +367,4 @@ pub(crate) fn set_descriptor_limit(soft: u64, hard: u64) -> io::Result<()> {
     let limits = libc::rlimit { rlim_cur: soft, rlim_max: hard };
     // SAFETY: the kernel reads one `rlimit`.
     check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limits) }).map(drop)
-}
-
-/// Nanoseconds of `CLOCK_MONOTONIC`, for the shard's loop alone: the core is told the time.
-pub fn monotonic_nanos() -> u64 {
-    let time = clock(libc::CLOCK_MONOTONIC);
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// The time since 1970-01-01 00:00 UTC, for the timestamps of handshakes (TAI64N, WireGuard whitepaper §5.1).
-pub fn unix_time() -> Duration {
-    clock(libc::CLOCK_REALTIME)
-}
-
-fn clock(clock: libc::clockid_t) -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the kernel writes one `timespec`. It fails only for clocks that do not exist.
-    unsafe { libc::clock_gettime(clock, &raw mut time) };
-    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }

@@ -6,11 +6,11 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import structlog
 
@@ -25,6 +25,8 @@ from tidegate.identity import Profile
 from tidegate.lifecycle import Supervisor
 from tidegate.net import Endpoint
 from tidegate.settings import OffloadSettings
+
+T = TypeVar("T")
 
 log = structlog.get_logger("tidegate.client")
 
@@ -132,13 +134,10 @@ class Client:
         undo.callback(engine.stop)
         await asyncio.to_thread(self._host.configure_tun, self._tun_name, profile.address, profile.mtu)
         engine.start()
-        routes = self._host.routes(plan, self._tun_name)
-        await asyncio.to_thread(routes.__enter__)
-        undo.push(routes)
+        await undo.enter_async_context(in_thread(self._host.routes(plan, self._tun_name)))
         if self._use_dns and (profile.dns or profile.search):
             managed = self._host.dns(self._tun_name, profile.dns, profile.search)
-            manager = await asyncio.to_thread(managed.__enter__)
-            undo.push(managed)
+            manager = await undo.enter_async_context(in_thread(managed))
             if manager is None:
                 servers = ", ".join(map(str, profile.dns))
                 log.warning("nothing here manages resolv.conf: DNS is left as it is", servers=servers)
@@ -188,6 +187,16 @@ class Client:
         fields = {"address": str(self._profile.address.ip), "seconds": round(seconds, 3)}
         self._report(ClientEvent("connected", f"connected to {self._profile.endpoint}", fields))
         await self._supervisor.stopped()
+
+
+@asynccontextmanager
+async def in_thread(manager: AbstractContextManager[T]) -> AsyncIterator[T]:
+    """Enters and leaves `manager` in a thread: netlink may block, and its library runs an event loop of its own."""
+    value = await asyncio.to_thread(manager.__enter__)
+    try:
+        yield value
+    finally:
+        await asyncio.to_thread(manager.__exit__, None, None, None)
 
 
 async def resolve(endpoint: Endpoint) -> IPv4Address:

@@ -55,16 +55,12 @@ class Gateway:
         host: Host,
         *,
         ready: Callable[[str], None] = lambda _: None,
-        resolve_upstreams: Callable[..., list[tuple[str, int]]] = choose_upstreams,
-        dns_port: int = 53,
     ) -> None:
         """`ready` is called with one line when the gateway serves."""
         self._settings = settings
         self._engines = engine
         self._host = host
         self._ready = ready
-        self._resolve_upstreams = resolve_upstreams
-        self._dns_port = dns_port
         self._supervisor = Supervisor()
         self._started_at = time.monotonic()
         self._engine: EngineGateway | None = None
@@ -188,10 +184,10 @@ class Gateway:
         gateway = self._settings.gateway
         if not self._settings.dns.enabled:
             return
-        upstreams = self._resolve_upstreams(self._settings.dns.upstreams, own=gateway.address)
+        upstreams = choose_upstreams(self._settings.dns.upstreams, own=gateway.address)
         if not upstreams:
             log.warning("no DNS resolver is known: clients get SERVFAIL", hint="set [dns] upstreams")
-        self._dns = DnsServer(DnsProxy(upstreams), gateway.address, gateway.subnet, port=self._dns_port)
+        self._dns = DnsServer(DnsProxy(upstreams), gateway.address, gateway.subnet)
         self._dns.open()
         undo.callback(self._dns.close)
 

@@ -24,18 +24,18 @@ pub struct ExternalGateway {
 }
 
 impl ExternalGateway {
-    /// Opens the sockets; they let nothing through but what `filter` admits.
+    /// Opens the sockets. They let nothing through until [`Self::set_link`] says what: a shard joins the fanout of the
+    /// others first, lest it gets what belongs to them.
     ///
     /// # Errors
     /// What the kernel refuses, as without `CAP_NET_RAW`.
-    pub fn open(link: &ExternalLink, filter: &FilterRules, offload: bool) -> Result<Self, DeviceError> {
+    pub fn open(link: &ExternalLink, offload: bool) -> Result<Self, DeviceError> {
         let packets = PacketSocket::open(link.index, link.mac)?;
-        packets.set_filter(filter)?;
         let arp = ArpSocket::open(link.index, &link.addresses)?;
         Ok(Self { packets, arp, offload, frames: Vec::new(), refused: Vec::new() })
     }
 
-    /// The link changed: its addresses, its own link address, its ports.
+    /// Takes the link's addresses and the ports to let through, at the beginning and whenever they change.
     ///
     /// # Errors
     /// What the kernel refuses; the sockets go on with what they had.

@@ -340,8 +340,12 @@ fn memory_is_bounded_by_source_and_in_all() {
     }
     kept -= reassembly.take_discarded().get(DropReason::FragmentLimit) as usize;
     assert_eq!(kept + per_source, MAX_BYTES / (large + 64));
-    let refused = push(&mut reassembly, &lone(9 << 24, 1, large));
-    assert_eq!(refused, Err(DropReason::FragmentLimit), "who holds nothing cannot make room");
+    push(&mut reassembly, &lone(9 << 24, 1, 8)).unwrap();
+    let template = Template { source: (9 << 24).into(), identification: 1, ..Template::default() };
+    let next = Template { fragment: MF | 1, ..template }.ip(protocol::UDP, &payload(large));
+    let refused = push(&mut reassembly, &next);
+    assert_eq!(refused, Err(DropReason::FragmentLimit), "who holds nothing else cannot make room");
+    assert_eq!(reassembly.take_discarded().get(DropReason::FragmentLimit), 0, "and keeps what it holds");
     reassembly.expire(START + TIMEOUT);
     assert_eq!(push(&mut reassembly, &lone(9 << 24, 1, large)), HELD, "time gives the memory back");
 }

@@ -21,11 +21,13 @@ pub(super) struct PortSupply {
     range: (u16, u16),
     asked: Vec<(Proto, Ipv4Addr, PortClass)>,
     granted: HashMap<(Proto, Ipv4Addr), usize>,
+    /// Whether the first ports of every pool were asked for: before the first packet, which should not have to wait.
+    begun: bool,
 }
 
 impl PortSupply {
     pub(super) fn new(range: (u16, u16)) -> Self {
-        Self { range, asked: Vec::new(), granted: HashMap::default() }
+        Self { range, asked: Vec::new(), granted: HashMap::default(), begun: false }
     }
 
     fn ports(&self, class: PortClass) -> RangeInclusive<u16> {
@@ -122,6 +124,7 @@ impl Gateway {
         for (protocol, external) in self.nat.set_external(&link.addresses, now) {
             self.published.remove(&(protocol, external.port));
         }
+        self.supply.begun = false;
         self.router = router(self.subnet, self.gateway_address, &link, host_addresses);
         self.external = link;
     }
@@ -143,27 +146,46 @@ impl Gateway {
     /// What the reserver should be asked for: the first ports of every pool, and more for those that run low.
     pub(super) fn port_requests(&mut self) -> Vec<ReserveRequest> {
         let mut requests = Vec::new();
-        while let Some(demand) = self.nat.next_port_demand() {
-            let (protocol, address, class) = (demand.protocol, demand.address, demand.class);
-            let reserved = match protocol {
-                Proto::Tcp => PortProtocol::Tcp,
-                Proto::Udp => PortProtocol::Udp,
-                Proto::Icmp => continue, // identifiers are not reserved
-            };
-            if self.supply.asked.contains(&(protocol, address, class)) {
-                continue; // on its way
+        if !self.supply.begun {
+            self.supply.begun = true;
+            for address in self.external.addresses.clone() {
+                for protocol in [Proto::Tcp, Proto::Udp] {
+                    for class in [PortClass::Unprivileged, PortClass::Privileged] {
+                        requests.extend(self.port_request(protocol, address, class));
+                    }
+                }
             }
-            self.supply.asked.push((protocol, address, class));
-            requests.push(ReserveRequest {
-                protocol: reserved,
-                address,
-                shard: self.shard,
-                shards: self.shards,
-                ports: self.supply.ports(class),
-                count: self.supply.batch(protocol, address, class),
-            });
+        }
+        while let Some(demand) = self.nat.next_port_demand() {
+            requests.extend(self.port_request(demand.protocol, demand.address, demand.class));
         }
         requests
+    }
+
+    /// The request for one pool, unless ports for it are on their way already. ICMP identifiers are not reserved.
+    fn port_request(
+        &mut self,
+        protocol: Proto,
+        address: Ipv4Addr,
+        class: PortClass,
+    ) -> Option<ReserveRequest> {
+        let reserved = match protocol {
+            Proto::Tcp => PortProtocol::Tcp,
+            Proto::Udp => PortProtocol::Udp,
+            Proto::Icmp => return None,
+        };
+        if self.supply.asked.contains(&(protocol, address, class)) {
+            return None;
+        }
+        self.supply.asked.push((protocol, address, class));
+        Some(ReserveRequest {
+            protocol: reserved,
+            address,
+            shard: self.shard,
+            shards: self.shards,
+            ports: self.supply.ports(class),
+            count: self.supply.batch(protocol, address, class),
+        })
     }
 
     pub(super) fn describe(&self, now: Timestamp) -> ShardStatus {

@@ -265,8 +265,8 @@ impl<T: Copy + Eq> Coalescer<T> {
     fn continues(&self, at: usize, candidate: &Candidate) -> bool {
         let flow = &self.open[at];
         let item = &self.items[flow.item as usize];
-        item.kind == candidate.kind
-            && flow.constant == candidate.constant
+        // The key names the protocol, so the kind is the same.
+        flow.constant == candidate.constant
             && (candidate.constant.ip_flags & DONT_FRAGMENT != 0
                 || flow.next_identification == candidate.identification)
             && (item.kind == GsoKind::Udp4 || flow.next_sequence == candidate.sequence)

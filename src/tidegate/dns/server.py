@@ -11,6 +11,7 @@ import contextlib
 import socket
 import struct
 from ipaddress import AddressValueError, IPv4Address, IPv4Network
+from typing import cast
 
 import structlog
 
@@ -185,8 +186,7 @@ class _UdpReceiver(asyncio.DatagramProtocol):
         self._transport: asyncio.DatagramTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self._transport = transport
+        self._transport = cast(asyncio.DatagramTransport, transport)  # no subclass of it in CPython
 
     def datagram_received(self, data: bytes, source: tuple[str, int]) -> None:
         if self._transport is not None and self._server.is_client(source[0]):

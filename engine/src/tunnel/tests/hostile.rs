@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::super::cookie::{LOAD_THRESHOLD, SOURCE_BURST};
+use super::super::cookie::{CookieJar, LOAD_THRESHOLD, MacKeys, SOURCE_BURST};
 use super::*;
 
 impl World {
@@ -103,11 +103,19 @@ fn a_forged_or_replayed_response_does_not_end_the_handshake() {
     forged.bytes[12] ^= 1; // The ephemeral key, and mac1 no longer fits.
     world.deliver_one(forged);
     assert_eq!(world.alice.dropped, [DropReason::BadMac]);
+    // Eve knows Alice's public key, so she can make it fit.
+    let mut forged = response.clone();
+    forged.bytes[12] ^= 1;
+    let keys = MacKeys::new(&public_key(&ALICE_KEY));
+    CookieJar::default().sign(&keys, &mut forged.bytes, world.now).unwrap();
+    world.deliver_one(forged);
+    assert_eq!(world.alice.dropped, [DropReason::BadMac, DropReason::BadHandshake]);
+
     world.deliver_one(response.clone());
     world.deliver();
     assert_eq!(world.bob.inbox, [b"hello"]);
     world.deliver_one(response);
-    assert_eq!(world.alice.dropped, [DropReason::BadMac, DropReason::UnknownSession]);
+    assert_eq!(world.alice.dropped[2..], [DropReason::UnknownSession]);
 }
 
 #[test]
@@ -173,6 +181,8 @@ fn under_load_a_source_with_a_cookie_is_held_to_its_rate() {
     }
     let (received, _) = world.bob_receives(ALICE, &initiation);
     assert_eq!(received, Received::Drop(DropReason::HandshakeRateLimited));
+    world.pass(Duration::from_secs(300));
+    assert_eq!(world.bob.tunnel.next_wakeup(), None, "the source is forgotten");
 }
 
 #[test]

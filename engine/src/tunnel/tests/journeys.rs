@@ -117,6 +117,10 @@ fn both_may_begin_at_the_same_time() {
     world.deliver();
     assert_eq!(world.alice.inbox, [b"no, me first"]);
     assert_eq!(world.bob.inbox, [b"me first"]);
+    for end in [&mut world.alice, &mut world.bob] {
+        let peer = end.tunnel.peers.get_mut(end.peer).unwrap();
+        assert!(peer.sessions.sealing(world.now).unwrap().is_initiator, "each keeps to its own session");
+    }
     for _ in 0..400 {
         world.pass(Duration::from_secs(1));
         world.alice_sends(b"tick");

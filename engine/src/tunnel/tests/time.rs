@@ -147,6 +147,20 @@ fn initiations_keep_their_distance() {
 }
 
 #[test]
+fn a_finished_handshake_is_not_followed_by_another_at_once() {
+    let mut world = World::connected();
+    for (end, other) in [(&mut world.alice, BOB_KEY), (&mut world.bob, ALICE_KEY)] {
+        let config = PeerConfig { preshared_key: Some([7; 32]), ..peer_config(other, None) };
+        end.tunnel.set_peer(&config, world.now); // Which ends the session.
+    }
+    world.alice_sends(b"anew");
+    world.pass(REKEY_TIMEOUT - Duration::from_millis(1));
+    assert_eq!((world.count(ALICE, 1), world.bob.inbox.len()), (1, 0));
+    world.pass(Duration::from_millis(1));
+    assert_eq!((world.count(ALICE, 1), world.bob.inbox.len()), (2, 1));
+}
+
+#[test]
 fn a_peer_that_lost_its_session_is_called_anew() {
     let mut world = World::connected();
     world.bob = World::new().bob; // Bob starts anew, and has forgotten everything.

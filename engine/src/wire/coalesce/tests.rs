@@ -357,14 +357,30 @@ fn flows_interleave_and_come_out_in_the_order_of_their_first_packets() {
 
 #[test]
 fn the_flow_that_was_idle_longest_makes_room() {
-    let flow = |port| train(&Template { ports: (port, 443), ..Template::default() }, &[100, 100]);
-    let mut packets: Vec<_> = (0..=MAX_OPEN_FLOWS as u16).map(|port| flow(port)[0].clone()).collect();
-    packets.push(flow(0)[1].clone()); // was closed
-    packets.push(flow(MAX_OPEN_FLOWS as u16)[1].clone()); // is open
-    let out = coalesce(&packets);
-    assert_eq!(sizes(&out)[0], 1);
-    assert_eq!(sizes(&out)[MAX_OPEN_FLOWS], 2);
-    assert_eq!(out.len(), MAX_OPEN_FLOWS + 2);
+    let last = MAX_OPEN_FLOWS as u16;
+    let flow = |port| train(&Template { ports: (port, 443), ..Template::default() }, &[100, 100, 100]);
+    let mut packets: Vec<_> = (0..last).map(|port| flow(port)[0].clone()).collect();
+    packets.push(flow(0)[1].clone()); // is not the one that was idle longest any more
+    packets.push(flow(last)[0].clone());
+    packets.push(flow(0)[2].clone());
+    packets.push(flow(last)[1].clone());
+    packets.push(flow(1)[1].clone()); // was closed
+    let mut expected = vec![1; MAX_OPEN_FLOWS + 2];
+    (expected[0], expected[MAX_OPEN_FLOWS]) = (3, 2);
+    assert_eq!(sizes(&coalesce(&packets)), expected);
+}
+
+#[test]
+fn nothing_continues_what_was_drained() {
+    let mut bench = Bench::new(OPTIONS);
+    for _ in 0..3 {
+        for packets in train(&Template::default(), &[100; 6]).chunks(2) {
+            bench.push(&packets[0], 1).unwrap();
+            bench.push(&packets[1], 1).unwrap();
+            assert_eq!(sizes(&bench.drain()), [2]);
+            assert!(bench.coalescer.tails.is_empty() && bench.coalescer.open.is_empty());
+        }
+    }
 }
 
 #[test]
@@ -399,6 +415,20 @@ fn a_superpacket_passes_through_with_its_metadata() {
     bench.coalescer.push_packet(&packet, span, 1).unwrap();
     let out = bench.drain();
     assert_eq!((out[0].offload, out[0].segments.len()), (offload, 3));
+}
+
+#[test]
+fn what_has_no_complete_checksum_is_never_merged() {
+    let mut bench = Bench::new(OPTIONS);
+    for mut bytes in train(&Template::default(), &[100, 100]) {
+        let span = Span::new(0, bench.used..bench.used + bytes.len());
+        bench.used += bytes.len();
+        bench.arena.get_mut(span).copy_from_slice(&bytes);
+        let offload = Offload { gso: None, checksum: ChecksumState::Partial };
+        let packet = Ipv4Packet::parse(&mut bytes, 0, offload).unwrap();
+        bench.coalescer.push_packet(&packet, span, 1).unwrap();
+    }
+    assert_eq!(sizes(&bench.drain()), [1, 1]);
 }
 
 /// Something that a flow may send, by a number that stands for how it differs from the ordinary.

@@ -1,0 +1,175 @@
+"""The control socket against clients that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidegate.control.client import ControlClient
+from tidegate.control.commands import Answer, Command, PeerList, PeerListed, PeerRemove
+from tidegate.control.server import ControlServer
+from tidegate.control.wire import MAX_REQUEST_BYTES, RemoteError, decode_request
+from tidegate.errors import ControlError, NotFoundError, NotRunningError, PrivilegeError
+
+Execute = Callable[[Command[Any]], Answer]
+
+
+def nothing(_command: Command[Any]) -> Answer:
+    return PeerListed(running=True, peers=[])
+
+
+@asynccontextmanager
+async def server(directory: Path, execute: Execute = nothing) -> AsyncIterator[ControlServer]:
+    control = ControlServer(directory / "control.sock", execute)
+    control.open()
+    task = asyncio.create_task(control.run())
+    await asyncio.sleep(0.02)
+    try:
+        yield control
+    finally:
+        task.cancel()
+        async with asyncio.timeout(1):
+            await asyncio.gather(task, return_exceptions=True)
+        control.close()
+        control.close()
+
+
+async def say(directory: Path, *lines: bytes) -> list[dict[str, Any]]:
+    reader, writer = await asyncio.open_unix_connection(str(directory / "control.sock"))
+    try:
+        answers = []
+        async with asyncio.timeout(3):
+            for line in lines:
+                writer.write(line)
+                await writer.drain()
+                answers.append(json.loads(await reader.readline()))
+        return answers
+    finally:
+        writer.close()
+
+
+def test_garbage_is_answered_with_an_error_and_the_connection_lives_on(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with server(tmp_path):
+            answers = await say(
+                tmp_path,
+                b"hello\n",
+                b"{}\n",
+                b'{"version": 1, "request": {"command": "reboot"}}\n',
+                b'{"version": 1, "request": {"command": "peer.list", "extra": 1}}\n',
+                b'{"version": 9, "request": {"command": "peer.list"}}\n',
+                b'{"version": 1, "request": {"command": "peer.list"}}\n',
+            )
+            assert ["error" in answer for answer in answers] == [True] * 5 + [False]
+            assert "version 9" in answers[4]["error"]["message"]
+
+    asyncio.run(scenario())
+
+
+def test_a_request_that_never_ends_is_cut_off(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with server(tmp_path):
+            (answer,) = await say(tmp_path, b"x" * (MAX_REQUEST_BYTES + 10))
+            assert str(MAX_REQUEST_BYTES) in answer["error"]["message"]
+
+    asyncio.run(scenario())
+
+
+def test_connections_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tidegate.control.server.MAX_CONNECTIONS", 2)
+
+    async def scenario() -> None:
+        async with server(tmp_path):
+            path = str(tmp_path / "control.sock")
+            held = [await asyncio.open_unix_connection(path) for _ in range(2)]
+            await asyncio.sleep(0.05)
+            reader, writer = await asyncio.open_unix_connection(path)
+            async with asyncio.timeout(1):
+                assert await reader.read() == b""
+            for _, other in (*held, (reader, writer)):
+                other.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_refusal_keeps_its_words_and_its_exit_code(tmp_path: Path) -> None:
+    def refuse(_command: Command[Any]) -> Answer:
+        raise NotFoundError("no such peer", hint="look again")
+
+    def ask() -> None:
+        client = ControlClient.connect(tmp_path)
+        with pytest.raises(RemoteError, match="^no such peer; look again$") as refused:
+            client.execute(PeerRemove(name="x"))
+        assert refused.value.exit_code == 1
+        client.close()
+
+    async def scenario() -> None:
+        async with server(tmp_path, refuse):
+            await asyncio.to_thread(ask)
+
+    asyncio.run(scenario())
+
+
+def test_a_failure_inside_the_gateway_is_an_answer_and_not_the_end(tmp_path: Path) -> None:
+    def fail(_command: Command[Any]) -> Answer:
+        raise ZeroDivisionError("oops")
+
+    async def scenario() -> None:
+        async with server(tmp_path, fail):
+            request = b'{"version": 1, "request": {"command": "peer.list"}}\n'
+            answers = await say(tmp_path, request, request)
+            assert ["ZeroDivisionError" in answer["error"]["message"] for answer in answers] == [True, True]
+
+    asyncio.run(scenario())
+
+
+def test_without_a_gateway_the_client_says_so(tmp_path: Path) -> None:
+    with pytest.raises(NotRunningError, match="no gateway is running"):
+        ControlClient.connect(tmp_path)
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(tmp_path / "control.sock"))
+    with pytest.raises(NotRunningError, match="no gateway is running"):
+        ControlClient.connect(tmp_path)
+
+
+def test_a_socket_that_may_not_be_opened_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_socket: socket.socket, _path: str) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    with pytest.raises(PrivilegeError, match="permission denied; run as root"):
+        ControlClient.connect(tmp_path)
+
+
+def test_an_answer_that_breaks_off_is_told(tmp_path: Path) -> None:
+    def hang_up(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        connection.recv(1000)
+        connection.sendall(b'{"version": 1, "ans')
+        connection.close()
+
+    import threading
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "control.sock"))
+        listener.listen()
+        thread = threading.Thread(target=hang_up, args=(listener,))
+        thread.start()
+        with pytest.raises(ControlError, match="broke off before it answered"):
+            ControlClient.connect(tmp_path).execute(PeerList())
+        thread.join(5)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_request_or_a_control_error(line: bytes) -> None:
+    with pytest.raises(ControlError):
+        decode_request(line)

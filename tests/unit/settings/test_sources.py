@@ -1,0 +1,136 @@
+"""Where settings come from, and which of them wins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidegate.errors import SettingsError
+from tidegate.settings import Settings, load_settings
+
+Write = Callable[[str], Path]
+
+
+def test_without_any_source_everything_has_a_default(tmp_path: Path) -> None:
+    settings = load_settings(default_path=tmp_path / "none.toml")
+    assert settings == Settings()
+    assert settings.gateway.subnet == IPv4Network("10.66.77.0/24")
+    assert settings.gateway.address == IPv4Address("10.66.77.1")
+    assert str(settings.gateway.listen) == "0.0.0.0:51820"
+    assert settings.state_dir == Path("/var/lib/tidegate")
+
+
+def test_the_environment_wins_over_the_file_and_flags_over_both(write: Write) -> None:
+    file = write("[gateway]\nshards = 1\ntunnel_mtu = 1300\n[nat]\nudp_timeout = 200")
+    environment = {"TIDEGATE_GATEWAY__SHARDS": "2", "TIDEGATE_GATEWAY__TUNNEL_MTU": "1350"}
+    settings = load_settings(
+        config=file, environment=environment, flags={("gateway", "shards"): ("--shards", 3)}
+    )
+    assert settings.gateway.shards == 3
+    assert settings.gateway.tunnel_mtu == 1350
+    assert settings.nat.udp_timeout == 200
+
+
+def test_the_default_file_is_read_if_it_exists(write: Write) -> None:
+    file = write("[gateway]\nshards = 4")
+    assert load_settings(default_path=file).gateway.shards == 4
+
+
+def test_a_named_file_is_read_instead_of_the_default_one(write: Write, tmp_path: Path) -> None:
+    default = tmp_path / "default.toml"
+    default.write_text("[gateway]\nshards = 9")
+    named = write("")
+    assert load_settings(config=named, default_path=default).gateway.shards == 0
+    assert (
+        load_settings(environment={"TIDEGATE_CONFIG": str(named)}, default_path=default).gateway.shards == 0
+    )
+
+
+def test_variables_are_read_by_the_type_of_their_setting() -> None:
+    settings = load_settings(
+        environment={
+            "TIDEGATE_DNS__ENABLED": "no",
+            "TIDEGATE_DNS__UPSTREAMS": "192.0.2.1, 192.0.2.2",
+            "TIDEGATE_NAT__PORT_RANGE": "2000,3000",
+            "TIDEGATE_NAT__ICMP_TIMEOUT": "90.5",
+            "TIDEGATE_GATEWAY__TUN_NAME": "123",
+            "TIDEGATE_STATE_DIR": "/srv/tidegate",
+        },
+        default_path=Path("/nonexistent"),
+    )
+    assert settings.dns.enabled is False
+    assert settings.dns.upstreams == (IPv4Address("192.0.2.1"), IPv4Address("192.0.2.2"))
+    assert settings.nat.port_range == (2000, 3000)
+    assert settings.nat.icmp_timeout == 90.5
+    assert settings.gateway.tun_name == "123"
+    assert settings.state_dir == Path("/srv/tidegate")
+
+
+def test_variables_that_are_not_settings_are_left_alone() -> None:
+    environment = {
+        "TIDEGATE_PORT": "tcp://192.0.2.1:1",
+        "TIDEGATE_DEBUG": "1",
+        "TIDEGATE_DNS": "x",
+        "PATH": "/bin",
+    }
+    assert load_settings(environment=environment, default_path=Path("/nonexistent")) == Settings()
+
+
+def test_a_misspelt_variable_of_a_section_is_an_error() -> None:
+    with pytest.raises(SettingsError, match=r'\$TIDEGATE_NAT__UDP_TIMEOT: .* did you mean "udp_timeout"'):
+        load_settings(environment={"TIDEGATE_NAT__UDP_TIMEOT": "5"}, default_path=Path("/nonexistent"))
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().gateway.shards = 5  # type: ignore[misc]
+
+
+@given(st.text(max_size=200))
+def test_whatever_a_file_says_the_answer_is_settings_or_a_settings_error(
+    tmp_path_factory: pytest.TempPathFactory, text: str
+) -> None:
+    file = tmp_path_factory.mktemp("settings") / "tidegate.toml"
+    file.write_bytes(text.encode("utf-8", "surrogatepass"))
+    try:
+        load_settings(config=file)
+    except SettingsError as refused:
+        assert refused.exit_code == 2
+        assert "\n" not in str(refused)
+
+
+_scalars = st.one_of(
+    st.booleans(),
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(allow_nan=False).map(lambda number: number),
+    st.sampled_from(["", "0.0.0.0:1", "10.0.0.0/8", "eth0", "x" * 300]),
+    st.lists(st.integers(0, 70000), max_size=3),
+)
+_keys = [
+    f"{section}.{key}"
+    for section, model in Settings.model_fields.items()
+    if section != "state_dir"
+    for key in model.annotation.model_fields  # type: ignore[union-attr]
+]
+
+
+@given(st.dictionaries(st.sampled_from(_keys), _scalars, max_size=4))
+def test_whatever_a_key_holds_the_answer_is_settings_or_one_that_names_file_and_line(
+    tmp_path_factory: pytest.TempPathFactory, values: dict[str, object]
+) -> None:
+    import json
+
+    lines = [f"{key} = {json.dumps(value)}".replace("Infinity", "inf") for key, value in values.items()]
+    file = tmp_path_factory.mktemp("settings") / "tidegate.toml"
+    file.write_text("\n".join(lines))
+    try:
+        load_settings(config=file)
+    except SettingsError as refused:
+        where, _, rest = str(refused).removeprefix(f"{file}:").partition(": ")
+        named = lines[int(where) - 1].partition(" = ")[0]
+        assert named in rest

@@ -1,0 +1,395 @@
+"""A whole gateway on a fake engine and a fake host, administered through the real command line and control socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import stat
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
+
+import pytest
+
+from tests.unit.fakes import FakeEngine, FakeEvent, FakeGateway, FakeHost, ordinary_network
+from tidegate.cli import main
+from tidegate.cli.runtime import Runtime
+from tidegate.errors import ConflictError, EngineError, LockedError
+from tidegate.gateway import Gateway
+from tidegate.host import MAIN_TABLE, Route
+from tidegate.settings import DnsSettings, GatewaySettings, Settings
+
+
+@dataclass
+class Running:
+    """A gateway that serves, and a command line beside it."""
+
+    state: Path
+    engine: FakeEngine
+    host: FakeHost
+    gateway: Gateway
+    task: asyncio.Task[None]
+    capture: pytest.CaptureFixture[str]
+    said: list[str] = field(default_factory=list)
+
+    @property
+    def packets(self) -> FakeGateway:
+        return self.engine.gateways[-1]
+
+    async def cli(self, *arguments: str) -> tuple[int, str, str]:
+        """A command in a thread, as another process would be."""
+        runtime = Runtime(lambda: self.engine, lambda: self.host, default_config=Path("/nonexistent"))
+        self.capture.readouterr()
+        code = await asyncio.to_thread(main, [*arguments, "--state-dir", str(self.state)], runtime)
+        captured = self.capture.readouterr()
+        return code, captured.out, captured.err
+
+    async def answer(self, *arguments: str) -> dict[str, object]:
+        code, out, err = await self.cli(*arguments, "--json")
+        assert code == 0, err
+        told: dict[str, object] = json.loads(out)
+        return told
+
+
+@pytest.fixture
+def settings(tmp_path: Path, free_port: int) -> Settings:
+    return Settings(
+        state_dir=tmp_path / "state",
+        gateway=GatewaySettings.model_validate({"listen": f"127.0.0.1:{free_port}"}),
+        dns=DnsSettings(enabled=False),
+    )
+
+
+@asynccontextmanager
+async def serving(
+    settings: Settings,
+    capture: pytest.CaptureFixture[str],
+    engine: FakeEngine | None = None,
+    host: FakeHost | None = None,
+) -> AsyncIterator[Running]:
+    ready = asyncio.Event()
+    said: list[str] = []
+
+    def is_ready(line: str) -> None:
+        said.append(line)
+        ready.set()
+
+    engine, host = engine or FakeEngine(), host or FakeHost()
+    gateway = Gateway(settings, engine, host, ready=is_ready)
+    task = asyncio.create_task(gateway.run())
+    waiting = asyncio.create_task(ready.wait())
+    await asyncio.wait({task, waiting}, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if task.done():
+        await task
+    try:
+        yield Running(settings.state_dir, engine, host, gateway, task, capture, said)
+    finally:
+        gateway.request_stop()
+        async with asyncio.timeout(2):
+            with contextlib.suppress(EngineError):
+                await task
+
+
+def test_a_gateway_says_that_it_is_ready_and_undoes_everything(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            listen = settings.gateway.listen
+            assert running.said == [f"listening on {listen} (UDP), external eth0 192.0.2.2, 0 peers"]
+            assert running.host.configured == [("tidegate0", IPv4Interface("10.66.77.1/24"), 1420)]
+            options = running.packets.options
+            assert options.external.next_hop == "192.0.2.1"
+            assert options.external.on_link == ("192.0.2.0/24",)
+            assert options.host_addresses == ("192.0.2.2",)
+            control = running.state / "control.sock"
+            assert stat.S_IMODE(control.stat().st_mode) == 0o600
+        assert (running.packets.started, running.packets.stopped) == (1, 1)
+        assert not control.exists()
+        assert running.host.changed is None
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_everything_within_two_seconds(
+    settings: Settings, capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            began = time.monotonic()
+            os.kill(os.getpid(), number)
+            await running.task
+            assert time.monotonic() - began < 2
+            assert running.packets.stopped == 1
+
+    asyncio.run(scenario())
+
+
+def test_peers_are_added_listed_and_removed_at_once(
+    settings: Settings, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            file = tmp_path / "alice.conf"
+            code, out, err = await running.cli("peer", "add", "alice", "--out", str(file))
+            assert (code, out) == (0, ""), err
+            assert list(running.packets.peers.values()) == ["10.66.77.2"]
+            profile = file.read_text()
+            assert f"Endpoint = {settings.gateway.listen}" in profile
+            assert "DNS" not in profile
+            (peer,) = (await running.answer("peer", "list"))["peers"]  # type: ignore[misc]
+            assert peer["name"] == "alice"
+            assert peer["received_bytes"] == 2048
+            assert peer["last_handshake"] == 3.5
+            assert (await running.answer("peer", "show", "alice"))["endpoint"] == "203.0.113.9:4000"
+            code, _, err = await running.cli("peer", "add", "alice")
+            assert code == 1
+            assert "exists already" in err
+            assert (await running.cli("peer", "remove", "alice"))[0] == 0
+            assert running.packets.peers == {}
+            assert (await running.cli("peer", "remove", "alice"))[0] == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_peer_that_the_engine_refuses_is_not_in_the_store(
+    settings: Settings, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            running.packets.refuse_peers = True
+            code, _, err = await running.cli("peer", "add", "alice", "--out", str(tmp_path / "alice.conf"))
+            assert code == 1
+            assert "no room for another peer" in err
+            assert not (tmp_path / "alice.conf").exists()
+            assert (await running.answer("peer", "list"))["peers"] == []
+
+    asyncio.run(scenario())
+
+
+def test_peers_and_publications_are_there_after_a_restart(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            await running.cli("peer", "add", "alice")
+            await running.cli("publish", "add", "tcp/8000-8002", "--to", "alice:80")
+            keys = set(running.packets.peers)
+        async with serving(settings, capsys) as again:
+            assert set(again.packets.peers) == keys
+            assert again.packets.published == {
+                ("tcp", 8000): ("10.66.77.2", 80),
+                ("tcp", 8001): ("10.66.77.2", 81),
+                ("tcp", 8002): ("10.66.77.2", 82),
+            }
+            assert "1 peer" in again.said[0]
+
+    asyncio.run(scenario())
+
+
+def test_a_publication_is_applied_at_once_and_whole_or_not_at_all(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            await running.cli("peer", "add", "alice")
+            running.packets.held = {8005}
+            code, _, err = await running.cli("publish", "add", "tcp/8000-8010", "--to", "alice:80")
+            assert code == 1
+            assert "tcp/8005 cannot be published" in err
+            assert running.packets.published == {}
+            assert (await running.answer("publish", "list"))["publications"] == []
+            assert (await running.cli("publish", "add", "udp/53", "--to", "alice"))[0] == 0
+            assert running.packets.published == {("udp", 53): ("10.66.77.2", 53)}
+            told = await running.answer("publish", "list")
+            assert told == {
+                "publications": [{"external": "udp/53", "to": "alice:53", "state": "active", "detail": None}]
+            }
+            code, _, err = await running.cli("peer", "remove", "alice")
+            assert "no longer published: udp/53" in err
+            assert running.packets.published == {}
+
+    asyncio.run(scenario())
+
+
+def test_a_port_that_is_taken_at_start_is_told_and_does_not_stop_the_gateway(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            await running.cli("peer", "add", "alice")
+            await running.cli("publish", "add", "tcp/8080", "--to", "alice:80")
+        engine = FakeEngine()
+        engine.prepare = lambda packets: packets.held.add(8080)
+        async with serving(settings, capsys, engine) as again:
+            (entry,) = (await again.answer("publish", "list"))["publications"]  # type: ignore[misc]
+            assert entry["state"] == "failed"
+            assert "tcp/8080" in entry["detail"]
+
+    asyncio.run(scenario())
+
+
+def test_status_and_nat_are_shown_to_people_and_programs(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            await running.cli("peer", "add", "alice")
+            status = await running.answer("status")
+            assert status["drops"] == {"spoofed_source": 7, "no_mapping": 0}
+            assert status["mappings"] == {"tcp": 1, "udp": 2}
+            assert status["pid"] == os.getpid()
+            assert status["dns"] is None
+            assert [peer["name"] for peer in status["peers"]] == ["alice"]  # type: ignore[attr-defined]
+            _, out, _ = await running.cli("status")
+            for word in (
+                "alice",
+                "10.66.77.2",
+                "203.0.113.9:4000",
+                "3 s ago",
+                "2.0 KiB",
+                "spoofed_source",
+                "7",
+            ):
+                assert word in out
+            assert "no_mapping" not in out
+            told = await running.answer("nat", "list", "--peer", "alice")
+            (mapping,) = told["mappings"]  # type: ignore[misc]
+            assert mapping["internal"] == "10.66.77.2:5000"
+            assert mapping["peer"] == "alice"
+            assert told["truncated"] is False
+            assert "10.66.77.2:5000" in (await running.cli("nat", "list"))[1]
+            assert (await running.answer("nat", "stats"))["limits"]["max_mappings"] == 200_000  # type: ignore[index]
+            assert (await running.cli("nat", "list", "--peer", "bob"))[0] == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_second_gateway_on_the_same_state_is_refused(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            with pytest.raises(LockedError, match=rf"already running .*\(pid {os.getpid()}\)"):
+                await Gateway(settings, FakeEngine(), FakeHost()).run()
+            assert (await running.cli("status"))[0] == 0, "the first one is not disturbed"
+
+    asyncio.run(scenario())
+
+
+def test_what_a_killed_gateway_left_is_replaced(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings.state_dir.mkdir()
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(settings.state_dir / "control.sock"))
+    (settings.state_dir / "lock").write_text("gateway 1\n")
+
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            assert (await running.cli("status"))[0] == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_failed_shard_takes_the_gateway_down(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            running.packets.tell(FakeEvent("offload_disabled", "udp_gso"))
+            await asyncio.sleep(0.05)
+            assert not running.task.done()
+            running.packets.tell(FakeEvent("shard_failed", "shard 1: it is on fire"))
+            async with asyncio.timeout(2):
+                with pytest.raises(EngineError, match="shard 1: it is on fire"):
+                    await running.task
+            assert running.packets.stopped == 1
+            assert not (running.state / "control.sock").exists()
+
+    asyncio.run(scenario())
+
+
+def test_a_change_of_the_hosts_network_reaches_the_engine_once(
+    settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tidegate.gateway.SETTLE", 0.02)
+
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            await asyncio.sleep(0.15)
+            assert running.packets.links == [], "nothing changed yet"
+            assert running.host.changed is not None
+            moved = ordinary_network(
+                default=False,
+                routes=(Route(IPv4Network("0.0.0.0/0"), IPv4Address("192.0.2.254"), 2, 0, MAIN_TABLE, None),),
+            )
+            running.host.network = moved
+            running.host.changed()
+            running.host.changed()
+            await asyncio.sleep(0.15)
+            assert [link.next_hop for link in running.packets.links] == ["192.0.2.254"]
+            running.host.network = replace(
+                moved, addresses=moved.addresses[:1]
+            )  # no address: keep what there was
+            running.host.changed()
+            await asyncio.sleep(0.15)
+            assert len(running.packets.links) == 1
+            assert (await running.answer("status"))["next_hop"] == "192.0.2.254"
+
+    asyncio.run(scenario())
+
+
+def test_a_peer_outside_the_subnet_is_named_before_anything_serves(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            await running.cli("peer", "add", "alice")
+        other = settings.model_copy(
+            update={"gateway": settings.gateway.model_copy(update={"subnet": IPv4Network("10.99.0.0/24")})}
+        )
+        engine = FakeEngine()
+        with pytest.raises(ConflictError, match=r"'alice' has address 10\.66\.77\.2"):
+            await Gateway(other, engine, FakeHost()).run()
+        assert (engine.gateways[0].started, engine.gateways[0].stopped) == (0, 1)
+
+    asyncio.run(scenario())
+
+
+def test_an_idle_gateway_uses_no_cpu(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            await running.cli("peer", "add", "alice")
+            await asyncio.sleep(0.5)
+            before = time.process_time()
+            await asyncio.sleep(1.5)
+            assert time.process_time() - before < 0.005
+
+    asyncio.run(scenario())
+
+
+def test_the_service_manager_is_told(
+    settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(2)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+
+        async def scenario() -> None:
+            async with serving(settings, capsys):
+                pass
+
+        asyncio.run(scenario())
+        assert manager.recv(1000).startswith(b"READY=1\nSTATUS=listening on 127.0.0.1:")
+        assert manager.recv(1000) == b"STOPPING=1"

@@ -1,0 +1,78 @@
+"""One process at a time in a state directory."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from tidegate.errors import LockedError
+from tidegate.state_dir import StateDir
+
+HOLD = """
+import sys
+from pathlib import Path
+from tidegate.state_dir import StateDir
+with StateDir(Path(sys.argv[1])).lock(sys.argv[2]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def hold(path: Path, holder: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path), holder],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_running_gateway_is_named_at_once(tmp_path: Path) -> None:
+    with hold(tmp_path, "gateway") as other:
+        with (
+            pytest.raises(LockedError, match=rf"already running .*\(pid {other.pid}\)"),
+            StateDir(tmp_path).lock("gateway"),
+        ):
+            pass
+        other.kill()
+
+
+def test_a_killed_holder_leaves_no_lock(tmp_path: Path) -> None:
+    with hold(tmp_path, "gateway") as other:
+        other.kill()
+    with StateDir(tmp_path).lock("gateway"):
+        assert (tmp_path / "lock").read_text() == f"gateway {os.getpid()}\n"
+
+
+def test_a_command_is_waited_for(tmp_path: Path) -> None:
+    with hold(tmp_path, "command") as other:
+        assert other.stdin is not None
+        threading.Timer(0.3, other.stdin.close).start()
+        with StateDir(tmp_path).lock("gateway"):
+            assert other.wait(10) == 0
+
+
+def test_a_command_that_does_not_end_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    with hold(tmp_path, "command") as other:
+        with (
+            pytest.raises(LockedError, match="another command holds"),
+            StateDir(tmp_path).lock("command", patience=0.1),
+        ):
+            pass
+        other.kill()
+
+
+def test_the_directory_is_for_its_owner_only(tmp_path: Path) -> None:
+    state = StateDir(tmp_path / "a" / "b")
+    state.prepare()
+    state.prepare()
+    assert stat.S_IMODE((tmp_path / "a" / "b").stat().st_mode) == 0o700
