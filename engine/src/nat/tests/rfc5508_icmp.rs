@@ -160,6 +160,21 @@ fn req_4_an_error_about_nothing_gets_silence() {
 }
 
 #[test]
+fn req_4_an_error_must_come_to_the_address_that_it_quotes_and_quote_no_answer() {
+    let mut world = World::new();
+    world.nat.set_external(&[EXTERNAL, SECOND_EXTERNAL], world.now);
+    let sent = world.send(icmp(8, at(CLIENT).address, at(SERVER).address, 77)).unwrap();
+    let home = source(&sent).address;
+    let other = if home == EXTERNAL { SECOND_EXTERNAL } else { EXTERNAL };
+    let error = icmp_error(3, 1, ROUTER, other, 0, &sent);
+    assert_eq!(world.receive(error), Err(DropReason::IcmpErrorUnmatched));
+    let answer = icmp(0, home, at(SERVER).address, source(&sent).port);
+    let error = icmp_error(3, 1, ROUTER, home, 0, &answer);
+    assert_eq!(world.receive(error), Err(DropReason::IcmpErrorUnmatched));
+    assert!(world.receive(icmp_error(3, 1, ROUTER, home, 0, &sent)).is_ok());
+}
+
+#[test]
 fn req_5_an_error_by_a_client_is_translated_on_its_way_out() {
     let mut world = World::new();
     let sent = world.send(udp(at(CLIENT), at(SERVER), b"question")).unwrap();
