@@ -36,6 +36,17 @@ fn a_ping_goes_there_and_its_answer_comes_back() {
 }
 
 #[test]
+fn the_checksum_of_an_answer_that_becomes_all_zeros_is_right() {
+    let mut world = World::new();
+    let (client, server) = (address("10.66.77.2"), address("198.51.100.9"));
+    let [high, low] = (source(&world.send(icmp(8, client, server, 0)).unwrap()).port).to_be_bytes();
+    let sum = !u16::from_be_bytes([high, low]);
+    let [first, second] = sum.to_be_bytes();
+    let answer = world.receive(ipv4(1, server, EXTERNAL, &[0, 0, first, second, high, low, 0, 0])).unwrap();
+    assert_eq!(answer[20..], [0, 0, 0xff, 0xff, 0, 0, 0, 0]);
+}
+
+#[test]
 fn req_1_the_identifier_does_not_depend_on_the_destination_and_differs_between_clients() {
     let mut world = World::new();
     let mut ping = |client: &str, server: &str| {
