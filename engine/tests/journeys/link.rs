@@ -40,8 +40,7 @@ impl Link {
             if self.chance(self.duplication) {
                 self.done[1] += 1;
                 datagrams.push(datagram.clone());
-            }
-            if self.chance(self.corruption) {
+            } else if self.chance(self.corruption) {
                 self.done[2] += 1;
                 let at = self.draw() as usize % datagram.len();
                 datagram[at] ^= 1 << (self.draw() % 8);

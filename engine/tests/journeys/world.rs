@@ -242,7 +242,7 @@ impl World {
                 tunnel: tunnel(GATEWAY_KEY, shard, plan.shards),
                 subnet: "10.66.77.0/24".parse().unwrap(),
                 gateway_address: GATEWAY,
-                external: external_link(plan.external_mtu, ROUTER),
+                external: external_link(plan.external_mtu, Some(ROUTER)),
                 host_addresses: vec![EXTERNAL],
                 nat: plan.nat.clone(),
                 port_range: plan.port_range,
@@ -305,9 +305,17 @@ impl World {
         self.tell_all(|| Command::RemovePeer { public_key, address: client_address(client) });
     }
 
+    /// The default router is another one from now on.
     pub fn set_router(&mut self, router: Ipv4Addr) {
         self.router = router;
-        let link = external_link(self.mtu, router);
+        self.set_external(&external_link(self.mtu, Some(router)));
+    }
+
+    pub fn remove_router(&mut self) {
+        self.set_external(&external_link(self.mtu, None));
+    }
+
+    fn set_external(&mut self, link: &ExternalLink) {
         let filter = tidegate_engine::external::packet_socket::FilterRules {
             addresses: vec![EXTERNAL],
             ports: 0..=u16::MAX,
@@ -792,7 +800,7 @@ fn peer(public_key: [u8; 32], endpoint: Option<SocketAddrV4>) -> PeerConfig {
     }
 }
 
-fn external_link(mtu: usize, router: Ipv4Addr) -> ExternalLink {
+fn external_link(mtu: usize, router: Option<Ipv4Addr>) -> ExternalLink {
     ExternalLink {
         interface: "eth0".into(),
         index: 2,
@@ -800,6 +808,6 @@ fn external_link(mtu: usize, router: Ipv4Addr) -> ExternalLink {
         mtu,
         addresses: vec![EXTERNAL],
         on_link: vec!["203.0.113.0/24".parse().unwrap()],
-        router: Some(router),
+        router,
     }
 }
