@@ -51,7 +51,7 @@ class NoAnswerError(RuntimeError):
     """The server did not answer a request that no NAT may keep from it."""
 
 
-def discover(server: Endpoint, *, patience: float = 1.0) -> Discovered:
+def discover(server: Endpoint, *, patience: float = 0.4) -> Discovered:
     """Discovers mapping (RFC 5780 §4.3) and filtering (§4.4); `patience` is how long silence must last to count.
 
     Each of the two uses a socket of its own: mapping discovery sends to addresses whose silence filtering discovery
