@@ -8,6 +8,8 @@
 mod errors;
 #[path = "journeys/flow.rs"]
 mod flow;
+#[path = "journeys/fragments.rs"]
+mod fragments;
 #[path = "journeys/kernel.rs"]
 mod kernel;
 #[path = "journeys/link.rs"]
