@@ -65,7 +65,9 @@ impl Nat {
     /// Whether the datagram from outside that begins with this first fragment would have been let in. Changes nothing.
     pub fn awaits_fragment(&self, first: &Ipv4Packet<'_>) -> bool {
         let ports = match (Proto::from_number(first.protocol()), first.transport_bytes()) {
-            (Some(protocol @ (Proto::Tcp | Proto::Udp)), &[a, b, c, d, ..]) if first.fragment_offset() == 0 => {
+            (Some(protocol @ (Proto::Tcp | Proto::Udp)), &[a, b, c, d, ..])
+                if first.fragment_offset() == 0 =>
+            {
                 Some((protocol, u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])))
             }
             _ => None, // ICMP queries of that size are not missed
