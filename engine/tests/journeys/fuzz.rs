@@ -1,11 +1,14 @@
 //! Random walks: anything at every entrance, between honest traffic and the passing of time. Nothing panics, nothing
 //! goes round in circles, nobody gets what is not theirs, and when all is quiet nothing is left.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use tidegate_engine::drop_reason::DropReason;
 use tidegate_engine::nat::{NatConfig, Proto};
 use tidegate_engine::outbox::Crossing;
 use tidegate_engine::wire::{ChecksumState, Gso, GsoKind, Offload};
@@ -14,13 +17,25 @@ use super::link::Link;
 use super::packets::*;
 use super::world::*;
 
-const WALKS: u32 = 64;
-const LIMITS: NatLimits = NatLimits { mappings: 64, per_client: 20 };
-
-struct NatLimits {
-    mappings: usize,
-    per_client: usize,
-}
+const WALKS: u32 = 200;
+/// So few that they are reached.
+const MAX_MAPPINGS: usize = 16;
+const MAX_MAPPINGS_PER_CLIENT: usize = 10;
+const PORTS: (u16, u16) = (40_000, 40_015);
+/// What no walk here comes to: it takes floods, or a kernel.
+const OUT_OF_REACH: [DropReason; 11] = [
+    DropReason::CookieRequired,
+    DropReason::HandshakeRateLimited,
+    DropReason::NoRandomness,
+    DropReason::NoRoute,
+    DropReason::ClientMappingRate,
+    DropReason::PortHeldByHost,
+    DropReason::FragmentLimit,
+    DropReason::QueueFull,
+    DropReason::SendFailed,
+    DropReason::ReceiveFailed,
+    DropReason::ReceiveOverrun,
+];
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
@@ -58,20 +73,26 @@ fn anything_at_every_entrance_neither_panics_nor_harms_nor_stays() {
     let config = Config { cases: WALKS, failure_persistence: None, ..Config::default() };
     let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     let strategy = (1u8..3, steps());
+    let reached = RefCell::new(BTreeSet::new());
     let result = TestRunner::new_with_rng(config, rng).run(&strategy, |(shards, steps)| {
-        walk(shards, &steps);
+        reached.borrow_mut().extend(walk(shards, &steps));
         Ok(())
     });
     result.unwrap();
+    let all = DropReason::ALL.iter().filter(|reason| !OUT_OF_REACH.contains(reason));
+    let missed: Vec<_> = all.filter(|reason| !reached.borrow().contains(reason.name())).collect();
+    assert!(missed.is_empty(), "walks that never come to {missed:?} prove little");
 }
 
-fn walk(shards: u8, steps: &[(Step, u64)]) {
+/// Takes a walk, and returns the reasons for which packets died on it.
+fn walk(shards: u8, steps: &[(Step, u64)]) -> Vec<&'static str> {
     let nat = NatConfig {
-        max_mappings: LIMITS.mappings,
-        max_mappings_per_client: LIMITS.per_client,
+        max_mappings: MAX_MAPPINGS,
+        max_mappings_per_client: MAX_MAPPINGS_PER_CLIENT,
+        max_sessions_per_mapping: 3,
         ..NatConfig::default()
     };
-    let port_range = (40_000, 40_031);
+    let port_range = PORTS;
     let mut world =
         World::of(Plan { shards, nat, port_range, link: Link::seeded(7), ..Plan::default() }).connected();
     world.is_strict = false;
@@ -82,7 +103,7 @@ fn walk(shards: u8, steps: &[(Step, u64)]) {
         take_step(&mut world, step, &mut dice, &mut recorded, &mut published);
         world.settle();
         let mappings = world.mappings();
-        assert!(mappings <= LIMITS.mappings + usize::from(shards) + published, "{mappings} mappings");
+        assert!(mappings <= MAX_MAPPINGS + usize::from(shards) + published, "{mappings} mappings");
         (0..3).for_each(|client| drop(world.take(client)));
         world.take_outside();
         world.host.clear();
@@ -90,6 +111,7 @@ fn walk(shards: u8, steps: &[(Step, u64)]) {
     world.pass(Duration::from_secs(3 * 3600));
     assert_eq!(world.next_wakeup(), None, "nothing is left to wait for");
     assert!(world.mappings() <= published, "{} mappings are left", world.mappings());
+    let reached = world.drops().into_keys().collect();
     // And it works as on the first day.
     world.all_datagrams_to = None;
     world.is_strict = true;
@@ -100,6 +122,7 @@ fn walk(shards: u8, steps: &[(Step, u64)]) {
     world.pass(Duration::from_secs(20));
     world.ping(1, SERVER);
     assert!(world.take(1).iter().any(|packet| packet.source == SERVER), "it still works");
+    reached
 }
 
 fn take_step(
@@ -171,13 +194,16 @@ fn take_step(
             world.cross(shard, crossing);
         }
         Step::Honest => {
-            let port = 5_000 + dice.below(40) as u16;
-            let packet =
-                Ip::udp(endpoint(client_address(client), port), endpoint(SERVER, ECHO_PORT), &payload(900));
-            *recorded = {
-                let trains = world.record(|world| world.send(client, &packet));
-                if trains.is_empty() { std::mem::take(recorded) } else { trains }
-            };
+            let trains = world.record(|world| {
+                for _ in 0..1 + dice.below(12) {
+                    let from = endpoint(client_address(client), 5_000 + dice.below(12) as u16);
+                    let to = endpoint(SERVER, ECHO_PORT + dice.below(20) as u16);
+                    world.send(client, &Ip::udp(from, to, &payload(900)));
+                }
+            });
+            if !trains.is_empty() {
+                *recorded = trains;
+            }
         }
         Step::Command => command(world, dice, client, published),
         Step::Pass => {
