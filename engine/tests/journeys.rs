@@ -8,14 +8,22 @@
 mod errors;
 #[path = "journeys/flow.rs"]
 mod flow;
+#[path = "journeys/fragments.rs"]
+mod fragments;
+#[path = "journeys/fuzz.rs"]
+mod fuzz;
 #[path = "journeys/kernel.rs"]
 mod kernel;
+#[path = "journeys/life.rs"]
+mod life;
 #[path = "journeys/link.rs"]
 mod link;
 #[path = "journeys/packets.rs"]
 mod packets;
 #[path = "journeys/published.rs"]
 mod published;
+#[path = "journeys/silence.rs"]
+mod silence;
 #[path = "journeys/walks.rs"]
 mod walks;
 #[path = "journeys/world.rs"]

@@ -19,6 +19,7 @@ mod from_external;
 mod from_host;
 mod from_peers;
 mod leave;
+mod overdue;
 mod peers;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -232,11 +233,7 @@ impl Core for Gateway {
         self.tunnel.poll(now, &mut outbox.datagrams);
         self.nat.expire(now);
         self.supply.expire(now);
-        for reassembly in [&mut self.from_peers, &mut self.from_external] {
-            let expired = reassembly.expire(now);
-            self.drops.add(DropReason::FragmentTimeout, expired);
-            self.drops.merge(&reassembly.take_discarded());
-        }
+        self.expire_fragments(now, outbox);
         let drops = &mut self.drops;
         self.neighbors.poll(
             now,

@@ -136,13 +136,7 @@ impl Gateway {
         self.places.insert(address, Place::Here(peer));
     }
 
-    fn remove_peer(
-        &mut self,
-        public_key: &[u8; 32],
-        address: Ipv4Addr,
-        now: Timestamp,
-        outbox: &mut Outbox,
-    ) {
+    fn remove_peer(&mut self, public_key: &[u8; 32], address: Ipv4Addr, now: Timestamp, outbox: &mut Outbox) {
         if let Some(peer) = self.tunnel.remove_peer(public_key) {
             self.addresses.remove(&peer);
             // Its number is free: what this turn has for it must not be sealed for the next who gets that.

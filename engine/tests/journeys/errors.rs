@@ -162,7 +162,8 @@ fn a_clients_error_about_what_it_received_reaches_the_internet_as_the_gateways()
 #[test]
 fn a_client_that_uses_up_the_ports_is_told_and_nobody_else_is_hurt() {
     let mut world = World::of(Plan { port_range: (40_000, 40_003), ..Plan::default() }).connected();
-    let probe = |client, port| Ip::udp(endpoint(client_address(client), port), endpoint(SERVER, ECHO_PORT), b"echo");
+    let probe =
+        |client, port| Ip::udp(endpoint(client_address(client), port), endpoint(SERVER, ECHO_PORT), b"echo");
     world.send(1, &probe(1, 7_000));
     world.take_one(1);
     for port in 5_000..5_003 {

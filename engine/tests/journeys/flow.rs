@@ -56,7 +56,14 @@ impl Flow {
         self.segment(self.remote, self.external, (self.down, self.up), flags, data)
     }
 
-    fn segment(&self, from: SocketAddrV4, to: SocketAddrV4, numbers: (u32, u32), flags: u8, data: &[u8]) -> Ip {
+    fn segment(
+        &self,
+        from: SocketAddrV4,
+        to: SocketAddrV4,
+        numbers: (u32, u32),
+        flags: u8,
+        data: &[u8],
+    ) -> Ip {
         let acknowledgment = if flags & ACK != 0 { numbers.1 } else { 0 };
         let options = self.options.clone();
         let header = Tcp { sequence: numbers.0, acknowledgment, flags, window: 0xfff0, options };
@@ -102,7 +109,11 @@ impl Flow {
 pub fn stream(segments: &[Ip], start: u32) -> Vec<u8> {
     let mut bytes = Vec::new();
     for segment in segments {
-        assert_eq!(segment.tcp_header().sequence, start.wrapping_add(bytes.len() as u32), "in order, without a gap");
+        assert_eq!(
+            segment.tcp_header().sequence,
+            start.wrapping_add(bytes.len() as u32),
+            "in order, without a gap"
+        );
         bytes.extend(segment.data());
     }
     bytes

@@ -41,7 +41,8 @@ pub fn superpacket_header(packet: &Ip, gso_size: usize, link_header: usize) -> [
         _ => (GSO_UDP_L4, 8, 6),
     };
     let ecn = if packet.protocol == TCP && packet.body[13] & CWR != 0 { GSO_ECN } else { 0 };
-    let words = [(link_header + start + header_len) as u16, gso_size as u16, (link_header + start) as u16, offset];
+    let words =
+        [(link_header + start + header_len) as u16, gso_size as u16, (link_header + start) as u16, offset];
     let mut bytes = vec![NEEDS_CSUM, kind | ecn];
     bytes.extend(words.map(u16::to_ne_bytes).concat());
     bytes.try_into().unwrap()
@@ -59,7 +60,10 @@ pub fn transmit(virtio: [u8; 10], packet: &[u8], link_header: usize) -> Vec<Vec<
         let ip = Ip::parse(packet);
         let expected = pseudo_sum(ip.source, ip.destination, ip.protocol, ip.body.len());
         let found = half(packet, at);
-        assert!(found == expected || (found ^ expected) == 0xffff && (found == 0 || expected == 0), "partial checksum");
+        assert!(
+            found == expected || (found ^ expected) == 0xffff && (found == 0 || expected == 0),
+            "partial checksum"
+        );
     }
     if header.gso_type == GSO_NONE {
         let mut packet = packet.to_vec();

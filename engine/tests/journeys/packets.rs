@@ -94,7 +94,8 @@ impl Ip {
     }
 
     pub fn udp(source: SocketAddrV4, destination: SocketAddrV4, data: &[u8]) -> Self {
-        let mut body = [source.port(), destination.port(), 8 + data.len() as u16, 0].map(u16::to_be_bytes).concat();
+        let mut body =
+            [source.port(), destination.port(), 8 + data.len() as u16, 0].map(u16::to_be_bytes).concat();
         body.extend(data);
         Self::new(*source.ip(), *destination.ip(), UDP, body).summed()
     }
@@ -114,7 +115,14 @@ impl Ip {
     }
 
     /// An echo request (8) or reply (0).
-    pub fn echo(kind: u8, source: Ipv4Addr, destination: Ipv4Addr, id: u16, sequence: u16, data: &[u8]) -> Self {
+    pub fn echo(
+        kind: u8,
+        source: Ipv4Addr,
+        destination: Ipv4Addr,
+        id: u16,
+        sequence: u16,
+        data: &[u8],
+    ) -> Self {
         let mut body = vec![kind, 0, 0, 0];
         body.extend(id.to_be_bytes());
         body.extend(sequence.to_be_bytes());

@@ -25,7 +25,8 @@ fn a_published_port_reaches_its_client_on_whichever_shard_that_lives() {
             world.arrive(&Ip::tcp(HTTPS, to, &header, &[]));
             let syn = world.take_one(client);
             assert_eq!((syn.from(), syn.to(), syn.ttl), (HTTPS, server, 63));
-            let header = Tcp { sequence: 500, acknowledgment: 71, flags: SYN | ACK, window: 500, ..Tcp::default() };
+            let header =
+                Tcp { sequence: 500, acknowledgment: 71, flags: SYN | ACK, window: 500, ..Tcp::default() };
             world.send(client, &Ip::tcp(server, HTTPS, &header, &[]));
             let answer = world.take_one_outside();
             assert_eq!((answer.from(), answer.to()), (to, HTTPS));

@@ -88,7 +88,10 @@ fn assert_segments(
         assert!(segment.data().len() + header.options.len() <= mss);
     }
     let pushed = segments.iter().filter(|segment| segment.tcp_header().flags & PSH != 0).count();
-    assert_eq!(pushed, 200_001_usize.div_ceil(65_000 / (mss - flow.options.len()) * (mss - flow.options.len())));
+    assert_eq!(
+        pushed,
+        200_001_usize.div_ceil(65_000 / (mss - flow.options.len()) * (mss - flow.options.len()))
+    );
 }
 
 #[test]
@@ -179,7 +182,14 @@ fn a_link_that_loses_repeats_swaps_and_damages_never_delivers_a_wrong_byte() {
         assert!(lost > 100 && repeated > 100 && damaged > 100);
         let drops = world.drops();
         assert!(drops["replayed"] > 100 && drops["bad_authentication"] > 100, "{drops:?}");
-        let unheard = ["replayed", "bad_authentication", "unknown_session", "not_wireguard", "bad_handshake", "bad_mac"];
+        let unheard = [
+            "replayed",
+            "bad_authentication",
+            "unknown_session",
+            "not_wireguard",
+            "bad_handshake",
+            "bad_mac",
+        ];
         assert!(drops.keys().all(|reason| unheard.contains(reason)), "{drops:?}");
         assert_eq!(drops.values().sum::<u64>(), repeated + damaged, "each counted once: {drops:?}");
     }
@@ -233,7 +243,11 @@ fn the_mss_of_connections_is_clamped_to_the_path_both_ways() {
 fn the_gateways_host_reaches_clients_on_every_shard() {
     let mut world = World::with_shards(2).connected();
     for client in 0..3 {
-        world.send_from_host(&Ip::udp(endpoint(GATEWAY, 53), endpoint(client_address(client), 5_353), b"answer"));
+        world.send_from_host(&Ip::udp(
+            endpoint(GATEWAY, 53),
+            endpoint(client_address(client), 5_353),
+            b"answer",
+        ));
         let answer = world.take_one(client);
         assert_eq!((answer.from(), answer.data()), (endpoint(GATEWAY, 53), &b"answer"[..]));
     }
