@@ -1,0 +1,240 @@
+"""The network of the gateway's host changes under it: the traffic goes on within seconds, and nobody polls.
+
+::
+
+    client ─── tunnel ─── gateway ─── internet 203.0.113.9
+                          203.0.113.1          203.0.113.10 (a second router, with a link address of its own)
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from tidegate.lab import checks, connections, udpecho
+from tidegate.lab.processes import Process
+from tidegate.lab.stacks import INNER_GATEWAY, TidegateGateway
+from tidegate.lab.topology import BEYOND, GATEWAY_EXTERNAL, INTERNET, Lab
+from tidegate.lab.waiting import wait_until
+
+from .conftest import MakeWorld
+
+pytestmark = pytest.mark.namespaces
+
+OTHER_ROUTER, OTHER_ROUTER_MAC = "203.0.113.10", "02:00:5e:00:01:0a"
+OTHER_FACE = "203.0.113.77"
+RECOVERY = 12.0
+"""Seconds, generous for a busy machine: what is waited for takes one or two."""
+ECHO_PORT = 7_000
+
+
+@dataclass
+class Scene:
+    lab: Lab
+    gateway: TidegateGateway
+
+    def face(self) -> str | None:
+        """The external endpoint of a fresh UDP flow; None if there is no answer."""
+
+        def ask() -> str | None:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+                client.settimeout(0.5)
+                client.sendto(udpecho.WHOAMI, (BEYOND, udpecho.PORT))
+                try:
+                    return client.recv(100).decode()
+                except OSError:
+                    return None
+
+        return self.lab.client.call(ask)
+
+    def recovers(self) -> str:
+        """Waits until fresh flows are answered, and returns the address that they appear under."""
+        answers: list[str | None] = []
+
+        def answered() -> bool:
+            answers.append(self.face())
+            return answers[-1] is not None
+
+        wait_until(answered, "traffic to go on", timeout=RECOVERY, interval=0.1)
+        assert answers[-1] is not None
+        return answers[-1].split(":")[0]
+
+    @contextmanager
+    def lasting_connection(self) -> Iterator[None]:
+        """A TCP connection that lasts from before the change until after it."""
+
+        def answer(connection: socket.socket, said: bytes) -> bool:
+            connection.sendall(said)
+            return connection.recv(100) == said
+
+        with self.lab.client.call(
+            lambda: socket.create_connection((BEYOND, ECHO_PORT), timeout=2 * RECOVERY)
+        ) as connection:
+            assert answer(connection, b"before")
+            yield
+            assert answer(connection, b"after")
+
+
+@pytest.fixture(scope="module")
+def scene(make_world: MakeWorld) -> Iterator[Scene]:
+    world = make_world(config="[gateway]\nshards = 2\n")
+    lab, gateway = world.lab, world.tidegate
+    world.connect(lab.client)
+    start_connection_server(lab).wait_for(connections.READY)
+    # A second router on the same link, which answers ARP for its own address only.
+    for interface in ("all", "external"):
+        lab.internet.sysctl(f"net.ipv4.conf.{interface}.arp_ignore", "1")
+        lab.internet.sysctl(f"net.ipv4.conf.{interface}.arp_announce", "2")
+    lab.internet.ip(f"link add second link external address {OTHER_ROUTER_MAC} type macvlan mode bridge")
+    lab.internet.ip(f"address add {OTHER_ROUTER}/32 dev second")
+    lab.internet.ip("link set second up")
+    yield Scene(lab, gateway)
+    gateway.stop()
+
+
+def start_connection_server(lab: Lab) -> Process:
+    command = [sys.executable, "-m", connections.__name__, "serve", BEYOND, str(ECHO_PORT)]
+    return lab.beyond.popen(command, name="connections-serve")
+
+
+def test_another_default_route_is_followed_at_once(scene: Scene) -> None:
+    to_other = f"ether dst {OTHER_ROUTER_MAC} and udp"
+    with scene.lasting_connection():
+        scene.lab.gateway.ip(f"route replace default via {OTHER_ROUTER}")
+        wait_until(
+            lambda: scene.gateway.status()["next_hop"] == OTHER_ROUTER, "the new route", timeout=RECOVERY
+        )
+        with scene.lab.gateway.capture("external", to_other) as seen:
+            assert scene.recovers() == GATEWAY_EXTERNAL
+        assert seen.lines(), "packets go to the new router"
+    with scene.lasting_connection():
+        scene.lab.gateway.ip(f"route replace default via {INTERNET}")
+        wait_until(lambda: scene.gateway.status()["next_hop"] == INTERNET, "the old route", timeout=RECOVERY)
+        assert scene.recovers() == GATEWAY_EXTERNAL
+
+
+def test_without_a_default_route_the_client_is_told_and_with_one_it_is_served(scene: Scene) -> None:
+    scene.lab.gateway.ip("route delete default")
+    wait_until(lambda: scene.gateway.status()["next_hop"] is None, "no route", timeout=RECOVERY)
+    ping = scene.lab.client.run(["ping", "-n", "-c", "1", "-W", "2", BEYOND], check=False).stdout
+    assert f"From {INNER_GATEWAY}" in ping, ping
+    assert "Net Unreachable" in ping, ping
+    assert checks.ping(scene.lab.client, INTERNET, count=3, interval=0.02).complete, "what is on the link"
+    scene.lab.gateway.ip(f"route add default via {INTERNET}")
+    assert scene.recovers() == GATEWAY_EXTERNAL
+
+
+def test_a_router_that_was_replaced_is_found_at_its_new_link_address(scene: Scene) -> None:
+    scene.lab.internet.sysctl("net.ipv4.conf.external.arp_notify", "1")  # as VRRP and hypervisors announce it
+    with scene.lasting_connection():
+        scene.lab.internet.ip("link set external address 02:00:5e:00:01:01")
+        assert scene.recovers() == GATEWAY_EXTERNAL
+
+
+def test_a_link_that_goes_down_and_comes_up_keeps_its_connections(scene: Scene) -> None:
+    with scene.lasting_connection():
+        scene.lab.gateway.ip("link set external down")
+        assert scene.face() is None
+        scene.lab.gateway.ip("link set external up")
+        scene.lab.gateway.ip(f"route add default via {INTERNET}")  # the kernel took it away with the link
+        assert scene.recovers() == GATEWAY_EXTERNAL
+    with scene.lasting_connection():
+        scene.lab.internet.ip("link set external down")  # no carrier
+        assert scene.face() is None
+        scene.lab.internet.ip("link set external up")
+        assert scene.recovers() == GATEWAY_EXTERNAL
+
+
+def test_another_address_is_used_from_now_on_and_has_the_published_ports(scene: Scene) -> None:
+    def published_answers(address: str) -> bool:
+        command = ["curl", "-sS", "--max-time", "2", f"http://{address}:8080/"]
+        return scene.lab.internet.run(command, check=False).stdout.startswith("Hello")
+
+    inner = scene.gateway.status()["peers"][0]["address"]
+    from tidegate.lab import webserver
+
+    server = scene.lab.client.popen([sys.executable, "-m", webserver.__name__, inner], name="webserver")
+    server.wait_for(webserver.READY)
+    scene.gateway.command("publish", "add", "tcp/8080", "--to", "client:80")
+    assert published_answers(GATEWAY_EXTERNAL)
+    before = scene.gateway.status()["reserved_ports"]
+
+    for old, new in ((GATEWAY_EXTERNAL, OTHER_FACE), (OTHER_FACE, GATEWAY_EXTERNAL)):
+        scene.lab.gateway.ip(f"address add {new}/24 dev external")
+        scene.lab.gateway.sysctl("net.ipv4.conf.external.promote_secondaries", "1")
+        scene.lab.gateway.ip(f"address delete {old}/24 dev external")
+        scene.lab.gateway.ip(f"route replace default via {INTERNET}")
+        wait_until(
+            lambda new=new: scene.gateway.status()["external_addresses"] == [new],  # type: ignore[misc]
+            "the new address",
+            timeout=RECOVERY,
+        )
+        assert scene.recovers() == new
+        assert published_answers(new)
+    after = scene.gateway.status()["reserved_ports"]
+    assert after["tcp"] <= before["tcp"] + 2_048, "ports of an address that is gone are given back"
+    scene.gateway.command("publish", "remove", "tcp/8080")
+    server.stop()
+
+
+def test_an_interface_that_is_made_anew_is_taken_up(scene: Scene) -> None:
+    lab = scene.lab
+    lab.gateway.ip("link delete external")
+    assert scene.face() is None
+    lab.gateway.ip(f"link add external type veth peer name external netns {lab.internet.name}")
+    lab.gateway.ip("link set external up")
+    lab.internet.ip("link set external up")
+    lab.gateway.ip(f"address add {GATEWAY_EXTERNAL}/24 dev external")
+    lab.internet.ip(f"address add {INTERNET}/24 dev external")
+    lab.gateway.ip(f"route add default via {INTERNET}")
+    assert scene.recovers() == GATEWAY_EXTERNAL
+    size = 16 << 20
+    assert checks.download(lab.client, f"http://{INTERNET}/blob/anew/{size}").size == size
+
+
+def test_after_a_restart_nobody_gets_what_was_meant_for_an_old_connection(make_world: MakeWorld) -> None:
+    world = make_world(clients=2)
+    lab, gateway = world.lab, world.tidegate
+    alice, bob = (world.connect(host) for host in lab.clients)
+    start_connection_server(lab).wait_for(connections.READY)
+    with (
+        lab.clients[0].call(lambda: socket.create_connection((BEYOND, ECHO_PORT), timeout=5)) as old,
+        lab.clients[0].call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as flow,
+    ):
+        old.sendall(b"said before the restart")
+        assert old.recv(100) == b"said before the restart"
+        flow.sendto(b"said before", (BEYOND, udpecho.PORT))
+        face = lab.beyond.run(["ss", "-Htn", f"sport = :{ECHO_PORT}"]).stdout.split()[-1]
+        gateway.stop()
+        gateway.start()
+        alice.stop()
+        bob.stop()
+        with lab.clients[1].capture("access", "udp") as _, lab.internet.capture("external", "tcp") as outside:
+            bob.start()
+            tunnel = next(name for name in lab.clients[1].interfaces() if name.startswith("tidegate"))
+            with lab.clients[1].capture(tunnel, f"src host {BEYOND}") as at_bob:
+                # Bob opens as many connections as it takes to meet the old port, were it lent again unchecked.
+                said = (
+                    lab.clients[1]
+                    .run([sys.executable, "-m", connections.__name__, "churn", BEYOND, str(ECHO_PORT), "200"])
+                    .stdout
+                )
+                assert f"{connections.DONE} 200 of 200" in said
+                alice.start()
+                old.sendall(b"said after it")  # a segment of a connection that the gateway does not know
+                wait_until(
+                    lambda: gateway.status()["drops"].get("tcp_out_of_state", 0) > 0,
+                    "the old connection's segment to be dropped",
+                    timeout=RECOVERY,
+                )
+        assert at_bob.lines(f"dst port {old.getsockname()[1]}") == []
+        assert not any("said after" in line for line in outside.lines())
+        assert outside.lines(f"src host {GATEWAY_EXTERNAL} and src port {face.rpartition(':')[2]}") == []
+    page = lab.clients[0].run(["curl", "-sS", "--fail", "--max-time", "10", f"http://{BEYOND}/"])
+    assert page.stdout.startswith("Hello"), "new connections are made as ever"
+    gateway.stop()
