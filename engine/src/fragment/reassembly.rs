@@ -38,8 +38,9 @@ pub const MAX_BYTES_PER_SOURCE: usize = 1 << 20;
 
 /// What keeping a fragment costs beside its payload: allocation and list entry.
 const PIECE_OVERHEAD: usize = 64;
-/// Reserved bit and DF, as they stand in the header's byte 6.
-const RESERVED_AND_DF: u8 = 0xc0;
+/// The reserved bit, as it stands in the header's byte 6. DF is not kept: it forbade to cut the fragments further, and
+/// says nothing about the datagram, whose sender has cut it himself.
+const RESERVED: u8 = 0x80;
 /// The congestion-experienced codepoint (RFC 3168 §5), and the mask of the ECN field.
 const CE: u8 = 0b11;
 /// Offsets count in units of 8 bytes (RFC 791 §3.1).
@@ -376,7 +377,7 @@ fn assemble(datagram: &Datagram) -> Result<Vec<u8>, DropReason> {
         packet[1] |= CE;
     }
     put_u16(&mut packet, 2, total_len as u16);
-    packet[6] &= RESERVED_AND_DF;
+    packet[6] &= RESERVED;
     packet[7] = 0;
     put_u16(&mut packet, 10, 0);
     let sum = checksum::checksum(&packet[..datagram.header.len()]);

@@ -1,6 +1,19 @@
 //! Entrance 2: IPv4 packets from the external interface.
 
 use super::*;
+use crate::router::is_bogon;
+
+/// How a packet came to be judged as one from outside.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Entrance {
+    /// From the external interface.
+    Interface,
+    /// From inside, to one of our external addresses (RFC 4787 REQ-9).
+    Hairpin,
+    /// From another shard, which took it to be this one's. It is not sent on once more: while two shards disagree (one
+    /// has carried out a command, the other has not), it would go to and fro for ever.
+    Shard,
+}
 
 impl Gateway {
     /// Routes one packet from outside, or one that was hairpinned.
@@ -10,17 +23,19 @@ impl Gateway {
         arena: &mut Arena,
         mut origin: Origin<'_>,
         offload: Offload,
+        entrance: Entrance,
         outbox: &mut Outbox,
     ) {
         let decision = Ipv4Packet::parse(origin.head_mut(arena), 0, offload)
             .map_err(Refusal::from)
-            .and_then(|mut packet| self.decide_from_external(now, &mut packet));
+            .and_then(|mut packet| self.decide_from_external(now, &mut packet, entrance));
         match decision {
             Ok(Decision { exit: Exit::Reassembled(datagram), .. }) => {
-                self.route_from_external(now, arena, Origin::Owned(datagram), Offload::NONE, outbox);
+                let origin = Origin::Owned(datagram);
+                self.route_from_external(now, arena, origin, Offload::NONE, entrance, outbox);
             }
             Ok(decision) => {
-                if !matches!(decision.exit, Exit::Hairpin(_)) {
+                if !matches!(decision.exit, Exit::Hairpin(_) | Exit::Held) {
                     self.traffic.count(Direction::FromExternal, decision.shape);
                 }
                 self.leave(now, arena, origin, decision, outbox);
@@ -28,7 +43,7 @@ impl Gateway {
             Err(refusal) => {
                 self.drops.count(refusal.reason);
                 if let Some(answer) = refusal.answer {
-                    self.answer_external(now, answer, outbox);
+                    self.answer_external(now, arena, answer, outbox);
                 }
             }
         }
@@ -38,8 +53,14 @@ impl Gateway {
         &mut self,
         now: Timestamp,
         packet: &mut Ipv4Packet<'_>,
+        entrance: Entrance,
     ) -> Result<Decision, Refusal> {
         let destination = packet.destination();
+        let source = packet.source();
+        let is_ours = entrance == Entrance::Interface && self.nat.is_external(source);
+        if self.router.is_inner(source) || is_bogon(source) || is_ours {
+            return Err(DropReason::BogonSource.into());
+        }
         if packet.is_fragment() {
             let exit = match self.from_external.push(packet, now)? {
                 Some(datagram) => Exit::Reassembled(datagram),
@@ -47,11 +68,11 @@ impl Gateway {
             };
             return Ok(Decision { exit, destination, shape: packet.shape() });
         }
-        if self.router.is_inner(packet.source()) {
-            return Err(DropReason::BogonSource.into());
-        }
         let shard = self.shard_of_inbound(packet);
         if shard != self.shard {
+            if entrance == Entrance::Shard {
+                return Err(DropReason::NoMapping.into());
+            }
             return Ok(Decision { exit: Exit::Hairpin(shard), destination, shape: packet.shape() });
         }
         // Should the packet be too big or too old, its sender is told about the packet that it knows, not about the
@@ -86,8 +107,10 @@ impl Gateway {
     /// Which shard's NAT a packet from outside belongs to: the port of ours that it names, or that its quotation names.
     pub(super) fn shard_of_inbound(&self, packet: &Ipv4Packet<'_>) -> u8 {
         match crate::nat::external_port(packet) {
-            Some(port) if self.published.contains_key(&port) => self.published[&port],
-            Some((_, port)) => (port % u16::from(self.shards.max(1))) as u8,
+            Some((protocol, port)) => self
+                .published
+                .get(&(protocol, Endpoint::new(packet.destination(), port)))
+                .map_or((port % u16::from(self.shards.max(1))) as u8, |publication| publication.shard),
             // Nobody's: it is dropped, with a reason, wherever it is.
             None => self.shard,
         }

@@ -14,6 +14,12 @@ impl Gateway {
     ) {
         let decision = Ipv4Packet::parse(arena.get_mut(packet), 0, offload).and_then(|packet| {
             match self.router.route(packet.destination()) {
+                // The kernel heeds the MTU of the TUN device. Should it not, there is nobody to tell.
+                Verdict::Peer(_)
+                    if packet.dont_fragment() && packet.shape().segment_len() > self.tunnel_mtu =>
+                {
+                    Err(DropReason::TooBig)
+                }
                 Verdict::Peer(address) if self.places.contains_key(&address) => {
                     Ok(Decision { exit: Exit::Peer(address), destination: address, shape: packet.shape() })
                 }
@@ -41,26 +47,39 @@ impl Gateway {
     ) {
         match crossing {
             Crossing::Initiation { from, mut datagram } => {
-                if let Received::Drop(reason) =
-                    self.tunnel.receive_forwarded(now, from, &mut datagram, &mut outbox.datagrams)
-                {
-                    self.drops.count(reason);
+                match self.tunnel.receive_forwarded(now, from, &mut datagram, &mut outbox.datagrams) {
+                    // The kernel steers data messages; one that strayed is as good as any other.
+                    Received::Packet { peer, plaintext } => {
+                        let packet = datagram.get(plaintext).unwrap_or_default().to_vec();
+                        self.route_strayed(now, arena, packet, peer, outbox);
+                    }
+                    Received::Drop(reason) => self.drops.count(reason),
+                    Received::Keepalive { .. } | Received::Handshake { .. } | Received::OtherShard(_) => {}
                 }
             }
-            Crossing::ToPeer { mut packet, offload } => match Ipv4Packet::parse(&mut packet, 0, offload) {
-                Ok(view) => {
-                    let decision = Decision {
-                        exit: Exit::Peer(view.destination()),
-                        destination: view.destination(),
-                        shape: view.shape(),
-                    };
-                    self.leave(now, arena, Origin::Owned(packet), decision, outbox);
+            Crossing::ToPeer { mut packet, offload } => {
+                let decision = Ipv4Packet::parse(&mut packet, 0, offload)
+                    .and_then(|packet| self.decide_from_shard(&packet));
+                match decision {
+                    Ok(decision) => self.leave(now, arena, Origin::Owned(packet), decision, outbox),
+                    Err(reason) => self.drops.count(reason),
                 }
-                Err(reason) => self.drops.count(reason),
-            },
+            }
             Crossing::Inbound { packet, offload } => {
-                self.route_from_external(now, arena, Origin::Owned(packet), offload, outbox);
+                let origin = Origin::Owned(packet);
+                self.route_from_external(now, arena, origin, offload, Entrance::Shard, outbox);
             }
+        }
+    }
+
+    /// A packet for a peer is delivered here or not at all: see [`Entrance::Shard`].
+    fn decide_from_shard(&self, packet: &Ipv4Packet<'_>) -> Result<Decision, DropReason> {
+        let destination = packet.destination();
+        match self.places.get(&destination) {
+            Some(Place::Here(_)) => {
+                Ok(Decision { exit: Exit::Peer(destination), destination, shape: packet.shape() })
+            }
+            Some(Place::OnShard(_)) | None => Err(DropReason::NoSuchPeer),
         }
     }
 }

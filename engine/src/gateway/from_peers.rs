@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::external::reservation::PortProtocol;
-use crate::wire::Transport;
 
 impl Gateway {
     /// Opens one datagram, and keeps its packet until the flush.
@@ -27,6 +26,23 @@ impl Gateway {
                 Ok(())
             }
             Received::Drop(reason) => Err(reason),
+        }
+    }
+
+    /// Routes a packet that another shard received for a peer of ours, at once and on its own.
+    pub(super) fn route_strayed(
+        &mut self,
+        now: Timestamp,
+        arena: &mut Arena,
+        packet: Vec<u8>,
+        peer: PeerId,
+        outbox: &mut Outbox,
+    ) {
+        match self.check_inner_source(peer, &packet) {
+            Ok(()) => {
+                self.route_from_peer(now, arena, Origin::Owned(packet), Offload::NONE, peer, outbox);
+            }
+            Err(reason) => self.drops.count(reason),
         }
     }
 
@@ -74,7 +90,10 @@ impl Gateway {
                 self.route_from_peer(now, arena, Origin::Owned(datagram), Offload::NONE, peer, outbox);
             }
             Ok(decision) => {
-                self.traffic.count(Direction::FromPeers, decision.shape);
+                // Fragments are counted when they have become a datagram.
+                if !matches!(decision.exit, Exit::Held) {
+                    self.traffic.count(Direction::FromPeers, decision.shape);
+                }
                 self.leave(now, arena, origin, decision, outbox);
             }
             Err(refusal) => {
@@ -108,6 +127,9 @@ impl Gateway {
             }
             Verdict::Host => Exit::Host,
             Verdict::External => {
+                if let Some(reason) = self.unroutable(destination) {
+                    return Err(self.refuse(now, packet, reason, 0));
+                }
                 self.forward_checks(now, packet, self.external.mtu)?;
                 match self.translate_outbound(now, packet)? {
                     Outbound::External => Exit::External,
@@ -147,17 +169,23 @@ impl Gateway {
         }
     }
 
+    /// Why a destination outside cannot be reached, if so: to be known before a port is lent for it.
+    fn unroutable(&self, destination: Ipv4Addr) -> Option<DropReason> {
+        if self.nat.is_external(destination) {
+            return None; // hairpinned
+        }
+        self.external.next_hop(destination).err()
+    }
+
     /// Whether a packet to one of our external addresses is for a port of the NAT's (RFC 4787 REQ-9: hairpinning), rather
-    /// than for the host.
+    /// than for the host. An ICMP error is for the port from which the packet came that it quotes (RFC 5508 REQ-7).
     fn nat_owns_destination(&self, packet: &Ipv4Packet<'_>) -> bool {
-        let protocol = match packet.transport() {
-            Transport::Tcp { .. } => PortProtocol::Tcp,
-            Transport::Udp => PortProtocol::Udp,
-            Transport::Icmp | Transport::Other => return false,
+        let (protocol, port) = match crate::nat::external_port(packet) {
+            Some((Proto::Tcp, port)) => (PortProtocol::Tcp, port),
+            Some((Proto::Udp, port)) => (PortProtocol::Udp, port),
+            Some((Proto::Icmp, _)) | None => return false,
         };
-        packet
-            .ports()
-            .is_some_and(|(_, port)| self.ownership.is_reserved(protocol, packet.destination(), port))
+        self.ownership.is_reserved(protocol, packet.destination(), port)
     }
 
     /// A refusal of a packet of a peer, with the ICMP error that tells the peer why, where one is due.

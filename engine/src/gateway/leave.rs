@@ -94,8 +94,8 @@ impl Gateway {
             }
             Exit::External => self.leave_to_external(now, arena, packet, shape, destination, outbox),
             Exit::Hairpin(shard) if shard == self.shard => {
-                let bytes = outbox.to_vec(&packet, arena);
-                self.route_from_external(now, arena, Origin::Owned(bytes), shape.offload(), outbox);
+                let origin = Origin::Owned(outbox.to_vec(&packet, arena));
+                self.route_from_external(now, arena, origin, shape.offload(), Entrance::Hairpin, outbox);
             }
             Exit::Hairpin(shard) => {
                 let bytes = outbox.to_vec(&packet, arena);
@@ -244,13 +244,23 @@ impl Gateway {
         }
     }
 
-    pub(super) fn answer_external(&mut self, now: Timestamp, mut answer: Vec<u8>, outbox: &mut Outbox) {
+    pub(super) fn answer_external(
+        &mut self,
+        now: Timestamp,
+        arena: &mut Arena,
+        mut answer: Vec<u8>,
+        outbox: &mut Outbox,
+    ) {
         match Ipv4Packet::parse(&mut answer, 0, Offload::NONE).map(|view| (view.shape(), view.destination()))
         {
+            // The packet had been hairpinned, and so is the answer.
+            Ok((shape, destination)) if self.nat.is_external(destination) => {
+                let origin = Origin::Owned(answer);
+                self.route_from_external(now, arena, origin, shape.offload(), Entrance::Hairpin, outbox);
+            }
             Ok((shape, destination)) => {
                 let packet = Gather::whole(Bytes::Owned(answer));
-                // The packet owns its bytes: no arena is looked at.
-                self.leave_to_external(now, &Arena::new(0), packet, shape, destination, outbox);
+                self.leave_to_external(now, arena, packet, shape, destination, outbox);
             }
             Err(reason) => self.drops.count(reason),
         }

@@ -19,6 +19,7 @@ mod from_external;
 mod from_host;
 mod from_peers;
 mod leave;
+mod overdue;
 mod peers;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -36,7 +37,7 @@ use crate::fragment::reassembly::Reassembly;
 use crate::icmp_error::{IcmpErrorKind, IcmpErrors};
 use crate::messages::{Command, ShardStatus};
 use crate::mss;
-use crate::nat::{Nat, NatConfig, Outbound, Proto, ShardSlice};
+use crate::nat::{Endpoint, Nat, NatConfig, Outbound, Proto, ShardSlice};
 use crate::outbox::{Bytes, Crossing, DeviceFrame, Gather, Outbox, PeerFrame};
 use crate::prefix::Prefix;
 use crate::router::{PacketRouter, Verdict};
@@ -44,8 +45,9 @@ use crate::traffic::{Direction, Traffic};
 use crate::tunnel::{PeerConfig, PeerId, Received, Tunnel, TunnelConfig};
 use crate::wire::{CoalesceOptions, Coalescer, Ipv4Packet, Offload, Shape, VirtioNetHeader};
 
+use from_external::Entrance;
 use leave::{Decision, Exit, Origin, Refusal};
-use peers::PortSupply;
+use peers::{PortSupply, Publication};
 
 /// A map with a keyed hash: clients choose some of the keys.
 type HashMap<K, V> = KeyedMap<K, V, foldhash::quality::RandomState>;
@@ -98,8 +100,8 @@ pub struct Gateway {
     external: ExternalLink,
     ownership: PortOwnership,
     supply: PortSupply,
-    /// Published ports, and the shards where their clients live.
-    published: HashMap<(Proto, u16), u8>,
+    /// Published ports, on every shard.
+    published: HashMap<(Proto, Endpoint), Publication>,
     neighbors: NeighborCache<HeldFrame>,
     places: HashMap<Ipv4Addr, Place>,
     addresses: HashMap<PeerId, Ipv4Addr>,
@@ -204,7 +206,7 @@ impl Core for Gateway {
         outbox: &mut Outbox,
     ) {
         let origin = Origin::Arena { head: packet, tails: &[] };
-        self.route_from_external(now, arena, origin, offload, outbox);
+        self.route_from_external(now, arena, origin, offload, Entrance::Interface, outbox);
     }
 
     fn receive_arp(&mut self, now: Timestamp, frame: &[u8], outbox: &mut Outbox) {
@@ -230,11 +232,8 @@ impl Core for Gateway {
     fn poll(&mut self, now: Timestamp, outbox: &mut Outbox) {
         self.tunnel.poll(now, &mut outbox.datagrams);
         self.nat.expire(now);
-        for reassembly in [&mut self.from_peers, &mut self.from_external] {
-            let expired = reassembly.expire(now);
-            self.drops.add(DropReason::FragmentTimeout, expired);
-            self.drops.merge(&reassembly.take_discarded());
-        }
+        self.supply.expire(now);
+        self.expire_fragments(now, outbox);
         let drops = &mut self.drops;
         self.neighbors.poll(
             now,

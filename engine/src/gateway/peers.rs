@@ -3,11 +3,12 @@
 //! Everything here happens between two turns of the loop: peers come, change and go, and nobody else notices.
 
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use super::*;
 use crate::external::reservation::{Batch, PortProtocol};
 use crate::messages::PeerSnapshot;
-use crate::nat::PortClass;
+use crate::nat::{PortClass, PublishError};
 
 /// Ports of a batch to begin with, and after which a pool counts as large enough to be asked for in larger steps.
 const FIRST_BATCH: usize = 256;
@@ -15,11 +16,24 @@ const FIRST_BATCH: usize = 256;
 const LARGEST_BATCH: usize = 2_048;
 /// Ports below 1024 that the NAT wants: few clients use such source ports (NTP, IKE).
 const PRIVILEGED_BATCH: usize = 16;
+/// How long the reserver is left in peace after it had fewer ports than were wanted.
+const SHORTAGE_LASTS: Duration = Duration::from_secs(10);
+
+/// A published port, as every shard knows it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Publication {
+    /// The client that it leads to.
+    client: Ipv4Addr,
+    /// Where that client lives.
+    pub(super) shard: u8,
+}
 
 /// How the pools of external ports are refilled: what was asked for and has not come yet, and how much to ask for.
 pub(super) struct PortSupply {
     range: (u16, u16),
     asked: Vec<(Proto, Ipv4Addr, PortClass)>,
+    /// Pools that stay in `asked` until then, because there are no more ports for them.
+    short: Vec<((Proto, Ipv4Addr, PortClass), Timestamp)>,
     granted: HashMap<(Proto, Ipv4Addr), usize>,
     /// Whether the first ports of every pool were asked for: before the first packet, which should not have to wait.
     begun: bool,
@@ -27,7 +41,27 @@ pub(super) struct PortSupply {
 
 impl PortSupply {
     pub(super) fn new(range: (u16, u16)) -> Self {
-        Self { range, asked: Vec::new(), granted: HashMap::default(), begun: false }
+        Self { range, asked: Vec::new(), short: Vec::new(), granted: HashMap::default(), begun: false }
+    }
+
+    /// Ends the shortages that have lasted long enough. They wake nobody: the next packet that finds no port asks.
+    pub(super) fn expire(&mut self, now: Timestamp) {
+        let asked = &mut self.asked;
+        self.short.retain(|&(pool, until)| {
+            let lasts = now < until;
+            if !lasts {
+                asked.retain(|&waiting| waiting != pool);
+            }
+            lasts
+        });
+    }
+
+    /// Forgets the addresses that are gone; those that are new are to be supplied.
+    fn set_addresses(&mut self, addresses: &[Ipv4Addr]) {
+        self.asked.retain(|(_, address, _)| addresses.contains(address));
+        self.short.retain(|((_, address, _), _)| addresses.contains(address));
+        self.granted.retain(|(_, address), _| addresses.contains(address));
+        self.begun = false;
     }
 
     fn ports(&self, class: PortClass) -> RangeInclusive<u16> {
@@ -51,7 +85,7 @@ impl PortSupply {
 
 impl Gateway {
     /// Carries out a command.
-    pub(super) fn obey(&mut self, now: Timestamp, command: Command, _outbox: &mut Outbox) {
+    pub(super) fn obey(&mut self, now: Timestamp, command: Command, outbox: &mut Outbox) {
         match command {
             Command::SetPeer { config, address, shard } if shard == self.shard => {
                 self.set_peer(&config, address, now);
@@ -60,25 +94,19 @@ impl Gateway {
                 self.tunnel.set_peer_elsewhere(config.public_key, shard);
                 self.places.insert(address, Place::OnShard(shard));
             }
-            Command::RemovePeer { public_key, address } => self.remove_peer(&public_key, address, now),
+            Command::RemovePeer { public_key, address } => {
+                self.remove_peer(&public_key, address, now, outbox);
+            }
             Command::SetExternal { link, host_addresses, .. } => self.set_external(link, host_addresses, now),
             Command::SetNat(config) => self.nat.set_config(config, now),
-            Command::Ports(batch) => self.add_ports(&batch),
+            Command::Ports(batch) => self.add_ports(&batch, now),
             Command::Publish { protocol, external, internal, shard, reply } => {
-                self.published.insert((protocol, external.port), shard);
-                let published = if shard == self.shard {
-                    self.nat.publish(protocol, external, internal, now)
-                } else {
-                    Ok(())
-                };
-                if published.is_err() {
-                    self.published.remove(&(protocol, external.port));
-                }
+                let published = self.publish(protocol, external, internal, shard, now);
                 // Whoever asked may have given up.
                 reply.try_send(published).ok();
             }
             Command::Unpublish { protocol, external } => {
-                self.published.remove(&(protocol, external.port));
+                self.published.remove(&(protocol, external));
                 self.nat.unpublish(protocol, external, now);
             }
             Command::Mappings { address, limit, reply } => {
@@ -108,35 +136,66 @@ impl Gateway {
         self.places.insert(address, Place::Here(peer));
     }
 
-    fn remove_peer(&mut self, public_key: &[u8; 32], address: Ipv4Addr, now: Timestamp) {
+    fn remove_peer(&mut self, public_key: &[u8; 32], address: Ipv4Addr, now: Timestamp, outbox: &mut Outbox) {
         if let Some(peer) = self.tunnel.remove_peer(public_key) {
             self.addresses.remove(&peer);
+            // Its number is free: what this turn has for it must not be sealed for the next who gets that.
+            let before = outbox.peers.len();
+            outbox.peers.retain(|frame| frame.peer != peer);
+            self.drops.add(DropReason::NoSuchPeer, (before - outbox.peers.len()) as u64);
         }
-        for (protocol, external) in self.nat.remove_client(address, now) {
-            self.published.remove(&(protocol, external.port));
-        }
+        self.nat.remove_client(address, now);
+        self.published.retain(|_, publication| publication.client != address);
         self.places.remove(&address);
+    }
+
+    /// Notes a published port. Every shard knows all of them; the NAT of the client's shard translates.
+    fn publish(
+        &mut self,
+        protocol: Proto,
+        external: Endpoint,
+        internal: Endpoint,
+        shard: u8,
+        now: Timestamp,
+    ) -> Result<(), PublishError> {
+        let client = internal.address;
+        if self.published.get(&(protocol, external)).is_some_and(|held| held.client != client) {
+            return Err(PublishError::PortInUse);
+        }
+        if shard == self.shard {
+            self.nat.publish(protocol, external, internal, now)?;
+        }
+        self.published.insert((protocol, external), Publication { client, shard });
+        Ok(())
     }
 
     fn set_external(&mut self, link: ExternalLink, host_addresses: Vec<Ipv4Addr>, now: Timestamp) {
         let held = self.neighbors.reset(link.mac, own_face(&link), link.router);
         self.drops.add(DropReason::NextHopUnresolved, held.len() as u64);
-        for (protocol, external) in self.nat.set_external(&link.addresses, now) {
-            self.published.remove(&(protocol, external.port));
-        }
-        self.supply.begun = false;
+        self.nat.set_external(&link.addresses, now);
+        self.published.retain(|(_, external), _| link.addresses.contains(&external.address));
+        self.supply.set_addresses(&link.addresses);
         self.router = router(self.subnet, self.gateway_address, &link, host_addresses);
         self.external = link;
     }
 
-    fn add_ports(&mut self, batch: &Batch) {
+    fn add_ports(&mut self, batch: &Batch, now: Timestamp) {
         let protocol = match batch.request.protocol {
             PortProtocol::Tcp => Proto::Tcp,
             PortProtocol::Udp => Proto::Udp,
         };
         let address = batch.request.address;
+        if !self.nat.is_external(address) {
+            return; // it went while its ports were being reserved
+        }
         let class = PortClass::of(*batch.request.ports.end());
-        self.supply.asked.retain(|&asked| asked != (protocol, address, class));
+        let pool = (protocol, address, class);
+        self.supply.short.retain(|&(short, _)| short != pool);
+        if batch.ports.len() < batch.request.count {
+            self.supply.short.push((pool, now + SHORTAGE_LASTS));
+        } else {
+            self.supply.asked.retain(|&asked| asked != pool);
+        }
         let added = self.nat.add_ports(protocol, address, &batch.ports);
         if class == PortClass::Unprivileged {
             *self.supply.granted.entry((protocol, address)).or_default() += added;
@@ -149,6 +208,9 @@ impl Gateway {
         if !self.supply.begun {
             self.supply.begun = true;
             for address in self.external.addresses.clone() {
+                if self.supply.granted.keys().any(|&(_, supplied)| supplied == address) {
+                    continue; // known from before
+                }
                 for protocol in [Proto::Tcp, Proto::Udp] {
                     for class in [PortClass::Unprivileged, PortClass::Privileged] {
                         requests.extend(self.port_request(protocol, address, class));

@@ -62,6 +62,27 @@ impl Nat {
         Ok(Inbound { client: packet.destination() })
     }
 
+    /// Whether the datagram from outside that begins with this first fragment would have been let in. Changes nothing.
+    pub fn awaits_fragment(&self, first: &Ipv4Packet<'_>) -> bool {
+        let ports = match (Proto::from_number(first.protocol()), first.transport_bytes()) {
+            (Some(protocol @ (Proto::Tcp | Proto::Udp)), &[a, b, c, d, ..])
+                if first.fragment_offset() == 0 =>
+            {
+                Some((protocol, u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])))
+            }
+            _ => None, // ICMP queries of that size are not missed
+        };
+        ports.is_some_and(|(protocol, from, to)| {
+            let remote = Endpoint::new(first.source(), from);
+            let external = Endpoint::new(first.destination(), to);
+            self.table.find_inbound(protocol, external, remote).is_some()
+                || self
+                    .table
+                    .find_external(protocol, external)
+                    .is_some_and(|mapping| self.filter_admits(mapping, remote))
+        })
+    }
+
     fn translate_flow_outbound(
         &mut self,
         packet: &mut Ipv4Packet<'_>,

@@ -52,7 +52,7 @@ impl PortOwnership {
     }
 
     /// Notes that a port was reserved or released; false if there were more than [`MAX_ADDRESSES`] addresses.
-    pub(super) fn set(&self, protocol: PortProtocol, port: SocketAddrV4, reserved: bool) -> bool {
+    pub fn set(&self, protocol: PortProtocol, port: SocketAddrV4, reserved: bool) -> bool {
         let address = *port.ip();
         let slots = self.0.iter().map(|slot| slot.get_or_init(|| AddressPorts::new(address)));
         for ports in slots {

@@ -1,0 +1,228 @@
+//! Peers, neighbours, mappings and the gateway itself, as time passes.
+
+use std::time::Duration;
+
+use tidegate_engine::core::Core;
+use tidegate_engine::drop_reason::DropReason;
+use tidegate_engine::nat::Proto;
+
+use super::flow::{Flow, HTTPS};
+use super::packets::*;
+use super::world::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn echo(client: usize, port: u16) -> Ip {
+    Ip::udp(endpoint(client_address(client), port), endpoint(SERVER, ECHO_PORT), b"echo")
+}
+
+#[test]
+fn packets_wait_for_the_next_hops_link_address_and_leave_in_order() {
+    let mut world = World::new();
+    world.arp_is_silent = true;
+    for i in 0..10 {
+        world.send(0, &Ip::udp(endpoint(client_address(0), 5_000), endpoint(SERVER, 9), &[i]));
+    }
+    assert!(world.outside.is_empty());
+    assert_eq!(world.arp_requests, [ROUTER], "asked once");
+    world.pass(SECOND);
+    assert_eq!(world.arp_requests, [ROUTER, ROUTER]);
+    world.arp(0, arp_reply(ROUTER).to_vec());
+    world.settle();
+    let data: Vec<u8> = world.take_outside().iter().map(|packet| packet.data()[0]).collect();
+    assert_eq!(data, (0..10).collect::<Vec<u8>>());
+    assert!(world.drops().is_empty());
+}
+
+#[test]
+fn a_next_hop_that_does_not_answer_keeps_few_packets_and_not_for_long() {
+    let mut world = World::new();
+    world.arp_is_silent = true;
+    for i in 0..20 {
+        world.send(0, &Ip::udp(endpoint(client_address(0), 5_000), endpoint(SERVER, 9), &[i]));
+    }
+    assert_eq!(world.drops(), [("next_hop_unresolved", 4)].into(), "no more than 16 wait");
+    world.pass(4 * SECOND);
+    assert_eq!(world.drops(), [("next_hop_unresolved", 20)].into());
+    world.dies(DropReason::UnsolicitedArp, |world| world.arp(0, arp_reply(ROUTER).to_vec()));
+    // Another neighbour is another matter.
+    world.arp_is_silent = false;
+    world.send(0, &Ip::udp(endpoint(client_address(0), 5_000), endpoint(NEIGHBOUR, 9), b"neighbour"));
+    assert_eq!(world.take_one_outside().destination, NEIGHBOUR);
+    world.pass(6 * SECOND);
+    world.send(0, &echo(0, 5_000));
+    assert_eq!(world.take_outside().len(), 1, "and after a while it is asked again");
+}
+
+#[test]
+fn a_new_router_takes_over_and_connections_go_on() {
+    for shards in [1, 2] {
+        let mut world = World::with_shards(shards).connected();
+        let mut flow = Flow::open(&mut world, 1, 50_000, HTTPS);
+        let asked = world.arp_requests.len();
+        world.set_router([203, 0, 113, 2].into());
+        flow.send_up(&mut world, b"by another way", 1360);
+        let segment = world.take_one_outside(); // the world checks its link address
+        assert_eq!(segment.from(), flow.external, "the mapping is the same");
+        assert_eq!(world.arp_requests[asked..], [std::net::Ipv4Addr::new(203, 0, 113, 2)]);
+        flow.send_down(&mut world, b"answer", 1360);
+        assert_eq!(world.take_one(1).data(), b"answer");
+        assert!(world.drops().is_empty());
+    }
+}
+
+#[test]
+fn a_router_that_changes_its_card_is_found_again() {
+    let mut world = World::new().connected();
+    let asked = world.arp_requests.len();
+    for _ in 0..9 {
+        world.pass(10 * SECOND);
+        world.send(0, &echo(0, 5_000));
+    }
+    let asked = world.arp_requests.len() - asked;
+    assert!((2..=3).contains(&asked), "confirmed every half minute while in use, not {asked} times");
+    assert!(world.drops().is_empty());
+}
+
+#[test]
+fn a_removed_peer_takes_its_mappings_along_and_disturbs_nobody() {
+    for shards in [1, 2] {
+        let mut world = World::with_shards(shards).connected();
+        let mut flows: Vec<Flow> =
+            (0..3).map(|client| Flow::open(&mut world, client, 50_000, HTTPS)).collect();
+        for flow in &mut flows {
+            flow.send_up(&mut world, &payload(5_000), 1360);
+        }
+        world.take_outside();
+        let mappings = world.mappings();
+        world.remove_peer(0);
+        assert_eq!(world.mappings(), mappings - 2, "its TCP and its ICMP mapping");
+        let late = flows[0].segment_down(ACK, b"late");
+        world.dies(DropReason::NoMapping, |world| world.arrive(&late));
+        let early = flows[0].segment_up(ACK, b"still here");
+        world.dies(DropReason::UnknownSession, |world| world.send(0, &early));
+        for flow in &mut flows[1..] {
+            flow.send_up(&mut world, b"undisturbed", 1360);
+            assert_eq!(world.take_one_outside().from(), flow.external);
+            flow.send_down(&mut world, b"likewise", 1360);
+            assert_eq!(world.take_one(flow.client).data(), b"likewise");
+        }
+        world.send(1, &Ip::udp(endpoint(client_address(1), 1), endpoint(client_address(0), 2), b"gone?"));
+        assert_eq!(world.take_one(1).icmp(), (3, 1));
+
+        world.set_peer(0, 0);
+        world.pass(20 * SECOND); // it notices the silence and makes a new handshake
+        world.ping(0, SERVER);
+        assert!(world.take(0).iter().any(|packet| packet.source == SERVER), "it may come back");
+    }
+}
+
+#[test]
+fn what_a_turn_has_for_a_removed_peer_is_not_sealed_for_the_next_one_with_its_number() {
+    let mut world = World::new().connected();
+    // In one turn of the loop: a packet for client 0 comes, client 0 is removed, and another peer gets its number.
+    let secret = Ip::udp(endpoint(GATEWAY, 53), endpoint(client_address(0), 1), b"for client 0 alone");
+    world.in_one_turn(0, |world| {
+        world.hand_from_host(&secret);
+        world.hand_removal(0);
+        world.hand_new_peer(7);
+    });
+    assert_eq!(world.drops(), [("no_such_peer", 1)].into());
+}
+
+#[test]
+fn an_idle_gateway_has_forgotten_everything_and_never_wakes() {
+    for shards in [1, 2] {
+        let mut world = World::with_shards(shards).connected();
+        world.publish(Proto::Udp, 45_000, endpoint(client_address(2), 53)).unwrap();
+        let mut flow = Flow::open(&mut world, 0, 50_000, HTTPS);
+        flow.send_up(&mut world, &payload(50_000), 1360);
+        world.send(1, &echo(1, 5_000));
+        let half = Ip::udp(endpoint(client_address(2), 1), endpoint(SERVER, 9), &payload(3_000));
+        world.send(2, &half.fragments(TUNNEL_MTU)[0]);
+        world.send(0, &Ip::udp(endpoint(client_address(0), 1), endpoint([203, 0, 113, 99].into(), 9), b""));
+        world.pass(Duration::from_secs(3 * 3600));
+        assert_eq!(world.next_wakeup(), None, "nothing to wait for");
+        for shard in 0..world.shards.len() {
+            let status = world.status(shard);
+            let published = usize::from(shard == world.home_of(2));
+            assert_eq!((status.mappings, status.sessions), ([0, published, 0], 0));
+        }
+        world.take(0);
+        world.ping(0, SERVER);
+        assert_eq!(world.take_one(0).source, SERVER, "and awakes at the first packet");
+    }
+}
+
+#[test]
+fn an_idle_connection_stays_two_hours_and_four_minutes_and_no_longer() {
+    let mut world = World::new().connected();
+    let mut flow = Flow::open(&mut world, 0, 50_000, HTTPS);
+    world.pass(Duration::from_secs(7_439));
+    flow.send_down(&mut world, b"still there?", 1360);
+    // The session of the tunnel is long over: the packet makes the client's gateway call it.
+    world.pass(SECOND);
+    assert_eq!(world.take_one(0).data(), b"still there?", "RFC 5382 REQ-5");
+    assert!(world.drops().is_empty());
+
+    world.pass(Duration::from_secs(7_442));
+    assert_eq!(world.mappings(), 0);
+    world.take(0);
+    let late = flow.segment_down(ACK, b"too late");
+    world.dies(DropReason::NoMapping, |world| world.arrive(&late));
+    // The client learns nothing from the NAT: its segments are out of state, and die (RFC 7857 §7 would have it so).
+    let orphan = flow.segment_up(ACK, b"hello?");
+    world.send(0, &orphan);
+    assert_eq!(world.drops()["tcp_out_of_state"], 1);
+}
+
+#[test]
+fn sessions_are_renewed_under_traffic_without_losing_a_packet() {
+    let mut world = World::new().connected();
+    let mut sent = 0;
+    for _ in 0..300 {
+        world.pass(2 * SECOND);
+        world.send(0, &echo(0, 5_000));
+        sent += 1;
+    }
+    assert_eq!(world.take(0).len(), sent);
+    assert!(world.drops().is_empty());
+}
+
+#[test]
+fn a_client_that_moves_is_answered_where_it_is() {
+    let mut world = World::with_shards(2).connected();
+    world.move_client(1, endpoint([192, 0, 2, 250].into(), 999));
+    world.ping(1, SERVER);
+    assert_eq!(world.take_one(1).source, SERVER);
+    let status = world.status(1);
+    assert_eq!(status.peers[0].endpoint, Some(endpoint([192, 0, 2, 250].into(), 999)));
+}
+
+#[test]
+fn an_initiation_reaches_the_shard_of_its_peer_wherever_the_kernel_brings_it() {
+    for initiations_to in [0, 1] {
+        let mut world = World::with_shards(2);
+        world.initiations_to = initiations_to;
+        for client in 0..3 {
+            world.ping(client, GATEWAY);
+            assert_eq!(world.take_one(client).source, GATEWAY);
+            let home = world.home_of(client);
+            assert!(world.status(home).peers.iter().any(|peer| peer.address == Some(client_address(client))));
+        }
+        assert!(world.drops().is_empty());
+    }
+}
+
+#[test]
+fn status_and_mappings_tell_what_there_is() {
+    let mut world = World::with_shards(2).connected();
+    world.send(0, &echo(0, 5_000));
+    Flow::open(&mut world, 0, 50_000, HTTPS);
+    let status = world.status(0);
+    assert_eq!(status.mappings, [1, 1, 2], "clients 0 and 2 have pinged");
+    let peer = status.peers.iter().find(|peer| peer.address == Some(client_address(0))).unwrap();
+    assert_eq!(peer.mappings, 3);
+    assert!(peer.received_packets >= 4 && peer.last_handshake.is_some());
+    assert_eq!(world.shards[1].core.status(world.now).peers.len(), 1);
+}

@@ -1,0 +1,141 @@
+//! Published ports: from outside, and by way of the external address from inside (hairpinning, RFC 4787 REQ-9).
+
+use tidegate_engine::drop_reason::DropReason;
+use tidegate_engine::messages::Command;
+use tidegate_engine::nat::{Endpoint, Proto, PublishError};
+use tidegate_engine::outbox::Crossing;
+use tidegate_engine::wire::Offload;
+
+use super::flow::HTTPS;
+use super::packets::*;
+use super::world::*;
+
+/// Of either remainder by two: so it belongs to the client's own shard once, and to the other one once.
+const PORTS: [u16; 2] = [45_000, 45_001];
+
+#[test]
+fn a_published_port_reaches_its_client_on_whichever_shard_that_lives() {
+    for (shards, port) in [(1, PORTS[0]), (2, PORTS[0]), (2, PORTS[1])] {
+        let mut world = World::with_shards(shards).connected();
+        for client in [0, 1] {
+            let (port, server) = (port + 2 * client as u16, endpoint(client_address(client), 8_443));
+            world.publish(Proto::Tcp, port, server).unwrap();
+            let to = endpoint(EXTERNAL, port);
+            let header = Tcp { sequence: 70, flags: SYN, window: 500, ..Tcp::default() };
+            world.arrive(&Ip::tcp(HTTPS, to, &header, &[]));
+            let syn = world.take_one(client);
+            assert_eq!((syn.from(), syn.to(), syn.ttl), (HTTPS, server, 63));
+            let header =
+                Tcp { sequence: 500, acknowledgment: 71, flags: SYN | ACK, window: 500, ..Tcp::default() };
+            world.send(client, &Ip::tcp(server, HTTPS, &header, &[]));
+            let answer = world.take_one_outside();
+            assert_eq!((answer.from(), answer.to()), (to, HTTPS));
+        }
+        assert!(world.drops().is_empty(), "{:?}", world.drops());
+    }
+}
+
+#[test]
+fn a_client_reaches_a_published_port_by_the_external_address() {
+    for (shards, port) in [(1, PORTS[0]), (2, PORTS[0]), (2, PORTS[1])] {
+        for (from, to) in [(0, 1), (1, 0), (0, 2), (0, 0)] {
+            let mut world = World::with_shards(shards).connected();
+            let service = endpoint(client_address(to), 8_443);
+            world.publish(Proto::Udp, port, service).unwrap();
+            let (here, there) = (endpoint(client_address(from), 6_000), endpoint(EXTERNAL, port));
+            world.send(from, &Ip::udp(here, there, b"question"));
+            let question = world.take_one(to);
+            assert_eq!((question.source, question.to(), question.ttl), (EXTERNAL, service, 62), "two hops");
+            assert_eq!(question.data(), b"question");
+            world.send(to, &Ip::udp(service, question.from(), b"answer"));
+            let answer = world.take_one(from);
+            assert_eq!((answer.from(), answer.to(), answer.data()), (there, here, &b"answer"[..]));
+            assert!(world.outside.is_empty() && world.host.is_empty(), "nothing leaves");
+            assert!(world.drops().is_empty(), "{:?}", world.drops());
+        }
+    }
+}
+
+#[test]
+fn an_icmp_error_about_a_hairpinned_packet_reaches_its_sender_with_the_headers_it_knows() {
+    for (shards, port) in [(1, PORTS[0]), (2, PORTS[0]), (2, PORTS[1])] {
+        for (from, to) in [(0, 1), (1, 0), (0, 2)] {
+            let mut world = World::with_shards(shards).connected();
+            let service = endpoint(client_address(to), 8_443);
+            world.publish(Proto::Udp, port, service).unwrap();
+            let (here, there) = (endpoint(client_address(from), 6_000), endpoint(EXTERNAL, port));
+            world.send(from, &Ip::udp(here, there, b"anybody?"));
+            let question = world.take_one(to);
+            world.send(to, &Ip::icmp_error(client_address(to), &question, 3, 3, 0, 28));
+            let error = world.take_one(from);
+            assert_eq!((error.source, error.icmp()), (EXTERNAL, (3, 3)));
+            assert_eq!((error.quoted().from(), error.quoted().to()), (here, there));
+            assert!(world.outside.is_empty() && world.host.is_empty(), "nothing leaves");
+            assert!(world.drops().is_empty(), "{:?}", world.drops());
+        }
+    }
+}
+
+#[test]
+fn the_gateways_own_error_about_a_hairpinned_packet_reaches_its_sender() {
+    for (shards, port) in [(1, PORTS[0]), (2, PORTS[0]), (2, PORTS[1])] {
+        let mut world = World::with_shards(shards).connected();
+        world.publish(Proto::Udp, port, endpoint(client_address(1), 8_443)).unwrap();
+        let (here, there) = (endpoint(client_address(0), 6_000), endpoint(EXTERNAL, port));
+        // The first hop is the gateway as the client's router, the second the gateway as the server's.
+        world.send(0, &Ip::udp(here, there, b"hop 2").with(|ip| ip.ttl = 2));
+        let error = world.take_one(0);
+        assert_eq!((error.source, error.icmp()), (EXTERNAL, (11, 0)));
+        assert_eq!((error.quoted().from(), error.quoted().to()), (here, there));
+        assert!(world.outside.is_empty() && world.arp_requests.iter().all(|&asked| asked == ROUTER));
+    }
+}
+
+#[test]
+fn a_clients_packet_to_the_external_address_is_the_hosts_unless_the_port_is_the_nats() {
+    let mut world = World::new().connected();
+    world.send(0, &Ip::udp(endpoint(client_address(0), 6_000), endpoint(EXTERNAL, 22), b"for the host"));
+    assert_eq!(world.host.len(), 1);
+    world.ping(0, EXTERNAL);
+    assert_eq!(world.take_one(0).source, EXTERNAL);
+    assert!(world.outside.is_empty());
+}
+
+#[test]
+fn a_port_whose_client_is_gone_gets_silence_and_no_packet_goes_in_circles() {
+    for port in PORTS {
+        let mut world = World::with_shards(2).connected();
+        world.publish(Proto::Udp, port, endpoint(client_address(0), 53)).unwrap();
+        world.remove_peer(0);
+        let probe = Ip::udp(endpoint(SERVER, 4_000), endpoint(EXTERNAL, port), b"anybody there?");
+        world.dies(DropReason::NoMapping, |world| world.arrive(&probe));
+    }
+}
+
+#[test]
+fn shards_that_disagree_about_a_port_or_a_peer_do_not_send_its_packets_in_circles() {
+    let mut world = World::with_shards(2).connected();
+    let probe = Ip::udp(endpoint(SERVER, 4_000), endpoint(EXTERNAL, PORTS[1]), b"whose am I?");
+    let crossing = || Crossing::Inbound { packet: probe.bytes(), offload: Offload::NONE };
+    world.dies(DropReason::NoMapping, |world| world.cross(0, crossing()));
+    // Client 1 lives on shard 1.
+    let packet = Ip::udp(endpoint(client_address(0), 1), endpoint(client_address(1), 2), b"astray").bytes();
+    world.dies(DropReason::NoSuchPeer, |world| {
+        world.cross(0, Crossing::ToPeer { packet, offload: Offload::NONE });
+    });
+}
+
+#[test]
+fn a_refused_publication_leaves_nothing_behind() {
+    let mut world = World::with_shards(2).connected();
+    let service = endpoint(client_address(0), 53);
+    world.publish(Proto::Udp, PORTS[0], service).unwrap();
+    assert_eq!(world.publish(Proto::Udp, PORTS[1], service), Err(PublishError::EndpointPublished));
+    // The engine takes it back everywhere.
+    let external = Endpoint::new(EXTERNAL, PORTS[1]);
+    world.tell_all(|| Command::Unpublish { protocol: Proto::Udp, external });
+    let probe = Ip::udp(endpoint(SERVER, 4_000), endpoint(EXTERNAL, PORTS[1]), b"probe");
+    world.dies(DropReason::NoMapping, |world| world.arrive(&probe));
+    world.arrive(&Ip::udp(endpoint(SERVER, 4_000), endpoint(EXTERNAL, PORTS[0]), b"query"));
+    assert_eq!(world.take_one(0).to(), service);
+}

@@ -1,0 +1,255 @@
+//! From a client to the gateway, to the internet, to another client, and back.
+
+use std::collections::BTreeMap;
+
+use tidegate_engine::wire::CoalesceOptions;
+
+use super::flow::{Flow, HTTPS, SACK, TIMESTAMPS, stream};
+use super::link::Link;
+use super::packets::*;
+use super::world::*;
+
+#[test]
+fn the_first_packet_makes_a_handshake_and_is_answered_by_the_gateway() {
+    let mut world = World::new();
+    world.ping(0, GATEWAY);
+    let reply = world.take_one(0);
+    assert_eq!((reply.source, reply.destination, reply.icmp()), (GATEWAY, client_address(0), (0, 0)));
+    assert_eq!(reply.data(), b"are you there?");
+    assert_eq!(world.host.len(), 1);
+    assert!(world.outside.is_empty() && world.mappings() == 0 && world.drops().is_empty());
+}
+
+#[test]
+fn a_ping_to_the_internet_is_answered() {
+    let mut world = World::new();
+    world.ping(0, SERVER);
+    let request = world.take_one_outside();
+    assert_eq!((request.source, request.destination, request.ttl), (EXTERNAL, SERVER, 63));
+    let reply = world.take_one(0);
+    assert_eq!((reply.source, reply.destination, reply.identifier()), (SERVER, client_address(0), 0x7a7a));
+    assert_eq!((reply.ttl, reply.data()), (63, &b"are you there?"[..]));
+    assert!(world.drops().is_empty());
+}
+
+#[test]
+fn a_tcp_stream_arrives_byte_for_byte_both_ways_and_travels_in_superpackets() {
+    let data = payload(200_001);
+    for shards in [1, 2] {
+        let mut world = World::with_shards(shards).connected();
+        for (port, (mss, options)) in [
+            (536, &[][..]),
+            (1360, &[]),
+            (536, &TIMESTAMPS),
+            (1360, &TIMESTAMPS),
+            (1380, &SACK),
+            (1380, &[TIMESTAMPS, SACK].concat()),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            for client in [0, 1] {
+                let mut flow = Flow::open(&mut world, client, 50_000 + port as u16, HTTPS);
+                (flow.options, flow.tos) = (options.to_vec(), 0b10); // ECT(0), RFC 3168 §5
+                let (up, down) = (flow.up, flow.down);
+
+                let before = world.device_packets;
+                let sent = flow.send_up(&mut world, &data, mss);
+                let crossed = world.device_packets - before;
+                let segments = world.take_outside();
+                assert_eq!(stream(&segments, up), data, "up, MSS {mss}, {options:?}");
+                assert!(crossed <= 2 * sent, "{crossed} packets for {sent} superpackets up");
+                assert_segments(&segments, &flow, mss, (flow.external, HTTPS));
+
+                let before = world.device_packets;
+                let sent = flow.send_down(&mut world, &data, mss);
+                let crossed = world.device_packets - before;
+                let segments = world.take(client);
+                assert_eq!(stream(&segments, down), data, "down, MSS {mss}, {options:?}");
+                assert!(crossed <= 3 * sent, "{crossed} packets for {sent} superpackets down");
+                assert_segments(&segments, &flow, mss, (HTTPS, flow.local));
+            }
+        }
+        assert!(world.drops().is_empty(), "{:?}", world.drops());
+    }
+}
+
+fn assert_segments(
+    segments: &[Ip],
+    flow: &Flow,
+    mss: usize,
+    (from, to): (std::net::SocketAddrV4, std::net::SocketAddrV4),
+) {
+    for segment in segments {
+        let header = segment.tcp_header();
+        assert_eq!((segment.from(), segment.to()), (from, to));
+        assert_eq!((segment.tos, segment.ttl, segment.fragment), (0b10, 63, DF));
+        assert_eq!((&header.options, header.window), (&flow.options, 0xfff0));
+        assert!(segment.data().len() + header.options.len() <= mss);
+    }
+    let pushed = segments.iter().filter(|segment| segment.tcp_header().flags & PSH != 0).count();
+    assert_eq!(
+        pushed,
+        200_001_usize.div_ceil(65_000 / (mss - flow.options.len()) * (mss - flow.options.len()))
+    );
+}
+
+#[test]
+fn congestion_is_told_once_and_echoed_in_every_segment() {
+    let mut world = World::new().connected();
+    let mut flow = Flow::open(&mut world, 0, 50_000, HTTPS);
+    let data = payload(20 * 1360);
+    world.send_superpacket(0, &flow.segment_up(ACK | CWR | ECE | FIN | PSH, &data), 1360);
+    let flags: Vec<u8> = world.take_outside().iter().map(|segment| segment.tcp_header().flags).collect();
+    assert_eq!(flags[0], ACK | CWR | ECE, "RFC 3168 §6.1.2: CWR once");
+    assert!(flags[1..19].iter().all(|&flags| flags == ACK | ECE), "{flags:?}");
+    assert_eq!((flags.len(), flags[19]), (20, ACK | ECE | FIN | PSH));
+
+    flow.tos = 0b11; // congestion experienced
+    world.arrive(&flow.segment_down(ACK, b"marked"));
+    assert_eq!(world.take_one(0).tos, 0b11);
+}
+
+#[test]
+fn udp_is_echoed_with_every_payload_length_and_dscp() {
+    let mut world = World::new().connected();
+    for len in (0..200).chain([1371, 1372, 1391, 1392]) {
+        let data = payload(len);
+        let packet = Ip::udp(endpoint(client_address(0), 5_000), endpoint(SERVER, ECHO_PORT), &data);
+        world.send(0, &packet.with(|ip| ip.tos = 0xb8)); // expedited forwarding, RFC 3246
+        let outside = world.take_one_outside();
+        assert_eq!((outside.source, outside.tos, outside.data()), (EXTERNAL, 0xb8, &data[..]));
+        let echoed = world.take_one(0);
+        assert_eq!((echoed.to(), echoed.data()), (endpoint(client_address(0), 5_000), &data[..]));
+    }
+    assert!(world.drops().is_empty());
+}
+
+#[test]
+fn a_udp_datagram_without_a_checksum_stays_without() {
+    let mut world = World::new().connected();
+    let mut packet = Ip::udp(endpoint(client_address(0), 5_000), endpoint(SERVER, 9), b"no checksum");
+    put(&mut packet.body, 6, 0);
+    world.send(0, &packet);
+    let outside = world.take_one_outside();
+    assert_eq!(half(&outside.body, 6), 0);
+    let mut answer = Ip::udp(outside.to(), outside.from(), b"none either");
+    put(&mut answer.body, 6, 0);
+    world.arrive(&answer);
+    assert_eq!(half(&world.take_one(0).body, 6), 0);
+}
+
+#[test]
+fn udp_superpackets_are_split_into_datagrams_and_merged_where_the_receiver_wants_it() {
+    for udp in [false, true] {
+        let coalesce = CoalesceOptions { udp, ..CoalesceOptions::default() };
+        let mut world = World::of(Plan { coalesce, ..Plan::default() }).connected();
+        let data = payload(20 * 1200 + 77);
+        let to = endpoint(SERVER, 4433);
+        let before = world.device_packets;
+        world.send_superpacket(0, &Ip::udp(endpoint(client_address(0), 5_000), to, &data), 1200);
+        assert_eq!(world.device_packets - before, if udp { 1 } else { 21 });
+        let datagrams = world.take_outside();
+        assert_eq!(datagrams.iter().flat_map(|datagram| datagram.data()).copied().collect::<Vec<_>>(), data);
+        assert_eq!(datagrams.len(), 21);
+
+        world.arrive_superpacket(&Ip::udp(to, datagrams[0].from(), &data), 1200);
+        let datagrams = world.take(0);
+        assert_eq!(datagrams.iter().flat_map(|datagram| datagram.data()).copied().collect::<Vec<_>>(), data);
+    }
+}
+
+#[test]
+fn a_link_that_loses_repeats_swaps_and_damages_never_delivers_a_wrong_byte() {
+    let data = payload(300_000);
+    for seed in 1..=4 {
+        let mut world = World::of(Plan { link: Link::seeded(seed), ..Plan::default() }).connected();
+        let mut flow = Flow::open(&mut world, 0, 50_000, HTTPS);
+        let (up, down) = (flow.up, flow.down);
+        let link = &mut world.link;
+        (link.loss, link.duplication, link.corruption, link.shuffles) = (10, 5, 5, true);
+        let (mut above, mut below) = (BTreeMap::new(), BTreeMap::new());
+        for _ in 0..12 {
+            // What was lost is sent again, and all the rest as well: a poor TCP, but the bytes are right.
+            (flow.up, flow.down) = (up, down);
+            flow.send_up(&mut world, &data, 1360);
+            collect(&mut above, &world.take_outside(), up, &data);
+            flow.send_down(&mut world, &data, 1360);
+            collect(&mut below, &world.take(0), down, &data);
+        }
+        assert_eq!((above.len(), below.len()), (data.len().div_ceil(1360), data.len().div_ceil(1360)));
+        let [lost, repeated, damaged] = world.link.done;
+        assert!(lost > 100 && repeated > 100 && damaged > 100);
+        let drops = world.drops();
+        assert!(drops["replayed"] > 100 && drops["bad_authentication"] > 100, "{drops:?}");
+        let unheard = [
+            "replayed",
+            "bad_authentication",
+            "unknown_session",
+            "not_wireguard",
+            "bad_handshake",
+            "bad_mac",
+        ];
+        assert!(drops.keys().all(|reason| unheard.contains(reason)), "{drops:?}");
+        assert_eq!(drops.values().sum::<u64>(), repeated + damaged, "each counted once: {drops:?}");
+    }
+}
+
+/// Files segments under their sequence numbers, comparing each with what was sent.
+fn collect(into: &mut BTreeMap<u32, usize>, segments: &[Ip], start: u32, data: &[u8]) {
+    for segment in segments {
+        let at = segment.tcp_header().sequence.wrapping_sub(start) as usize;
+        assert_eq!(segment.data(), &data[at..at + segment.data().len()]);
+        into.insert(at as u32, segment.data().len());
+    }
+}
+
+#[test]
+fn clients_reach_each_other_on_one_shard_and_across_two() {
+    for (shards, from, to) in [(1, 0, 1), (2, 0, 2), (2, 0, 1), (2, 1, 0)] {
+        let mut world = World::with_shards(shards).connected();
+        let (here, there) = (endpoint(client_address(from), 6_000), endpoint(client_address(to), 22));
+        world.send(from, &Ip::udp(here, there, b"hello"));
+        let hello = world.take_one(to);
+        assert_eq!((hello.from(), hello.to(), hello.data(), hello.ttl), (here, there, &b"hello"[..], 63));
+
+        let data = payload(60_000);
+        let header = Tcp { sequence: 7, acknowledgment: 8, flags: ACK, window: 9, ..Tcp::default() };
+        let before = world.device_packets;
+        world.send_superpacket(from, &Ip::tcp(here, there, &header, &data), 1360);
+        assert_eq!(world.device_packets - before, 1, "whole from end to end");
+        assert_eq!(stream(&world.take(to), 7), data);
+        assert!(world.outside.is_empty() && world.drops().is_empty(), "{:?}", world.drops());
+        assert!(world.host.is_empty());
+    }
+}
+
+#[test]
+fn the_mss_of_connections_is_clamped_to_the_path_both_ways() {
+    let mut world = World::new().connected();
+    let mss = |mss: u16| [&[2, 4][..], &mss.to_be_bytes()].concat();
+    let mut flow = Flow::open(&mut world, 0, 50_000, HTTPS);
+    flow.options = mss(1460);
+    let again = Flow { local: endpoint(*flow.local.ip(), 50_001), up: 5_000, ..flow.clone() };
+    world.send(0, &again.segment_up(SYN, &[]));
+    let syn = world.take_one_outside();
+    assert_eq!(syn.tcp_header().options, mss(1380));
+    let again = Flow { external: syn.from(), up: 5_001, ..again };
+    world.arrive(&again.segment_down(SYN | ACK, &[]));
+    assert_eq!(world.take_one(0).tcp_header().options, mss(1380));
+}
+
+#[test]
+fn the_gateways_host_reaches_clients_on_every_shard() {
+    let mut world = World::with_shards(2).connected();
+    for client in 0..3 {
+        world.send_from_host(&Ip::udp(
+            endpoint(GATEWAY, 53),
+            endpoint(client_address(client), 5_353),
+            b"answer",
+        ));
+        let answer = world.take_one(client);
+        assert_eq!((answer.from(), answer.data()), (endpoint(GATEWAY, 53), &b"answer"[..]));
+    }
+    assert!(world.drops().is_empty());
+}

@@ -1,0 +1,915 @@
+//! A world in memory: clients, a link, a gateway of one or two shards, its host, and the internet. Its clock stands
+//! still until a test turns it.
+//!
+//! ```text
+//!   client 0  10.66.77.2  --.
+//!   client 1  10.66.77.3  --+-- link (loses, repeats, swaps, damages) -- gateway  shard 0, shard 1
+//!   client 2  10.66.77.4  --'                                            10.66.77.1 (its host answers echoes)
+//!                                                                           |  203.0.113.10, MTU 1500
+//!                                                                           +-- neighbour  203.0.113.77
+//!                                                                           +-- router     203.0.113.1
+//!                                                                                 |
+//!                                                                               server     198.51.100.7
+//! ```
+//!
+//! Between the cores the world does what [`tidegate_engine::shard`] does, and what the kernels on either side do (see
+//! `kernel.rs`): every packet that leaves a core is verified to the last checksum before anybody looks at it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
+
+use tidegate_engine::arena::{Arena, Span};
+use tidegate_engine::client::{Client, ClientConfig};
+use tidegate_engine::clock::Timestamp;
+use tidegate_engine::core::Core;
+use tidegate_engine::drop_reason::{DropCounters, DropReason};
+use tidegate_engine::external::MacAddress;
+use tidegate_engine::external::next_hop::ExternalLink;
+use tidegate_engine::external::reservation::{Batch, PortOwnership, PortProtocol};
+use tidegate_engine::gateway::{Gateway, GatewayConfig};
+use tidegate_engine::messages::{Command, ShardStatus};
+use tidegate_engine::nat::{Endpoint, NatConfig, Proto, PublishError};
+use tidegate_engine::outbox::{Crossing, Outbox, TrainBuffer, seal_frames};
+use tidegate_engine::tunnel::{Cipher, PeerConfig, Sealer, TunnelConfig, public_key};
+use tidegate_engine::wire::{CoalesceOptions, Offload, VirtioNetHeader};
+
+use super::kernel;
+use super::link::Link;
+use super::packets::{ICMP, Ip, TCP, UDP, half};
+
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 66, 77, 1);
+pub const EXTERNAL: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
+pub const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 77);
+pub const ROUTER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+pub const SERVER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
+pub const GATEWAY_ENDPOINT: SocketAddrV4 = SocketAddrV4::new(EXTERNAL, 51_820);
+pub const TUNNEL_MTU: usize = 1420;
+pub const EXTERNAL_MTU: usize = 1500;
+/// The server's UDP port that echoes.
+pub const ECHO_PORT: u16 = 7;
+
+const OUR_MAC: MacAddress = [2, 0, 0, 0, 0, 10];
+const ROUTER_MAC: MacAddress = [2, 0, 0, 0, 0, 1];
+const NEIGHBOUR_MAC: MacAddress = [2, 0, 0, 0, 0, 77];
+const GATEWAY_KEY: [u8; 32] = [0x77; 32];
+/// Of an Ethernet header.
+const LINK_HEADER: usize = 14;
+/// Trains that one turn of the loop takes (`TRANSPORT_BUFFERS`).
+const TRAINS_PER_TURN: usize = 8;
+/// More events than any journey has: a packet goes round in circles.
+const STORM: usize = 20_000;
+
+pub fn client_address(client: usize) -> Ipv4Addr {
+    Ipv4Addr::new(10, 66, 77, 2 + client as u8)
+}
+
+fn client_endpoint(client: usize) -> SocketAddrV4 {
+    SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 101 + client as u8), 40_000 + client as u16)
+}
+
+fn client_key(client: usize) -> [u8; 32] {
+    [client as u8 + 1; 32]
+}
+
+/// A core and what its loop owns.
+pub struct Node<C> {
+    pub core: C,
+    arena: Arena,
+    outbox: Outbox,
+    sealed: TrainBuffer,
+}
+
+/// A train of datagrams.
+#[derive(Clone, Debug)]
+pub struct Train {
+    pub from: SocketAddrV4,
+    pub segment_size: usize,
+    pub bytes: Vec<u8>,
+}
+
+/// A packet that a core gave to a device of the kernel.
+#[derive(Clone, Debug)]
+pub struct DevicePacket {
+    pub virtio: [u8; 10],
+    pub bytes: Vec<u8>,
+    pub mac: MacAddress,
+}
+
+/// What came out of a turn.
+#[derive(Default)]
+struct Output {
+    external: Vec<DevicePacket>,
+    tun: Vec<DevicePacket>,
+    arp: Vec<[u8; 42]>,
+    trains: Vec<(SocketAddrV4, usize, Vec<u8>)>,
+    crossings: Vec<(u8, Crossing)>,
+}
+
+impl<C: Core> Node<C> {
+    fn new(core: C) -> Self {
+        Self {
+            core,
+            arena: Arena::new(TRAINS_PER_TURN),
+            outbox: Outbox::default(),
+            sealed: TrainBuffer::default(),
+        }
+    }
+
+    fn store(&mut self, buffer: usize, bytes: &[u8]) -> Span {
+        self.arena.buffer_mut(buffer)[..bytes.len()].copy_from_slice(bytes);
+        Span::new(buffer, 0..bytes.len())
+    }
+
+    /// The end of a turn, as in `Shard::run` and `Shard::send`.
+    fn finish(&mut self, now: Timestamp) -> Output {
+        if self.core.next_wakeup().is_some_and(|due| due <= now) {
+            self.core.poll(now, &mut self.outbox);
+        }
+        let Self { core, arena, outbox, sealed } = self;
+        let mut output = Output::default();
+        for (frames, packets) in [(&outbox.external, &mut output.external), (&outbox.tun, &mut output.tun)] {
+            packets.extend(frames.iter().map(|frame| DevicePacket {
+                virtio: frame.header.to_bytes(),
+                bytes: outbox.to_vec(&frame.packet, arena),
+                mac: frame.destination_mac,
+            }));
+        }
+        output.arp.append(&mut outbox.arp);
+        let mut next = 0;
+        loop {
+            let (tunnel, drops) = core.sealing();
+            let more = seal_frames(outbox, &mut next, arena, tunnel, sealed, now, drops);
+            let trains = sealed.trains().iter();
+            output.trains.extend(trains.map(|t| (t.to, t.segment_size, sealed.bytes(t).to_vec())));
+            sealed.clear();
+            if !more {
+                break;
+            }
+        }
+        let datagrams = outbox.datagrams.datagrams.drain(..);
+        output.trains.extend(datagrams.map(|(to, datagram)| (to, datagram.len(), datagram)));
+        output.crossings.append(&mut outbox.crossings);
+        outbox.clear();
+        output
+    }
+}
+
+enum Event {
+    ToShard(usize, Train),
+    ToClient(usize, Train),
+    FromOutside(usize, DevicePacket),
+    Crossing(usize, Crossing),
+    Arp(usize, Vec<u8>),
+}
+
+/// How the world is made.
+#[derive(Clone)]
+pub struct Plan {
+    pub clients: usize,
+    pub shards: u8,
+    pub external_mtu: usize,
+    pub port_range: (u16, u16),
+    pub nat: NatConfig,
+    pub coalesce: CoalesceOptions,
+    pub link: Link,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            clients: 3,
+            shards: 1,
+            external_mtu: EXTERNAL_MTU,
+            port_range: (40_000, 49_999),
+            nat: NatConfig::default(),
+            coalesce: CoalesceOptions::default(),
+            link: Link::perfect(),
+        }
+    }
+}
+
+pub struct World {
+    pub now: Timestamp,
+    pub clients: Vec<Node<Client>>,
+    pub shards: Vec<Node<Gateway>>,
+    pub link: Link,
+    pub ownership: PortOwnership,
+    /// What arrived at each client's applications, as its kernel would see it.
+    pub delivered: Vec<Vec<Ip>>,
+    /// What arrived at the internet, and at the gateway's host.
+    pub outside: Vec<Ip>,
+    pub host: Vec<Ip>,
+    /// The same for what crossed to the kernels whole, before it was split: how many packets.
+    pub device_packets: usize,
+    /// Datagrams between clients and gateway, both ways.
+    pub datagrams: usize,
+    /// ARP requests that nobody answers, and those seen.
+    pub arp_is_silent: bool,
+    pub arp_requests: Vec<Ipv4Addr>,
+    pub reserve_requests: usize,
+    /// To which shard initiations go, as the kernel's hash would have it.
+    pub initiations_to: usize,
+    /// The kernel steers data messages to the right shard; otherwise all go to this one.
+    pub all_datagrams_to: Option<usize>,
+    /// Whether the server answers echo requests and UDP to [`ECHO_PORT`], and the router expired packets.
+    pub internet_answers: bool,
+    pub mtu: usize,
+    /// Whether what leaves must be right to the last checksum: not so where a test sends what is not.
+    pub is_strict: bool,
+    router: Ipv4Addr,
+    port_range: (u16, u16),
+    /// Where the clients are.
+    endpoints: Vec<SocketAddrV4>,
+    recorded: Option<Vec<Train>>,
+    events: VecDeque<Event>,
+}
+
+impl World {
+    pub fn new() -> Self {
+        Self::of(Plan::default())
+    }
+
+    pub fn with_shards(shards: u8) -> Self {
+        Self::of(Plan { shards, ..Plan::default() })
+    }
+
+    pub fn of(plan: Plan) -> Self {
+        let now = Timestamp::from_secs(1_000);
+        let ownership = PortOwnership::new();
+        let shards = (0..plan.shards).map(|shard| {
+            Node::new(Gateway::new(GatewayConfig {
+                shard,
+                shards: plan.shards,
+                tunnel: tunnel(GATEWAY_KEY, shard, plan.shards),
+                subnet: "10.66.77.0/24".parse().unwrap(),
+                gateway_address: GATEWAY,
+                external: external_link(plan.external_mtu, Some(ROUTER)),
+                host_addresses: vec![EXTERNAL],
+                nat: plan.nat.clone(),
+                port_range: plan.port_range,
+                ownership: ownership.clone(),
+                coalesce: plan.coalesce,
+                seed: [shard + 1; 32],
+            }))
+        });
+        let clients = (0..plan.clients).map(|client| {
+            let config = ClientConfig {
+                tunnel: tunnel(client_key(client), 0, 1),
+                gateway: peer(public_key(&GATEWAY_KEY), Some(GATEWAY_ENDPOINT)),
+                allowed_ips: vec!["0.0.0.0/0".parse().unwrap()],
+                coalesce: plan.coalesce,
+            };
+            Node::new(Client::new(config, now))
+        });
+        let mut world = Self {
+            now,
+            shards: shards.collect(),
+            clients: clients.collect(),
+            link: plan.link,
+            ownership,
+            delivered: vec![Vec::new(); plan.clients],
+            outside: Vec::new(),
+            host: Vec::new(),
+            device_packets: 0,
+            datagrams: 0,
+            arp_is_silent: false,
+            arp_requests: Vec::new(),
+            reserve_requests: 0,
+            initiations_to: 0,
+            all_datagrams_to: None,
+            internet_answers: true,
+            mtu: plan.external_mtu,
+            is_strict: true,
+            router: ROUTER,
+            port_range: plan.port_range,
+            endpoints: (0..plan.clients).map(client_endpoint).collect(),
+            recorded: None,
+            events: VecDeque::new(),
+        };
+        for client in 0..plan.clients {
+            let shard = world.home_of(client) as u8;
+            world.set_peer(client, shard);
+        }
+        (0..world.shards.len()).for_each(|shard| world.reserve(shard));
+        world
+    }
+
+    /// The shard where a client lives: they take turns.
+    pub fn home_of(&self, client: usize) -> usize {
+        client % self.shards.len()
+    }
+
+    pub fn set_peer(&mut self, client: usize, shard: u8) {
+        let config = peer(public_key(&client_key(client)), None);
+        self.tell_all(|| Command::SetPeer { config: config.clone(), address: client_address(client), shard });
+    }
+
+    pub fn remove_peer(&mut self, client: usize) {
+        let public_key = public_key(&client_key(client));
+        self.tell_all(|| Command::RemovePeer { public_key, address: client_address(client) });
+    }
+
+    /// The default router is another one from now on.
+    pub fn set_router(&mut self, router: Ipv4Addr) {
+        self.router = router;
+        self.set_external(&external_link(self.mtu, Some(router)));
+    }
+
+    pub fn remove_router(&mut self) {
+        self.set_external(&external_link(self.mtu, None));
+    }
+
+    fn set_external(&mut self, link: &ExternalLink) {
+        let filter = tidegate_engine::external::packet_socket::FilterRules {
+            addresses: vec![EXTERNAL],
+            ports: 0..=u16::MAX,
+            except_udp_port: None,
+        };
+        self.tell_all(|| Command::SetExternal {
+            link: link.clone(),
+            host_addresses: vec![EXTERNAL],
+            filter: filter.clone(),
+        });
+    }
+
+    /// Publishes `port` for a client, as the engine does.
+    pub fn publish(
+        &mut self,
+        protocol: Proto,
+        port: u16,
+        internal: SocketAddrV4,
+    ) -> Result<(), PublishError> {
+        let client = usize::from(internal.ip().octets()[3]) - 2;
+        let (external, shard) = (Endpoint::new(EXTERNAL, port), self.home_of(client) as u8);
+        let internal = Endpoint::new(*internal.ip(), internal.port());
+        self.own(protocol, port);
+        let (reply, answers) = std::sync::mpsc::sync_channel(8);
+        self.tell_all(|| Command::Publish { protocol, external, internal, shard, reply: reply.clone() });
+        answers.try_iter().find(Result::is_err).unwrap_or(Ok(()))
+    }
+
+    fn own(&self, protocol: Proto, port: u16) {
+        let protocol = if protocol == Proto::Tcp { PortProtocol::Tcp } else { PortProtocol::Udp };
+        assert!(self.ownership.set(protocol, SocketAddrV4::new(EXTERNAL, port), true));
+    }
+
+    pub fn tell_all(&mut self, command: impl Fn() -> Command) {
+        let now = self.now;
+        for shard in 0..self.shards.len() {
+            let node = &mut self.shards[shard];
+            node.core.carry_out(now, command(), &mut node.outbox);
+            self.finish_shard(shard);
+        }
+        self.settle();
+    }
+
+    // ---- What comes in.
+
+    /// A client's application sends.
+    pub fn send(&mut self, client: usize, packet: &Ip) {
+        self.send_bytes(client, &packet.bytes(), [0; 10]);
+        self.settle();
+    }
+
+    /// A client's kernel sends a superpacket.
+    pub fn send_superpacket(&mut self, client: usize, packet: &Ip, gso_size: usize) {
+        let virtio = kernel::superpacket_header(packet, gso_size, 0);
+        self.send_bytes(client, &packet.clone().partial().bytes(), virtio);
+        self.settle();
+    }
+
+    /// Without waiting for what follows.
+    pub fn send_bytes(&mut self, client: usize, bytes: &[u8], virtio: [u8; 10]) {
+        let now = self.now;
+        let node = &mut self.clients[client];
+        let span = node.store(0, bytes);
+        match VirtioNetHeader::from_bytes(virtio).offload() {
+            Some(offload) => node.core.receive_host(now, &mut node.arena, span, offload, &mut node.outbox),
+            None => node.core.drops().count(DropReason::UnknownOffload),
+        }
+        self.finish_client(client);
+    }
+
+    /// The gateway's host sends into the VPN.
+    pub fn send_from_host(&mut self, packet: &Ip) {
+        self.send_from_host_bytes(&packet.bytes(), [0; 10]);
+        self.settle();
+    }
+
+    pub fn send_from_host_bytes(&mut self, bytes: &[u8], virtio: [u8; 10]) {
+        let now = self.now;
+        let node = &mut self.shards[0];
+        let span = node.store(0, bytes);
+        match VirtioNetHeader::from_bytes(virtio).offload() {
+            Some(offload) => node.core.receive_host(now, &mut node.arena, span, offload, &mut node.outbox),
+            None => node.core.drops().count(DropReason::UnknownOffload),
+        }
+        self.finish_shard(0);
+    }
+
+    /// A packet arrives from the internet.
+    pub fn arrive(&mut self, packet: &Ip) {
+        self.arrive_bytes(packet.bytes(), [0; 10]);
+        self.settle();
+    }
+
+    /// The network card has merged what arrived (GRO).
+    pub fn arrive_superpacket(&mut self, packet: &Ip, gso_size: usize) {
+        let virtio = kernel::superpacket_header(packet, gso_size, LINK_HEADER);
+        self.arrive_bytes(packet.clone().partial().bytes(), virtio);
+        self.settle();
+    }
+
+    pub fn arrive_bytes(&mut self, bytes: Vec<u8>, virtio: [u8; 10]) {
+        let shard = fanout(&bytes, self.shards.len());
+        self.events.push_back(Event::FromOutside(shard, DevicePacket { virtio, bytes, mac: OUR_MAC }));
+    }
+
+    /// A datagram arrives at the gateway's UDP socket.
+    pub fn strike(&mut self, from: SocketAddrV4, datagram: Vec<u8>, segment_size: usize) {
+        let train = Train { from, segment_size, bytes: datagram };
+        let shard = self.steer(&train.bytes);
+        self.events.push_back(Event::ToShard(shard, train));
+    }
+
+    /// The same at a client's.
+    pub fn strike_client(&mut self, client: usize, datagram: Vec<u8>) {
+        let train = Train { from: GATEWAY_ENDPOINT, segment_size: datagram.len(), bytes: datagram };
+        self.events.push_back(Event::ToClient(client, train));
+    }
+
+    pub fn arp(&mut self, shard: usize, frame: Vec<u8>) {
+        self.events.push_back(Event::Arp(shard, frame));
+    }
+
+    pub fn cross(&mut self, shard: usize, crossing: Crossing) {
+        self.events.push_back(Event::Crossing(shard, crossing));
+    }
+
+    /// Every client has a session and a neighbour is known: the journeys begin after that.
+    pub fn connected(mut self) -> Self {
+        for client in 0..self.clients.len() {
+            self.ping(client, GATEWAY);
+            self.ping(client, SERVER);
+            assert_eq!(self.take(client).len(), 2, "client {client} is connected");
+        }
+        self.outside.clear();
+        self.host.clear();
+        self
+    }
+
+    pub fn ping(&mut self, client: usize, to: Ipv4Addr) {
+        self.send(client, &Ip::echo(8, client_address(client), to, 0x7a7a, 1, b"are you there?"));
+    }
+
+    // ---- What only an attacker or a test does.
+
+    /// Seals a packet under a client's session without a look at it.
+    pub fn seal_unchecked(&mut self, client: usize, packet: &[u8]) {
+        assert!(self.seal_if_possible(client, packet), "client {client} has a session");
+    }
+
+    /// The same, if the client has a session; whether it has.
+    pub fn seal_if_possible(&mut self, client: usize, packet: &[u8]) -> bool {
+        let now = self.now;
+        let (tunnel, _) = self.clients[client].core.sealing();
+        let gateway = tunnel.peer_by_key(&public_key(&GATEWAY_KEY)).unwrap().id;
+        let Some(mut sealer) = tunnel.sealer(gateway, now) else { return false };
+        let mut datagram = vec![0; sealer.datagram_len(packet.len())];
+        datagram[Sealer::HEADER_LEN..][..packet.len()].copy_from_slice(packet);
+        let len = sealer.seal(&mut datagram, packet.len()).unwrap();
+        let from = self.endpoints[client];
+        self.strike(from, datagram, len);
+        true
+    }
+
+    /// The trains that clients send meanwhile.
+    pub fn record(&mut self, act: impl FnOnce(&mut Self)) -> Vec<Train> {
+        self.recorded = Some(Vec::new());
+        act(self);
+        self.recorded.take().unwrap_or_default()
+    }
+
+    /// A client's datagrams come from elsewhere now, and what is sent to where it was is lost.
+    pub fn move_client(&mut self, client: usize, to: SocketAddrV4) {
+        self.endpoints[client] = to;
+    }
+
+    /// What `hand_...` does in `act`, the loop of the shard does in one turn.
+    pub fn in_one_turn(&mut self, shard: usize, act: impl FnOnce(&mut Self)) {
+        act(self);
+        self.finish_shard(shard);
+        self.settle();
+    }
+
+    pub fn hand_from_host(&mut self, packet: &Ip) {
+        let (now, node) = (self.now, &mut self.shards[0]);
+        let span = node.store(0, &packet.bytes());
+        node.core.receive_host(now, &mut node.arena, span, Offload::NONE, &mut node.outbox);
+    }
+
+    pub fn hand_removal(&mut self, client: usize) {
+        let (now, node) = (self.now, &mut self.shards[0]);
+        let command = Command::RemovePeer {
+            public_key: public_key(&client_key(client)),
+            address: client_address(client),
+        };
+        node.core.carry_out(now, command, &mut node.outbox);
+    }
+
+    pub fn hand_new_peer(&mut self, client: usize) {
+        let (now, node) = (self.now, &mut self.shards[0]);
+        let config = peer(public_key(&client_key(client)), Some(client_endpoint(client)));
+        let command = Command::SetPeer { config, address: client_address(client), shard: 0 };
+        node.core.carry_out(now, command, &mut node.outbox);
+    }
+
+    // ---- Time.
+
+    /// Time passes, and what is due happens when it is due.
+    pub fn pass(&mut self, duration: Duration) {
+        let end = self.now + duration;
+        self.settle();
+        for _ in 0..STORM {
+            let due = self.next_wakeup().filter(|&due| due <= end);
+            let Some(due) = due else {
+                self.now = end;
+                return;
+            };
+            self.now = self.now.max(due);
+            for shard in 0..self.shards.len() {
+                self.finish_shard(shard);
+            }
+            for client in 0..self.clients.len() {
+                self.finish_client(client);
+            }
+            self.settle();
+        }
+        panic!("a timer fires again and again");
+    }
+
+    pub fn next_wakeup(&self) -> Option<Timestamp> {
+        let shards = self.shards.iter().filter_map(|node| node.core.next_wakeup());
+        shards.chain(self.clients.iter().filter_map(|node| node.core.next_wakeup())).min()
+    }
+
+    /// Everything under way arrives.
+    pub fn settle(&mut self) {
+        for _ in 0..STORM {
+            let Some(event) = self.events.pop_front() else { return };
+            match event {
+                Event::ToShard(shard, train) => {
+                    let trains =
+                        self.more_trains(train, |event| matches!(event, Event::ToShard(s, _) if *s == shard));
+                    receive_trains(&mut self.shards[shard], self.now, &trains);
+                    self.finish_shard(shard);
+                }
+                Event::ToClient(client, train) => {
+                    let trains = self
+                        .more_trains(train, |event| matches!(event, Event::ToClient(c, _) if *c == client));
+                    receive_trains(&mut self.clients[client], self.now, &trains);
+                    self.finish_client(client);
+                }
+                Event::FromOutside(shard, packet) => self.receive_external(shard, &packet),
+                Event::Crossing(shard, crossing) => {
+                    let node = &mut self.shards[shard];
+                    node.core.receive_crossing(self.now, &mut node.arena, crossing, &mut node.outbox);
+                    self.finish_shard(shard);
+                }
+                Event::Arp(shard, frame) => {
+                    let node = &mut self.shards[shard];
+                    node.core.receive_arp(self.now, &frame, &mut node.outbox);
+                    self.finish_shard(shard);
+                }
+            }
+        }
+        panic!("a packet goes round in circles");
+    }
+
+    /// As many trains as one turn takes.
+    fn more_trains(&mut self, first: Train, same: impl Fn(&Event) -> bool) -> Vec<Train> {
+        let mut trains = vec![first];
+        while trains.len() < TRAINS_PER_TURN && self.events.front().is_some_and(&same) {
+            if let Some(Event::ToShard(_, train) | Event::ToClient(_, train)) = self.events.pop_front() {
+                trains.push(train);
+            }
+        }
+        trains
+    }
+
+    fn receive_external(&mut self, shard: usize, packet: &DevicePacket) {
+        let node = &mut self.shards[shard];
+        let span = node.store(0, &packet.bytes);
+        match VirtioNetHeader::from_bytes(packet.virtio).offload() {
+            Some(offload) => {
+                node.core.receive_external(self.now, &mut node.arena, span, offload, &mut node.outbox);
+            }
+            None => node.core.drops().count(DropReason::UnknownOffload),
+        }
+        self.finish_shard(shard);
+    }
+
+    // ---- What goes out.
+
+    fn finish_shard(&mut self, shard: usize) {
+        let output = self.shards[shard].finish(self.now);
+        self.reserve(shard);
+        for frame in output.arp {
+            self.hear_arp(shard, &frame);
+        }
+        for packet in output.external {
+            self.reach_internet(&packet);
+        }
+        for packet in output.tun {
+            for bytes in self.transmit(&packet, 0) {
+                let ip = Ip::parse(&bytes);
+                if ip.protocol == ICMP && ip.icmp() == (8, 0) && self.internet_answers {
+                    let reply = echo_reply(&ip);
+                    self.host.push(ip);
+                    self.send_from_host_bytes(&reply.bytes(), [0; 10]);
+                } else {
+                    self.host.push(ip);
+                }
+            }
+        }
+        for (to, segment_size, bytes) in output.trains {
+            let client = self.endpoints.iter().position(|&endpoint| endpoint == to);
+            let Some(client) = client else { continue };
+            let train = Train { from: GATEWAY_ENDPOINT, segment_size, bytes };
+            self.datagrams += train.bytes.len().div_ceil(segment_size);
+            for train in self.link.pass(train) {
+                self.events.push_back(Event::ToClient(client, train));
+            }
+        }
+        for (to, crossing) in output.crossings {
+            assert_ne!(usize::from(to), shard, "a crossing to oneself");
+            self.events.push_back(Event::Crossing(usize::from(to), crossing));
+        }
+    }
+
+    fn finish_client(&mut self, client: usize) {
+        let output = self.clients[client].finish(self.now);
+        assert!(output.external.is_empty() && output.arp.is_empty() && output.crossings.is_empty());
+        for packet in output.tun {
+            for bytes in self.transmit(&packet, 0) {
+                let ip = Ip::parse(&bytes);
+                assert_eq!(ip.destination, client_address(client), "a client gets its own packets only");
+                self.delivered[client].push(ip);
+            }
+        }
+        for (to, segment_size, bytes) in output.trains {
+            assert_eq!(to, GATEWAY_ENDPOINT);
+            let train = Train { from: self.endpoints[client], segment_size, bytes };
+            if let Some(recorded) = &mut self.recorded {
+                recorded.push(train.clone());
+            }
+            self.datagrams += train.bytes.len().div_ceil(segment_size);
+            for train in self.link.pass(train) {
+                let shard = self.steer(&train.bytes);
+                self.events.push_back(Event::ToShard(shard, train));
+            }
+        }
+    }
+
+    /// The packets that a device puts on its wire.
+    fn transmit(&mut self, packet: &DevicePacket, link_header: usize) -> Vec<Vec<u8>> {
+        self.device_packets += 1;
+        if !self.is_strict {
+            return vec![packet.bytes.clone()];
+        }
+        let packets = kernel::transmit(packet.virtio, &packet.bytes, link_header);
+        packets.iter().for_each(|bytes| drop(Ip::verify(bytes)));
+        packets
+    }
+
+    fn reach_internet(&mut self, packet: &DevicePacket) {
+        for bytes in self.transmit(packet, LINK_HEADER) {
+            assert!(
+                bytes.len() <= self.mtu || !self.is_strict,
+                "{} bytes on a link of {}",
+                bytes.len(),
+                self.mtu
+            );
+            let ip = Ip::parse(&bytes);
+            let (neighbour, mac) = if ip.destination.octets()[..3] == [203, 0, 113] {
+                (ip.destination, mac_of(ip.destination))
+            } else {
+                (self.router, mac_of(self.router))
+            };
+            assert_eq!(packet.mac, mac, "the link address of {neighbour}");
+            assert_eq!(ip.source, EXTERNAL, "only our own address leaves");
+            if self.internet_answers {
+                self.answer(&ip);
+            }
+            self.outside.push(ip);
+        }
+    }
+
+    fn answer(&mut self, ip: &Ip) {
+        if ip.is_fragment() {
+            return;
+        }
+        if ip.ttl == 1 && ip.destination == SERVER {
+            self.arrive_bytes(Ip::icmp_error(self.router, ip, 11, 0, 0, 28).bytes(), [0; 10]);
+        } else if ip.protocol == ICMP && ip.icmp() == (8, 0) {
+            self.arrive_bytes(echo_reply(ip).bytes(), [0; 10]);
+        } else if ip.protocol == UDP && ip.to().port() == ECHO_PORT {
+            self.arrive_bytes(Ip::udp(ip.to(), ip.from(), ip.data()).bytes(), [0; 10]);
+        }
+    }
+
+    fn hear_arp(&mut self, shard: usize, frame: &[u8; 42]) {
+        let asked = Ipv4Addr::new(frame[38], frame[39], frame[40], frame[41]);
+        assert_eq!(frame[20..22], [0, 1], "a request");
+        assert_eq!((&frame[22..28], &frame[28..32]), (&OUR_MAC[..], &EXTERNAL.octets()[..]));
+        self.arp_requests.push(asked);
+        if !self.arp_is_silent {
+            self.events.push_back(Event::Arp(shard, arp_reply(asked).to_vec()));
+        }
+    }
+
+    /// The reserver, which has every port of the range.
+    fn reserve(&mut self, shard: usize) {
+        for request in self.shards[shard].core.reserve_requests() {
+            self.reserve_requests += 1;
+            let (protocol, address) = (request.protocol, request.address);
+            let range = if *request.ports.start() < 1024 {
+                512..=1023
+            } else {
+                self.port_range.0..=self.port_range.1
+            };
+            assert_eq!(request.ports, range);
+            let ports: Vec<u16> = range
+                .filter(|port| port % u16::from(request.shards) == u16::from(request.shard))
+                .filter(|&port| !self.ownership.is_reserved(protocol, address, port))
+                .take(request.count)
+                .collect();
+            for &port in &ports {
+                assert!(self.ownership.set(protocol, SocketAddrV4::new(address, port), true));
+            }
+            let (now, node) = (self.now, &mut self.shards[shard]);
+            let batch = Batch { request, ports, shortage: None };
+            node.core.carry_out(now, Command::Ports(batch), &mut node.outbox);
+        }
+    }
+
+    /// As the transport's BPF program.
+    fn steer(&self, datagram: &[u8]) -> usize {
+        if let Some(shard) = self.all_datagrams_to {
+            return shard;
+        }
+        let receiver = match datagram.first() {
+            Some(4) => datagram.get(4),
+            Some(2) => datagram.get(8),
+            _ => None,
+        };
+        receiver.map_or(self.initiations_to, |&index| usize::from(index)) % self.shards.len()
+    }
+
+    // ---- What a test asks.
+
+    /// Takes what arrived at a client.
+    pub fn take(&mut self, client: usize) -> Vec<Ip> {
+        std::mem::take(&mut self.delivered[client])
+    }
+
+    /// Takes the only packet that arrived at a client.
+    pub fn take_one(&mut self, client: usize) -> Ip {
+        let mut taken = self.take(client);
+        assert_eq!(taken.len(), 1, "what arrived at client {client}: {taken:#?}");
+        taken.remove(0)
+    }
+
+    pub fn take_outside(&mut self) -> Vec<Ip> {
+        std::mem::take(&mut self.outside)
+    }
+
+    pub fn take_one_outside(&mut self) -> Ip {
+        let mut taken = self.take_outside();
+        assert_eq!(taken.len(), 1, "what arrived outside: {taken:#?}");
+        taken.remove(0)
+    }
+
+    pub fn status(&self, shard: usize) -> ShardStatus {
+        self.shards[shard].core.status(self.now)
+    }
+
+    /// Mappings of all shards and protocols.
+    pub fn mappings(&self) -> usize {
+        (0..self.shards.len()).map(|shard| self.status(shard).mappings.iter().sum::<usize>()).sum()
+    }
+
+    /// Undelivered packets, of gateway and clients.
+    pub fn drops(&self) -> BTreeMap<&'static str, u64> {
+        let mut all = DropCounters::default();
+        for shard in 0..self.shards.len() {
+            all.merge(&self.status(shard).drops);
+        }
+        for client in &self.clients {
+            all.merge(&client.core.status(self.now).drops);
+        }
+        all.nonzero().map(|(reason, count)| (reason.name(), count)).collect()
+    }
+
+    /// Does something that ends in silence, counted once under `reason` and under nothing else.
+    pub fn dies(&mut self, reason: DropReason, act: impl FnOnce(&mut Self)) {
+        self.dies_times(reason, 1, act);
+    }
+
+    pub fn dies_times(&mut self, reason: DropReason, times: u64, act: impl FnOnce(&mut Self)) {
+        let (mut before, packets) = (self.drops(), self.device_packets);
+        act(self);
+        self.settle();
+        *before.entry(reason.name()).or_default() += times;
+        assert_eq!(self.drops(), before, "{}", reason.name());
+        assert_eq!(self.device_packets, packets, "{}: in silence", reason.name());
+    }
+}
+
+fn receive_trains<C: Core>(node: &mut Node<C>, now: Timestamp, trains: &[Train]) {
+    for (buffer, train) in trains.iter().enumerate() {
+        let span = node.store(buffer, &train.bytes);
+        node.core.receive_datagrams(
+            now,
+            &mut node.arena,
+            span,
+            train.segment_size,
+            train.from,
+            &mut node.outbox,
+        );
+    }
+    node.core.flush_peers(now, &mut node.arena, &mut node.outbox);
+}
+
+/// As the external interface's BPF program.
+fn fanout(bytes: &[u8], shards: usize) -> usize {
+    let header_len = usize::from(bytes.first().unwrap_or(&0) & 15) * 4;
+    if bytes.len() < header_len + 8 || header_len < 20 || half(bytes, 6) & 0x3fff != 0 {
+        return 0;
+    }
+    let transport = &bytes[header_len..];
+    match (bytes[9], transport[0]) {
+        (TCP | UDP, _) => usize::from(half(transport, 2)) % shards,
+        (ICMP, 0) => usize::from(half(transport, 4)) % shards,
+        _ => 0,
+    }
+}
+
+pub fn echo_reply(request: &Ip) -> Ip {
+    let mut body = request.body.clone();
+    body[0] = 0;
+    Ip::new(request.destination, request.source, ICMP, body).summed()
+}
+
+fn mac_of(neighbour: Ipv4Addr) -> MacAddress {
+    match neighbour {
+        ROUTER => ROUTER_MAC,
+        NEIGHBOUR => NEIGHBOUR_MAC,
+        other => [2, 0, 0, 0, 1, other.octets()[3]],
+    }
+}
+
+pub fn arp_reply(from: Ipv4Addr) -> [u8; 42] {
+    let mut frame = [0; 42];
+    frame[0..6].copy_from_slice(&OUR_MAC);
+    frame[6..12].copy_from_slice(&mac_of(from));
+    frame[12..22].copy_from_slice(&[0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 2]);
+    frame[22..28].copy_from_slice(&mac_of(from));
+    frame[28..32].copy_from_slice(&from.octets());
+    frame[32..38].copy_from_slice(&OUR_MAC);
+    frame[38..42].copy_from_slice(&EXTERNAL.octets());
+    frame
+}
+
+fn tunnel(private_key: [u8; 32], shard: u8, shards: u8) -> TunnelConfig {
+    TunnelConfig {
+        private_key,
+        shard,
+        shards,
+        mtu: TUNNEL_MTU,
+        unix_time_at_origin: Duration::from_secs(1_700_000_000),
+    }
+}
+
+fn peer(public_key: [u8; 32], endpoint: Option<SocketAddrV4>) -> PeerConfig {
+    PeerConfig {
+        public_key,
+        preshared_key: None,
+        endpoint,
+        persistent_keepalive: None,
+        cipher: Cipher::default(),
+    }
+}
+
+fn external_link(mtu: usize, router: Option<Ipv4Addr>) -> ExternalLink {
+    ExternalLink {
+        interface: "eth0".into(),
+        index: 2,
+        mac: OUR_MAC,
+        mtu,
+        addresses: vec![EXTERNAL],
+        on_link: vec!["203.0.113.0/24".parse().unwrap()],
+        router,
+    }
+}
