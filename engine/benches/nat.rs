@@ -1,7 +1,10 @@
+#![allow(missing_docs, reason = "criterion makes a function without")]
 //! What the NAT costs per packet: `cargo bench -p tidegate-engine --bench nat`.
 //!
 //! The established cases walk through all sessions in a shuffled order, so that with 100,000 of them the table's cache
 //! misses are part of the figure. The packets themselves lie in a row, as they do after a read.
+
+#![allow(missing_docs, reason = "criterion's macro makes an undocumented function")]
 
 use std::hint::black_box;
 use std::net::Ipv4Addr;

@@ -1,3 +1,4 @@
+#![allow(clippy::unwrap_used, reason = "a test")]
 //! The NAT against a model: random walks of clients, strangers and time, and after each step the NAT must say what a
 //! model of a hundred lines says.
 //!
@@ -302,7 +303,7 @@ impl Both {
     fn send(&mut self, protocol: Proto, internal: Endpoint, remote: Endpoint) -> Result<(), TestCaseError> {
         let now = self.now();
         let mut bytes = packet(protocol, internal, remote, true);
-        let mut packet = Ipv4Packet::parse(&mut bytes, 0, Offload::NONE).unwrap();
+        let mut packet = Ipv4Packet::parse(&mut bytes, 0, Offload::NONE).expect("the packet is well-formed");
         let result = self.nat.translate_outbound(&mut packet, now);
         let expected = self.model.expect_send(protocol, internal);
         prop_assert_eq!(result.err(), expected.err(), "{:?} {} -> {}", protocol, internal, remote);
@@ -323,7 +324,7 @@ impl Both {
     fn receive(&mut self, protocol: Proto, external: u16, remote: Endpoint) -> Result<(), TestCaseError> {
         let now = self.now();
         let mut bytes = packet(protocol, remote, Endpoint::new(EXTERNAL, external), false);
-        let mut packet = Ipv4Packet::parse(&mut bytes, 0, Offload::NONE).unwrap();
+        let mut packet = Ipv4Packet::parse(&mut bytes, 0, Offload::NONE).expect("the packet is well-formed");
         let result = self.nat.translate_inbound(&mut packet, now).map(|_| ends(&packet).1);
         let expected = self.model.receive(protocol, external, remote);
         prop_assert_eq!(result, expected, "{:?} {} <- {}", protocol, external, remote);

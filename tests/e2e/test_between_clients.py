@@ -117,6 +117,8 @@ def test_two_clients_can_talk_through_their_external_addresses(party: Party) -> 
             address, port = client.recv(100).decode().split(":")
             faces.append((address, int(port)))
         left.sendto(b"opens the filter", faces[1])
+        left.sendto(udpecho.WHOAMI, (INTERNET, udpecho.PORT))
+        left.recv(100)  # so that this was dealt with; two clients' packets have no order between them
         right.sendto(b"to the left", faces[0])
         data, sender = left.recvfrom(100)
         assert (data, sender) == (b"to the left", faces[1])

@@ -383,8 +383,12 @@ impl<'a> Ipv4Packet<'a> {
         let Some(at) = self.checksum_offset() else { return };
         let old = u16_at(self.head, at);
         let new = match (self.transport, self.offload.checksum) {
-            // The ICMP checksum has no pseudo-header.
-            (Transport::Icmp, _) => covered.apply(old),
+            // The ICMP checksum has no pseudo-header, so that a message can become all zeros (an echo reply with
+            // identifier 0), whose checksum is 0xffff; elsewhere the two zeros are equally right.
+            (Transport::Icmp, _) => match covered.apply(old) {
+                0 => 0xffff,
+                sum => sum,
+            },
             (_, ChecksumState::Partial) => pseudo.apply_partial(old),
             (Transport::Udp, ChecksumState::Complete) if old == 0 => 0, // RFC 768: no checksum
             (Transport::Udp, ChecksumState::Complete) => match pseudo.and(covered).apply(old) {

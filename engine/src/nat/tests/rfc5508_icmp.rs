@@ -36,6 +36,17 @@ fn a_ping_goes_there_and_its_answer_comes_back() {
 }
 
 #[test]
+fn the_checksum_of_an_answer_that_becomes_all_zeros_is_right() {
+    let mut world = World::new();
+    let (client, server) = (address("10.66.77.2"), address("198.51.100.9"));
+    let [high, low] = (source(&world.send(icmp(8, client, server, 0)).unwrap()).port).to_be_bytes();
+    let sum = !u16::from_be_bytes([high, low]);
+    let [first, second] = sum.to_be_bytes();
+    let answer = world.receive(ipv4(1, server, EXTERNAL, &[0, 0, first, second, high, low, 0, 0])).unwrap();
+    assert_eq!(answer[20..], [0, 0, 0xff, 0xff, 0, 0, 0, 0]);
+}
+
+#[test]
 fn req_1_the_identifier_does_not_depend_on_the_destination_and_differs_between_clients() {
     let mut world = World::new();
     let mut ping = |client: &str, server: &str| {
@@ -157,6 +168,21 @@ fn req_4_an_error_about_nothing_gets_silence() {
     let elsewhere = udp(source(&sent), at("198.51.100.9:54"), b"question");
     let error = icmp_error(3, 3, ROUTER, EXTERNAL, 0, &elsewhere);
     assert_eq!(world.receive(error), Err(DropReason::IcmpErrorUnmatched));
+}
+
+#[test]
+fn req_4_an_error_must_come_to_the_address_that_it_quotes_and_quote_no_answer() {
+    let mut world = World::new();
+    world.nat.set_external(&[EXTERNAL, SECOND_EXTERNAL], world.now);
+    let sent = world.send(icmp(8, at(CLIENT).address, at(SERVER).address, 77)).unwrap();
+    let home = source(&sent).address;
+    let other = if home == EXTERNAL { SECOND_EXTERNAL } else { EXTERNAL };
+    let error = icmp_error(3, 1, ROUTER, other, 0, &sent);
+    assert_eq!(world.receive(error), Err(DropReason::IcmpErrorUnmatched));
+    let answer = icmp(0, home, at(SERVER).address, source(&sent).port);
+    let error = icmp_error(3, 1, ROUTER, home, 0, &answer);
+    assert_eq!(world.receive(error), Err(DropReason::IcmpErrorUnmatched));
+    assert!(world.receive(icmp_error(3, 1, ROUTER, home, 0, &sent)).is_ok());
 }
 
 #[test]
