@@ -172,6 +172,8 @@ pub struct Plan {
     pub port_range: (u16, u16),
     pub nat: NatConfig,
     pub coalesce: CoalesceOptions,
+    /// The clients' profile.
+    pub allowed_ips: &'static str,
     pub link: Link,
 }
 
@@ -184,6 +186,7 @@ impl Default for Plan {
             port_range: (40_000, 49_999),
             nat: NatConfig::default(),
             coalesce: CoalesceOptions::default(),
+            allowed_ips: "0.0.0.0/0",
             link: Link::perfect(),
         }
     }
@@ -257,7 +260,7 @@ impl World {
             let config = ClientConfig {
                 tunnel: tunnel(client_key(client), 0, 1),
                 gateway: peer(public_key(&GATEWAY_KEY), Some(GATEWAY_ENDPOINT)),
-                allowed_ips: vec!["0.0.0.0/0".parse().unwrap()],
+                allowed_ips: vec![plan.allowed_ips.parse().unwrap()],
                 coalesce: plan.coalesce,
             };
             Node::new(Client::new(config, now))
@@ -361,6 +364,14 @@ impl World {
             node.core.carry_out(now, command(), &mut node.outbox);
             self.finish_shard(shard);
         }
+        self.settle();
+    }
+
+    /// Tells one shard alone, as long as the others have not come to it yet.
+    pub fn tell(&mut self, shard: usize, command: Command) {
+        let (now, node) = (self.now, &mut self.shards[shard]);
+        node.core.carry_out(now, command, &mut node.outbox);
+        self.finish_shard(shard);
         self.settle();
     }
 
@@ -503,9 +514,9 @@ impl World {
         self.settle();
     }
 
-    pub fn hand_from_host(&mut self, packet: &Ip) {
+    pub fn hand_from_host(&mut self, buffer: usize, packet: &Ip) {
         let (now, node) = (self.now, &mut self.shards[0]);
-        let span = node.store(0, &packet.bytes());
+        let span = node.store(buffer, &packet.bytes());
         node.core.receive_host(now, &mut node.arena, span, Offload::NONE, &mut node.outbox);
     }
 
