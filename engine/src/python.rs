@@ -17,6 +17,7 @@ use crate::messages::ShardStatus;
 use crate::nat::{Endpoint, Filtering, MappingView, NatConfig, Proto};
 use crate::prefix::Prefix;
 use crate::traffic::Direction;
+use crate::tunnel::Cipher;
 
 fn value_error(message: impl Into<String>) -> PyErr {
     PyValueError::new_err(message.into())
@@ -67,6 +68,13 @@ fn transport_protocol(name: &str) -> PyResult<Proto> {
         "udp" => Ok(Proto::Udp),
         _ => Err(value_error(format!("{name:?} is neither \"tcp\" nor \"udp\""))),
     }
+}
+
+fn cipher(name: &str) -> PyResult<Cipher> {
+    Cipher::from_name(name).ok_or_else(|| {
+        let known = Cipher::ALL.map(Cipher::name).join(" or ");
+        value_error(format!("cipher must be {known}, not {name:?}"))
+    })
 }
 
 #[pyclass(frozen, module = "tidegate._engine")]
@@ -218,7 +226,7 @@ struct ClientOptions(ClientSettings);
 impl ClientOptions {
     #[new]
     #[pyo3(signature = (*, private_key, address, tun_name, mtu, peer_public_key, preshared_key, endpoint,
-        allowed_ips, persistent_keepalive, listen_port, fwmark, offloads))]
+        allowed_ips, persistent_keepalive, listen_port, fwmark, offloads, cipher="chacha20-poly1305"))]
     #[allow(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn new(
         private_key: &[u8],
@@ -233,6 +241,7 @@ impl ClientOptions {
         listen_port: u16,
         fwmark: u32,
         offloads: &Offloads,
+        cipher: &str,
     ) -> PyResult<Self> {
         Ok(Self(ClientSettings {
             private_key: key("private_key", private_key)?,
@@ -247,6 +256,7 @@ impl ClientOptions {
                 .then(|| Duration::from_secs(u64::from(persistent_keepalive))),
             listen_port,
             fwmark,
+            cipher: self::cipher(cipher)?,
             offloads: offloads.0,
         }))
     }
@@ -384,10 +394,18 @@ impl Gateway {
         events(self.0.events().take())
     }
 
-    #[pyo3(signature = (public_key, address, preshared_key=None))]
-    fn set_peer(&mut self, public_key: &[u8], address: &str, preshared_key: Option<&[u8]>) -> PyResult<()> {
+    #[pyo3(signature = (public_key, address, preshared_key=None, *, cipher="chacha20-poly1305"))]
+    fn set_peer(
+        &mut self,
+        public_key: &[u8],
+        address: &str,
+        preshared_key: Option<&[u8]>,
+        cipher: &str,
+    ) -> PyResult<()> {
+        let public_key = key("public_key", public_key)?;
         let preshared_key = preshared_key.map(|bytes| key("preshared_key", bytes)).transpose()?;
-        Ok(self.0.set_peer(key("public_key", public_key)?, self::address(address)?, preshared_key)?)
+        let (address, cipher) = (self::address(address)?, self::cipher(cipher)?);
+        Ok(self.0.set_peer(public_key, address, preshared_key, cipher)?)
     }
 
     fn remove_peer(&mut self, public_key: &[u8]) -> PyResult<bool> {
@@ -475,6 +493,12 @@ fn version() -> &'static str {
     env!("CARGO_PKG_VERSION")
 }
 
+/// Whether this processor has the instructions that AES-256-GCM wants.
+#[pyfunction]
+fn aes_available() -> bool {
+    Cipher::Aes256Gcm.is_available()
+}
+
 #[pymodule]
 fn _engine(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Offloads>()?;
@@ -488,6 +512,7 @@ fn _engine(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Event>()?;
     module.add_class::<Gateway>()?;
     module.add_class::<Client>()?;
+    module.add_function(wrap_pyfunction!(aes_available, module)?)?;
     module.add_function(wrap_pyfunction!(version, module)?)?;
     Ok(())
 }
