@@ -464,13 +464,8 @@ impl GatewayEngine {
             None => self.least_loaded_shard(),
         };
         self.peers.insert(public_key, (address, shard));
-        let config = PeerConfig {
-            public_key,
-            preshared_key,
-            endpoint: None,
-            persistent_keepalive: None,
-            cipher,
-        };
+        let config =
+            PeerConfig { public_key, preshared_key, endpoint: None, persistent_keepalive: None, cipher };
         self.shards.tell_all(|| Command::SetPeer { config: config.clone(), address, shard });
         Ok(())
     }
