@@ -1,3 +1,4 @@
+#![allow(clippy::unwrap_used, reason = "a test")]
 //! The NAT against a model: random walks of clients, strangers and time, and after each step the NAT must say what a
 //! model of a hundred lines says.
 //!

@@ -8,14 +8,29 @@ argument raises `ValueError`, a refusal by the operating system `OSError` with `
 was being done to what; nothing is left half-open after either.
 """
 
-from typing import final
+from typing import Self, final
+
+__all__ = [
+    "Client",
+    "ClientOptions",
+    "Event",
+    "ExternalLink",
+    "Gateway",
+    "GatewayOptions",
+    "Mapping",
+    "NatOptions",
+    "Offloads",
+    "PeerStatus",
+    "Status",
+    "version",
+]
 
 @final
 class Offloads:
     """Which kernel offloads to try; each falls back by itself where the kernel refuses (and says so in an event)."""
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         *,
         tun: bool = True,  # virtio-net header on the TUN device: TSO
         tun_uso: bool = True,  # UDP segmentation on the TUN device
@@ -23,14 +38,14 @@ class Offloads:
         udp_gro: bool = True,  # UDP_GRO on the transport
         external: bool = True,  # superpackets towards the external interface; off: every packet at most the MTU
         coalesce: bool = True,  # merge consecutive segments into superpackets
-    ) -> None: ...
+    ) -> Self: ...
 
 @final
 class NatOptions:
     """Behaviour of the NAT; the defaults are those of docs/nat.md. Times in seconds."""
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         *,
         filtering: str = "address-dependent",  # or "endpoint-independent", "address-and-port-dependent"
         udp_timeout: float = 300.0,  # RFC 4787 REQ-5
@@ -41,15 +56,15 @@ class NatOptions:
         max_mappings_per_client: int = 16_384,
         max_new_mappings_per_second: int = 2_000,  # per client, with a burst of as many
         max_sessions_per_mapping: int = 4_096,
-        port_range: tuple[int, int] = (1024, 65535),  # external ports, inclusive
-    ) -> None: ...
+        port_range: tuple[int, int] = ...,  # (1024, 65535)  # external ports, inclusive
+    ) -> Self: ...
 
 @final
 class ExternalLink:
     """What the host's kernel says about the external interface. Read, never changed."""
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         *,
         interface: str,
         index: int,
@@ -58,12 +73,12 @@ class ExternalLink:
         addresses: list[str],  # external addresses to translate to; the first is the gateway's own face
         on_link: list[str],  # prefixes reached without a router
         next_hop: str | None,  # the default router; None: only on-link destinations
-    ) -> None: ...
+    ) -> Self: ...
 
 @final
 class GatewayOptions:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         *,
         private_key: bytes,
         listen: tuple[str, int],
@@ -76,12 +91,12 @@ class GatewayOptions:
         nat: NatOptions,
         offloads: Offloads,
         shards: int,  # 0: one per core
-    ) -> None: ...
+    ) -> Self: ...
 
 @final
 class ClientOptions:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         *,
         private_key: bytes,
         address: str,
@@ -95,7 +110,7 @@ class ClientOptions:
         listen_port: int,  # 0: any
         fwmark: int,  # SO_MARK of the transport socket, 0: none
         offloads: Offloads,
-    ) -> None: ...
+    ) -> Self: ...
 
 @final
 class PeerStatus:
@@ -147,7 +162,7 @@ class Event:
 class Gateway:
     """One gateway's packet engine. Use: construct (opens everything), `start`, `stop`."""
 
-    def __init__(self, options: GatewayOptions) -> None: ...
+    def __new__(cls, options: GatewayOptions) -> Self: ...
     def start(self) -> None:
         """Starts the shards. Raises `RuntimeError` if started before."""
     def stop(self) -> None:
@@ -171,7 +186,7 @@ class Gateway:
 class Client:
     """One client's packet engine. The TUN device exists once constructed; Python gives it its address and routes."""
 
-    def __init__(self, options: ClientOptions) -> None: ...
+    def __new__(cls, options: ClientOptions) -> Self: ...
     def start(self) -> None: ...
     def stop(self) -> None: ...
     def event_fd(self) -> int: ...

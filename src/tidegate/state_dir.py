@@ -22,7 +22,7 @@ from tidegate.files import PRIVATE_DIRECTORY, PRIVATE_FILE
 Holder = Literal["gateway", "command"]
 
 RETRY_INTERVAL = 0.02  # seconds
-COMMAND_PATIENCE = 5.0  # seconds that one command waits for another
+COMMAND_PATIENCE = 30.0  # seconds that one command waits for another
 
 
 @dataclass(frozen=True, slots=True)

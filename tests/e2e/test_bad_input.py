@@ -196,6 +196,18 @@ def test_a_peer_cannot_be_added_twice_nor_without_a_proper_name(host: Namespace,
 
 
 def test_a_peer_that_does_not_exist_cannot_be_removed(host: Namespace, state: Path) -> None:
+    host.run(
+        [
+            *tidegate_command(),
+            "peer",
+            "add",
+            "alice",
+            "--state-dir",
+            str(state),
+            "--endpoint",
+            "192.0.2.1:51820",
+        ]
+    )
     command = [*tidegate_command(), "peer", "remove", "mallory", "--state-dir", str(state)]
     refused(run(host.inside(command), check=False), FAILURE, "mallory")
 

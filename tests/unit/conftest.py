@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import structlog
 
 from tests.unit.fakes import FakeClientHost, FakeEngine, FakeHost
 from tidegate.cli import main
@@ -39,7 +40,7 @@ class CommandLine:
         return Outcome(code, captured.out, captured.err)
 
     def refused(self, code: int, *arguments: object) -> str:
-        """Runs a command that must be refused: with `code`, in one line, without a traceback; gives back the line."""
+        """Runs a command that must be refused, with `code` and in one line, which it gives back."""
         outcome = self(*arguments)
         assert outcome.code == code, outcome
         assert "Traceback" not in outcome.err
@@ -58,6 +59,12 @@ def tidegate(
     engine, host, client_host = FakeEngine(), FakeHost(), FakeClientHost()
     runtime = Runtime(lambda: engine, lambda: host, lambda: client_host, tmp_path / "no-default.toml")
     return CommandLine(capsys, runtime, engine, host, client_host)
+
+
+@pytest.fixture(autouse=True)
+def _ordinary_logging() -> Iterator[None]:
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture

@@ -217,8 +217,10 @@ class FakeHost:
     @contextmanager
     def watch(self, changed: Callable[[], None]) -> Iterator[None]:
         self.changed = changed
-        yield
-        self.changed = None
+        try:
+            yield
+        finally:
+            self.changed = None
 
 
 class FakeClientHost:
@@ -239,13 +241,17 @@ class FakeClientHost:
         if self.failure is not None:
             raise self.failure
         self.journal.append("routes")
-        yield
-        self.journal.append("routes undone")
+        try:
+            yield
+        finally:
+            self.journal.append("routes undone")
 
     @contextmanager
     def dns(
         self, tun_name: str, servers: Sequence[IPv4Address], search: Sequence[str]
     ) -> Iterator[str | None]:
         self.journal.append("dns")
-        yield "a resolver"
-        self.journal.append("dns undone")
+        try:
+            yield "a resolver"
+        finally:
+            self.journal.append("dns undone")

@@ -1,4 +1,4 @@
-"""A whole gateway on a fake engine and a fake host, administered through the real command line and control socket."""
+"""A whole gateway on a fake engine and a fake host, administered through command line and control socket."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,12 @@ from tidegate.errors import ConflictError, EngineError, LockedError
 from tidegate.gateway import Gateway
 from tidegate.host import MAIN_TABLE, Route
 from tidegate.settings import DnsSettings, GatewaySettings, Settings
+
+
+def only(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """The one item of a list that has just one."""
+    (item,) = items
+    return item
 
 
 @dataclass
@@ -51,7 +58,7 @@ class Running:
         captured = self.capture.readouterr()
         return code, captured.out, captured.err
 
-    async def answer(self, *arguments: str) -> dict[str, object]:
+    async def answer(self, *arguments: str) -> dict[str, Any]:
         code, out, err = await self.cli(*arguments, "--json")
         assert code == 0, err
         told: dict[str, object] = json.loads(out)
@@ -146,7 +153,7 @@ def test_peers_are_added_listed_and_removed_at_once(
             profile = file.read_text()
             assert f"Endpoint = {settings.gateway.listen}" in profile
             assert "DNS" not in profile
-            (peer,) = (await running.answer("peer", "list"))["peers"]  # type: ignore[misc]
+            peer = only((await running.answer("peer", "list"))["peers"])
             assert peer["name"] == "alice"
             assert peer["received_bytes"] == 2048
             assert peer["last_handshake"] == 3.5
@@ -231,7 +238,7 @@ def test_a_port_that_is_taken_at_start_is_told_and_does_not_stop_the_gateway(
         engine = FakeEngine()
         engine.prepare = lambda packets: packets.held.add(8080)
         async with serving(settings, capsys, engine) as again:
-            (entry,) = (await again.answer("publish", "list"))["publications"]  # type: ignore[misc]
+            entry = only((await again.answer("publish", "list"))["publications"])
             assert entry["state"] == "failed"
             assert "tcp/8080" in entry["detail"]
 
@@ -249,7 +256,7 @@ def test_status_and_nat_are_shown_to_people_and_programs(
             assert status["mappings"] == {"tcp": 1, "udp": 2}
             assert status["pid"] == os.getpid()
             assert status["dns"] is None
-            assert [peer["name"] for peer in status["peers"]] == ["alice"]  # type: ignore[attr-defined]
+            assert [peer["name"] for peer in status["peers"]] == ["alice"]
             _, out, _ = await running.cli("status")
             for word in (
                 "alice",
@@ -263,12 +270,12 @@ def test_status_and_nat_are_shown_to_people_and_programs(
                 assert word in out
             assert "no_mapping" not in out
             told = await running.answer("nat", "list", "--peer", "alice")
-            (mapping,) = told["mappings"]  # type: ignore[misc]
+            mapping = only(told["mappings"])
             assert mapping["internal"] == "10.66.77.2:5000"
             assert mapping["peer"] == "alice"
             assert told["truncated"] is False
             assert "10.66.77.2:5000" in (await running.cli("nat", "list"))[1]
-            assert (await running.answer("nat", "stats"))["limits"]["max_mappings"] == 200_000  # type: ignore[index]
+            assert (await running.answer("nat", "stats"))["limits"]["max_mappings"] == 200_000
             assert (await running.cli("nat", "list", "--peer", "bob"))[0] == 1
 
     asyncio.run(scenario())

@@ -14,8 +14,10 @@ use crate::drop_reason::DropReason;
 
 /// Sessions that one call of [`Nat::expire`] looks at: about a millisecond's worth.
 const EXPIRY_BUDGET: usize = 4096;
-/// Mappings of a client, and sessions of a mapping, that are looked at for one to be reclaimed.
+/// Mappings of a client, or sessions of a mapping, that are looked at for one to be reclaimed.
 const RECLAIM_ATTEMPTS: usize = 32;
+/// A mapping with more sessions than this is not looked at.
+const RECLAIM_SESSIONS: u32 = 4;
 
 /// Why a mapping ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -242,7 +244,7 @@ impl Nat {
                 && mapping.kind == Kind::Drawn
                 && mapping.external.address == address
                 && PortClass::of(mapping.external.port) == PortClass::Unprivileged
-                && mapping.sessions as usize <= RECLAIM_ATTEMPTS
+                && mapping.sessions <= RECLAIM_SESSIONS
                 && !self.table.is_shared(Proto::Tcp, mapping.external)
                 && self.table.sessions_of(mapping).all(|id| {
                     let connection = &self.table.sessions[id as usize].tcp;

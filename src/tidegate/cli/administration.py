@@ -3,6 +3,7 @@ itself."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +12,15 @@ from typing import TYPE_CHECKING, Protocol
 from tidegate.control.client import ControlClient
 from tidegate.errors import LockedError, NotRunningError, TidegateError
 from tidegate.net import Endpoint
-from tidegate.state_dir import COMMAND_PATIENCE, StateDir
+from tidegate.state_dir import RETRY_INTERVAL, StateDir
 
 if TYPE_CHECKING:
     from tidegate.control.commands import AnswerT, Command
     from tidegate.host import Host
     from tidegate.settings import Settings
+
+
+GATEWAY_PATIENCE = 10.0  # seconds that a gateway has between taking its lock and listening
 
 
 class Executor(Protocol):
@@ -34,11 +38,13 @@ def running_gateway(settings: Settings) -> Iterator[Executor]:
 
 
 @contextmanager
-def administration(settings: Settings, host: Host, *, make: bool) -> Iterator[Executor]:
+def administration(
+    settings: Settings, host: Host, *, make: bool, suggest_endpoint: bool = False
+) -> Iterator[Executor]:
     """The gateway that runs, or else the store itself under its lock. Without `make` a state directory that
     is not there raises `NotRunningError`, instead of coming into being by being looked at."""
     state = StateDir(settings.state_dir)
-    deadline = time.monotonic() + COMMAND_PATIENCE
+    deadline = time.monotonic() + GATEWAY_PATIENCE
     while True:
         try:
             with running_gateway(settings) as gateway:
@@ -51,7 +57,7 @@ def administration(settings: Settings, host: Host, *, make: bool) -> Iterator[Ex
                     hint="name another with --state-dir",
                 ) from absent
         try:
-            with _store_alone(settings, state, host) as alone:
+            with _store_alone(settings, state, host if suggest_endpoint else None) as alone:
                 yield alone
                 return
         except LockedError:
@@ -59,10 +65,11 @@ def administration(settings: Settings, host: Host, *, make: bool) -> Iterator[Ex
             # up.
             if time.monotonic() >= deadline:
                 raise
+            threading.Event().wait(RETRY_INTERVAL)
 
 
 @contextmanager
-def _store_alone(settings: Settings, state: StateDir, host: Host) -> Iterator[Executor]:
+def _store_alone(settings: Settings, state: StateDir, host: Host | None) -> Iterator[Executor]:
     from tidegate.control.admin import Administration, Surroundings
     from tidegate.identity import load_or_make_private_key, public_key_of
     from tidegate.store.sqlite import SqliteStore
@@ -80,7 +87,9 @@ def _store_alone(settings: Settings, state: StateDir, host: Host) -> Iterator[Ex
             store.close()
 
 
-def _suggested_endpoint(settings: Settings, host: Host) -> Endpoint | None:
+def _suggested_endpoint(settings: Settings, host: Host | None) -> Endpoint | None:
+    if host is None:
+        return None
     from tidegate.host.external import external_link
 
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,7 +12,10 @@ from tidegate.cli.options import JsonOption, examples
 DEMO_EXAMPLES = examples(
     ("tidegate demo", "client, gateway and internet host in network namespaces, checked step by step")
 )
-BENCH_EXAMPLES = examples(("tidegate bench", "throughput, in network namespaces"))
+BENCH_EXAMPLES = examples(
+    ("tidegate bench", "Tidegate beside the kernel, wireguard-go and OpenVPN (half an hour)"),
+    ("tidegate bench --variant tidegate --workload download --rounds 1", "a quick look"),
+)
 
 
 def demo(
@@ -27,8 +31,29 @@ def demo(
     return run_demo(json_output=json, reference=reference)
 
 
-def bench(json: JsonOption = False) -> int:
-    """Measure throughput on this machine, in network namespaces of its own."""
-    from tidegate.lab.bench import run_bench
+def bench(
+    rounds: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Rounds of each measurement.", show_default=False)
+    ] = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only variants with this in their name; repeatable."),
+    ] = None,
+    workload: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only such workloads; repeatable.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write benchmark.json, .md and .png there.")
+    ] = None,
+    json: JsonOption = False,
+) -> int:
+    """Measure Tidegate beside other VPNs on this machine, in network namespaces of its own."""
+    from tidegate.lab.bench import LEAST_ROUNDS, run_bench
 
-    return run_bench(json_output=json)
+    return run_bench(
+        json_output=json,
+        rounds=rounds or LEAST_ROUNDS,
+        variants=variant or (),
+        workloads=workload or (),
+        output=output,
+    )

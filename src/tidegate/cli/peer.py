@@ -78,7 +78,9 @@ def add(
     with ExitStack() as files:
         # The file is begun before the peer is added, and appears once it was: nothing is ever half-done.
         file = _begin_profile(files, out, force) if out is not None else None
-        with administration(settings, runtime_of(context).host(), make=True) as executor:
+        host = runtime_of(context).host()
+        suggest = wanted is None
+        with administration(settings, host, make=True, suggest_endpoint=suggest) as executor:
             added = executor.execute(command)
             try:
                 profile = _profile(added, wanted, private_key, preshared_key)

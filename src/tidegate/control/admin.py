@@ -40,7 +40,7 @@ from tidegate.control.commands import (
     StatusQuery,
 )
 from tidegate.engine import EngineGateway, EngineStatus, ExternalLink, PeerStatus
-from tidegate.errors import ConflictError, NotRunningError, UsageError
+from tidegate.errors import ConflictError, EngineError, NotRunningError, UsageError
 from tidegate.identity.keys import decode_key, encode_key
 from tidegate.net import MAX_PORT, Endpoint
 from tidegate.settings import Settings
@@ -157,9 +157,9 @@ class Administration:
         if self._live is not None:
             try:
                 self._live.engine.set_peer(public_key, str(peer.address), preshared_key)
-            except Exception:
+            except (OSError, ValueError) as cause:
                 self._store.remove_peer(name)
-                raise
+                raise EngineError(f"the engine refuses peer {name!r}: {cause}") from cause
         endpoint = gateway.endpoint or self._around.suggested_endpoint()
         return PeerAdded(
             peer=_peer_view(peer, None),
@@ -227,7 +227,7 @@ class Administration:
         if self._live is not None:
             try:
                 self._publish(publication)
-            except Exception:
+            except (ConflictError, ValueError):
                 self._store.remove_publication(
                     publication.protocol, publication.first_port, publication.last_port
                 )

@@ -21,7 +21,6 @@ from tidegate.control.wire import (
     encode_error,
 )
 from tidegate.errors import ControlError, TidegateError
-from tidegate.files import PRIVATE_FILE
 
 log = structlog.get_logger("tidegate.control")
 
@@ -44,7 +43,7 @@ class ControlServer:
         """Makes the socket, in place of one that a killed process left (the state directory's lock is held,
         so nobody listens there). Raises `ControlError`."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        before = os.umask(0o177)  # no moment at which others could connect
+        before = os.umask(0o177)  # mode 0600, with no moment at which others could connect
         try:
             self._path.unlink(missing_ok=True)
             listener.bind(str(self._path))
@@ -59,7 +58,6 @@ class ControlServer:
             ) from cause
         finally:
             os.umask(before)
-        self._path.chmod(PRIVATE_FILE)
         self._listener = listener
 
     async def run(self) -> None:

@@ -1,7 +1,7 @@
 """Carries one query to a resolver and its answer back.
 
 Resolvers are asked in order, each for `timeout` seconds, beginning with the one that answered last; when none
-answers, the client gets SERVFAIL. What is in flight is bounded; beyond it queries are dropped and counted, and
+answers, the client gets SERVFAIL. What is in flight is bounded; beyond it queries are dropped and counted:
 clients ask again.
 """
 

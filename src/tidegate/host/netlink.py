@@ -15,10 +15,17 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from tidegate.errors import HostNetworkError
 from tidegate.host import Host, HostNetwork, Interface, InterfaceAddress, Route
 from tidegate.host.ports import check_listen_port
 from tidegate.host.privileges import check_privileges
+
+log = structlog.get_logger("tidegate.netlink")
+
+READ_ATTEMPTS = 5
+"""A dump during which something changed is inconsistent (NLM_F_DUMP_INTR), and is made again."""
 
 ARPHRD_ETHER = 1  # linux/if_arp.h
 IFF_UP = 1  # linux/if.h
@@ -52,6 +59,19 @@ class LinuxHost(Host):
 
 def read_network() -> HostNetwork:
     """What the kernel says now. Raises `HostNetworkError`."""
+    from pyroute2 import NetlinkDumpInterrupted  # noqa: PLC0415 -- slow to import
+
+    for _ in range(READ_ATTEMPTS - 1):
+        try:
+            return _read_once()
+        except HostNetworkError as cause:
+            if not isinstance(cause.__cause__, NetlinkDumpInterrupted):
+                raise
+            log.debug("the host's network changed while it was read")
+    return _read_once()
+
+
+def _read_once() -> HostNetwork:
     with rtnetlink("read the host's network") as ip:
         return HostNetwork(
             interfaces=tuple(map(_interface, ip.get_links())),

@@ -29,7 +29,7 @@ from typing import Any
 
 import structlog
 
-from tidegate.errors import ConflictError
+from tidegate.errors import ConflictError, HostNetworkError
 from tidegate.host import MAIN_TABLE
 from tidegate.host.netlink import INET6_PROC, rtnetlink
 
@@ -109,6 +109,8 @@ def apply_routes(plan: RoutePlan, tun_name: str) -> Iterator[None]:
         ipv6 = INET6_PROC.exists()
         with rtnetlink(f"find {tun_name}") as ip:
             device = next(iter(ip.link_lookup(ifname=tun_name)), 0)
+        if not device:
+            raise HostNetworkError(f"the TUN device {tun_name} is gone")
         for route in plan.routes:
             if route.destination.version == 4 or ipv6:
                 undo.enter_context(_added_route(route, device))

@@ -140,7 +140,7 @@ def _sections(text: str, path: Path | str) -> dict[str, dict[str, list[_Entry]]]
     return sections
 
 
-def _check_key(  # noqa: PLR0917 -- a line and its place
+def _check_key(
     section: str, key: str, value: str, seen: dict[str, list[_Entry]], path: Path | str, line: int
 ) -> None:
     known = {name.lower(): name for name in _KEYS[section]}

@@ -249,7 +249,7 @@ def let_kernel_forward(gateway: Namespace) -> None:
 def wait_for_gateway(client: Namespace, process: Process, *, timeout: float = 15.0) -> None:
     """Waits until the inner address of the gateway answers a ping of the client, through the tunnel.
 
-    Without a tunnel the ping would be answered, too: the gateway's kernel takes any address of its own on any interface.
+    Without a tunnel the ping would be answered, too: the gateway's kernel takes its own addresses on any interface.
     """
 
     def answers() -> bool:

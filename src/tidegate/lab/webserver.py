@@ -16,6 +16,7 @@ import socket
 import threading
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
 
 from tidegate.lab.blob import CHUNK, blob
 
@@ -80,6 +81,10 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 1024
     daemon_threads = True
     address_family = socket.AF_INET
+
+    def server_bind(self) -> None:
+        """Binds without asking the DNS for the server's own name, as `HTTPServer` would."""
+        TCPServer.server_bind(self)
 
 
 def main() -> None:

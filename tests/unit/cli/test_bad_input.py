@@ -1,4 +1,4 @@
-"""Each kind of bad input: one clear line that says what, where and what to do; the right exit code; nothing half-done."""
+"""Bad input: one clear line that says what, where and what to do; the exit code; nothing half-done."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def test_a_misspelt_variable_of_a_section_is_an_error() -> None:
 
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        Settings().gateway.shards = 5  # type: ignore[misc]
+        Settings().gateway.shards = 5
 
 
 @given(st.text(max_size=200))

@@ -40,6 +40,26 @@ fn a_reset_inside_the_window_but_not_at_its_edge_is_left_to_the_client_to_judge(
 }
 
 #[test]
+fn the_window_is_scaled_if_both_ends_agreed_on_it() {
+    const SCALE_7: [u8; 4] = [1, 3, 3, 7];
+    for (server_options, in_window) in [(&SCALE_7[..], true), (&[], false)] {
+        let mut world = World::new();
+        let (client, server) = (at(CLIENT), at(SERVER));
+        let syn = tcp_with_options(client, server, "S", 100, 0, &SCALE_7, b"");
+        let external = source(&world.send(syn).unwrap());
+        let syn_ack = tcp_with_options(server, external, "SA", 900, 101, server_options, b"");
+        world.receive(syn_ack).unwrap();
+        world.send(tcp(client, server, "A", 101, 901, b"")).unwrap();
+        // The client offers 1,000 bytes, or 1,000 times 128.
+        let reset = tcp(server, external, "R", 901 + 100_000, 0, b"");
+        assert_eq!(world.receive(reset).is_ok(), in_window);
+        let reset = tcp(server, external, "R", 901 + 128_000, 0, b"");
+        assert_eq!(world.receive(reset), Err(DropReason::TcpOutOfState), "the first byte behind the window");
+        assert_eq!(state(&world), MappingState::Established);
+    }
+}
+
+#[test]
 fn segments_outside_the_window_do_not_poison_the_sequence_check() {
     let mut world = World::new();
     let external = connect(&mut world, CLIENT, SERVER);

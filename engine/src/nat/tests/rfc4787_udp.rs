@@ -114,6 +114,20 @@ fn req_6_outbound_packets_refresh_the_mapping() {
 }
 
 #[test]
+fn req_6_a_refreshed_mapping_lives_to_the_second() {
+    for refreshed_after in 0..=300 {
+        let mut world = World::new();
+        ask(&mut world, CLIENT, SERVER);
+        world.pass(refreshed_after);
+        ask(&mut world, CLIENT, SERVER);
+        world.pass(300);
+        assert!(world.mapping(at(CLIENT)).is_some(), "{refreshed_after}");
+        world.pass(1);
+        assert!(world.mapping(at(CLIENT)).is_none(), "{refreshed_after}");
+    }
+}
+
+#[test]
 fn req_6_filtered_packets_do_not_refresh_the_mapping() {
     let mut world = World::new();
     let external = ask(&mut world, CLIENT, SERVER);

@@ -195,6 +195,23 @@ fn req_10_a_reset_that_fits_closes_the_connection_and_state_is_kept_for_four_min
 }
 
 #[test]
+fn a_connection_that_closes_late_ends_as_soon_as_one_that_closes_early() {
+    for age in [0, 800, 7_000, 20_000] {
+        let mut world = World::new();
+        let connection = Connection::open(&mut world, CLIENT, SERVER);
+        for _ in 0..age / 100 {
+            world.pass(100);
+            connection.sends(&mut world, "A", 101, 901, b"").unwrap();
+        }
+        connection.receives(&mut world, "R", 901, 0, b"").unwrap();
+        world.pass(240);
+        assert_eq!(connection.state(&world), Some(MappingState::Closing));
+        world.pass(1);
+        assert_eq!(connection.state(&world), None);
+    }
+}
+
+#[test]
 fn req_10_a_refused_connection_is_reported_to_the_client() {
     let mut world = World::new();
     let (client, server) = (at(CLIENT), at(SERVER));

@@ -1,0 +1,160 @@
+"""Commands without a gateway: they work on the store itself, and tell people and programs what they did."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.unit.conftest import CommandLine
+from tidegate.identity import parse_profile, read_profile
+
+COMMANDS = [
+    ["serve"],
+    ["peer", "add"],
+    ["peer", "list"],
+    ["peer", "show"],
+    ["peer", "remove"],
+    ["connect"],
+    ["status"],
+    ["nat", "list"],
+    ["nat", "stats"],
+    ["publish", "add"],
+    ["publish", "list"],
+    ["publish", "remove"],
+    ["demo"],
+    ["bench"],
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_help_with_examples(tidegate: CommandLine, command: list[str]) -> None:
+    outcome = tidegate(*command, "--help")
+    assert outcome.code == 0
+    text = re.sub(r"\x1b\[[0-9;]*m", "", outcome.out)
+    assert "Examples" in text
+    assert f"tidegate {' '.join(command)}" in text
+
+
+def test_help_is_there_at_once() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "tidegate", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "serve" in done.stdout
+    for heavy in ("sqlalchemy", "pyroute2", "pydantic", "cryptography", "asyncio", "dns.message"):
+        assert f" {heavy}\n" not in done.stderr, f"--help must not import {heavy}"
+
+
+def test_the_version_is_printed(tidegate: CommandLine) -> None:
+    assert tidegate("--version").out == tidegate("version").out == "tidegate 0.1.0\n"
+
+
+def test_a_group_without_a_command_shows_its_help(tidegate: CommandLine) -> None:
+    outcome = tidegate("peer")
+    assert outcome.code == 2
+    assert "remove" in outcome.err + outcome.out
+
+
+def test_a_profile_is_printed_alone_and_can_be_redirected(tidegate: CommandLine, tmp_path: Path) -> None:
+    outcome = tidegate("peer", "add", "alice", "--state-dir", tmp_path)
+    profile = parse_profile(outcome.out)
+    assert str(profile.address) == "10.66.77.2/32"
+    assert str(profile.endpoint) == "192.0.2.2:51820", "as the host's network suggests"
+    assert [str(prefix) for prefix in profile.allowed_ips] == ["0.0.0.0/0", "::/0"]
+    assert [str(server) for server in profile.dns] == ["10.66.77.1"]
+    assert (profile.mtu, profile.persistent_keepalive) == (1420, 25)
+    assert profile.preshared_key is not None
+
+
+def test_a_profile_goes_to_a_file_that_only_its_owner_reads(tidegate: CommandLine, tmp_path: Path) -> None:
+    out = tmp_path / "alice.conf"
+    arguments = ["--state-dir", tmp_path / "state", "--endpoint", "vpn.example.com", "--out", out]
+    outcome = tidegate("peer", "add", "alice", *arguments)
+    assert (outcome.code, outcome.out) == (0, "")
+    assert out.stat().st_mode & 0o777 == 0o600
+    assert str(read_profile(out).endpoint) == "vpn.example.com:51820"
+    before = out.read_text()
+    assert "--force" in tidegate.refused(2, "peer", "add", "bob", *arguments)
+    assert out.read_text() == before
+    assert tidegate("peer", "add", "bob", *arguments, "--force").code == 0
+    assert out.read_text() != before
+    listed = json.loads(tidegate("peer", "list", "--state-dir", tmp_path / "state", "--json").out)
+    assert [peer["name"] for peer in listed["peers"]] == ["alice", "bob"]
+
+
+def test_a_profile_that_cannot_be_written_adds_no_peer(tidegate: CommandLine, tmp_path: Path) -> None:
+    message = tidegate.refused(
+        1, "peer", "add", "alice", "--state-dir", tmp_path / "state", "--out", tmp_path / "no" / "alice.conf"
+    )
+    assert "cannot be written" in message
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_peer_without_a_known_endpoint_is_not_added(tidegate: CommandLine, tmp_path: Path) -> None:
+    from tests.unit.fakes import ordinary_network
+
+    tidegate.host.network = ordinary_network(default=False)
+    assert "--endpoint" in tidegate.refused(2, "peer", "add", "alice", "--state-dir", tmp_path)
+    assert json.loads(tidegate("peer", "list", "--state-dir", tmp_path, "--json").out)["peers"] == []
+
+
+def test_the_private_key_of_a_client_is_stored_nowhere(tidegate: CommandLine, tmp_path: Path) -> None:
+    profile = parse_profile(tidegate("peer", "add", "alice", "--state-dir", tmp_path).out)
+    from tidegate.identity import encode_key
+
+    for file in tmp_path.iterdir():
+        content = file.read_bytes()
+        assert profile.private_key not in content
+        assert encode_key(profile.private_key).encode() not in content
+
+
+def test_programs_get_json(tidegate: CommandLine, tmp_path: Path) -> None:
+    state = ["--state-dir", tmp_path, "--json"]
+    added = json.loads(tidegate("peer", "add", "alice", *state).out)
+    assert set(added) == {"name", "address", "public_key", "endpoint", "file", "profile"}
+    (peer,) = json.loads(tidegate("peer", "list", *state).out)["peers"]
+    assert peer["public_key"] == added["public_key"]
+    published = json.loads(tidegate("publish", "add", "tcp/8000-8010", "--to", "alice:80", *state).out)
+    assert published["publication"] == {
+        "external": "tcp/8000-8010",
+        "to": "alice:80-90",
+        "state": "not running",
+        "detail": None,
+    }
+    assert len(json.loads(tidegate("publish", "list", *state).out)["publications"]) == 1
+    assert json.loads(tidegate("publish", "remove", "tcp/8000-8010", *state).out)
+    assert json.loads(tidegate("peer", "remove", "alice", *state).out)["peer"]["name"] == "alice"
+
+
+def test_people_get_tables_that_do_not_lose_anything_in_a_pipe(tidegate: CommandLine, tmp_path: Path) -> None:
+    added = json.loads(tidegate("peer", "add", "a" * 63, "--state-dir", tmp_path, "--json").out)
+    listed = tidegate("peer", "list", "--state-dir", tmp_path).out
+    assert "a" * 63 in listed
+    assert added["public_key"] in listed
+
+
+def test_two_processes_that_add_at_the_same_time_both_succeed(tmp_path: Path) -> None:
+    def add(name: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "tidegate", "peer", "add", name, "--endpoint", "192.0.2.1:1"]
+        return subprocess.run(
+            [*command, "--state-dir", str(tmp_path)], capture_output=True, text=True, check=False
+        )
+
+    with ThreadPoolExecutor(4) as pool:
+        outcomes = list(pool.map(add, ["a", "b", "c", "d"]))
+    assert [outcome.returncode for outcome in outcomes] == [0] * 4, outcomes
+    addresses = {str(parse_profile(outcome.stdout).address) for outcome in outcomes}
+    keys = {parse_profile(outcome.stdout).peer_public_key for outcome in outcomes}
+    assert addresses == {f"10.66.77.{number}/32" for number in (2, 3, 4, 5)}
+    assert len(keys) == 1, "the gateway has one key, whoever made it"
+
+
+def test_a_reader_that_has_seen_enough_is_no_failure_to_shout_about(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m tidegate peer add alice --help | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr

@@ -1,0 +1,104 @@
+"""A gateway on a fake engine, but on the real host of a network namespace: netlink, TUN, DNS, signals.
+
+::
+
+    tidegate0 (10.66.77.1/24, made by the test as the engine would) ── host ── eth0 (192.0.2.2/24) ── other
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.namespaces
+
+SETUP = """
+ip link set lo up
+ip link add eth0 type veth peer name other
+ip link set eth0 addrgenmode none
+ip link set other addrgenmode none
+ip addr add 192.0.2.2/24 dev eth0
+ip link set eth0 up
+ip link set other up
+ip route add default via 192.0.2.1
+ip tuntap add mode tun name tidegate0
+"""
+
+INSIDE = """
+import asyncio, json, os, signal, socket, subprocess, sys, tempfile, time
+from pathlib import Path
+from tests.unit.fakes import FakeEngine
+from tidegate.gateway import Gateway
+from tidegate.host.netlink import LinuxHost
+from tidegate.settings import GatewaySettings, Settings
+
+def sh(command):
+    return subprocess.run(command, shell=True, capture_output=True, text=True).stdout
+
+def host_state():
+    routes = sh("ip route show table all; ip -6 route show table all; ip rule; ip -6 rule")
+    sysctls = sh("sysctl -a 2>/dev/null | grep ^net")
+    return [line for line in (routes + sysctls).splitlines() if "tidegate0" not in line]
+
+told = {}
+settings = Settings(state_dir=Path(tempfile.mkdtemp()))
+engine = FakeEngine()
+
+async def scenario():
+    before = host_state()
+    ready = asyncio.Event()
+    def is_ready(line):
+        told["ready"] = line
+        ready.set()
+
+    gateway = Gateway(settings, engine, LinuxHost(), ready=is_ready)
+    task = asyncio.create_task(gateway.run())
+    waiting = asyncio.create_task(ready.wait())
+    await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED, timeout=20)
+    if task.done():
+        await task
+    told["address"] = sh("ip -o address show dev tidegate0; ip -d link show dev tidegate0")
+    told["dns"] = sh("ss -lntuH sport = :53")
+    told["changed"] = sorted(set(host_state()) ^ set(before))
+    packets = engine.gateways[0]
+    await asyncio.sleep(0.5)
+    sh("ip route replace default via 192.0.2.254")
+    for _ in range(100):
+        await asyncio.sleep(0.05)
+        if packets.links:
+            break
+    told["next hops"] = [packets.options.external.next_hop, *(link.next_hop for link in packets.links)]
+    await asyncio.sleep(0.5)
+    idle = time.process_time()
+    await asyncio.sleep(1)
+    told["idle"] = time.process_time() - idle
+    began = time.monotonic()
+    os.kill(os.getpid(), signal.SIGTERM)
+    await task
+    told["seconds to stop"] = time.monotonic() - began
+    told["dns after"] = sh("ss -lntuH sport = :53")
+
+asyncio.run(scenario())
+print(json.dumps(told))
+"""
+
+
+def test_a_gateway_reads_its_host_and_changes_nothing_but_its_own_device() -> None:
+    script = f"set -e\n{SETUP}\nexec {sys.executable} -c '{INSIDE}'"
+    done = subprocess.run(
+        ["unshare", "--net", "sh", "-c", script], capture_output=True, text=True, timeout=90, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["ready"] == "listening on 0.0.0.0:51820 (UDP), external eth0 192.0.2.2, 0 peers"
+    assert "inet 10.66.77.1/24" in told["address"]
+    assert "addrgenmode none" in told["address"], "nothing of IPv6 is sent into the tunnel"
+    assert told["dns"].count("10.66.77.1:53") == 2
+    assert told["changed"] == []
+    assert told["next hops"] == ["192.0.2.1", "192.0.2.254"]
+    assert told["idle"] < 0.005
+    assert told["seconds to stop"] < 2
+    assert told["dns after"] == ""

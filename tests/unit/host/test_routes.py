@@ -1,0 +1,144 @@
+"""The client's routes: the plan, and the kernel's view of it in a network namespace."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from ipaddress import IPv4Address, ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidegate.host import MAIN_TABLE
+from tidegate.host.routes import FWMARK, TABLE, Rule, TunnelRoute, plan_routes
+
+ENDPOINT = IPv4Address("192.0.2.7")
+
+
+def test_the_whole_internet_goes_through_a_table_of_its_own_and_ipv6_nowhere() -> None:
+    plan = plan_routes((ip_network("0.0.0.0/0"), ip_network("::/0")), ENDPOINT)
+    assert plan.fwmark == FWMARK
+    assert plan.routes == (
+        TunnelRoute(ip_network("0.0.0.0/0"), TABLE),
+        TunnelRoute(ip_network("::/0"), TABLE, unreachable=True),
+    )
+    assert plan.rules == (
+        Rule(4, TABLE - 1, MAIN_TABLE, suppress_prefixlength=0),
+        Rule(4, TABLE, TABLE, unless_fwmark=FWMARK),
+        Rule(6, TABLE - 1, MAIN_TABLE, suppress_prefixlength=0),
+        Rule(6, TABLE, TABLE, unless_fwmark=FWMARK),
+    )
+
+
+def test_single_prefixes_are_plain_routes() -> None:
+    plan = plan_routes((ip_network("10.66.77.0/24"), ip_network("198.51.100.0/24")), ENDPOINT)
+    assert plan.fwmark == 0
+    assert plan.rules == ()
+    assert {route.table for route in plan.routes} == {MAIN_TABLE}
+
+
+@given(
+    st.lists(
+        st.builds(lambda a, n: ip_network((a, n), strict=False), st.ip_addresses(v=4), st.integers(0, 32)),
+        min_size=1,
+        unique=True,
+    )
+)
+def test_the_tunnels_own_datagrams_never_enter_the_tunnel(allowed: list[object]) -> None:
+    plan = plan_routes(tuple(allowed), ENDPOINT)  # type: ignore[arg-type]
+    swallowed = any(ENDPOINT in route.destination and route.table == MAIN_TABLE for route in plan.routes)
+    assert not swallowed
+    assert (plan.fwmark != 0) == plan.has_policy
+
+
+SETUP = """
+ip link set lo up
+ip link add eth0 type veth peer name other
+ip link set eth0 addrgenmode none
+ip link set other addrgenmode none
+ip addr add 192.0.2.2/24 dev eth0
+ip link set eth0 up
+ip link set other up
+ip route add default via 192.0.2.1
+ip -6 addr add 2001:db8::2/64 dev eth0 nodad
+ip -6 route add default via 2001:db8::1
+ip tuntap add mode tun name tun9
+ip addr add 10.66.77.2/32 dev tun9
+ip link set tun9 up
+"""
+
+INSIDE = """
+import json, os, subprocess, sys
+from ipaddress import *
+from tidegate.errors import TidegateError
+from tidegate.host.routes import apply_routes, plan_routes
+
+def sh(command):
+    return subprocess.run(command, shell=True, capture_output=True, text=True).stdout
+
+def state():
+    return [sh(f"ip {v} {w}") for v in ("-4", "-6") for w in ("rule", "route show table all")] + [
+        sh("cat /proc/sys/net/ipv4/conf/all/src_valid_mark")]
+
+def way(target):
+    return sh(f"ip route get {target} 2>&1")
+
+plan = plan_routes((ip_network("0.0.0.0/0"), ip_network("::/0")), IPv4Address("192.0.2.7"))
+told = {"before": state()}
+pid = os.fork()
+if pid == 0:  # a client that is killed
+    routes = apply_routes(plan, "tun9")
+    routes.__enter__()
+    os._exit(0)
+os.waitpid(pid, 0)
+told["killed"] = state()
+with apply_routes(plan, "tun9"):
+    told["rules"] = sh("ip rule")
+    told["internet"] = way("198.51.100.1")
+    told["marked"] = way("198.51.100.1 mark 0x7467")
+    told["neighbour"] = way("192.0.2.9")
+    told["ipv6"] = way("2001:db8:1::1")
+    told["ipv6 neighbour"] = way("2001:db8::9")
+    told["src_valid_mark"] = state()[-1]
+    try:
+        with apply_routes(plan, "tun9"):
+            told["second"] = "was let in"
+    except TidegateError as refused:
+        told["second"] = str(refused)
+told["after"] = state()
+try:
+    with apply_routes(plan, "no-such-device"):
+        pass
+except TidegateError as refused:
+    told["failed"] = str(refused)
+told["after failure"] = state()
+with apply_routes(plan_routes((ip_network("203.0.113.0/24"),), IPv4Address("192.0.2.7")), "tun9"):
+    told["plain"] = way("203.0.113.5")
+told["after plain"] = state()
+print(json.dumps(told))
+"""
+
+
+@pytest.mark.namespaces
+def test_the_kernel_routes_as_planned_and_forgets_everything_afterwards() -> None:
+    script = f"set -e\n{SETUP}\nexec {sys.executable} -c '{INSIDE}'"
+    done = subprocess.run(
+        ["unshare", "--net", "sh", "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert "dev tun9" in told["internet"]
+    assert "via 192.0.2.1 dev eth0" in told["marked"]
+    assert "dev eth0" in told["neighbour"]
+    assert "No route to host" in told["ipv6"]
+    assert "dev eth0" in told["ipv6 neighbour"]
+    assert told["src_valid_mark"].strip() == "1"
+    assert told["rules"].count("29799") == 2, "one rule, that names table and priority"
+    assert "another client already routes" in told["second"]
+    assert told["after"] == [*told["before"][:-1], "1\n"], "the killed one had set src_valid_mark"
+    assert "no-such-device" in told["failed"]
+    assert told["after failure"] == told["after"] == told["after plain"]
+    assert told["killed"] != told["before"]
+    assert "dev tun9" in told["plain"]

@@ -1,0 +1,185 @@
+"""A client on a fake engine and a fake host."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import threading
+from ipaddress import IPv4Address, IPv4Interface, ip_network
+from pathlib import Path
+
+import pytest
+
+from tests.unit.conftest import CommandLine
+from tests.unit.fakes import FakeClient, FakeClientHost, FakeEngine, FakeEvent
+from tidegate.client import Client, ClientEvent
+from tidegate.errors import EngineError, HostNetworkError
+from tidegate.identity import Profile
+from tidegate.net import Endpoint
+from tidegate.settings import OffloadSettings
+
+PROFILE = Profile(
+    private_key=b"p" * 32,
+    address=IPv4Interface("10.66.77.2/32"),
+    peer_public_key=b"g" * 32,
+    endpoint=Endpoint("192.0.2.2", 51820),
+    allowed_ips=(ip_network("0.0.0.0/0"), ip_network("::/0")),
+    dns=(IPv4Address("10.66.77.1"),),
+    persistent_keepalive=25,
+)
+
+WHOLE = ["privileges", "tun 10.66.77.2/32 1420", "routes", "dns", "dns undone", "routes undone"]
+
+
+def made(
+    engine: FakeEngine, host: FakeClientHost, events: list[ClientEvent], profile: Profile = PROFILE
+) -> Client:
+    return Client(profile, engine, host, tun_name="test0", offloads=OffloadSettings(), report=events.append)
+
+
+async def until_connected(client: Client, events: list[ClientEvent]) -> asyncio.Task[signal.Signals | None]:
+    task = asyncio.create_task(client.run())
+    async with asyncio.timeout(5):
+        while not any(event.event == "connected" for event in events):
+            await asyncio.sleep(0.01)
+            assert not task.done(), task.exception()
+    return task
+
+
+def test_everything_is_set_up_and_taken_back_in_reverse_order() -> None:
+    engine, host, events = FakeEngine(), FakeClientHost(), []  # type: ignore[var-annotated]
+
+    async def scenario() -> None:
+        client = made(engine, host, events)
+        task = await until_connected(client, events)
+        assert host.journal == WHOLE[:4]
+        client.request_stop()
+        async with asyncio.timeout(2):
+            assert await task is None
+
+    asyncio.run(scenario())
+    assert host.journal == WHOLE
+    (packets,) = engine.clients
+    assert (packets.started, packets.stopped) == (1, 1)
+    assert packets.options.allowed_ips == ("0.0.0.0/0",), "IPv6 is blocked, not carried"
+    assert packets.options.fwmark != 0
+    assert [event.event for event in events] == ["starting", "connected", "stopping"]
+
+
+def test_a_failure_half_way_takes_back_what_was_done() -> None:
+    engine, host = FakeEngine(), FakeClientHost(HostNetworkError("no route for you"))
+    with pytest.raises(HostNetworkError, match="no route for you"):
+        asyncio.run(made(engine, host, []).run())
+    assert engine.clients[0].stopped == 1
+    assert host.journal == WHOLE[:2]
+
+
+def test_an_engine_that_dies_takes_the_client_down_and_its_routes_with_it() -> None:
+    engine, host, events = FakeEngine(), FakeClientHost(), []  # type: ignore[var-annotated]
+
+    async def scenario() -> None:
+        task = await until_connected(made(engine, host, events), events)
+        engine.clients[0].tell(FakeEvent("shard_failed", "out of luck"))
+        async with asyncio.timeout(2):
+            with pytest.raises(EngineError, match="out of luck"):
+                await task
+
+    asyncio.run(scenario())
+    assert host.journal == WHOLE
+
+
+def test_a_gateway_that_does_not_answer_is_mentioned_and_tried_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tidegate.client.REMINDER", 0.1)
+    engine, host, events = FakeEngine(), FakeClientHost(), []  # type: ignore[var-annotated]
+    monkeypatch.setattr(engine, "client", lambda options: FakeClient(options, looks=5))
+
+    async def scenario() -> None:
+        client = made(engine, host, events)
+        task = await until_connected(client, events)
+        client.request_stop()
+        await task
+
+    asyncio.run(scenario())
+    kinds = [event.event for event in events]
+    assert kinds[0] == "starting"
+    assert "waiting" in kinds
+    assert kinds[-2:] == ["connected", "stopping"]
+    assert "no answer from 192.0.2.2:51820" in next(e.text for e in events if e.event == "waiting")
+
+
+def test_a_connected_client_stops_looking(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, host, events = FakeEngine(), FakeClientHost(), []  # type: ignore[var-annotated]
+    looks = 0
+    status = FakeClient.status
+
+    def counted(self: FakeClient) -> object:
+        nonlocal looks
+        looks += 1
+        return status(self)
+
+    monkeypatch.setattr(FakeClient, "status", counted)
+
+    async def scenario() -> None:
+        client = made(engine, host, events)
+        task = await until_connected(client, events)
+        before = looks
+        await asyncio.sleep(0.3)
+        assert looks == before
+        client.request_stop()
+        await task
+
+    asyncio.run(scenario())
+
+
+def test_a_host_name_is_resolved_and_an_unknown_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    named = replace(PROFILE, endpoint=Endpoint("localhost", 51820))
+    engine, events = FakeEngine(), []  # type: ignore[var-annotated]
+
+    async def scenario() -> None:
+        client = made(engine, FakeClientHost(), events, named)
+        task = await until_connected(client, events)
+        client.request_stop()
+        await task
+
+    asyncio.run(scenario())
+    assert engine.clients[0].options.endpoint == ("127.0.0.1", 51820)
+    unknown = replace(PROFILE, endpoint=Endpoint("vpn.invalid", 51820))  # RFC 6761 §6.4
+    with pytest.raises(HostNetworkError, match="vpn.invalid cannot be resolved"):
+        asyncio.run(made(FakeEngine(), FakeClientHost(), [], unknown).run())
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_the_command_tells_programs_and_ends_with_the_code_of_its_signal(
+    tidegate: CommandLine, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    file = tmp_path / "alice.conf"
+    file.write_text(PROFILE.render())
+    threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
+    outcome = tidegate("connect", file, "--json", "--interface", "test0")
+    assert outcome.code == code
+    events = [json.loads(line) for line in outcome.out.splitlines()]
+    assert [event["event"] for event in events] == ["starting", "connected", "stopping"]
+    assert events[1]["address"] == "10.66.77.2"
+    assert tidegate.client_host.journal == WHOLE
+
+
+def test_switches_leave_dns_and_routes_alone(tidegate: CommandLine, tmp_path: Path) -> None:
+    file = tmp_path / "alice.conf"
+    file.write_text(PROFILE.render())
+    threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT)).start()
+    assert tidegate("connect", file, "--no-dns").code == 130
+    assert "dns" not in tidegate.client_host.journal
+
+
+def test_a_broken_profile_is_a_usage_error(tidegate: CommandLine, tmp_path: Path) -> None:
+    file = tmp_path / "alice.conf"
+    file.write_text(PROFILE.render().replace("PublicKey = ", "PublicKey = x"))
+    assert f"{file}:8: PublicKey is not a key" in tidegate.refused(2, "connect", file)
+    assert "cannot be read" in tidegate.refused(2, "connect", tmp_path / "missing.conf")
+    file.write_text(PROFILE.render())
+    assert "--interface" in tidegate.refused(2, "connect", file, "--interface", "x" * 20)
+    assert tidegate.engine.clients == []
