@@ -110,6 +110,7 @@ class ClientOptions:
         listen_port: int,  # 0: any
         fwmark: int,  # SO_MARK of the transport socket, 0: none
         offloads: Offloads,
+        cipher: str = "chacha20-poly1305",  # or "aes-256-gcm": docs/protocol.md; as the gateway has it
     ) -> Self: ...
 
 @final
@@ -170,8 +171,16 @@ class Gateway:
     def event_fd(self) -> int:
         """Readable (level-triggered) while `poll_events` has something."""
     def poll_events(self) -> list[Event]: ...
-    def set_peer(self, public_key: bytes, address: str, preshared_key: bytes | None = None) -> None:
-        """Adds the peer, or changes its address and preshared key; sessions of other peers are not disturbed."""
+    def set_peer(
+        self,
+        public_key: bytes,
+        address: str,
+        preshared_key: bytes | None = None,
+        *,
+        cipher: str = "chacha20-poly1305",  # or "aes-256-gcm": ValueError where this CPU has no AES instructions
+    ) -> None:
+        """Adds the peer, or changes its address, preshared key and cipher; sessions of other peers are not
+        disturbed."""
     def remove_peer(self, public_key: bytes) -> bool: ...
     def set_external(self, link: ExternalLink, host_addresses: list[str]) -> None:
         """The kernel's view of the link changed: new next hop, address or MTU."""
@@ -194,6 +203,9 @@ class Client:
     def set_endpoint(self, endpoint: tuple[str, int]) -> None: ...
     def status(self) -> Status:
         """As of a gateway; `peers` holds the gateway alone."""
+
+def aes_available() -> bool:
+    """Whether this CPU has the instructions that make AES-256-GCM fast; without them it is refused."""
 
 def version() -> str:
     """The engine's version."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from tidegate.ciphers import WIREGUARD_CIPHER, CipherName
 from tidegate.errors import EngineError
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class ClientOptions:
     listen_port: int
     fwmark: int
     offloads: OffloadSettings
+    cipher: CipherName = WIREGUARD_CIPHER
 
 
 class PeerStatus(Protocol):
@@ -156,7 +158,14 @@ class EngineLifecycle(Protocol):
 class EngineGateway(EngineLifecycle, Protocol):
     """A gateway's packet engine; every method may be called from any thread."""
 
-    def set_peer(self, public_key: bytes, address: str, preshared_key: bytes | None = None) -> None: ...
+    def set_peer(
+        self,
+        public_key: bytes,
+        address: str,
+        preshared_key: bytes | None = None,
+        *,
+        cipher: CipherName = WIREGUARD_CIPHER,
+    ) -> None: ...
     def remove_peer(self, public_key: bytes) -> bool: ...
     def set_external(self, link: ExternalLink, host_addresses: Sequence[str]) -> None: ...
     def publish(self, protocol: str, external_port: int, internal: tuple[str, int]) -> None: ...
@@ -175,6 +184,7 @@ class Engine(Protocol):
 
     def gateway(self, options: GatewayOptions) -> EngineGateway: ...
     def client(self, options: ClientOptions) -> EngineClient: ...
+    def aes_available(self) -> bool: ...
     def version(self) -> str: ...
 
 
