@@ -1,4 +1,6 @@
-//! The Python module `tidegate._engine`: the only file that knows PyO3. Its types are described in `_engine.pyi`.
+//! The Python module `tidegate._engine`: with `python/` the only place that knows PyO3. Its types are described in `_engine.pyi`.
+
+mod nat;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -18,6 +20,9 @@ use crate::nat::{Endpoint, Filtering, MappingView, NatConfig, Proto};
 use crate::prefix::Prefix;
 use crate::traffic::Direction;
 use crate::tunnel::Cipher;
+
+/// External ports, inclusive.
+const DEFAULT_PORT_RANGE: (u16, u16) = (1024, 65_535);
 
 fn value_error(message: impl Into<String>) -> PyErr {
     PyValueError::new_err(message.into())
@@ -102,7 +107,7 @@ impl NatOptions {
     #[new]
     #[pyo3(signature = (*, filtering="address-dependent", udp_timeout=300.0, tcp_established_timeout=7440.0,
         tcp_transitory_timeout=240.0, icmp_timeout=60.0, max_mappings=200_000, max_mappings_per_client=16_384,
-        max_new_mappings_per_second=2_000, max_sessions_per_mapping=4_096, port_range=(1024, 65535)))]
+        max_new_mappings_per_second=2_000, max_sessions_per_mapping=4_096, port_range=DEFAULT_PORT_RANGE))]
     #[allow(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn new(
         filtering: &str,
@@ -512,6 +517,8 @@ fn _engine(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Event>()?;
     module.add_class::<Gateway>()?;
     module.add_class::<Client>()?;
+    module.add_class::<nat::Nat>()?;
+    module.add("Dropped", module.py().get_type::<nat::Dropped>())?;
     module.add_function(wrap_pyfunction!(aes_available, module)?)?;
     module.add_function(wrap_pyfunction!(version, module)?)?;
     Ok(())

@@ -13,15 +13,18 @@ from typing import Self, final
 __all__ = [
     "Client",
     "ClientOptions",
+    "Dropped",
     "Event",
     "ExternalLink",
     "Gateway",
     "GatewayOptions",
     "Mapping",
+    "Nat",
     "NatOptions",
     "Offloads",
     "PeerStatus",
     "Status",
+    "aes_available",
     "version",
 ]
 
@@ -203,6 +206,41 @@ class Client:
     def set_endpoint(self, endpoint: tuple[str, int]) -> None: ...
     def status(self) -> Status:
         """As of a gateway; `peers` holds the gateway alone."""
+
+class Dropped(Exception):
+    """The packet is not delivered; `reason` names why, as in `Status.drops`."""
+
+    reason: str
+
+@final
+class Nat:
+    """The NAT's core, one packet at a time, for tests and tinkerers. It does no I/O and reads no clock: `now`, in
+    seconds, comes from the caller and does not go backwards. Packets are whole IPv4 datagrams with complete
+    checksums; what follows their total length is cut off."""
+
+    def __new__(
+        cls,
+        *,
+        external: list[str],  # the addresses to translate to
+        options: NatOptions | None = None,  # None: the defaults
+        ports: tuple[int, int] | None = None,  # TCP and UDP ports to hand in, inclusive; None: options' port_range
+        seed: bytes | None = None,  # 32 bytes from which all that is random is drawn; None: another each time
+    ) -> Self: ...
+    def translate_outbound(self, packet: bytes, now: float) -> bytes:
+        """A packet from a client, as it leaves. Raises `Dropped`. If its destination is an external address, it is a
+        hairpin: hand the result to `translate_inbound`."""
+    def translate_inbound(self, packet: bytes, now: float) -> bytes:
+        """A packet from outside, as its client gets it. Raises `Dropped`."""
+    def expire(self, now: float) -> None:
+        """Ends whatever time has ended: sessions, mappings, the rest of ports."""
+    def next_expiry(self) -> float | None:
+        """When `expire` next has something to do; None: never."""
+    def remove_client(self, address: str, now: float) -> None:
+        """Ends the client's mappings; their ports rest."""
+    def mappings(self, now: float) -> list[Mapping]: ...
+    @property
+    def counts(self) -> dict[str, int]:
+        """"tcp_mappings", "udp_mappings", "icmp_mappings", "sessions", "resting_ports", "clients"."""
 
 def aes_available() -> bool:
     """Whether this CPU has the instructions that make AES-256-GCM fast; without them it is refused."""

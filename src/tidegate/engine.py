@@ -2,6 +2,9 @@
 
 The compiled extension `tidegate._engine` is imported by `load` alone, so that everything above it can be run
 with another engine, handed in as an argument.
+
+For tests and tinkerers, `Nat` is the NAT's core, one packet at a time, with its `NatOptions` and the exception
+`Dropped`; see `_engine.pyi`.
 """
 
 from __future__ import annotations
@@ -197,3 +200,15 @@ def load() -> Engine:
             f"the packet engine cannot be loaded ({cause})", hint="build it with `make build`"
         ) from cause
     return RustEngine()
+
+
+_OF_THE_EXTENSION = ("Dropped", "Nat", "NatOptions")
+
+
+def __getattr__(name: str) -> object:
+    """The parts of the extension that are offered as they are. It is loaded when they are asked for."""
+    if name not in _OF_THE_EXTENSION:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from tidegate import extension  # noqa: PLC0415 -- as in `load`
+
+    return getattr(extension, name)

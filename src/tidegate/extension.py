@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from tidegate import _engine
+from tidegate._engine import Dropped, Nat, NatOptions
 from tidegate.ciphers import WIREGUARD_CIPHER, CipherName
 from tidegate.engine import (
     ClientOptions,
@@ -15,6 +16,8 @@ from tidegate.engine import (
     GatewayOptions,
     NatMapping,
 )
+
+__all__ = ["Dropped", "Nat", "NatOptions", "RustEngine"]
 
 
 def _link(link: ExternalLink) -> _engine.ExternalLink:
