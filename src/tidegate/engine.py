@@ -18,6 +18,9 @@ from tidegate.ciphers import WIREGUARD_CIPHER, CipherName
 from tidegate.errors import EngineError
 
 if TYPE_CHECKING:
+    from tidegate._engine import Dropped as Dropped
+    from tidegate._engine import Nat as Nat
+    from tidegate._engine import NatOptions as NatOptions
     from tidegate.settings import NatSettings, OffloadSettings
 
 
