@@ -30,6 +30,7 @@ use hashbrown::HashMap;
 use crate::clock::Timestamp;
 use crate::drop_reason::{DropCounters, DropReason};
 
+mod cipher;
 mod cookie;
 mod handshake;
 mod index;
@@ -44,11 +45,11 @@ mod timers;
 #[cfg(test)]
 mod tests;
 
+pub use cipher::Cipher;
 pub use handshake::public_key;
 pub use peer::{PeerConfig, PeerStats, Traffic};
 pub use receive::Received;
 pub use send::{QUEUE_LIMIT, Sealer};
-pub use session::Cipher;
 
 use cookie::Admission;
 use handshake::Identity;
