@@ -137,7 +137,7 @@ class Mapping:
     external: tuple[str, int]
     age: float
     idle: float
-    expires_in: float
+    expires_in: float | None  # None: never (a published port)
     sessions: int
     state: str  # TCP: "opening", "established", "closing"; others: "active"; published ports: "published"
 

@@ -152,7 +152,8 @@ class MappingView(Answer):
     state: str
     age: float
     idle: float
-    expires_in: float
+    expires_in: float | None
+    """`None`: never, as a published port."""
     sessions: int
 
 
