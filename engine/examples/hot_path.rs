@@ -24,8 +24,10 @@ const MSS: u16 = 1368;
 const SEGMENTS: usize = 44;
 const PACKET_LEN: usize = 1420;
 
-/// A step of the packet's way, and what one repetition of it is.
-const STEPS: [(&str, fn(usize)); 6] = [
+/// A step of the packet's way: its name, and what repeats it.
+type Step = (&'static str, fn(usize));
+
+const STEPS: [Step; 6] = [
     ("nat-outbound", nat_outbound),   // an established UDP session among 10,000
     ("nat-inbound", nat_inbound),     // the same, the other way
     ("split", split),                 // a superpacket into 44 segments
