@@ -18,6 +18,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
@@ -171,11 +172,10 @@ def test_a_published_port_is_lent_to_nobody_and_comes_back(fair: Fair, name: str
         fair.remove(f"tcp/{port}")
     # Given back to the host: then the NAT must not use it unless it has reserved it again.
     for port in ports:
-        with fair.lab.gateway.call(lambda port=port: bound(port)):  # type: ignore[misc]
-            with ExitStack() as stack:
-                for host in fair.lab.clients:
-                    lent = {port for _, port in mappings_after(fair, host, 150, stack)}
-                    assert port not in lent, "port shadowing: the NAT uses a port of the host's"
+        with fair.lab.gateway.call(partial(bound, port)), ExitStack() as stack:
+            for host in fair.lab.clients:
+                lent = {external for _, external in mappings_after(fair, host, 150, stack)}
+                assert port not in lent, "port shadowing: the NAT uses a port of the host's"
 
 
 def mappings_after(fair: Fair, host: Namespace, count: int, stack: ExitStack) -> set[tuple[str, int]]:
