@@ -8,7 +8,7 @@ VENV := .venv
 # Namespaces need root; where make is not run by root, those commands go through sudo.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 
-.PHONY: help build demo test test-rust test-python check format bench fuzz lock clean
+.PHONY: help build demo guard test test-rust test-python check format bench fuzz lock clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -18,6 +18,9 @@ build: ## .venv/bin/tidegate, and everything it needs
 
 demo: build ## a client, the gateway and the internet on this machine, shown step by step (root)
 	@$(AS_ROOT) $(VENV)/bin/tidegate demo
+
+guard: build ## the instructions of the hot path against the committed figures (valgrind)
+	@scripts/hot-path
 
 test: test-rust test-python ## everything: Rust, Python, end to end in network namespaces (root)
 

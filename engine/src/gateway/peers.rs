@@ -121,6 +121,7 @@ impl Gateway {
             // The loop's own, or a client's.
             Command::Status(_)
             | Command::Stop
+            | Command::ExternalSockets(_)
             | Command::SetFilter(_)
             | Command::Reserver(_)
             | Command::SetEndpoint(_)
@@ -164,6 +165,8 @@ impl Gateway {
         }
         if shard == self.shard {
             self.nat.publish(protocol, external, internal, now)?;
+        } else {
+            self.nat.cede_port(protocol, external)?;
         }
         self.published.insert((protocol, external), Publication { client, shard });
         Ok(())
@@ -196,7 +199,10 @@ impl Gateway {
         } else {
             self.supply.asked.retain(|&asked| asked != pool);
         }
-        let added = self.nat.add_ports(protocol, address, &batch.ports);
+        // One may have been published while the batch was on its way.
+        let published = |port| self.published.contains_key(&(protocol, Endpoint::new(address, port)));
+        let ports: Vec<u16> = batch.ports.iter().copied().filter(|&port| !published(port)).collect();
+        let added = self.nat.add_ports(protocol, address, &ports);
         if class == PortClass::Unprivileged {
             *self.supply.granted.entry((protocol, address)).or_default() += added;
         }
