@@ -56,6 +56,12 @@ impl PortSupply {
         });
     }
 
+    /// Whether ports of the protocol have been asked for and may come any moment.
+    pub(super) fn is_under_way(&self, protocol: Proto) -> bool {
+        let short = |pool| self.short.iter().any(|&(short, _)| short == pool);
+        self.asked.iter().any(|&pool| pool.0 == protocol && !short(pool))
+    }
+
     /// Forgets the addresses that are gone; those that are new are to be supplied.
     fn set_addresses(&mut self, addresses: &[Ipv4Addr]) {
         self.asked.retain(|(_, address, _)| addresses.contains(address));
