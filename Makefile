@@ -8,6 +8,10 @@ VENV := .venv
 # Namespaces need root; where make is not run by root, those commands go through sudo.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 
+FUZZ_SECONDS ?= 60
+# The parsers are safe Rust: panics and broken promises are looked for, and without a sanitizer twice as many inputs.
+FUZZ_FLAGS ?= --sanitizer none
+
 .PHONY: help build demo guard test test-rust test-python check format bench fuzz lock clean
 
 help: ## what can be made
@@ -47,9 +51,14 @@ bench: ## Tidegate beside the kernel, wireguard-go and OpenVPN (root; half an ho
 	@scripts/bootstrap all --bench
 	$(AS_ROOT) $(VENV)/bin/python -m tidegate.lab.bench --output docs/benchmark
 
-fuzz: ## arbitrary bytes against the packet engine (needs nightly Rust and cargo-fuzz)
-	@cargo fuzz --help >/dev/null 2>&1 || { echo "needs nightly Rust and: cargo install cargo-fuzz"; exit 1; }
-	cd engine && for target in $$(cargo fuzz list); do cargo fuzz run "$$target" -- -max_total_time=60; done
+fuzz: ## arbitrary bytes against every parser, FUZZ_SECONDS (60) each (nightly Rust; fetches cargo-fuzz)
+	@rustup run nightly rustc --version >/dev/null 2>&1 || \
+	    { echo "make fuzz needs a nightly compiler: rustup toolchain install nightly --profile minimal"; exit 1; }
+	@cargo fuzz --version >/dev/null 2>&1 || cargo install cargo-fuzz --locked || \
+	    { echo "make fuzz needs cargo-fuzz, and could not install it: see above"; exit 1; }
+	cd engine && for target in $$(cargo fuzz list); do \
+	    cargo +nightly fuzz run $(FUZZ_FLAGS) "$$target" -- -max_total_time=$(FUZZ_SECONDS) -max_len=2048 -len_control=20; \
+	done
 
 lock: build ## requirements.lock anew, from pyproject.toml
 	$(VENV)/bin/pip install --quiet pip-tools

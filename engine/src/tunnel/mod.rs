@@ -156,6 +156,10 @@ impl Tunnel {
             peer.forget_keys(&mut self.indices);
             peer.preshared_key = preshared_key;
             peer.cipher = config.cipher;
+            if !peer.queue.is_empty() {
+                // Their handshake went with the keys: another one takes them along, or lets them go in the end.
+                peer.timers.want_handshake(now);
+            }
         }
         peer.endpoint = config.endpoint.or(peer.endpoint);
         if peer.persistent_keepalive != config.persistent_keepalive {
