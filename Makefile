@@ -12,7 +12,7 @@ FUZZ_SECONDS ?= 60
 # The parsers are safe Rust: panics and broken promises are looked for, and without a sanitizer twice as many inputs.
 FUZZ_FLAGS ?= --sanitizer none
 
-.PHONY: help build demo test test-rust test-python check format bench fuzz lock clean
+.PHONY: help build demo guard test test-rust test-python check format bench fuzz lock clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -22,6 +22,9 @@ build: ## .venv/bin/tidegate, and everything it needs
 
 demo: build ## a client, the gateway and the internet on this machine, shown step by step (root)
 	@$(AS_ROOT) $(VENV)/bin/tidegate demo
+
+guard: build ## the instructions of the hot path against the committed figures (valgrind)
+	@scripts/hot-path
 
 test: test-rust test-python ## everything: Rust, Python, end to end in network namespaces (root)
 

@@ -5,6 +5,7 @@
 //! to end and joins it. Both work once; stopping twice does nothing. A shard that ends by itself says so in an event.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::mpsc::{self, Sender, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,12 +14,12 @@ use std::time::Duration;
 
 use zeroize::Zeroize;
 
+mod external;
+
 use crate::client::{Client, ClientConfig};
 use crate::clock::{Timestamp, monotonic_now, unix_time};
 use crate::core::Core;
-use crate::external::ExternalGateway;
 use crate::external::next_hop::ExternalLink;
-use crate::external::packet_socket::FilterRules;
 use crate::external::reservation::{
     PortOwnership, PortProtocol, PortReservation, Reserver, budget, raise_nofile_limit,
 };
@@ -38,10 +39,10 @@ use crate::wire::CoalesceOptions;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Bytes of a transport socket's buffers: a few milliseconds at full speed.
 const SOCKET_BUFFER: usize = 4 << 20;
-/// The lowest of the privileged ports that the NAT reserves where clients use such source ports.
-const LOWEST_PORT: u16 = 512;
 /// More shards than this do not fit the receiver index's low byte with room to spare.
 const MAX_SHARDS: u8 = 64;
+
+use external::{Publication, open_external};
 
 /// Why an engine refuses.
 #[derive(Debug)]
@@ -52,6 +53,15 @@ pub enum EngineError {
     Argument(String),
     /// Not now: started twice, or not running.
     State(String),
+}
+
+impl fmt::Display for EngineError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Device(error) => error.fmt(f),
+            Self::Argument(text) | Self::State(text) => f.write_str(text),
+        }
+    }
 }
 
 impl From<DeviceError> for EngineError {
@@ -253,7 +263,9 @@ pub struct GatewayEngine {
     peers: HashMap<[u8; 32], (Ipv4Addr, u8)>,
     external_addresses: Vec<Ipv4Addr>,
     port_range: (u16, u16),
-    published: HashMap<(Proto, u16), u8>,
+    published: HashMap<(Proto, u16), Publication>,
+    external_index: u32,
+    external_offload: bool,
 }
 
 impl GatewayEngine {
@@ -277,19 +289,19 @@ impl GatewayEngine {
             external_addresses: settings.external.addresses.clone(),
             port_range: settings.port_range,
             published: HashMap::new(),
+            external_index: settings.external.index,
+            external_offload: offloads.external,
         };
         let tun = open_tun(&settings.tun_name, offloads)?;
         let filter = engine.filter();
-        let mut fanout = None;
-        for (number, (links, sender)) in link_up(shards, &events)?.into_iter().enumerate() {
+        let sockets = open_external(&settings.external, offloads.external, shards)?;
+        for (number, ((links, sender), mut external)) in
+            link_up(shards, &events)?.into_iter().zip(sockets).enumerate()
+        {
             let number = number as u8;
             let transport = UdpTransport::open(settings.listen, udp_options(offloads, shards > 1, 0))?;
             if number == 0 && shards > 1 {
                 transport.steer_by_receiver_index(shards)?;
-            }
-            let mut external = ExternalGateway::open(&settings.external, offloads.external)?;
-            if shards > 1 {
-                fanout = Some(external.packets.join_fanout(fanout, shards)?);
             }
             external.set_link(&settings.external, &filter)?;
             let core = Gateway::new(GatewayConfig {
@@ -316,18 +328,6 @@ impl GatewayEngine {
             engine.shards.add(Shard::new(core, devices, links)?, sender);
         }
         Ok(engine)
-    }
-
-    /// What the external interface's sockets let through: packets for ports that the NAT may own.
-    fn filter(&self) -> FilterRules {
-        let published = self.published.keys().map(|&(_, port)| port);
-        let lowest = published.clone().chain([LOWEST_PORT, self.port_range.0]).min().unwrap_or(LOWEST_PORT);
-        let highest = published.chain([self.port_range.1]).max().unwrap_or(u16::MAX);
-        FilterRules {
-            addresses: self.external_addresses.clone(),
-            ports: lowest..=highest,
-            except_udp_port: Some(self.listen_port),
-        }
     }
 }
 
@@ -457,6 +457,7 @@ impl GatewayEngine {
         let shard = match self.peers.get(&public_key) {
             Some(&(former, shard)) => {
                 if former != address {
+                    self.unpublish_all_of(former);
                     self.shards.tell_all(|| Command::RemovePeer { public_key, address: former });
                 }
                 shard
@@ -470,80 +471,17 @@ impl GatewayEngine {
         Ok(())
     }
 
-    /// Removes a peer with its sessions and mappings; false if there was none.
+    /// Removes a peer with its sessions, mappings and published ports; false if there was none.
     pub fn remove_peer(&mut self, public_key: &[u8; 32]) -> bool {
         let Some((address, _)) = self.peers.remove(public_key) else { return false };
+        self.unpublish_all_of(address);
         self.shards.tell_all(|| Command::RemovePeer { public_key: *public_key, address });
         true
-    }
-
-    /// The kernel's view of the external interface changed.
-    pub fn set_external(&mut self, link: ExternalLink, host_addresses: Vec<Ipv4Addr>) {
-        self.external_addresses.clone_from(&link.addresses);
-        let filter = self.filter();
-        self.shards.tell_all(|| Command::SetExternal {
-            link: link.clone(),
-            host_addresses: host_addresses.clone(),
-            filter: filter.clone(),
-        });
     }
 
     /// The NAT's settings changed.
     pub fn set_nat(&mut self, config: NatConfig) {
         self.shards.tell_all(|| Command::SetNat(config.clone()));
-    }
-
-    /// Forwards an external port to a client, on every external address.
-    ///
-    /// # Errors
-    /// `EADDRINUSE` if a program on the host or a mapping holds the port.
-    pub fn publish(&mut self, protocol: Proto, port: u16, internal: Endpoint) -> Result<(), EngineError> {
-        let (Some(reserver), Some(reserved)) = (&self.reserver, port_protocol(protocol)) else {
-            return Err(EngineError::State("the engine is not running".into()));
-        };
-        let Some(&(_, shard)) = self.peers.values().find(|&&(address, _)| address == internal.address) else {
-            return Err(EngineError::Argument(format!("no peer holds {}", internal.address)));
-        };
-        for &address in &self.external_addresses {
-            let external = Endpoint::new(address, port);
-            if !self.ownership.is_reserved(reserved, address, port) {
-                reserver
-                    .claim(reserved, SocketAddrV4::new(address, port))
-                    .context(|| format!("publish {} port {port} of {address}", protocol.name()))?;
-            }
-            let answers =
-                self.shards.ask(|reply| Command::Publish { protocol, external, internal, shard, reply })?;
-            if let Some(refusal) = answers.into_iter().find_map(Result::err) {
-                self.unpublish(protocol, port);
-                let source = std::io::Error::from_raw_os_error(libc::EADDRINUSE);
-                let action = format!("publish {} port {port} of {address} ({refusal})", protocol.name());
-                return Err(DeviceError::new(action, source).into());
-            }
-        }
-        self.published.insert((protocol, port), shard);
-        self.renew_filter();
-        Ok(())
-    }
-
-    /// Ends the forwarding of an external port; false if there was none. The port stays reserved, for the NAT's own use.
-    pub fn unpublish(&mut self, protocol: Proto, port: u16) -> bool {
-        let known = self.published.remove(&(protocol, port)).is_some();
-        for &address in &self.external_addresses {
-            let external = Endpoint::new(address, port);
-            self.shards.tell_all(|| Command::Unpublish { protocol, external });
-        }
-        if let (Some(reserver), Some(reserved), true) = (&self.reserver, port_protocol(protocol), known) {
-            for &address in &self.external_addresses {
-                // A reserver too busy to take the port back keeps it: nobody else gets it, and nobody misses it.
-                reserver.handle().release(reserved, SocketAddrV4::new(address, port)).ok();
-            }
-        }
-        known
-    }
-
-    fn renew_filter(&self) {
-        let filter = self.filter();
-        self.shards.tell_all(|| Command::SetFilter(filter.clone()));
     }
 
     /// Every shard's counters.
@@ -677,12 +615,4 @@ fn check_cipher(cipher: Cipher) -> Result<(), EngineError> {
     }
     let name = cipher.name();
     Err(EngineError::Argument(format!("{name} is not to be had: this processor has no AES instructions")))
-}
-
-const fn port_protocol(protocol: Proto) -> Option<PortProtocol> {
-    match protocol {
-        Proto::Tcp => Some(PortProtocol::Tcp),
-        Proto::Udp => Some(PortProtocol::Udp),
-        Proto::Icmp => None,
-    }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::clock::Timestamp;
 use crate::drop_reason::DropCounters;
+use crate::external::ExternalGateway;
 use crate::external::next_hop::ExternalLink;
 use crate::external::packet_socket::FilterRules;
 use crate::external::reservation::{Batch, ReserverHandle};
@@ -43,6 +44,8 @@ pub enum Command {
         /// What the external interface's sockets are to let through.
         filter: FilterRules,
     },
+    /// The external interface is another one: these are its sockets, which want [`Command::SetExternal`] to be opened.
+    ExternalSockets(Box<ExternalGateway>),
     /// Other ports are published: other packets are to be let through.
     SetFilter(FilterRules),
     /// Whom to ask for external ports.
@@ -167,6 +170,8 @@ pub enum EventKind {
     PortsExhausted,
     /// The external interface went away.
     ExternalDown,
+    /// A published port is not to be had on a new external address.
+    PublicationFailed,
 }
 
 impl EventKind {
@@ -177,6 +182,7 @@ impl EventKind {
             Self::OffloadDisabled => "offload_disabled",
             Self::PortsExhausted => "ports_exhausted",
             Self::ExternalDown => "external_down",
+            Self::PublicationFailed => "publication_failed",
         }
     }
 }

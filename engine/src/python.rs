@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
@@ -15,7 +16,7 @@ use crate::engine::{
     ClientEngine, ClientSettings, EngineError, GatewayEngine, GatewaySettings, OffloadSettings,
 };
 use crate::external::next_hop::ExternalLink as Link;
-use crate::messages::ShardStatus;
+use crate::messages::{Events, ShardStatus};
 use crate::nat::{Endpoint, Filtering, MappingView, NatConfig, Proto};
 use crate::prefix::Prefix;
 use crate::traffic::Direction;
@@ -372,36 +373,50 @@ fn events(events: Vec<crate::messages::Event>) -> Vec<Event> {
     events.into_iter().map(|event| Event { kind: event.kind.name(), detail: event.detail }).collect()
 }
 
-#[pyclass(module = "tidegate._engine")]
-struct Gateway(GatewayEngine);
+/// Every method may be called from any thread: while one waits for the shards, another waits for it, without the
+/// interpreter's lock. Only events are read beside them.
+#[pyclass(frozen, module = "tidegate._engine")]
+struct Gateway {
+    engine: Mutex<GatewayEngine>,
+    events: Events,
+}
+
+impl Gateway {
+    fn with<T: Send>(&self, py: Python<'_>, work: impl FnOnce(&mut GatewayEngine) -> T + Send) -> T {
+        py.detach(|| work(&mut self.engine.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+}
 
 #[pymethods]
 impl Gateway {
     #[new]
     fn new(py: Python<'_>, options: &GatewayOptions) -> PyResult<Self> {
         let settings = options.0.clone();
-        Ok(Self(py.detach(|| GatewayEngine::new(settings))?))
+        let engine = py.detach(|| GatewayEngine::new(settings))?;
+        let events = engine.events().clone();
+        Ok(Self { engine: Mutex::new(engine), events })
     }
 
-    fn start(&mut self) -> PyResult<()> {
-        Ok(self.0.start()?)
+    fn start(&self, py: Python<'_>) -> PyResult<()> {
+        Ok(self.with(py, GatewayEngine::start)?)
     }
 
-    fn stop(&mut self, py: Python<'_>) {
-        py.detach(|| self.0.stop());
+    fn stop(&self, py: Python<'_>) {
+        self.with(py, GatewayEngine::stop);
     }
 
     fn event_fd(&self) -> i32 {
-        self.0.events().wake().as_fd().as_raw_fd()
+        self.events.wake().as_fd().as_raw_fd()
     }
 
     fn poll_events(&self) -> Vec<Event> {
-        events(self.0.events().take())
+        events(self.events.take())
     }
 
     #[pyo3(signature = (public_key, address, preshared_key=None, *, cipher="chacha20-poly1305"))]
     fn set_peer(
-        &mut self,
+        &self,
+        py: Python<'_>,
         public_key: &[u8],
         address: &str,
         preshared_key: Option<&[u8]>,
@@ -410,24 +425,26 @@ impl Gateway {
         let public_key = key("public_key", public_key)?;
         let preshared_key = preshared_key.map(|bytes| key("preshared_key", bytes)).transpose()?;
         let (address, cipher) = (self::address(address)?, self::cipher(cipher)?);
-        Ok(self.0.set_peer(public_key, address, preshared_key, cipher)?)
+        Ok(self.with(py, |engine| engine.set_peer(public_key, address, preshared_key, cipher))?)
     }
 
-    fn remove_peer(&mut self, public_key: &[u8]) -> PyResult<bool> {
-        Ok(self.0.remove_peer(&key("public_key", public_key)?))
+    fn remove_peer(&self, py: Python<'_>, public_key: &[u8]) -> PyResult<bool> {
+        let public_key = key("public_key", public_key)?;
+        Ok(self.with(py, |engine| engine.remove_peer(&public_key)))
     }
 
-    fn set_external(&mut self, link: &ExternalLink, host_addresses: Vec<String>) -> PyResult<()> {
-        self.0.set_external(link.0.clone(), addresses(&host_addresses)?);
-        Ok(())
+    fn set_external(&self, py: Python<'_>, link: &ExternalLink, host_addresses: Vec<String>) -> PyResult<()> {
+        let (link, addresses) = (link.0.clone(), addresses(&host_addresses)?);
+        Ok(self.with(py, |engine| engine.set_external(link, addresses))?)
     }
 
-    fn set_nat(&mut self, options: &NatOptions) {
-        self.0.set_nat(options.config.clone());
+    fn set_nat(&self, py: Python<'_>, options: &NatOptions) {
+        let config = options.config.clone();
+        self.with(py, |engine| engine.set_nat(config));
     }
 
     fn publish(
-        &mut self,
+        &self,
         py: Python<'_>,
         protocol: &str,
         external_port: u16,
@@ -435,22 +452,24 @@ impl Gateway {
     ) -> PyResult<()> {
         let protocol = transport_protocol(protocol)?;
         let internal = Endpoint::new(address(&internal.0)?, internal.1);
-        Ok(py.detach(|| self.0.publish(protocol, external_port, internal))?)
+        Ok(self.with(py, |engine| engine.publish(protocol, external_port, internal))?)
     }
 
-    fn unpublish(&mut self, protocol: &str, external_port: u16) -> PyResult<bool> {
-        Ok(self.0.unpublish(transport_protocol(protocol)?, external_port))
+    fn unpublish(&self, py: Python<'_>, protocol: &str, external_port: u16) -> PyResult<bool> {
+        let protocol = transport_protocol(protocol)?;
+        Ok(self.with(py, |engine| engine.unpublish(protocol, external_port)))
     }
 
     fn status(&self, py: Python<'_>) -> PyResult<Status> {
-        let shards = py.detach(|| self.0.status())?;
-        Ok(Status::new(&shards, self.0.reserved_ports()))
+        let (shards, ports) =
+            self.with(py, |engine| engine.status().map(|shards| (shards, engine.reserved_ports())))?;
+        Ok(Status::new(&shards, ports))
     }
 
     #[pyo3(signature = (address=None, limit=10_000))]
     fn mappings(&self, py: Python<'_>, address: Option<&str>, limit: usize) -> PyResult<Vec<Mapping>> {
         let address = address.map(self::address).transpose()?;
-        let views = py.detach(|| self.0.mappings(address, limit))?;
+        let views = self.with(py, |engine| engine.mappings(address, limit))?;
         Ok(views.into_iter().map(Mapping::from).collect())
     }
 }

@@ -317,6 +317,7 @@ impl<C: Core> Shard<C> {
                 let command = Command::SetExternal { link, host_addresses, filter };
                 self.core.carry_out(now, command, &mut self.outbox);
             }
+            Command::ExternalSockets(sockets) => self.replace_external(*sockets),
             Command::SetFilter(filter) => {
                 if let Some(external) = &self.devices.external {
                     if let Err(error) = external.packets.set_filter(&filter) {
@@ -340,6 +341,19 @@ impl<C: Core> Shard<C> {
         {
             self.core.drops().add(DropReason::ReceiveOverrun, u64::from(statistics.overruns));
         }
+    }
+
+    /// Turns to another interface. Of the old sockets, whatever they still hold is lost.
+    fn replace_external(&mut self, sockets: ExternalGateway) {
+        let added = self
+            .epoll
+            .add(&sockets.packets, Token::External as u64, Interest::Read)
+            .and_then(|()| self.epoll.add(&sockets.arp, Token::Arp as u64, Interest::Read));
+        if let Err(error) = added {
+            self.links.events.push(EventKind::ExternalDown, error.to_string());
+        }
+        // Closing the old ones ends their membership in epoll and fanout.
+        self.devices.external = Some(sockets);
     }
 
     fn offloads_in_use(&self) -> Vec<(&'static str, bool)> {

@@ -157,7 +157,7 @@ class Status:
 @final
 class Event:
     """Something that Python should know. `kind`: "shard_failed", "offload_disabled", "ports_exhausted",
-    "external_down", "external_up"."""
+    "external_down", "publication_failed"."""
 
     kind: str
     detail: str
@@ -186,7 +186,8 @@ class Gateway:
         disturbed."""
     def remove_peer(self, public_key: bytes) -> bool: ...
     def set_external(self, link: ExternalLink, host_addresses: list[str]) -> None:
-        """The kernel's view of the link changed: new next hop, address or MTU."""
+        """The kernel's view of the link changed: new next hop, address, MTU or interface. `OSError` if another
+        interface cannot be opened; nothing has changed then."""
     def set_nat(self, options: NatOptions) -> None: ...
     def publish(self, protocol: str, external_port: int, internal: tuple[str, int]) -> None:
         """Forwards an external port to a client. `OSError` (EADDRINUSE) if a host program holds the port."""

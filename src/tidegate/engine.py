@@ -143,7 +143,7 @@ class EngineStatus(Protocol):
 
 class EngineEvent(Protocol):
     """Something that Python should know: "shard_failed", "offload_disabled", "ports_exhausted",
-    "external_down", "external_up"."""
+    "external_down", "publication_failed"."""
 
     @property
     def kind(self) -> str: ...

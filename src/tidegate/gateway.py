@@ -233,7 +233,11 @@ class Gateway:
                 addresses=",".join(link.addresses),
                 next_hop=link.next_hop,
             )
-            self.engine.set_external(link, own)
+            try:
+                await asyncio.to_thread(self.engine.set_external, link, own)
+            except OSError as cause:
+                log.warning("the external link is not usable now", cause=cause.strerror or str(cause))
+                continue
             self._external, self._own_addresses = link, own
 
 

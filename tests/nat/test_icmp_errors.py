@@ -32,6 +32,9 @@ kinds = st.one_of(
 )
 
 
+lengths = st.integers(0, 600).filter(lambda length: length != 9)  # half a TCP checksum cannot be mended
+
+
 class Flow(NamedTuple):
     """Alice's first packet, as she made it and as it left, and the server's answer, as it comes."""
 
@@ -77,7 +80,7 @@ def quoted(packet: bytes, length: int, **fields: int) -> bytes:
     packets.payloads,
     packets.headers,
     packets.headers,
-    st.integers(0, 600),
+    lengths,
     kinds,
     st.integers(1, 255),
 )
@@ -98,7 +101,7 @@ def test_an_error_from_outside_quotes_what_the_client_sent(
     assert received == packets.error(ROUTER, ALICE.address, ours, *kind, errors_header)
 
 
-@given(protocols, packets.payloads, packets.headers, packets.headers, st.integers(0, 600), kinds)
+@given(protocols, packets.payloads, packets.headers, packets.headers, lengths, kinds)
 def test_an_error_by_the_client_quotes_what_the_server_sent(
     protocol: str, payload: bytes, header: Header, errors_header: Header, length: int, kind: tuple[int, int]
 ) -> None:

@@ -169,17 +169,30 @@ def test_the_ports_of_a_removed_client_rest_as_well() -> None:
     assert nat.translate_outbound(packets.tcp(BOB, SERVER, "S", 1), 1.0 + REST)
 
 
+def test_a_tcp_port_is_shared_towards_different_servers_only_when_all_are_taken() -> None:
+    """RFC 7857 §3."""
+    nat = Nat(external=[EXTERNAL], ports=(40000, 40000))
+    other = Endpoint("198.51.100.2", SERVER.port)
+    external = packets.source(nat.translate_outbound(packets.tcp(ALICE, SERVER, "S", 1), 0.0))
+    assert refused(nat.translate_outbound, packets.tcp(BOB, SERVER, "S", 1), 0.0) == "ports_exhausted"
+    assert packets.source(nat.translate_outbound(packets.tcp(BOB, other, "S", 1), 0.0)) == external
+    for remote, inside in ((SERVER, ALICE), (other, BOB)):
+        received = nat.translate_inbound(packets.tcp(remote, external, "SA", 9, 2), 0.0)
+        assert packets.destination(received) == inside
+
+
 # ---- Everything at once, for any sequence of operations
 
 hosts = st.integers(2, 4).map(lambda host: f"10.66.77.{host}")
 insides = st.builds(Endpoint, hosts, st.integers(5000, 5003))
 outsides = st.builds(Endpoint, st.integers(1, 2).map(lambda host: f"198.51.100.{host}"), st.integers(80, 81))
 protocols = st.sampled_from(["udp", "tcp", "icmp"])
-PORTS = (40000, 40007)
+PORTS = (40000, 40003)
+SHORTEST_TIMEOUT = {"udp": UDP_TIMEOUT, "icmp": ICMP_TIMEOUT, "tcp": TCP_OPENING}
 
 
 class Sessions(RuleBasedStateMachine):
-    """Clients that talk, servers that answer, time that passes, clients that leave: with 8 ports for 12 endpoints."""
+    """Clients that talk, servers that answer, time that passes, clients that leave: with 4 ports for 12 endpoints."""
 
     @initialize(seed=st.binary(min_size=32, max_size=32))
     def begin(self, seed: bytes) -> None:
@@ -188,7 +201,9 @@ class Sessions(RuleBasedStateMachine):
         self.live: dict[tuple[str, Endpoint], Endpoint] = {}
         """The NAT's own list: (protocol, inside) → external."""
         self.owners: dict[tuple[str, Endpoint, Endpoint], Endpoint] = {}
-        """(protocol, external, outside) → inside, as the world has seen it."""
+        """(protocol, external, outside) → inside: who showed that external endpoint to that server last."""
+        self.sessions: dict[tuple[str, Endpoint, Endpoint], tuple[Endpoint, float]] = {}
+        """The same while its mapping lives, with the time of its last packet."""
         self.rests: dict[tuple[str, int], tuple[str, float]] = {}
         """(protocol, port) → the client that had it, and until when it rests."""
 
@@ -211,27 +226,25 @@ class Sessions(RuleBasedStateMachine):
             _, until = self.rests.get((protocol, external.port), ("", 0.0))
             assert until <= self.now, "the port had not rested"
         key = (protocol, external, outside)
-        owner = self.owners.get(key)
-        assert owner in (None, inside) or (protocol, owner) not in self.live, "two live sessions collide"
+        assert self.owner_in_session(key) in (None, inside), "two live sessions collide"
         self.owners[key] = inside
+        self.sessions[key] = (inside, self.now)
 
     @rule(data=st.data())
     @precondition(lambda self: self.owners)
     def a_server_answers(self, data: st.DataObject) -> None:
-        protocol, external, outside = data.draw(st.sampled_from(sorted(self.owners)))
-        owner = self.owners[protocol, external, outside]
+        key = data.draw(st.sampled_from(sorted(self.owners)))
+        protocol, external, outside = key
+        owner = self.owner_in_session(key)
         try:
             received = self.nat.translate_inbound(answer(protocol, outside, external), self.now)
         except Dropped as dropped:
             assert dropped.reason in {"no_mapping", "filtered"}
+            assert owner is None, "an answer must not be lost"
             return
         reached = packets.destination(received)
-        if (protocol, owner) in self.live:
-            assert reached == owner
-        else:
-            assert self.live[protocol, reached] == external, (
-                "its present owner talks to that server's address"
-            )
+        assert self.live[protocol, reached] == external
+        assert owner in (None, reached), "an answer must not reach anybody else"
 
     @rule(seconds=st.integers(0, 130) | st.sampled_from([60, 61, 120, 240, 241, 300, 301, 1000]))
     def time_passes(self, seconds: int) -> None:
@@ -246,6 +259,11 @@ class Sessions(RuleBasedStateMachine):
     def a_client_leaves(self, host: str) -> None:
         self.nat.remove_client(host, self.now)
         self.look(rest=("udp", "tcp", "icmp"))
+
+    def owner_in_session(self, key: tuple[str, Endpoint, Endpoint]) -> Endpoint | None:
+        """Whose session it is, if it cannot have ended yet."""
+        inside, at = self.sessions.get(key, (None, 0.0))
+        return inside if self.now - at <= SHORTEST_TIMEOUT[key[0]] else None
 
     def look(self, rest: tuple[str, ...] = ()) -> None:
         """Reads the list of mappings; ports of these protocols that are on it no more rest from now on."""
@@ -262,6 +280,11 @@ class Sessions(RuleBasedStateMachine):
             ):
                 self.rests[protocol, external.port] = (inside.address, self.now + REST)
         self.live = after
+        self.sessions = {
+            (protocol, external, outside): (inside, at)
+            for (protocol, external, outside), (inside, at) in self.sessions.items()
+            if after.get((protocol, inside)) == external
+        }
 
     @invariant()
     def counts_are_those_of_the_list(self) -> None:

@@ -140,6 +140,18 @@ impl PortReservation {
         true
     }
 
+    /// Gives back the ports of all other addresses: the host has them no longer.
+    pub fn retain_addresses(&mut self, addresses: &[Ipv4Addr]) {
+        let ownership = &self.ownership;
+        self.sockets.retain(|&(protocol, port), _| {
+            let keep = addresses.contains(port.ip());
+            if !keep {
+                ownership.set(protocol, port, false);
+            }
+            keep
+        });
+    }
+
     /// How many ports are reserved.
     pub fn len(&self) -> usize {
         self.sockets.len()

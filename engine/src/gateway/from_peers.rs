@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::external::reservation::PortProtocol;
+use crate::wire::protocol;
 
 impl Gateway {
     /// Opens one datagram, and keeps its packet until the flush.
@@ -165,8 +166,21 @@ impl Gateway {
     ) -> Result<Outbound, Refusal> {
         match self.nat.translate_outbound(packet, now) {
             Ok(outbound) => Ok(outbound),
+            // More ports are on their way. An error would end the client's attempt; in silence, it tries again.
+            Err(DropReason::PortsExhausted) if self.ports_are_under_way(packet) => {
+                Err(DropReason::PortsExhausted.into())
+            }
             Err(reason) => Err(self.refuse(now, packet, reason, 0)),
         }
+    }
+
+    fn ports_are_under_way(&self, packet: &Ipv4Packet<'_>) -> bool {
+        let protocol = match packet.protocol() {
+            protocol::TCP => Proto::Tcp,
+            protocol::UDP => Proto::Udp,
+            _ => return false,
+        };
+        self.supply.is_under_way(protocol)
     }
 
     /// Why a destination outside cannot be reached, if so: to be known before a port is lent for it.

@@ -56,6 +56,12 @@ impl PortSupply {
         });
     }
 
+    /// Whether ports of the protocol have been asked for and may come any moment.
+    pub(super) fn is_under_way(&self, protocol: Proto) -> bool {
+        let short = |pool| self.short.iter().any(|&(short, _)| short == pool);
+        self.asked.iter().any(|&pool| pool.0 == protocol && !short(pool))
+    }
+
     /// Forgets the addresses that are gone; those that are new are to be supplied.
     fn set_addresses(&mut self, addresses: &[Ipv4Addr]) {
         self.asked.retain(|(_, address, _)| addresses.contains(address));
@@ -121,6 +127,7 @@ impl Gateway {
             // The loop's own, or a client's.
             Command::Status(_)
             | Command::Stop
+            | Command::ExternalSockets(_)
             | Command::SetFilter(_)
             | Command::Reserver(_)
             | Command::SetEndpoint(_)
@@ -164,6 +171,8 @@ impl Gateway {
         }
         if shard == self.shard {
             self.nat.publish(protocol, external, internal, now)?;
+        } else {
+            self.nat.cede_port(protocol, external)?;
         }
         self.published.insert((protocol, external), Publication { client, shard });
         Ok(())
@@ -196,7 +205,10 @@ impl Gateway {
         } else {
             self.supply.asked.retain(|&asked| asked != pool);
         }
-        let added = self.nat.add_ports(protocol, address, &batch.ports);
+        // One may have been published while the batch was on its way.
+        let published = |port| self.published.contains_key(&(protocol, Endpoint::new(address, port)));
+        let ports: Vec<u16> = batch.ports.iter().copied().filter(|&port| !published(port)).collect();
+        let added = self.nat.add_ports(protocol, address, &ports);
         if class == PortClass::Unprivileged {
             *self.supply.granted.entry((protocol, address)).or_default() += added;
         }

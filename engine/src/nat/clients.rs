@@ -13,10 +13,12 @@ use slab::Slab;
 /// A client with at least one mapping.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Client {
-    /// Its mappings, and the ends of their list.
+    /// How many mappings it has.
     pub mappings: u32,
-    pub first_mapping: u32,
-    pub last_mapping: u32,
+    /// Those of them that are in use.
+    pub live: MappingList,
+    /// Those whose TCP connections are all closed: they make room when room is needed. The first closed first.
+    pub closed: MappingList,
     /// The sessions of all its mappings.
     pub sessions: u32,
     /// The one external address of all its mappings (RFC 4787 REQ-2: paired pooling).
@@ -29,11 +31,61 @@ impl Client {
     pub(super) fn new(external: Ipv4Addr) -> Self {
         Self {
             mappings: 0,
-            first_mapping: NIL,
-            last_mapping: NIL,
+            live: MappingList::EMPTY,
+            closed: MappingList::EMPTY,
             sessions: 0,
             external,
             pace: Pace::default(),
+        }
+    }
+
+    /// One of its mappings.
+    pub(super) fn any_mapping(&self) -> u32 {
+        if self.live.first == NIL { self.closed.first } else { self.live.first }
+    }
+
+    /// The one of its closed mappings that was closed first; the next is its `next`.
+    pub(super) fn first_closed(&self) -> u32 {
+        self.closed.first
+    }
+
+    fn list_of(&mut self, mapping: &Mapping) -> &mut MappingList {
+        if mapping.closed { &mut self.closed } else { &mut self.live }
+    }
+}
+
+/// The ends of a list of a client's mappings, which is threaded through their records.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct MappingList {
+    first: u32,
+    last: u32,
+}
+
+impl MappingList {
+    const EMPTY: Self = Self { first: NIL, last: NIL };
+
+    fn push(&mut self, id: u32, mappings: &mut Slab<Mapping>) {
+        let previous = std::mem::replace(&mut self.last, id);
+        if previous == NIL {
+            self.first = id;
+        } else {
+            mappings[previous as usize].next = id;
+        }
+        let mapping = &mut mappings[id as usize];
+        (mapping.previous, mapping.next) = (previous, NIL);
+    }
+
+    /// Takes a mapping out, whose own links are of no more use.
+    fn unlink(&mut self, mapping: &Mapping, mappings: &mut Slab<Mapping>) {
+        if mapping.previous == NIL {
+            self.first = mapping.next;
+        } else {
+            mappings[mapping.previous as usize].next = mapping.next;
+        }
+        if mapping.next == NIL {
+            self.last = mapping.previous;
+        } else {
+            mappings[mapping.next as usize].previous = mapping.previous;
         }
     }
 }
@@ -83,31 +135,27 @@ impl Clients {
 
     /// Enters a mapping as the newest of its client; `client` is what the client's record shall be.
     pub(super) fn add_mapping(&mut self, mut client: Client, id: u32, mappings: &mut Slab<Mapping>) {
-        let previous = std::mem::replace(&mut client.last_mapping, id);
-        if previous == NIL {
-            client.first_mapping = id;
-        } else {
-            mappings[previous as usize].next = id;
-        }
         client.mappings += 1;
-        let mapping = &mut mappings[id as usize];
-        (mapping.previous, mapping.next) = (previous, NIL);
-        self.0.insert(mapping.internal.address, client);
+        let Mapping { internal, .. } = mappings[id as usize];
+        client.live.push(id, mappings);
+        self.0.insert(internal.address, client);
+    }
+
+    /// Notes that all connections of a mapping are closed, or that one of them no longer is.
+    pub(super) fn set_closed(&mut self, id: u32, closed: bool, mappings: &mut Slab<Mapping>) {
+        let mapping = mappings[id as usize];
+        let Some(client) = self.0.get_mut(&mapping.internal.address) else { return };
+        if mapping.closed != closed {
+            client.list_of(&mapping).unlink(&mapping, mappings);
+            mappings[id as usize].closed = closed;
+            client.list_of(&Mapping { closed, ..mapping }).push(id, mappings);
+        }
     }
 
     /// Forgets a mapping that has been removed from `mappings`, and the client with its last one.
     pub(super) fn remove_mapping(&mut self, mapping: &Mapping, mappings: &mut Slab<Mapping>) {
         let Some(client) = self.0.get_mut(&mapping.internal.address) else { return };
-        if mapping.previous == NIL {
-            client.first_mapping = mapping.next;
-        } else {
-            mappings[mapping.previous as usize].next = mapping.next;
-        }
-        if mapping.next == NIL {
-            client.last_mapping = mapping.previous;
-        } else {
-            mappings[mapping.next as usize].previous = mapping.previous;
-        }
+        client.list_of(mapping).unlink(mapping, mappings);
         client.mappings -= 1;
         if client.mappings == 0 {
             self.0.remove(&mapping.internal.address);

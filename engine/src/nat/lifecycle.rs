@@ -14,7 +14,7 @@ use crate::drop_reason::DropReason;
 
 /// Sessions that one call of [`Nat::expire`] looks at: about a millisecond's worth.
 const EXPIRY_BUDGET: usize = 4096;
-/// Mappings of a client, or sessions of a mapping, that are looked at for one to be reclaimed.
+/// Closed mappings of a client, or sessions of a mapping, that are looked at for one to be reclaimed.
 const RECLAIM_ATTEMPTS: usize = 32;
 /// A mapping with more sessions than this is not looked at.
 const RECLAIM_SESSIONS: u32 = 4;
@@ -132,18 +132,22 @@ impl Nat {
         remote: Endpoint,
         now: Timestamp,
     ) -> Result<u32, DropReason> {
+        // Where the client, or all clients together, may have no more, its closed connections make room.
+        let held = self.mappings_of(internal.address);
+        if held >= self.config.max_mappings_per_client && !self.reclaim_closed(internal.address, now) {
+            return Err(DropReason::ClientMappingLimit);
+        }
+        let all = self.table.mappings.len() - self.published;
+        if all >= self.slice.part_of(self.config.max_mappings) && !self.reclaim_closed(internal.address, now)
+        {
+            return Err(DropReason::MappingsExhausted);
+        }
         let mut client = match self.clients.get(internal.address) {
             Some(client) => *client,
             None => Client::new(self.home_of(internal.address).ok_or(DropReason::PortsExhausted)?),
         };
-        if client.mappings as usize >= self.config.max_mappings_per_client {
-            return Err(DropReason::ClientMappingLimit);
-        }
         if !client.pace.take(self.config.max_new_mappings_per_second, now) {
             return Err(DropReason::ClientMappingRate);
-        }
-        if self.table.mappings.len() - self.published >= self.slice.part_of(self.config.max_mappings) {
-            return Err(DropReason::MappingsExhausted);
         }
         if !self.pools.contains(client.external) {
             client.external = self.home_of(internal.address).ok_or(DropReason::PortsExhausted)?;
@@ -179,6 +183,7 @@ impl Nat {
             sessions: 0,
             first_session: NIL,
             last_session: NIL,
+            closed: false,
             previous: NIL,
             next: NIL,
         });
@@ -215,7 +220,7 @@ impl Nat {
         if protocol != Proto::Tcp {
             return None;
         }
-        if self.reclaim_closed(internal.address, address, now) {
+        if self.reclaim_closed(internal.address, now) {
             if let Some(port) = self.pools.draw(protocol, address, class, &mut self.random) {
                 return Some((port, Kind::Drawn));
             }
@@ -234,29 +239,36 @@ impl Nat {
             .map(|port| (port, Kind::Shared))
     }
 
-    /// Ends the oldest of the client's TCP mappings whose connections are all closed. Looks at a few only.
-    fn reclaim_closed(&mut self, client: Ipv4Addr, address: Ipv4Addr, now: Timestamp) -> bool {
+    /// Ends the one of the client's TCP mappings that was closed first, as if its last minutes were over. Looks at a few
+    /// only: nearly always the first one will do.
+    fn reclaim_closed(&mut self, client: Ipv4Addr, now: Timestamp) -> bool {
         let Some(client) = self.clients.get(client) else { return false };
-        let mut at = client.first_mapping;
+        let mut at = client.first_closed();
         for _ in 0..RECLAIM_ATTEMPTS {
             let Some(mapping) = self.table.mappings.get(at as usize) else { return false };
-            let closed = mapping.protocol == Proto::Tcp
-                && mapping.kind == Kind::Drawn
-                && mapping.external.address == address
+            // Of use is what gives a port back to the pool from which the next one is drawn.
+            let useful = mapping.external.address == client.external
                 && PortClass::of(mapping.external.port) == PortClass::Unprivileged
-                && mapping.sessions <= RECLAIM_SESSIONS
-                && !self.table.is_shared(Proto::Tcp, mapping.external)
-                && self.table.sessions_of(mapping).all(|id| {
-                    let connection = &self.table.sessions[id as usize].tcp;
-                    connection.as_ref().is_some_and(|c| c.state() == TcpState::Closing)
-                });
-            if closed {
+                && !self.table.is_shared(Proto::Tcp, mapping.external);
+            if useful {
                 self.close_mapping(at, End::Expired, now);
                 return true;
             }
             at = mapping.next;
         }
         false
+    }
+
+    /// Notes whether all connections of a TCP mapping are closed, after one of them has changed.
+    pub(super) fn note_closed(&mut self, id: u32) {
+        let mapping = &self.table.mappings[id as usize];
+        let closed = mapping.kind == Kind::Drawn
+            && mapping.sessions <= RECLAIM_SESSIONS
+            && self.table.sessions_of(mapping).all(|id| {
+                let connection = &self.table.sessions[id as usize].tcp;
+                connection.as_ref().is_some_and(|c| c.state() == TcpState::Closing)
+            });
+        self.clients.set_closed(id, closed, &mut self.table.mappings);
     }
 
     fn check_session_limits(&self, client: Ipv4Addr) -> Result<(), DropReason> {
@@ -278,6 +290,9 @@ impl Nat {
         let session = &self.table.sessions[id as usize];
         if let Some(client) = self.clients.get_mut(session.internal.address) {
             client.sessions += 1;
+        }
+        if session.tcp.is_some() {
+            self.note_closed(mapping);
         }
         self.restart_timer(id, now);
         id

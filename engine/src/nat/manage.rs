@@ -81,12 +81,7 @@ impl Nat {
         if held.is_some_and(|id| self.table.mappings[id as usize].kind == Kind::Published) {
             return Err(PublishError::EndpointPublished);
         }
-        if self.table.find_external(protocol, external).is_some()
-            || self.table.is_shared(protocol, external)
-            || !self.pools.take(protocol, external.address, external.port)
-        {
-            return Err(PublishError::PortInUse);
-        }
+        self.cede_port(protocol, external)?;
         if let Some(id) = held {
             self.close_mapping(id, End::Removed, now);
         }
@@ -96,6 +91,18 @@ impl Nat {
         };
         self.add_mapping(client, protocol, Kind::Published, internal, external, now);
         Ok(())
+    }
+
+    /// Takes a port out of the pool, if it is there, because a client publishes it: here or, as every shard has ports of
+    /// its own, on another shard. Until then the port could be lent as well.
+    ///
+    /// # Errors
+    /// [`PublishError::PortInUse`] if it is lent already.
+    pub fn cede_port(&mut self, protocol: Proto, external: Endpoint) -> Result<(), PublishError> {
+        let lent = self.table.find_external(protocol, external).is_some()
+            || self.table.is_shared(protocol, external)
+            || !self.pools.take(protocol, external.address, external.port);
+        if lent { Err(PublishError::PortInUse) } else { Ok(()) }
     }
 
     /// Takes a published port back; its connections end. The port is the caller's again, to be closed or handed in with
@@ -115,7 +122,7 @@ impl Nat {
     pub fn remove_client(&mut self, address: Ipv4Addr, now: Timestamp) -> Vec<(Proto, Endpoint)> {
         let mut published = Vec::new();
         while let Some(client) = self.clients.get(address) {
-            let id = client.first_mapping;
+            let id = client.any_mapping();
             let Mapping { protocol, kind, external, .. } = self.table.mappings[id as usize];
             if kind == Kind::Published {
                 published.push((protocol, external));

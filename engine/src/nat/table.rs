@@ -56,7 +56,9 @@ pub(super) struct Mapping {
     pub sessions: u32,
     pub first_session: u32,
     pub last_session: u32,
-    /// Its neighbours among the mappings of its client.
+    /// All its connections are closed: it is in the other one of its client's two lists.
+    pub closed: bool,
+    /// Its neighbours in that list.
     pub previous: u32,
     pub next: u32,
 }

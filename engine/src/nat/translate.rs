@@ -186,6 +186,8 @@ impl Nat {
             Verdict::Refuse => return Err(DropReason::TcpOutOfState),
         }
         if changed {
+            let mapping = session.mapping;
+            self.note_closed(mapping);
             self.restart_timer(id, now);
         }
         Ok(())

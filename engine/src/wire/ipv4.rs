@@ -331,7 +331,8 @@ impl<'a> Ipv4Packet<'a> {
             return;
         }
         // ICMP has no pseudo-header, so its checksum is never partial, whatever the metadata says.
-        let (Transport::Tcp { .. } | Transport::Udp, Some(at)) = (self.transport, self.checksum_offset()) else {
+        let (Transport::Tcp { .. } | Transport::Udp, Some(at)) = (self.transport, self.checksum_offset())
+        else {
             return;
         };
         let start = self.header_len();

@@ -158,3 +158,17 @@ fn a_refused_publication_leaves_nothing_behind() {
     world.arrive(&Ip::udp(endpoint(SERVER, 4_000), endpoint(EXTERNAL, PORTS[0]), b"query"));
     assert_eq!(world.take_one(0).to(), service);
 }
+
+#[test]
+fn a_port_published_for_a_client_of_one_shard_is_not_lent_by_another() {
+    // The port belongs to shard 0 by its remainder; the client that publishes it lives on shard 1.
+    let mut world = World::with_shards(2).connected();
+    let service = endpoint(client_address(1), 53);
+    let lent: Vec<u16> = (0..4u16)
+        .map(|n| {
+            world.send(0, &Ip::udp(endpoint(client_address(0), 6_000 + n), endpoint(SERVER, 53), b"query"));
+            world.take_one_outside().from().port()
+        })
+        .collect();
+    assert_eq!(world.publish(Proto::Udp, lent[0], service), Err(PublishError::PortInUse), "a mapping has it");
+}

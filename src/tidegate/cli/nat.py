@@ -49,7 +49,7 @@ def list_mappings(
                     entry.state,
                     str(entry.sessions),
                     duration(entry.idle),
-                    duration(entry.expires_in),
+                    "never" if entry.expires_in is None else duration(entry.expires_in),
                 )
                 for entry in answer.mappings
             ],

@@ -231,6 +231,16 @@ class SqliteStore:
                         f"{other.external_text} is published to {other.internal_text} already",
                         hint=f"first `tidegate publish remove {other.external_text}`",
                     )
+                if (
+                    (other.protocol, other.peer) == (publication.protocol, publication.peer)
+                    and other.internal_port <= publication.internal_of(publication.last_port)
+                    and publication.internal_port <= other.internal_of(other.last_port)
+                ):
+                    # What the client sends from there comes from one external port (RFC 4787 REQ-1), not from two.
+                    raise ConflictError(
+                        f"{other.internal_text} is published already, as {other.external_text}",
+                        hint=f"first `tidegate publish remove {other.external_text}`",
+                    )
             connection.execute(
                 insert(_publications).values(
                     protocol=publication.protocol,

@@ -48,6 +48,7 @@ enum Command {
     Reserve(ReserveRequest),
     Claim(PortProtocol, SocketAddrV4, SyncSender<io::Result<()>>),
     Release(PortProtocol, SocketAddrV4),
+    RetainAddresses(Vec<Ipv4Addr>),
     Stop,
 }
 
@@ -102,6 +103,12 @@ impl Reserver {
         answer.recv().map_err(gone)?
     }
 
+    /// Gives back the ports of all other addresses. As [`Self::claim`], it may wait for the thread's current work.
+    pub fn retain_addresses(&self, addresses: &[Ipv4Addr]) {
+        // Fails only after `Self::stop`, when there are no ports at all.
+        drop(self.handle.0.send(Command::RetainAddresses(addresses.to_vec())));
+    }
+
     /// Ends the thread, waits for it, and frees every port. Stopping twice does nothing.
     pub fn stop(&mut self) {
         if let Some(thread) = self.thread.take() {
@@ -154,6 +161,7 @@ fn work(mut reservation: PortReservation, commands: &Receiver<Command>, mut deli
             Command::Release(protocol, port) => {
                 reservation.release(protocol, port);
             }
+            Command::RetainAddresses(addresses) => reservation.retain_addresses(&addresses),
             Command::Stop => break,
         }
     }

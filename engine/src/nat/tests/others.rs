@@ -144,6 +144,17 @@ fn a_port_is_published_once_and_never_one_in_use() {
 }
 
 #[test]
+fn a_port_that_another_shard_publishes_is_lent_to_nobody() {
+    let mut world = World::with_ports(NatConfig::default(), 10_000..10_002);
+    let (one, other) = (Endpoint::new(EXTERNAL, 10_000), Endpoint::new(EXTERNAL, 10_001));
+    assert_eq!(world.nat.cede_port(Proto::Udp, one), Ok(()));
+    assert_eq!(source(&world.send(udp(at(CLIENT), at(SERVER), b"")).unwrap()), other);
+    let next = udp(at("10.66.77.3:5000"), at(SERVER), b"");
+    assert_eq!(world.send(next), Err(DropReason::PortsExhausted));
+    assert_eq!(world.nat.cede_port(Proto::Udp, other), Err(PublishError::PortInUse));
+}
+
+#[test]
 fn publishing_replaces_the_mapping_that_the_endpoint_had() {
     let mut world = World::new();
     let before = source(&world.send(udp(at(CLIENT), at(SERVER), b"")).unwrap());

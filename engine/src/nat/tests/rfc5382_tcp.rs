@@ -340,6 +340,33 @@ fn rfc_7857_a_port_is_shared_towards_other_destinations_once_the_pool_is_exhaust
 }
 
 #[test]
+fn closed_connections_make_room_under_the_clients_cap_and_live_ones_do_not() {
+    let mut world = World::with(NatConfig { max_mappings_per_client: 100, ..NatConfig::default() });
+    let open = |world: &mut World, port: u16| Connection::open(world, &format!("10.66.77.2:{port}"), SERVER);
+    let live: Vec<_> = (2_000..2_060).map(|port| open(&mut world, port)).collect();
+    // One short connection after the other: each would wait for four minutes after its end.
+    let short: Vec<_> = (3_000..3_500)
+        .map(|port| {
+            let connection = open(&mut world, port);
+            connection.sends(&mut world, "R", 101, 0, b"").unwrap();
+            connection
+        })
+        .collect();
+    assert_eq!(world.nat.mappings_of(live[0].client.address), 100);
+    let left = short.iter().map(|connection| connection.state(&world).is_some());
+    assert!(left.eq((3_000..3_500).map(|port| port >= 3_460)), "the one that was closed first goes first");
+    // One that is opened again is alive again.
+    let again = &short[460];
+    again.sends(&mut world, "S", 7_000, 0, b"").unwrap();
+    for port in 4_000..4_039 {
+        open(&mut world, port);
+    }
+    let more = tcp(at("10.66.77.2:5000"), at(SERVER), "S", 1, 0, b"");
+    assert_eq!(world.send(more), Err(DropReason::ClientMappingLimit));
+    assert!(live.iter().chain([again]).all(|connection| connection.state(&world).is_some()));
+}
+
+#[test]
 fn a_closed_connection_of_the_same_client_makes_room_before_a_port_is_shared() {
     let mut world = World::with_ports(NatConfig::default(), 10_000..10_002);
     let closed = Connection::open(&mut world, "10.66.77.2:1100", SERVER);

@@ -1,0 +1,225 @@
+//! The external side of the whole gateway: its interface, its addresses, and the ports that are published on them.
+//!
+//! Theory of operation. A port is published on every external address, and on every shard: that of the client's
+//! translates, the others send it what they get, and none lends the port to anybody. First the port is reserved (unless
+//! it is the NAT's already), then the shards are told; if one of them refuses, all take it back. Before the engine has
+//! been started they will find their orders waiting, and have no reason to refuse: so what was published before a
+//! restart is published before the first packet.
+//!
+//! When an address goes, so do its reserved ports; on an address that comes, everything is published anew. When the
+//! interface is another one, every shard gets new sockets.
+
+use std::io;
+use std::sync::mpsc;
+
+use super::*;
+use crate::external::ExternalGateway;
+use crate::external::packet_socket::FilterRules;
+use crate::nat::PublishError;
+
+/// The lowest of the privileged ports that the NAT reserves where clients use such source ports.
+const LOWEST_PORT: u16 = 512;
+
+/// A published port.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Publication {
+    /// The client's address and port.
+    internal: Endpoint,
+    /// Where the client lives.
+    shard: u8,
+}
+
+/// Opens every shard's sockets on the interface; they share its packets, and are deaf until they are told what to let
+/// through.
+pub(super) fn open_external(
+    link: &ExternalLink,
+    offload: bool,
+    shards: u8,
+) -> Result<Vec<ExternalGateway>, DeviceError> {
+    let mut fanout = None;
+    (0..shards)
+        .map(|_| {
+            let external = ExternalGateway::open(link, offload)?;
+            if shards > 1 {
+                fanout = Some(external.packets.join_fanout(fanout, shards)?);
+            }
+            Ok(external)
+        })
+        .collect()
+}
+
+impl GatewayEngine {
+    /// The kernel's view of the external interface changed; or it is another interface.
+    ///
+    /// # Errors
+    /// If the sockets on another interface cannot be opened; nothing has changed then.
+    pub fn set_external(
+        &mut self,
+        link: ExternalLink,
+        host_addresses: Vec<Ipv4Addr>,
+    ) -> Result<(), EngineError> {
+        if link.index != self.external_index {
+            let shards = self.shards.senders.len() as u8;
+            let sockets = open_external(&link, self.external_offload, shards)?;
+            for (sender, sockets) in self.shards.senders.iter().zip(sockets) {
+                sender.send(Command::ExternalSockets(Box::new(sockets)));
+            }
+            self.external_index = link.index;
+        }
+        let before = std::mem::replace(&mut self.external_addresses, link.addresses.clone());
+        let filter = self.filter();
+        self.shards.tell_all(|| Command::SetExternal {
+            link: link.clone(),
+            host_addresses: host_addresses.clone(),
+            filter: filter.clone(),
+        });
+        if let Some(reserver) = &self.reserver {
+            reserver.retain_addresses(&self.external_addresses);
+        }
+        for address in link.addresses.into_iter().filter(|address| !before.contains(address)) {
+            for ((protocol, port), publication) in self.published.clone() {
+                if let Err(error) = self.publish_on(address, protocol, port, publication) {
+                    let detail = format!("{}/{port} on {address}: {error}", protocol.name());
+                    self.shards.events.push(EventKind::PublicationFailed, detail);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Forwards an external port to a client, on every external address. Before [`Self::start`], too.
+    ///
+    /// # Errors
+    /// `EADDRINUSE` if a program on the host or a mapping holds the port, or it is published already.
+    pub fn publish(&mut self, protocol: Proto, port: u16, internal: Endpoint) -> Result<(), EngineError> {
+        let Some(&(_, shard)) = self.peers.values().find(|&&(address, _)| address == internal.address) else {
+            return Err(EngineError::Argument(format!("no peer holds {}", internal.address)));
+        };
+        if self.published.contains_key(&(protocol, port)) {
+            return Err(in_use(protocol, port, PublishError::PortInUse));
+        }
+        let publication = Publication { internal, shard };
+        for address in self.external_addresses.clone() {
+            if let Err(refusal) = self.publish_on(address, protocol, port, publication) {
+                self.withdraw(protocol, port, address);
+                return Err(refusal);
+            }
+        }
+        self.published.insert((protocol, port), publication);
+        self.renew_filter();
+        Ok(())
+    }
+
+    /// Ends the forwarding of an external port, which is the host's again; false if there was none.
+    pub fn unpublish(&mut self, protocol: Proto, port: u16) -> bool {
+        let known = self.published.remove(&(protocol, port)).is_some();
+        if known {
+            self.withdraw(protocol, port, Ipv4Addr::UNSPECIFIED);
+            self.renew_filter();
+        }
+        known
+    }
+
+    /// Ends all forwarding to a client.
+    pub(super) fn unpublish_all_of(&mut self, client: Ipv4Addr) {
+        let to_client = |publication: &Publication| publication.internal.address == client;
+        let ports: Vec<_> =
+            self.published.iter().filter(|(_, to)| to_client(to)).map(|(&port, _)| port).collect();
+        for (protocol, port) in ports {
+            self.unpublish(protocol, port);
+        }
+    }
+
+    /// What the external interface's sockets let through: packets for ports that the NAT may own.
+    pub(super) fn filter(&self) -> FilterRules {
+        let published = self.published.keys().map(|&(_, port)| port);
+        let lowest = published.clone().chain([LOWEST_PORT, self.port_range.0]).min().unwrap_or(LOWEST_PORT);
+        let highest = published.chain([self.port_range.1]).max().unwrap_or(u16::MAX);
+        FilterRules {
+            addresses: self.external_addresses.clone(),
+            ports: lowest..=highest,
+            except_udp_port: Some(self.listen_port),
+        }
+    }
+
+    fn renew_filter(&self) {
+        let filter = self.filter();
+        self.shards.tell_all(|| Command::SetFilter(filter.clone()));
+    }
+
+    /// Publishes on one address: reserves the port and tells the shards. Refused, it leaves nothing behind.
+    fn publish_on(
+        &mut self,
+        address: Ipv4Addr,
+        protocol: Proto,
+        port: u16,
+        publication: Publication,
+    ) -> Result<(), EngineError> {
+        let Publication { internal, shard } = publication;
+        let reserved =
+            port_protocol(protocol).ok_or_else(|| in_use(protocol, port, PublishError::NotTcpOrUdp))?;
+        let external = Endpoint::new(address, port);
+        let was_ours = self.ownership.is_reserved(reserved, address, port);
+        if !was_ours {
+            self.claim(reserved, SocketAddrV4::new(address, port))
+                .context(|| format!("publish {} port {port} of {address}", protocol.name()))?;
+        }
+        let order = |reply| Command::Publish { protocol, external, internal, shard, reply };
+        let answers = if self.reservation.is_some() {
+            let (reply, _) = mpsc::sync_channel(self.shards.senders.len());
+            self.shards.tell_all(|| order(reply.clone()));
+            Vec::new()
+        } else {
+            self.shards.ask(order)?
+        };
+        let refusals: Vec<PublishError> = answers.into_iter().filter_map(Result::err).collect();
+        let Some(&refusal) = refusals.first() else { return Ok(()) };
+        self.shards.tell_all(|| Command::Unpublish { protocol, external });
+        // A port that is lent to a mapping goes on being the NAT's. Any other has been taken out of the pools.
+        if !was_ours || !refusals.contains(&PublishError::PortInUse) {
+            self.release(reserved, SocketAddrV4::new(address, port));
+        }
+        Err(in_use(protocol, port, refusal))
+    }
+
+    /// Takes a port back on every address before `end`.
+    fn withdraw(&mut self, protocol: Proto, port: u16, end: Ipv4Addr) {
+        let Some(reserved) = port_protocol(protocol) else { return };
+        let addresses = self.external_addresses.clone();
+        for address in addresses.into_iter().take_while(|&address| address != end) {
+            let external = Endpoint::new(address, port);
+            self.shards.tell_all(|| Command::Unpublish { protocol, external });
+            self.release(reserved, SocketAddrV4::new(address, port));
+        }
+    }
+
+    fn claim(&mut self, protocol: PortProtocol, port: SocketAddrV4) -> io::Result<()> {
+        match (&mut self.reservation, &self.reserver) {
+            (Some(reservation), _) => reservation.claim(protocol, port),
+            (None, Some(reserver)) => reserver.claim(protocol, port),
+            (None, None) => Err(io::ErrorKind::BrokenPipe.into()), // stopped
+        }
+    }
+
+    fn release(&mut self, protocol: PortProtocol, port: SocketAddrV4) {
+        if let Some(reservation) = &mut self.reservation {
+            reservation.release(protocol, port);
+        } else if let Some(reserver) = &self.reserver {
+            // A reserver too busy to take the port back keeps it: nobody else gets it, and nobody misses it.
+            reserver.handle().release(protocol, port).ok();
+        }
+    }
+}
+
+fn in_use(protocol: Proto, port: u16, refusal: PublishError) -> EngineError {
+    let source = io::Error::from_raw_os_error(libc::EADDRINUSE);
+    DeviceError::new(format!("publish {} port {port} ({refusal})", protocol.name()), source).into()
+}
+
+const fn port_protocol(protocol: Proto) -> Option<PortProtocol> {
+    match protocol {
+        Proto::Tcp => Some(PortProtocol::Tcp),
+        Proto::Udp => Some(PortProtocol::Udp),
+        Proto::Icmp => None,
+    }
+}
