@@ -9,7 +9,7 @@ VENV := .venv
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 
 FUZZ_SECONDS ?= 60
-# The parsers are safe Rust: panics and broken promises are looked for, and without a sanitizer twice as many inputs.
+# The parsers are safe Rust: what is looked for is panics and broken promises, which need no sanitizer.
 FUZZ_FLAGS ?= --sanitizer none
 
 .PHONY: help build demo guard test test-rust test-python check format bench fuzz lock clean
@@ -56,8 +56,10 @@ fuzz: ## arbitrary bytes against every parser, FUZZ_SECONDS (60) each (nightly R
 	    { echo "make fuzz needs a nightly compiler: rustup toolchain install nightly --profile minimal"; exit 1; }
 	@cargo fuzz --version >/dev/null 2>&1 || cargo install cargo-fuzz --locked || \
 	    { echo "make fuzz needs cargo-fuzz, and could not install it: see above"; exit 1; }
-	cd engine && for target in $$(cargo fuzz list); do \
-	    cargo +nightly fuzz run $(FUZZ_FLAGS) "$$target" -- -max_total_time=$(FUZZ_SECONDS) -max_len=2048 -len_control=20; \
+	cd engine && for target in $$(cargo +nightly fuzz list); do \
+	    found="fuzz/target/found/$$target"; mkdir -p "$$found"; \
+	    cargo +nightly fuzz run $(FUZZ_FLAGS) "$$target" "$$found" "fuzz/corpus/$$target" -- \
+	        -max_total_time=$(FUZZ_SECONDS) -max_len=2048 -len_control=20; \
 	done
 
 lock: build ## requirements.lock anew, from pyproject.toml
