@@ -56,10 +56,12 @@ impl PortSupply {
         });
     }
 
-    /// Whether ports of the protocol have been asked for and may come any moment.
-    pub(super) fn is_under_way(&self, protocol: Proto) -> bool {
-        let short = |pool| self.short.iter().any(|&(short, _)| short == pool);
-        self.asked.iter().any(|&pool| pool.0 == protocol && !short(pool))
+    /// Whether there are no more ports of the protocol; otherwise a pool that is empty has asked for some (or does so at
+    /// the end of this turn), and they may come any moment.
+    pub(super) fn is_short(&self, protocol: Proto) -> bool {
+        let is_it =
+            |pool: (Proto, Ipv4Addr, PortClass)| pool.0 == protocol && pool.2 == PortClass::Unprivileged;
+        self.short.iter().any(|&(pool, _)| is_it(pool))
     }
 
     /// Forgets the addresses that are gone; those that are new are to be supplied.

@@ -5,6 +5,7 @@ Headers are made by hand, because an attack wants tens of thousands of packets, 
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 from collections.abc import Iterable
@@ -21,7 +22,7 @@ def checksum(data: bytes) -> int:
     """The Internet checksum (RFC 1071)."""
     if len(data) % 2:
         data += b"\0"
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return total ^ 0xFFFF
@@ -104,12 +105,18 @@ def send(packets: Iterable[bytes]) -> int:
 
 
 def inject(interface: str, packets: Iterable[bytes], *, to: bytes = b"\0" * 6) -> int:
-    """Sends whole packets through one interface exactly as they are, to the station `to`, and returns how many."""
+    """Sends whole packets through one interface exactly as they are, to the station `to`, and returns how many
+    the kernel took: some interfaces refuse what is no packet at all, and a queue may be full."""
     sent = 0
     with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0) as sender:
         for packet in packets:
-            sender.sendto(packet, (interface, 0x0800, 0, 0, to))
-            sent += 1
+            try:
+                sender.sendto(packet, (interface, 0x0800, 0, 0, to))
+            except OSError as refused:
+                if refused.errno not in {errno.EINVAL, errno.ENOBUFS}:
+                    raise
+            else:
+                sent += 1
     return sent
 
 
