@@ -8,7 +8,11 @@ VENV := .venv
 # Namespaces need root; where make is not run by root, those commands go through sudo.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 
-.PHONY: help build demo test test-rust test-python check format bench fuzz lock clean
+FUZZ_SECONDS ?= 60
+# The parsers are safe Rust: what is looked for is panics and broken promises, which need no sanitizer.
+FUZZ_FLAGS ?= --sanitizer none
+
+.PHONY: help build demo guard test test-rust test-python check format bench fuzz lock clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -18,6 +22,9 @@ build: ## .venv/bin/tidegate, and everything it needs
 
 demo: build ## a client, the gateway and the internet on this machine, shown step by step (root)
 	@$(AS_ROOT) $(VENV)/bin/tidegate demo
+
+guard: build ## the instructions of the hot path against the committed figures (valgrind)
+	@scripts/hot-path
 
 test: test-rust test-python ## everything: Rust, Python, end to end in network namespaces (root)
 
@@ -44,9 +51,16 @@ bench: ## Tidegate beside the kernel, wireguard-go and OpenVPN (root; half an ho
 	@scripts/bootstrap all --bench
 	$(AS_ROOT) $(VENV)/bin/python -m tidegate.lab.bench --output docs/benchmark
 
-fuzz: ## arbitrary bytes against the packet engine (needs nightly Rust and cargo-fuzz)
-	@cargo fuzz --help >/dev/null 2>&1 || { echo "needs nightly Rust and: cargo install cargo-fuzz"; exit 1; }
-	cd engine && for target in $$(cargo fuzz list); do cargo fuzz run "$$target" -- -max_total_time=60; done
+fuzz: ## arbitrary bytes against every parser, FUZZ_SECONDS (60) each (nightly Rust; fetches cargo-fuzz)
+	@rustup run nightly rustc --version >/dev/null 2>&1 || \
+	    { echo "make fuzz needs a nightly compiler: rustup toolchain install nightly --profile minimal"; exit 1; }
+	@cargo fuzz --version >/dev/null 2>&1 || cargo install cargo-fuzz --locked || \
+	    { echo "make fuzz needs cargo-fuzz, and could not install it: see above"; exit 1; }
+	cd engine && for target in $$(cargo +nightly fuzz list); do \
+	    found="fuzz/target/found/$$target"; mkdir -p "$$found"; \
+	    cargo +nightly fuzz run $(FUZZ_FLAGS) "$$target" "$$found" "fuzz/corpus/$$target" -- \
+	        -max_total_time=$(FUZZ_SECONDS) -max_len=2048 -len_control=20; \
+	done
 
 lock: build ## requirements.lock anew, from pyproject.toml
 	$(VENV)/bin/pip install --quiet pip-tools

@@ -5,8 +5,13 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import settings
 
 from tidegate.lab.topology import LabError, require_lab_abilities
+
+# How long an example takes says more about the machine than about the code; whole tests have a timeout.
+settings.register_profile("tidegate", deadline=None)
+settings.load_profile("tidegate")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,4 +1,3 @@
-#![allow(missing_docs, reason = "criterion makes a function without")]
 //! What the NAT costs per packet: `cargo bench -p tidegate-engine --bench nat`.
 //!
 //! The established cases walk through all sessions in a shuffled order, so that with 100,000 of them the table's cache

@@ -6,8 +6,12 @@
 
 use std::ops::Range;
 
-/// Bytes of one buffer: the largest UDP train or superpacket, link and virtio-net headers included.
-pub const BUFFER_SIZE: usize = 65_536 + 512;
+/// Bytes of the largest UDP train or superpacket, link and virtio-net headers included.
+pub const LARGEST_PACKET: usize = 65_536 + 512;
+
+/// Bytes of one buffer: the largest packet, and as much again for the small ones that came before it in one turn. What
+/// is never written to costs no memory.
+pub const BUFFER_SIZE: usize = 2 * LARGEST_PACKET;
 
 /// A piece of one of the arena's buffers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -126,6 +126,7 @@ pub struct ClientSettings {
     pub persistent_keepalive: Option<Duration>,
     pub listen_port: u16,
     pub fwmark: u32,
+    pub cipher: Cipher,
     pub offloads: OffloadSettings,
 }
 
@@ -438,16 +439,18 @@ impl GatewayEngine {
         &self.shards.events
     }
 
-    /// Adds a peer, or changes its address or preshared key.
+    /// Adds a peer, or changes its address, preshared key or cipher.
     ///
     /// # Errors
-    /// If another peer holds the address.
+    /// If another peer holds the address, or this processor cannot run the cipher.
     pub fn set_peer(
         &mut self,
         public_key: [u8; 32],
         address: Ipv4Addr,
         preshared_key: Option<[u8; 32]>,
+        cipher: Cipher,
     ) -> Result<(), EngineError> {
+        check_cipher(cipher)?;
         if self.peers.iter().any(|(key, &(held, _))| held == address && *key != public_key) {
             return Err(EngineError::Argument(format!("another peer holds {address}")));
         }
@@ -462,13 +465,8 @@ impl GatewayEngine {
             None => self.least_loaded_shard(),
         };
         self.peers.insert(public_key, (address, shard));
-        let config = PeerConfig {
-            public_key,
-            preshared_key,
-            endpoint: None,
-            persistent_keepalive: None,
-            cipher: Cipher::default(),
-        };
+        let config =
+            PeerConfig { public_key, preshared_key, endpoint: None, persistent_keepalive: None, cipher };
         self.shards.tell_all(|| Command::SetPeer { config: config.clone(), address, shard });
         Ok(())
     }
@@ -538,8 +536,9 @@ impl ClientEngine {
     /// Opens the TUN device and the transport.
     ///
     /// # Errors
-    /// What the kernel refuses. Nothing is left open then.
+    /// What the kernel refuses, or a cipher that this processor cannot run. Nothing is left open then.
     pub fn new(settings: ClientSettings) -> Result<Self, EngineError> {
+        check_cipher(settings.cipher)?;
         let offloads = settings.offloads;
         let events = Events::new(EventFd::new()?);
         let tun = open_tun(&settings.tun_name, offloads)?;
@@ -553,7 +552,7 @@ impl ClientEngine {
                     preshared_key: settings.preshared_key,
                     endpoint: Some(settings.endpoint),
                     persistent_keepalive: settings.persistent_keepalive,
-                    cipher: Cipher::default(),
+                    cipher: settings.cipher,
                 },
                 allowed_ips: settings.allowed_ips.clone(),
                 coalesce: coalescing(offloads, &tun),
@@ -608,4 +607,12 @@ impl Drop for ClientEngine {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+fn check_cipher(cipher: Cipher) -> Result<(), EngineError> {
+    if cipher.is_available() {
+        return Ok(());
+    }
+    let name = cipher.name();
+    Err(EngineError::Argument(format!("{name} is not to be had: this processor has no AES instructions")))
 }

@@ -1,4 +1,6 @@
-//! The Python module `tidegate._engine`: the only file that knows PyO3. Its types are described in `_engine.pyi`.
+//! The Python module `tidegate._engine`: with `python/` the only place that knows PyO3. Its types are described in `_engine.pyi`.
+
+mod nat;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -18,6 +20,10 @@ use crate::messages::{Events, ShardStatus};
 use crate::nat::{Endpoint, Filtering, MappingView, NatConfig, Proto};
 use crate::prefix::Prefix;
 use crate::traffic::Direction;
+use crate::tunnel::Cipher;
+
+/// External ports, inclusive.
+const DEFAULT_PORT_RANGE: (u16, u16) = (1024, 65_535);
 
 fn value_error(message: impl Into<String>) -> PyErr {
     PyValueError::new_err(message.into())
@@ -70,6 +76,13 @@ fn transport_protocol(name: &str) -> PyResult<Proto> {
     }
 }
 
+fn cipher(name: &str) -> PyResult<Cipher> {
+    Cipher::from_name(name).ok_or_else(|| {
+        let known = Cipher::ALL.map(Cipher::name).join(" or ");
+        value_error(format!("cipher must be {known}, not {name:?}"))
+    })
+}
+
 #[pyclass(frozen, module = "tidegate._engine")]
 #[derive(Clone)]
 struct Offloads(OffloadSettings);
@@ -95,7 +108,7 @@ impl NatOptions {
     #[new]
     #[pyo3(signature = (*, filtering="address-dependent", udp_timeout=300.0, tcp_established_timeout=7440.0,
         tcp_transitory_timeout=240.0, icmp_timeout=60.0, max_mappings=200_000, max_mappings_per_client=16_384,
-        max_new_mappings_per_second=2_000, max_sessions_per_mapping=4_096, port_range=(1024, 65535)))]
+        max_new_mappings_per_second=2_000, max_sessions_per_mapping=4_096, port_range=DEFAULT_PORT_RANGE))]
     #[allow(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn new(
         filtering: &str,
@@ -219,7 +232,7 @@ struct ClientOptions(ClientSettings);
 impl ClientOptions {
     #[new]
     #[pyo3(signature = (*, private_key, address, tun_name, mtu, peer_public_key, preshared_key, endpoint,
-        allowed_ips, persistent_keepalive, listen_port, fwmark, offloads))]
+        allowed_ips, persistent_keepalive, listen_port, fwmark, offloads, cipher="chacha20-poly1305"))]
     #[allow(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn new(
         private_key: &[u8],
@@ -234,6 +247,7 @@ impl ClientOptions {
         listen_port: u16,
         fwmark: u32,
         offloads: &Offloads,
+        cipher: &str,
     ) -> PyResult<Self> {
         Ok(Self(ClientSettings {
             private_key: key("private_key", private_key)?,
@@ -248,6 +262,7 @@ impl ClientOptions {
                 .then(|| Duration::from_secs(u64::from(persistent_keepalive))),
             listen_port,
             fwmark,
+            cipher: self::cipher(cipher)?,
             offloads: offloads.0,
         }))
     }
@@ -398,17 +413,19 @@ impl Gateway {
         events(self.events.take())
     }
 
-    #[pyo3(signature = (public_key, address, preshared_key=None))]
+    #[pyo3(signature = (public_key, address, preshared_key=None, *, cipher="chacha20-poly1305"))]
     fn set_peer(
         &self,
         py: Python<'_>,
         public_key: &[u8],
         address: &str,
         preshared_key: Option<&[u8]>,
+        cipher: &str,
     ) -> PyResult<()> {
+        let public_key = key("public_key", public_key)?;
         let preshared_key = preshared_key.map(|bytes| key("preshared_key", bytes)).transpose()?;
-        let (public_key, address) = (key("public_key", public_key)?, self::address(address)?);
-        Ok(self.with(py, |engine| engine.set_peer(public_key, address, preshared_key))?)
+        let (address, cipher) = (self::address(address)?, self::cipher(cipher)?);
+        Ok(self.with(py, |engine| engine.set_peer(public_key, address, preshared_key, cipher))?)
     }
 
     fn remove_peer(&self, py: Python<'_>, public_key: &[u8]) -> PyResult<bool> {
@@ -500,6 +517,12 @@ fn version() -> &'static str {
     env!("CARGO_PKG_VERSION")
 }
 
+/// Whether this processor has the instructions that AES-256-GCM wants.
+#[pyfunction]
+fn aes_available() -> bool {
+    Cipher::Aes256Gcm.is_available()
+}
+
 #[pymodule]
 fn _engine(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Offloads>()?;
@@ -513,6 +536,9 @@ fn _engine(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Event>()?;
     module.add_class::<Gateway>()?;
     module.add_class::<Client>()?;
+    module.add_class::<nat::Nat>()?;
+    module.add("Dropped", module.py().get_type::<nat::Dropped>())?;
+    module.add_function(wrap_pyfunction!(aes_available, module)?)?;
     module.add_function(wrap_pyfunction!(version, module)?)?;
     Ok(())
 }

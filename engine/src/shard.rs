@@ -2,7 +2,7 @@
 //!
 //! Theory of operation. A turn: wait for a device, a command or a deadline; receive a bounded batch from every device
 //! that is ready; let the core route it; send what the core put into the outbox; start over. A turn takes at most
-//! [`TRANSPORT_BUFFERS`] trains, [`EXTERNAL_BUFFERS`] frames and [`TUN_BUFFERS`] packets: segments of one flow are
+//! [`TRANSPORT_BUFFERS`] trains, [`EXTERNAL_BUFFERS`] frames and [`TUN_PACKETS`] packets: segments of one flow are
 //! gathered over as many trains, and nobody waits long behind a bulk flow. Readiness is level-triggered, so what a turn
 //! left is taken by the next. When nothing is ready and nothing is due, the thread waits in the kernel without a
 //! timeout: idle costs nothing.
@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::mpsc::{Receiver, SyncSender};
 
-use crate::arena::Arena;
+use crate::arena::{Arena, BUFFER_SIZE, LARGEST_PACKET};
 use crate::clock::{Timestamp, monotonic_now};
 use crate::core::Core;
 use crate::drop_reason::DropReason;
@@ -28,11 +28,15 @@ use crate::wire::{Offload, Segments, VirtioNetHeader};
 const TRANSPORT_BUFFERS: usize = 8;
 const EXTERNAL_BUFFERS: usize = 32;
 const TUN_BUFFERS: usize = 8;
+const TUN_PACKETS: usize = 64;
 
 /// Where each device's buffers lie in the arena.
 const TRANSPORT_RANGE: Range<usize> = 0..TRANSPORT_BUFFERS;
 const EXTERNAL_RANGE: Range<usize> = TRANSPORT_RANGE.end..TRANSPORT_RANGE.end + EXTERNAL_BUFFERS;
 const TUN_RANGE: Range<usize> = EXTERNAL_RANGE.end..EXTERNAL_RANGE.end + TUN_BUFFERS;
+
+/// What the scheduler should give a shard at a time: about a turn.
+const SLICE: std::time::Duration = std::time::Duration::from_micros(200);
 
 /// Packets between two shards that have not been taken yet, at most.
 pub const CROSSING_QUEUE: usize = 1_024;
@@ -102,6 +106,8 @@ pub struct Shard<C> {
     sealed: TrainBuffer,
     trains: Vec<Train>,
     segment: Box<[u8]>,
+    /// What the transport said of its overruns last.
+    overruns: u32,
 }
 
 /// How a turn ends.
@@ -137,6 +143,7 @@ impl<C: Core> Shard<C> {
             sealed: TrainBuffer::default(),
             trains: Vec::with_capacity(TRANSPORT_BUFFERS),
             segment: vec![0; crate::wire::ipv4::MAX_PACKET_LEN].into_boxed_slice(),
+            overruns: 0,
         })
     }
 
@@ -145,6 +152,8 @@ impl<C: Core> Shard<C> {
     /// # Errors
     /// What the kernel says of the epoll instance; a device's trouble is counted or told as an event, and survived.
     pub fn run(mut self) -> io::Result<()> {
+        // A kernel that does not know short slices does without.
+        crate::sys::run_in_slices_of(SLICE).ok();
         let mut ready = Readiness::with_capacity(8);
         loop {
             let timeout = self.core.next_wakeup().map(|deadline| deadline.since(monotonic_now()));
@@ -200,9 +209,12 @@ impl<C: Core> Shard<C> {
         self.core.flush_peers(now, &mut self.arena, &mut self.outbox);
     }
 
+    /// Small packets come one by one, at a system call each, and are packed one behind another: so many of them fit
+    /// into a turn that they leave in long trains.
     fn receive_host(&mut self, now: Timestamp) {
-        for buffer in TUN_RANGE {
-            match self.devices.tun.receive(&mut self.arena, buffer) {
+        let (mut buffer, mut offset) = (TUN_RANGE.start, 0);
+        for _ in 0..TUN_PACKETS {
+            match self.devices.tun.receive(&mut self.arena, buffer, offset) {
                 Ok(Some(received)) => match received.offload.offload() {
                     Some(offload) => {
                         self.core.receive_host(
@@ -212,12 +224,19 @@ impl<C: Core> Shard<C> {
                             offload,
                             &mut self.outbox,
                         );
+                        offset = received.span.range().end;
                     }
                     None => self.core.drops().count(DropReason::UnknownOffload),
                 },
                 Ok(None) => return,
                 // The device is down: nothing comes from it until it is up again.
                 Err(_) => return self.core.drops().count(DropReason::ReceiveFailed),
+            }
+            if offset + LARGEST_PACKET > BUFFER_SIZE {
+                (buffer, offset) = (buffer + 1, 0);
+                if buffer == TUN_RANGE.end {
+                    return;
+                }
             }
         }
     }
@@ -283,6 +302,7 @@ impl<C: Core> Shard<C> {
     fn carry_out(&mut self, now: Timestamp, command: Command) {
         match command {
             Command::Status(reply) => {
+                self.count_overruns();
                 let mut status = self.core.status(now);
                 status.offloads = self.offloads_in_use();
                 // Whoever asked may have given up: then nobody misses the answer.
@@ -307,6 +327,19 @@ impl<C: Core> Shard<C> {
             }
             Command::Reserver(reserver) => self.links.reserver = Some(reserver),
             other => self.core.carry_out(now, other, &mut self.outbox),
+        }
+    }
+
+    /// What the kernel dropped before we could see it. It counts by itself; we ask when somebody asks us.
+    fn count_overruns(&mut self) {
+        let overruns = self.devices.transport.overruns();
+        let new = overruns.wrapping_sub(self.overruns);
+        self.overruns = overruns;
+        self.core.drops().add(DropReason::ReceiveOverrun, u64::from(new));
+        if let Some(Ok(statistics)) =
+            self.devices.external.as_ref().map(|external| external.packets.statistics())
+        {
+            self.core.drops().add(DropReason::ReceiveOverrun, u64::from(statistics.overruns));
         }
     }
 

@@ -16,7 +16,7 @@ use libc::{
     TUN_F_USO6,
 };
 
-use crate::arena::{Arena, Span};
+use crate::arena::{Arena, LARGEST_PACKET, Span};
 use crate::sys::{self, Context, DeviceError, InterfaceRequest};
 use crate::wire::VirtioNetHeader;
 
@@ -69,12 +69,21 @@ impl Tun {
         Ok(Self { fd, name: String::from_utf8_lossy(name).into_owned(), offloads })
     }
 
-    /// Receives one packet into `buffer`; `None` if there is none.
+    /// Receives one packet into `buffer`, from the byte `offset` on; `None` if there is none.
+    ///
+    /// Behind `offset` there must be room for the largest packet ([`LARGEST_PACKET`]): the kernel cuts off what does not
+    /// fit.
     ///
     /// # Errors
     /// `EIO` while the device is down or after it was deleted, and what else the kernel says.
-    pub fn receive(&mut self, arena: &mut Arena, buffer: usize) -> io::Result<Option<Received>> {
-        let bytes = arena.buffer_mut(buffer);
+    pub fn receive(
+        &mut self,
+        arena: &mut Arena,
+        buffer: usize,
+        offset: usize,
+    ) -> io::Result<Option<Received>> {
+        let bytes = arena.buffer_mut(buffer).get_mut(offset..).unwrap_or_default();
+        debug_assert!(bytes.len() >= LARGEST_PACKET, "a superpacket might be cut off");
         let len = match sys::read(self.fd.as_fd(), bytes) {
             Ok(len) => len,
             Err(error) if sys::would_block(&error) => return Ok(None),
@@ -87,7 +96,8 @@ impl Tun {
             ));
         };
         let offload = VirtioNetHeader::from_bytes(*header);
-        Ok(Some(Received { span: Span::new(buffer, VirtioNetHeader::SIZE..len), offload }))
+        let packet = offset + VirtioNetHeader::SIZE..offset + len;
+        Ok(Some(Received { span: Span::new(buffer, packet), offload }))
     }
 
     /// Sends one packet, the concatenation of `slices` (at most [`sys::MAX_SLICES`] - 1).

@@ -403,7 +403,7 @@ fn the_tun_device_hands_over_superpackets_of_udp_and_tcp() {
         let mut arena = Arena::new(1);
         let mut next = |tun: &mut Tun| loop {
             assert!(readable(&*tun));
-            if let Some(received) = tun.receive(&mut arena, 0).unwrap() {
+            if let Some(received) = tun.receive(&mut arena, 0, 0).unwrap() {
                 return (received.offload, arena.get(received.span).to_vec());
             }
         };

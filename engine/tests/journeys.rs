@@ -2,7 +2,11 @@
 //!
 //! See `journeys/world.rs` for the topology.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails; the helpers are tests, too")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on fails; the helpers are tests, too"
+)]
 
 #[path = "journeys/errors.rs"]
 mod errors;

@@ -13,15 +13,18 @@ from typing import Self, final
 __all__ = [
     "Client",
     "ClientOptions",
+    "Dropped",
     "Event",
     "ExternalLink",
     "Gateway",
     "GatewayOptions",
     "Mapping",
+    "Nat",
     "NatOptions",
     "Offloads",
     "PeerStatus",
     "Status",
+    "aes_available",
     "version",
 ]
 
@@ -110,6 +113,7 @@ class ClientOptions:
         listen_port: int,  # 0: any
         fwmark: int,  # SO_MARK of the transport socket, 0: none
         offloads: Offloads,
+        cipher: str = "chacha20-poly1305",  # or "aes-256-gcm": docs/protocol.md; as the gateway has it
     ) -> Self: ...
 
 @final
@@ -170,8 +174,16 @@ class Gateway:
     def event_fd(self) -> int:
         """Readable (level-triggered) while `poll_events` has something."""
     def poll_events(self) -> list[Event]: ...
-    def set_peer(self, public_key: bytes, address: str, preshared_key: bytes | None = None) -> None:
-        """Adds the peer, or changes its address and preshared key; sessions of other peers are not disturbed."""
+    def set_peer(
+        self,
+        public_key: bytes,
+        address: str,
+        preshared_key: bytes | None = None,
+        *,
+        cipher: str = "chacha20-poly1305",  # or "aes-256-gcm": ValueError where this CPU has no AES instructions
+    ) -> None:
+        """Adds the peer, or changes its address, preshared key and cipher; sessions of other peers are not
+        disturbed."""
     def remove_peer(self, public_key: bytes) -> bool: ...
     def set_external(self, link: ExternalLink, host_addresses: list[str]) -> None:
         """The kernel's view of the link changed: new next hop, address, MTU or interface. `OSError` if another
@@ -195,6 +207,44 @@ class Client:
     def set_endpoint(self, endpoint: tuple[str, int]) -> None: ...
     def status(self) -> Status:
         """As of a gateway; `peers` holds the gateway alone."""
+
+class Dropped(Exception):
+    """The packet is not delivered; `reason` names why, as in `Status.drops`."""
+
+    reason: str
+
+@final
+class Nat:
+    """The NAT's core, one packet at a time, for tests and tinkerers. It does no I/O and reads no clock: `now`, in
+    seconds, comes from the caller and does not go backwards. Packets are whole IPv4 datagrams with complete
+    checksums; what follows their total length is cut off."""
+
+    def __new__(
+        cls,
+        *,
+        external: list[str],  # the addresses to translate to
+        options: NatOptions | None = None,  # None: the defaults
+        ports: tuple[int, int] | None = None,  # TCP and UDP ports to hand in, inclusive; None: options' port_range
+        seed: bytes | None = None,  # 32 bytes from which all that is random is drawn; None: another each time
+    ) -> Self: ...
+    def translate_outbound(self, packet: bytes, now: float) -> bytes:
+        """A packet from a client, as it leaves. Raises `Dropped`. If its destination is an external address, it is a
+        hairpin: hand the result to `translate_inbound`."""
+    def translate_inbound(self, packet: bytes, now: float) -> bytes:
+        """A packet from outside, as its client gets it. Raises `Dropped`."""
+    def expire(self, now: float) -> None:
+        """Ends whatever time has ended: sessions, mappings, the rest of ports."""
+    def next_expiry(self) -> float | None:
+        """When `expire` next has something to do; None: never."""
+    def remove_client(self, address: str, now: float) -> None:
+        """Ends the client's mappings; their ports rest."""
+    def mappings(self, now: float) -> list[Mapping]: ...
+    @property
+    def counts(self) -> dict[str, int]:
+        """"tcp_mappings", "udp_mappings", "icmp_mappings", "sessions", "resting_ports", "clients"."""
+
+def aes_available() -> bool:
+    """Whether this CPU has the instructions that make AES-256-GCM fast; without them it is refused."""
 
 def version() -> str:
     """The engine's version."""

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 import structlog
 
+from tidegate.ciphers import check_cipher
 from tidegate.engine import ClientOptions, Engine, EngineClient
 from tidegate.errors import EngineError, HostNetworkError
 from tidegate.gateway import explain_engine, watch_engine
@@ -33,6 +34,8 @@ log = structlog.get_logger("tidegate.client")
 RESOLVE_TIMEOUT = 10.0  # seconds
 REMINDER = 20.0
 """Seconds after which a handshake that does not come is mentioned, again and again."""
+SILENCE = 20.0
+"""Seconds after the first handshake until packets that nobody answers are mentioned, once."""
 FIRST_LOOK, LAST_LOOK = 0.05, 1.0
 """Seconds between looks for the first handshake: it comes within a round trip, or not soon."""
 
@@ -42,7 +45,7 @@ class ClientEvent:
     """What a person or a program that runs `tidegate connect` should know."""
 
     event: str
-    """"starting", "waiting", "connected", "stopping"."""
+    """"starting", "waiting", "connected", "silent", "stopping"."""
     text: str
     fields: dict[str, Any] = field(default_factory=dict)
 
@@ -121,6 +124,12 @@ class Client:
         profile = self._profile
         undo.enter_context(self._supervisor.stop_on_signals(signal.SIGTERM, signal.SIGINT))
         self._host.check_privileges()
+        check_cipher(
+            profile.cipher,
+            self._engines.aes_available,
+            user="this profile",
+            hint="ask for a profile of `tidegate peer add` without --cipher",
+        )
         endpoint = await resolve(profile.endpoint)
         plan = plan_routes(profile.allowed_ips, endpoint) if self._use_routes else RoutePlan(0, (), ())
         self._report(
@@ -160,6 +169,7 @@ class Client:
             listen_port=profile.listen_port,
             fwmark=plan.fwmark,
             offloads=self._offloads,
+            cipher=profile.cipher,
         )
         try:
             return await asyncio.to_thread(self._engines.client, options)
@@ -186,7 +196,22 @@ class Client:
         seconds = loop.time() - began
         fields = {"address": str(self._profile.address.ip), "seconds": round(seconds, 3)}
         self._report(ClientEvent("connected", f"connected to {self._profile.endpoint}", fields))
+        await self._look_for_silence(engine)
         await self._supervisor.stopped()
+
+    async def _look_for_silence(self, engine: EngineClient) -> None:
+        """Mentions it if packets go out and none comes back: ends with different ciphers have handshakes, and
+        nothing else."""
+        if await self._supervisor.wait_for_stop(SILENCE):
+            return
+        peers = engine.status().peers
+        if any(peer.sent_packets for peer in peers) and not any(peer.received_packets for peer in peers):
+            cipher = self._profile.cipher
+            text = (
+                f"no packet came back in {SILENCE:.0f} s; if that stays so, compare ciphers: it is {cipher} "
+                "here, and there what `tidegate peer show` says"
+            )
+            self._report(ClientEvent("silent", text, {"cipher": cipher}))
 
 
 @asynccontextmanager

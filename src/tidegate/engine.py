@@ -2,6 +2,9 @@
 
 The compiled extension `tidegate._engine` is imported by `load` alone, so that everything above it can be run
 with another engine, handed in as an argument.
+
+For tests and tinkerers, `Nat` is the NAT's core, one packet at a time, with its `NatOptions` and the exception
+`Dropped`; see `_engine.pyi`.
 """
 
 from __future__ import annotations
@@ -11,9 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from tidegate.ciphers import WIREGUARD_CIPHER, CipherName
 from tidegate.errors import EngineError
 
 if TYPE_CHECKING:
+    from tidegate._engine import Dropped as Dropped
+    from tidegate._engine import Nat as Nat
+    from tidegate._engine import NatOptions as NatOptions
     from tidegate.settings import NatSettings, OffloadSettings
 
 
@@ -66,6 +73,7 @@ class ClientOptions:
     listen_port: int
     fwmark: int
     offloads: OffloadSettings
+    cipher: CipherName = WIREGUARD_CIPHER
 
 
 class PeerStatus(Protocol):
@@ -156,7 +164,14 @@ class EngineLifecycle(Protocol):
 class EngineGateway(EngineLifecycle, Protocol):
     """A gateway's packet engine; every method may be called from any thread."""
 
-    def set_peer(self, public_key: bytes, address: str, preshared_key: bytes | None = None) -> None: ...
+    def set_peer(
+        self,
+        public_key: bytes,
+        address: str,
+        preshared_key: bytes | None = None,
+        *,
+        cipher: CipherName = WIREGUARD_CIPHER,
+    ) -> None: ...
     def remove_peer(self, public_key: bytes) -> bool: ...
     def set_external(self, link: ExternalLink, host_addresses: Sequence[str]) -> None: ...
     def publish(self, protocol: str, external_port: int, internal: tuple[str, int]) -> None: ...
@@ -175,6 +190,7 @@ class Engine(Protocol):
 
     def gateway(self, options: GatewayOptions) -> EngineGateway: ...
     def client(self, options: ClientOptions) -> EngineClient: ...
+    def aes_available(self) -> bool: ...
     def version(self) -> str: ...
 
 
@@ -187,3 +203,15 @@ def load() -> Engine:
             f"the packet engine cannot be loaded ({cause})", hint="build it with `make build`"
         ) from cause
     return RustEngine()
+
+
+_OF_THE_EXTENSION = ("Dropped", "Nat", "NatOptions")
+
+
+def __getattr__(name: str) -> object:
+    """The parts of the extension that are offered as they are. It is loaded when they are asked for."""
+    if name not in _OF_THE_EXTENSION:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from tidegate import extension  # noqa: PLC0415 -- as in `load`
+
+    return getattr(extension, name)

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from tidegate import _engine
+from tidegate._engine import Dropped, Nat, NatOptions
+from tidegate.ciphers import WIREGUARD_CIPHER, CipherName
 from tidegate.engine import (
     ClientOptions,
     EngineClient,
@@ -14,6 +16,8 @@ from tidegate.engine import (
     GatewayOptions,
     NatMapping,
 )
+
+__all__ = ["Dropped", "Nat", "NatOptions", "RustEngine"]
 
 
 def _link(link: ExternalLink) -> _engine.ExternalLink:
@@ -58,8 +62,12 @@ class RustEngine:
                 listen_port=options.listen_port,
                 fwmark=options.fwmark,
                 offloads=_engine.Offloads(**options.offloads.model_dump()),
+                cipher=options.cipher,
             )
         )
+
+    def aes_available(self) -> bool:
+        return _engine.aes_available()
 
     def version(self) -> str:
         return _engine.version()
@@ -86,8 +94,15 @@ class _RustGateway:
     def status(self) -> EngineStatus:
         return self._inner.status()
 
-    def set_peer(self, public_key: bytes, address: str, preshared_key: bytes | None = None) -> None:
-        self._inner.set_peer(public_key, address, preshared_key)
+    def set_peer(
+        self,
+        public_key: bytes,
+        address: str,
+        preshared_key: bytes | None = None,
+        *,
+        cipher: CipherName = WIREGUARD_CIPHER,
+    ) -> None:
+        self._inner.set_peer(public_key, address, preshared_key, cipher=cipher)
 
     def remove_peer(self, public_key: bytes) -> bool:
         return self._inner.remove_peer(public_key)

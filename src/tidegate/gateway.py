@@ -129,7 +129,13 @@ class Gateway:
 
         admin = Administration(
             store,
-            Surroundings(settings, public_key_of(private_key), self._suggested_endpoint, time.time),
+            Surroundings(
+                settings,
+                public_key_of(private_key),
+                self._suggested_endpoint,
+                time.time,
+                self._engines.aes_available,
+            ),
             self,
         )
         try:

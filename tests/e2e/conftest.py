@@ -28,6 +28,12 @@ from tidegate.lab.stacks import (
 )
 from tidegate.lab.topology import INTERNET, Lab, Namespace
 
+# Another user, who may read the working tree wherever it lies, and nothing else that root may.
+AS_NOBODY = (
+    *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all,+dac_read_search"),
+    *("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"),
+)
+
 ClientKind = type[TidegateClient] | type[WireguardGoClient]
 
 

@@ -19,6 +19,8 @@ from tidegate.lab.processes import run
 from tidegate.lab.stacks import tidegate_command
 from tidegate.lab.topology import GATEWAY_ACCESS, Lab, Namespace
 
+from .conftest import AS_NOBODY
+
 pytestmark = pytest.mark.namespaces
 
 USAGE, FAILURE = 2, 1  # exit codes: settings and command line; run time
@@ -105,10 +107,7 @@ def test_a_port_in_use_is_named(host: Namespace, state: Path) -> None:
 
 
 def test_without_privileges_the_message_says_which_are_needed(host: Namespace, tmp_path: Path) -> None:
-    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all"]
-    if run([*nobody, *tidegate_command(), "--help"], check=False).returncode != 0:
-        pytest.skip("the working tree is not readable for other users")
-    command = [*nobody, *tidegate_command(), "serve", "--state-dir", str(tmp_path / "state")]
+    command = [*AS_NOBODY, *tidegate_command(), "serve", "--state-dir", str(tmp_path / "state")]
     done = run(host.inside(command), check=False, timeout=15)
     refused(done, FAILURE)
     assert "root" in done.stderr or "CAP_NET_ADMIN" in done.stderr

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
+from tidegate.ciphers import WIREGUARD_CIPHER, CipherName
 from tidegate.engine import ClientOptions, ExternalLink, GatewayOptions
 from tidegate.host import MAIN_TABLE, HostNetwork, Interface, InterfaceAddress, Route
 from tidegate.host.ports import check_listen_port
@@ -93,15 +94,24 @@ class FakeGateway(FakeLifecycle):
         super().__init__()
         self.options = options
         self.peers: dict[bytes, str] = {}
+        self.ciphers: dict[bytes, CipherName] = {}
         self.published: dict[tuple[str, int], tuple[str, int]] = {}
         self.links: list[ExternalLink] = []
         self.held: set[int] = set()
         self.refuse_peers = False
 
-    def set_peer(self, public_key: bytes, address: str, preshared_key: bytes | None = None) -> None:
+    def set_peer(
+        self,
+        public_key: bytes,
+        address: str,
+        preshared_key: bytes | None = None,
+        *,
+        cipher: CipherName = WIREGUARD_CIPHER,
+    ) -> None:
         if self.refuse_peers:
             raise OSError(errno.ENOMEM, "no room for another peer")
         self.peers[public_key] = address
+        self.ciphers[public_key] = cipher
 
     def remove_peer(self, public_key: bytes) -> bool:
         return self.peers.pop(public_key, None) is not None
@@ -148,6 +158,7 @@ class FakeEngine:
 
     def __init__(self, failure: Exception | None = None) -> None:
         self.failure = failure
+        self.aes = True
         self.gateways: list[FakeGateway] = []
         self.clients: list[FakeClient] = []
         self.prepare: Callable[[FakeGateway], None] = lambda _: None
@@ -164,6 +175,9 @@ class FakeEngine:
             raise self.failure
         self.clients.append(FakeClient(options))
         return self.clients[-1]
+
+    def aes_available(self) -> bool:
+        return self.aes
 
     def version(self) -> str:
         return "fake"

@@ -7,13 +7,15 @@ import json
 import os
 import signal
 import threading
+from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, ip_network
 from pathlib import Path
 
 import pytest
 
 from tests.unit.conftest import CommandLine
-from tests.unit.fakes import FakeClient, FakeClientHost, FakeEngine, FakeEvent
+from tests.unit.fakes import FakeClient, FakeClientHost, FakeEngine, FakeEvent, FakePeerStatus
 from tidegate.client import Client, ClientEvent
 from tidegate.errors import EngineError, HostNetworkError
 from tidegate.identity import Profile
@@ -133,9 +135,61 @@ def test_a_connected_client_stops_looking(monkeypatch: pytest.MonkeyPatch) -> No
     asyncio.run(scenario())
 
 
-def test_a_host_name_is_resolved_and_an_unknown_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dataclasses import replace
+def test_the_engine_gets_the_profiles_cipher() -> None:
+    engine, events = FakeEngine(), []  # type: ignore[var-annotated]
 
+    async def scenario() -> None:
+        fast = replace(PROFILE, cipher="aes-256-gcm")
+        client = made(engine, FakeClientHost(), events, fast)
+        task = await until_connected(client, events)
+        client.request_stop()
+        await task
+
+    asyncio.run(scenario())
+    assert engine.clients[0].options.cipher == "aes-256-gcm"
+
+
+def test_a_cipher_that_this_machine_is_no_good_at_is_refused() -> None:
+    engine = FakeEngine()
+    engine.aes = False
+    fast = replace(PROFILE, cipher="aes-256-gcm")
+    with pytest.raises(EngineError, match="no AES instructions, which aes-256-gcm for this profile needs"):
+        asyncio.run(made(engine, FakeClientHost(), [], fast).run())
+    assert engine.clients == []
+
+
+@pytest.mark.parametrize(
+    ("sent", "received", "mentioned"), [(10, 0, True), (10, 20, False), (0, 0, False)], ids=str
+)
+def test_a_handshake_without_any_data_is_mentioned_once(
+    monkeypatch: pytest.MonkeyPatch, sent: int, received: int, mentioned: bool
+) -> None:
+    monkeypatch.setattr("tidegate.client.SILENCE", 0.05)
+    monkeypatch.setattr(FakePeerStatus, "__init__", _counters(FakePeerStatus.__init__, sent, received))
+    engine, events = FakeEngine(), []  # type: ignore[var-annotated]
+
+    async def scenario() -> None:
+        client = made(engine, FakeClientHost(), events)
+        task = await until_connected(client, events)
+        await asyncio.sleep(0.3)
+        client.request_stop()
+        await task
+
+    asyncio.run(scenario())
+    told = [event for event in events if event.event == "silent"]
+    assert len(told) == int(mentioned)
+    assert all("chacha20-poly1305" in event.text and "peer show" in event.text for event in told)
+
+
+def _counters(make: Callable[..., None], sent: int, received: int) -> Callable[..., None]:
+    def init(self: FakePeerStatus, *arguments: object) -> None:
+        make(self, *arguments)
+        self.sent_packets, self.received_packets = sent, received
+
+    return init
+
+
+def test_a_host_name_is_resolved_and_an_unknown_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     named = replace(PROFILE, endpoint=Endpoint("localhost", 51820))
     engine, events = FakeEngine(), []  # type: ignore[var-annotated]
 

@@ -373,6 +373,42 @@ def test_a_peer_outside_the_subnet_is_named_before_anything_serves(
     asyncio.run(scenario())
 
 
+def test_the_engine_is_told_each_peers_cipher_at_once_and_after_a_restart(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = ["aes-256-gcm", "chacha20-poly1305"]
+
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            await running.cli("peer", "add", "alice", "--cipher", "aes-256-gcm")
+            await running.cli("peer", "add", "bob")
+            assert list(running.packets.ciphers.values()) == expected
+            assert "aes-256-gcm" in (await running.cli("status"))[1]
+        async with serving(settings, capsys) as running:
+            assert list(running.packets.ciphers.values()) == expected
+            running.engine.aes = False
+            code, _, err = await running.cli("peer", "add", "carol", "--cipher", "aes-256-gcm")
+            assert (code, len(running.packets.ciphers)) == (1, 2)
+            assert "no AES instructions" in err
+
+    asyncio.run(scenario())
+
+
+def test_a_gateway_without_aes_instructions_does_not_serve_a_peer_that_needs_them(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            await running.cli("peer", "add", "alice", "--cipher", "aes-256-gcm")
+        engine = FakeEngine()
+        engine.aes = False
+        with pytest.raises(EngineError, match="no AES instructions.*'alice'.*peer remove alice"):
+            await Gateway(settings, engine, FakeHost()).run()
+        assert (engine.gateways[0].started, engine.gateways[0].stopped) == (0, 1)
+
+    asyncio.run(scenario())
+
+
 def test_an_idle_gateway_uses_no_cpu(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     async def scenario() -> None:
         async with serving(settings, capsys) as running:

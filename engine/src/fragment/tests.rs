@@ -133,12 +133,13 @@ fn a_datagram_is_whole_when_its_last_missing_fragment_arrives() {
 }
 
 #[test]
-fn df_and_options_are_those_of_the_first_fragment() {
+fn the_options_are_those_of_the_first_fragment_and_df_is_forgotten() {
     let ip_options = vec![7, 7, 4, 0, 0, 0, 0, 0];
-    let packet = Template { ip_options, fragment: DF, ..Template::default() }.udp(&payload(150));
-    let mut fragments = cut(&packet, 80);
+    let template = Template { ip_options, fragment: DF, ..Template::default() };
+    let mut fragments = cut(&template.udp(&payload(150)), 80);
     fragments.reverse();
-    assert_eq!(outcomes(&fragments).pop(), Some(Ok(Some(packet))));
+    let whole = Template { fragment: 0, ..template }.udp(&payload(150));
+    assert_eq!(outcomes(&fragments).pop(), Some(Ok(Some(whole))));
 }
 
 #[test]

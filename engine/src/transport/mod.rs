@@ -81,4 +81,7 @@ pub trait Transport: AsFd {
 
     /// Whether the kernel hands over trains whole.
     fn gro(&self) -> bool;
+
+    /// Datagrams that the kernel had no room for since the beginning, modulo 2^32; 0 where nobody counts.
+    fn overruns(&self) -> u32;
 }

@@ -205,6 +205,10 @@ impl UdpTransport {
 }
 
 impl Transport for UdpTransport {
+    fn overruns(&self) -> u32 {
+        self.receive_overruns().unwrap_or(0)
+    }
+
     fn receive(
         &mut self,
         arena: &mut Arena,

@@ -30,6 +30,7 @@ use hashbrown::HashMap;
 use crate::clock::Timestamp;
 use crate::drop_reason::{DropCounters, DropReason};
 
+mod cipher;
 mod cookie;
 mod handshake;
 mod index;
@@ -44,11 +45,11 @@ mod timers;
 #[cfg(test)]
 mod tests;
 
+pub use cipher::Cipher;
 pub use handshake::public_key;
 pub use peer::{PeerConfig, PeerStats, Traffic};
 pub use receive::Received;
 pub use send::{QUEUE_LIMIT, Sealer};
-pub use session::Cipher;
 
 use cookie::Admission;
 use handshake::Identity;
@@ -155,6 +156,10 @@ impl Tunnel {
             peer.forget_keys(&mut self.indices);
             peer.preshared_key = preshared_key;
             peer.cipher = config.cipher;
+            if !peer.queue.is_empty() {
+                // Their handshake went with the keys: another one takes them along, or lets them go in the end.
+                peer.timers.want_handshake(now);
+            }
         }
         peer.endpoint = config.endpoint.or(peer.endpoint);
         if peer.persistent_keepalive != config.persistent_keepalive {

@@ -7,11 +7,12 @@ use std::time::Duration;
 use zeroize::Zeroizing;
 
 use super::PeerId;
+use super::cipher::Cipher;
 use super::cookie::{CookieJar, MacKeys};
 use super::handshake::SentInitiation;
 use super::index::IndexTable;
 use super::messages::TIMESTAMP_LEN;
-use super::session::{Cipher, Session};
+use super::session::Session;
 use super::timers::Timers;
 use crate::clock::Timestamp;
 

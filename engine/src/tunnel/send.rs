@@ -7,7 +7,7 @@ use super::handshake::{random_bytes, tai64n};
 use super::messages::{DATA_HEADER_LEN, Initiation, TAG_LEN};
 use super::peer::{Peer, Pending, Traffic};
 use super::session::Session;
-use super::timers::{MAX_JITTER, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME};
+use super::timers::{MAX_JITTER, REKEY_AFTER_TIME};
 use super::{Outgoing, PeerId, Tunnel};
 use crate::clock::Timestamp;
 use crate::drop_reason::{DropCounters, DropReason};
@@ -223,7 +223,7 @@ impl Peer {
     }
 }
 
-/// Whether sealing with `session` should renew it (§6.2): only the initiator does, lest both do at once.
+/// Whether sealing with `session` should renew it (§6.2): of age only the initiator does, lest both do at once.
 fn needs_renewal(session: &Session, now: Timestamp) -> bool {
-    session.is_initiator && session.age(now) >= REKEY_AFTER_TIME || session.sealed() > REKEY_AFTER_MESSAGES
+    session.is_initiator && session.age(now) >= REKEY_AFTER_TIME || session.is_worn()
 }

@@ -5,29 +5,15 @@
 use std::hint::black_box;
 use std::time::Duration;
 
-use ring::aead::{AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
-use ring::hkdf;
+use ring::aead::{Aad, LessSafeKey};
 use zeroize::Zeroizing;
 
+use super::cipher::Cipher;
 use super::messages::{DATA_HEADER_LEN, DataHeader, TAG_LEN};
 use super::replay::ReplayWindow;
-use super::timers::{REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME};
+use super::timers::REJECT_AFTER_TIME;
 use crate::clock::Timestamp;
 use crate::drop_reason::DropReason;
-
-/// Which AEAD protects the data messages of a peer. Configured on both ends, never negotiated: an attacker cannot
-/// talk two peers into another one, and peers that disagree simply do not understand each other.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Cipher {
-    /// WireGuard's own (RFC 8439).
-    #[default]
-    ChaCha20Poly1305,
-    /// AES-256-GCM (NIST SP 800-38D), between Tidegate peers only: faster where the processor has VAES.
-    Aes256Gcm,
-}
-
-/// Salt of the HKDF that turns a handshake's keys into AES keys, so that no key serves two ciphers.
-const AES_KEY_LABEL: &[u8] = b"tidegate aes-256-gcm v1";
 
 /// The two transport keys of a finished handshake.
 pub struct TransportKeys {
@@ -73,8 +59,8 @@ impl Session {
             remote_index,
             counter: 0,
             cipher,
-            sealing: schedule(cipher, &keys.sealing)?,
-            opening: schedule(cipher, &keys.opening)?,
+            sealing: cipher.schedule(&keys.sealing)?,
+            opening: cipher.schedule(&keys.opening)?,
             replay: ReplayWindow::new(),
         }))
     }
@@ -91,12 +77,12 @@ impl Session {
 
     /// Whether it may seal messages.
     pub fn can_seal(&self, now: Timestamp) -> bool {
-        self.is_alive(now) && self.counter < REJECT_AFTER_MESSAGES
+        self.is_alive(now) && self.counter < self.cipher.reject_after_messages()
     }
 
-    /// How many messages it has sealed.
-    pub fn sealed(&self) -> u64 {
-        self.counter
+    /// Whether it has sealed so many messages that it should be renewed (§6.2).
+    pub fn is_worn(&self) -> bool {
+        self.counter > self.cipher.rekey_after_messages()
     }
 
     /// Seals in place: `buffer` is a header's room, `plaintext_len` bytes, and room for `padding` and the tag.
@@ -115,13 +101,13 @@ impl Session {
         let padded_len = plaintext_len + padding;
         let datagram_len = DATA_HEADER_LEN + padded_len + TAG_LEN;
         let datagram = buffer.get_mut(..datagram_len).ok_or(DropReason::TooBig)?;
-        if self.counter >= REJECT_AFTER_MESSAGES {
+        if self.counter >= self.cipher.reject_after_messages() {
             return Err(DropReason::NoSession);
         }
         let (header, body) = datagram.split_first_chunk_mut().ok_or(DropReason::TooBig)?;
         let (plaintext, tag_room) = body.split_at_mut(padded_len);
         plaintext[plaintext_len..].fill(0);
-        let nonce = self.nonce(self.counter);
+        let nonce = self.cipher.nonce(self.counter);
         DataHeader { receiver: self.remote_index, counter: self.counter }.write(header);
         self.counter += 1;
         // ring refuses only plaintexts of 64 GiB and more.
@@ -141,7 +127,7 @@ impl Session {
     /// [`DropReason::UnknownSession`] if the session is over, [`DropReason::Replayed`],
     /// [`DropReason::BadAuthentication`].
     pub fn open(&mut self, counter: u64, body: &mut [u8], now: Timestamp) -> Result<usize, DropReason> {
-        if !self.is_alive(now) || counter >= REJECT_AFTER_MESSAGES {
+        if !self.is_alive(now) || counter >= self.cipher.reject_after_messages() {
             return Err(DropReason::UnknownSession);
         }
         if !self.replay.is_fresh(counter) {
@@ -149,21 +135,10 @@ impl Session {
         }
         let plaintext_len = self
             .opening
-            .open_in_place(self.nonce(counter), Aad::empty(), body)
+            .open_in_place(self.cipher.nonce(counter), Aad::empty(), body)
             .map_err(|_| DropReason::BadAuthentication)?
             .len();
         if self.replay.accept(counter) { Ok(plaintext_len) } else { Err(DropReason::Replayed) }
-    }
-
-    /// Four zero bytes and the counter: little-endian for ChaCha20-Poly1305 (whitepaper §5.4.6), big-endian for
-    /// AES-GCM (as Noise revision 34 §12.4 has it).
-    fn nonce(&self, counter: u64) -> Nonce {
-        let mut nonce = [0; NONCE_LEN];
-        nonce[4..].copy_from_slice(&match self.cipher {
-            Cipher::ChaCha20Poly1305 => counter.to_le_bytes(),
-            Cipher::Aes256Gcm => counter.to_be_bytes(),
-        });
-        Nonce::assume_unique_for_key(nonce)
     }
 }
 
@@ -171,26 +146,12 @@ impl Drop for Session {
     /// Overwrites the key schedules: ring does not do so itself. The black box keeps the compiler from seeing that
     /// nobody reads what is written here.
     fn drop(&mut self) {
-        if let (Ok(sealing), Ok(opening)) = (schedule(self.cipher, &[0; 32]), schedule(self.cipher, &[0; 32]))
-        {
+        if let (Ok(sealing), Ok(opening)) = (self.cipher.schedule(&[0; 32]), self.cipher.schedule(&[0; 32])) {
             self.sealing = sealing;
             self.opening = opening;
         }
         black_box((&self.sealing, &self.opening));
     }
-}
-
-/// The key schedule of `cipher` for the raw transport key `key`.
-fn schedule(cipher: Cipher, key: &[u8; 32]) -> Result<LessSafeKey, DropReason> {
-    let unbound = match cipher {
-        Cipher::ChaCha20Poly1305 => UnboundKey::new(&CHACHA20_POLY1305, key),
-        Cipher::Aes256Gcm => {
-            let algorithm: &'static Algorithm = &AES_256_GCM;
-            let prk = hkdf::Salt::new(hkdf::HKDF_SHA256, AES_KEY_LABEL).extract(key);
-            prk.expand(&[b"transport key"], algorithm).map(UnboundKey::from)
-        }
-    };
-    unbound.map(LessSafeKey::new).map_err(|_| DropReason::BadHandshake)
 }
 
 #[cfg(test)]
@@ -210,7 +171,7 @@ mod tests {
 
     #[test]
     fn both_ciphers_there_and_back() {
-        for cipher in [Cipher::ChaCha20Poly1305, Cipher::Aes256Gcm] {
+        for cipher in Cipher::ALL {
             let (mut alice, mut bob) = pair(cipher);
             for counter in 0..3 {
                 let mut buffer = [0xaa; 16 + 20 + 12 + 16];
@@ -236,18 +197,33 @@ mod tests {
     fn a_buffer_without_room_for_the_tag_is_refused_and_costs_no_counter() {
         let (mut alice, _) = pair(Cipher::ChaCha20Poly1305);
         assert_eq!(alice.seal(&mut [0; 16 + 20 + 15], 20, 0), Err(DropReason::TooBig));
-        assert_eq!(alice.sealed(), 0);
+        assert_eq!(alice.counter, 0);
     }
 
     #[test]
-    fn no_message_is_sealed_or_opened_beyond_reject_after_messages() {
-        let (mut alice, mut bob) = pair(Cipher::ChaCha20Poly1305);
-        alice.counter = REJECT_AFTER_MESSAGES - 1;
-        let mut buffer = [0; 64];
-        assert_eq!(alice.seal(&mut buffer, 32, 0), Ok(64));
-        assert_eq!(alice.seal(&mut buffer, 32, 0), Err(DropReason::NoSession));
-        assert!(!alice.can_seal(Timestamp::ORIGIN));
-        let opened = bob.open(REJECT_AFTER_MESSAGES, &mut buffer[16..], Timestamp::ORIGIN);
-        assert_eq!(opened, Err(DropReason::UnknownSession));
+    fn no_message_is_sealed_or_opened_beyond_the_ciphers_limit() {
+        for (cipher, limit) in
+            [(Cipher::ChaCha20Poly1305, u64::MAX - (1 << 13)), (Cipher::Aes256Gcm, 1 << 29)]
+        {
+            let (mut alice, mut bob) = pair(cipher);
+            alice.counter = limit - 1;
+            let mut buffer = [0; 64];
+            assert_eq!(alice.seal(&mut buffer, 32, 0), Ok(64));
+            assert_eq!(alice.seal(&mut buffer, 32, 0), Err(DropReason::NoSession));
+            assert!(!alice.can_seal(Timestamp::ORIGIN));
+            let opened = bob.open(limit, &mut buffer[16..], Timestamp::ORIGIN);
+            assert_eq!(opened, Err(DropReason::UnknownSession));
+        }
+    }
+
+    #[test]
+    fn a_session_is_worn_well_before_its_limit() {
+        for (cipher, worn) in [(Cipher::ChaCha20Poly1305, 1 << 60), (Cipher::Aes256Gcm, 1 << 28)] {
+            let (mut alice, _) = pair(cipher);
+            alice.counter = worn;
+            assert!(!alice.is_worn());
+            alice.counter += 1;
+            assert!(alice.is_worn() && alice.can_seal(Timestamp::ORIGIN));
+        }
     }
 }

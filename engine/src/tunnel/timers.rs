@@ -20,7 +20,7 @@ use super::{Outgoing, PeerId, Tunnel};
 use crate::clock::Timestamp;
 use crate::drop_reason::DropReason;
 
-/// Messages after which the initiator renews a session (whitepaper §6.1).
+/// Messages after which a session is renewed (whitepaper §6.1); see [`super::cipher`] for AES-256-GCM.
 pub const REKEY_AFTER_MESSAGES: u64 = 1 << 60;
 /// Messages after which a session is over (§6.1: 2^64 - 2^13 - 1).
 pub const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);

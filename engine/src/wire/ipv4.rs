@@ -330,7 +330,11 @@ impl<'a> Ipv4Packet<'a> {
         if self.offload.checksum == ChecksumState::Complete {
             return;
         }
-        let Some(at) = self.checksum_offset() else { return };
+        // ICMP has no pseudo-header, so its checksum is never partial, whatever the metadata says.
+        let (Transport::Tcp { .. } | Transport::Udp, Some(at)) = (self.transport, self.checksum_offset())
+        else {
+            return;
+        };
         let start = self.header_len();
         let end = match self.transport {
             Transport::Udp => (start + usize::from(u16_at(self.head, start + 4))).min(self.head.len()),

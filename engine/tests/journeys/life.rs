@@ -123,7 +123,7 @@ fn what_a_turn_has_for_a_removed_peer_is_not_sealed_for_the_next_one_with_its_nu
     // In one turn of the loop: a packet for client 0 comes, client 0 is removed, and another peer gets its number.
     let secret = Ip::udp(endpoint(GATEWAY, 53), endpoint(client_address(0), 1), b"for client 0 alone");
     world.in_one_turn(0, |world| {
-        world.hand_from_host(&secret);
+        world.hand_from_host(0, &secret);
         world.hand_removal(0);
         world.hand_new_peer(7);
     });

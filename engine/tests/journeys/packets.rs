@@ -167,7 +167,7 @@ impl Ip {
         self
     }
 
-    /// With the two ends exchanged.
+    /// Where in the body the transport checksum stands.
     pub fn checksum_at(&self) -> Option<usize> {
         match self.protocol {
             TCP => Some(16),

@@ -109,15 +109,34 @@ fn a_port_whose_client_is_gone_gets_silence_and_no_packet_goes_in_circles() {
         world.remove_peer(0);
         let probe = Ip::udp(endpoint(SERVER, 4_000), endpoint(EXTERNAL, port), b"anybody there?");
         world.dies(DropReason::NoMapping, |world| world.arrive(&probe));
+        // The port is free for another.
+        world.publish(Proto::Udp, port, endpoint(client_address(1), 53)).unwrap();
+        world.arrive(&probe);
+        assert_eq!(world.take_one(1).data(), b"anybody there?");
+    }
+}
+
+#[test]
+fn a_port_that_leads_to_one_client_is_not_led_to_another() {
+    for port in PORTS {
+        let mut world = World::with_shards(2).connected();
+        world.publish(Proto::Udp, port, endpoint(client_address(0), 53)).unwrap();
+        let refused = world.publish(Proto::Udp, port, endpoint(client_address(1), 53));
+        assert_eq!(refused, Err(PublishError::PortInUse));
+        world.arrive(&Ip::udp(endpoint(SERVER, 4_000), endpoint(EXTERNAL, port), b"query"));
+        assert_eq!(world.take_one(0).data(), b"query");
     }
 }
 
 #[test]
 fn shards_that_disagree_about_a_port_or_a_peer_do_not_send_its_packets_in_circles() {
     let mut world = World::with_shards(2).connected();
+    // Shard 1 has been told already that its port leads to shard 0, which knows nothing of it.
+    let (external, internal) = (Endpoint::new(EXTERNAL, PORTS[1]), Endpoint::new(client_address(0), 53));
+    let (reply, _answer) = std::sync::mpsc::sync_channel(1);
+    world.tell(1, Command::Publish { protocol: Proto::Udp, external, internal, shard: 0, reply });
     let probe = Ip::udp(endpoint(SERVER, 4_000), endpoint(EXTERNAL, PORTS[1]), b"whose am I?");
-    let crossing = || Crossing::Inbound { packet: probe.bytes(), offload: Offload::NONE };
-    world.dies(DropReason::NoMapping, |world| world.cross(0, crossing()));
+    world.dies(DropReason::NoMapping, |world| world.arrive(&probe));
     // Client 1 lives on shard 1.
     let packet = Ip::udp(endpoint(client_address(0), 1), endpoint(client_address(1), 2), b"astray").bytes();
     world.dies(DropReason::NoSuchPeer, |world| {

@@ -182,6 +182,16 @@ fn a_client_believes_only_its_gateway() {
 }
 
 #[test]
+fn a_client_takes_only_what_its_profile_allows() {
+    let mut world = World::of(Plan { clients: 1, allowed_ips: "10.66.77.0/24", ..Plan::default() });
+    world.ping(0, GATEWAY);
+    assert_eq!(world.take_one(0).source, GATEWAY);
+    world.ping(0, SERVER);
+    assert!(world.take(0).is_empty());
+    assert_eq!(world.drops(), [("wrong_inner_source", 1)].into());
+}
+
+#[test]
 fn data_messages_that_the_kernel_brought_to_the_wrong_shard_are_delivered_all_the_same() {
     for wrong in [0, 1] {
         let mut world = World::with_shards(2).connected();

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use tidegate_engine::drop_reason::DropReason;
 use tidegate_engine::wire::CoalesceOptions;
 
 use super::flow::{Flow, HTTPS, SACK, TIMESTAMPS, stream};
@@ -237,6 +238,30 @@ fn the_mss_of_connections_is_clamped_to_the_path_both_ways() {
     let again = Flow { external: syn.from(), up: 5_001, ..again };
     world.arrive(&again.segment_down(SYN | ACK, &[]));
     assert_eq!(world.take_one(0).tcp_header().options, mss(1380));
+}
+
+#[test]
+fn packets_of_any_lengths_share_the_trains_of_one_turn() {
+    let mut world = World::new().connected();
+    for lengths in [[100, 50, 100, 200], [50, 100, 100, 50], [7, 7, 7, 7], [0, 1_392, 0, 1_392]] {
+        let packets: Vec<Ip> = (lengths.iter())
+            .map(|&len| Ip::udp(endpoint(GATEWAY, 53), endpoint(client_address(0), 5_353), &payload(len)))
+            .collect();
+        world.in_one_turn(0, |world| {
+            packets.iter().enumerate().for_each(|(buffer, packet)| world.hand_from_host(buffer, packet));
+        });
+        assert_eq!(world.take(0), packets, "a train ends where a datagram is shorter or longer");
+    }
+}
+
+#[test]
+fn the_host_has_its_packets_cut_only_where_it_allows() {
+    let mut world = World::new().connected();
+    let packet = Ip::udp(endpoint(GATEWAY, 53), endpoint(client_address(0), 5_353), &payload(2_000));
+    world.send_from_host(&packet);
+    assert_eq!(reassemble(&world.take(0)).data(), packet.data());
+    let forbidden = packet.dont_fragment();
+    world.dies(DropReason::TooBig, |world| world.send_from_host(&forbidden));
 }
 
 #[test]

@@ -15,11 +15,19 @@
 //! Between the cores the world does what [`tidegate_engine::shard`] does, and what the kernels on either side do (see
 //! `kernel.rs`): every packet that leaves a core is verified to the last checksum before anybody looks at it.
 
+#[path = "world/answers.rs"]
+mod answers;
+#[path = "world/entrances.rs"]
+mod entrances;
+#[path = "world/node.rs"]
+mod node;
+#[path = "world/surroundings.rs"]
+mod surroundings;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
-use tidegate_engine::arena::{Arena, Span};
 use tidegate_engine::client::{Client, ClientConfig};
 use tidegate_engine::clock::Timestamp;
 use tidegate_engine::core::Core;
@@ -30,13 +38,19 @@ use tidegate_engine::external::reservation::{Batch, PortOwnership, PortProtocol}
 use tidegate_engine::gateway::{Gateway, GatewayConfig};
 use tidegate_engine::messages::{Command, ShardStatus};
 use tidegate_engine::nat::{Endpoint, NatConfig, Proto, PublishError};
-use tidegate_engine::outbox::{Crossing, Outbox, TrainBuffer, seal_frames};
+use tidegate_engine::outbox::Crossing;
 use tidegate_engine::tunnel::{Cipher, PeerConfig, Sealer, TunnelConfig, public_key};
 use tidegate_engine::wire::{CoalesceOptions, Offload, VirtioNetHeader};
 
+pub use node::Train;
+pub use surroundings::{arp_reply, echo_reply};
+
+use node::{DevicePacket, Node, TRAINS_PER_TURN, receive_trains};
+use surroundings::{fanout, mac_of};
+
 use super::kernel;
 use super::link::Link;
-use super::packets::{ICMP, Ip, TCP, UDP, half};
+use super::packets::{ICMP, Ip, UDP};
 
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 66, 77, 1);
 pub const EXTERNAL: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
@@ -50,13 +64,9 @@ pub const EXTERNAL_MTU: usize = 1500;
 pub const ECHO_PORT: u16 = 7;
 
 const OUR_MAC: MacAddress = [2, 0, 0, 0, 0, 10];
-const ROUTER_MAC: MacAddress = [2, 0, 0, 0, 0, 1];
-const NEIGHBOUR_MAC: MacAddress = [2, 0, 0, 0, 0, 77];
 const GATEWAY_KEY: [u8; 32] = [0x77; 32];
 /// Of an Ethernet header.
 const LINK_HEADER: usize = 14;
-/// Trains that one turn of the loop takes (`TRANSPORT_BUFFERS`).
-const TRAINS_PER_TURN: usize = 8;
 /// More events than any journey has: a packet goes round in circles.
 const STORM: usize = 20_000;
 
@@ -70,89 +80,6 @@ fn client_endpoint(client: usize) -> SocketAddrV4 {
 
 fn client_key(client: usize) -> [u8; 32] {
     [client as u8 + 1; 32]
-}
-
-/// A core and what its loop owns.
-pub struct Node<C> {
-    pub core: C,
-    arena: Arena,
-    outbox: Outbox,
-    sealed: TrainBuffer,
-}
-
-/// A train of datagrams.
-#[derive(Clone, Debug)]
-pub struct Train {
-    pub from: SocketAddrV4,
-    pub segment_size: usize,
-    pub bytes: Vec<u8>,
-}
-
-/// A packet that a core gave to a device of the kernel.
-#[derive(Clone, Debug)]
-pub struct DevicePacket {
-    pub virtio: [u8; 10],
-    pub bytes: Vec<u8>,
-    pub mac: MacAddress,
-}
-
-/// What came out of a turn.
-#[derive(Default)]
-struct Output {
-    external: Vec<DevicePacket>,
-    tun: Vec<DevicePacket>,
-    arp: Vec<[u8; 42]>,
-    trains: Vec<(SocketAddrV4, usize, Vec<u8>)>,
-    crossings: Vec<(u8, Crossing)>,
-}
-
-impl<C: Core> Node<C> {
-    fn new(core: C) -> Self {
-        Self {
-            core,
-            arena: Arena::new(TRAINS_PER_TURN),
-            outbox: Outbox::default(),
-            sealed: TrainBuffer::default(),
-        }
-    }
-
-    fn store(&mut self, buffer: usize, bytes: &[u8]) -> Span {
-        self.arena.buffer_mut(buffer)[..bytes.len()].copy_from_slice(bytes);
-        Span::new(buffer, 0..bytes.len())
-    }
-
-    /// The end of a turn, as in `Shard::run` and `Shard::send`.
-    fn finish(&mut self, now: Timestamp) -> Output {
-        if self.core.next_wakeup().is_some_and(|due| due <= now) {
-            self.core.poll(now, &mut self.outbox);
-        }
-        let Self { core, arena, outbox, sealed } = self;
-        let mut output = Output::default();
-        for (frames, packets) in [(&outbox.external, &mut output.external), (&outbox.tun, &mut output.tun)] {
-            packets.extend(frames.iter().map(|frame| DevicePacket {
-                virtio: frame.header.to_bytes(),
-                bytes: outbox.to_vec(&frame.packet, arena),
-                mac: frame.destination_mac,
-            }));
-        }
-        output.arp.append(&mut outbox.arp);
-        let mut next = 0;
-        loop {
-            let (tunnel, drops) = core.sealing();
-            let more = seal_frames(outbox, &mut next, arena, tunnel, sealed, now, drops);
-            let trains = sealed.trains().iter();
-            output.trains.extend(trains.map(|t| (t.to, t.segment_size, sealed.bytes(t).to_vec())));
-            sealed.clear();
-            if !more {
-                break;
-            }
-        }
-        let datagrams = outbox.datagrams.datagrams.drain(..);
-        output.trains.extend(datagrams.map(|(to, datagram)| (to, datagram.len(), datagram)));
-        output.crossings.append(&mut outbox.crossings);
-        outbox.clear();
-        output
-    }
 }
 
 enum Event {
@@ -172,6 +99,8 @@ pub struct Plan {
     pub port_range: (u16, u16),
     pub nat: NatConfig,
     pub coalesce: CoalesceOptions,
+    /// The clients' profile.
+    pub allowed_ips: &'static str,
     pub link: Link,
 }
 
@@ -184,6 +113,7 @@ impl Default for Plan {
             port_range: (40_000, 49_999),
             nat: NatConfig::default(),
             coalesce: CoalesceOptions::default(),
+            allowed_ips: "0.0.0.0/0",
             link: Link::perfect(),
         }
     }
@@ -257,7 +187,7 @@ impl World {
             let config = ClientConfig {
                 tunnel: tunnel(client_key(client), 0, 1),
                 gateway: peer(public_key(&GATEWAY_KEY), Some(GATEWAY_ENDPOINT)),
-                allowed_ips: vec!["0.0.0.0/0".parse().unwrap()],
+                allowed_ips: vec![plan.allowed_ips.parse().unwrap()],
                 coalesce: plan.coalesce,
             };
             Node::new(Client::new(config, now))
@@ -364,165 +294,12 @@ impl World {
         self.settle();
     }
 
-    // ---- What comes in.
-
-    /// A client's application sends.
-    pub fn send(&mut self, client: usize, packet: &Ip) {
-        self.send_bytes(client, &packet.bytes(), [0; 10]);
-        self.settle();
-    }
-
-    /// A client's kernel sends a superpacket.
-    pub fn send_superpacket(&mut self, client: usize, packet: &Ip, gso_size: usize) {
-        let virtio = kernel::superpacket_header(packet, gso_size, 0);
-        self.send_bytes(client, &packet.clone().partial().bytes(), virtio);
-        self.settle();
-    }
-
-    /// Without waiting for what follows.
-    pub fn send_bytes(&mut self, client: usize, bytes: &[u8], virtio: [u8; 10]) {
-        let now = self.now;
-        let node = &mut self.clients[client];
-        let span = node.store(0, bytes);
-        match VirtioNetHeader::from_bytes(virtio).offload() {
-            Some(offload) => node.core.receive_host(now, &mut node.arena, span, offload, &mut node.outbox),
-            None => node.core.drops().count(DropReason::UnknownOffload),
-        }
-        self.finish_client(client);
-    }
-
-    /// The gateway's host sends into the VPN.
-    pub fn send_from_host(&mut self, packet: &Ip) {
-        self.send_from_host_bytes(&packet.bytes(), [0; 10]);
-        self.settle();
-    }
-
-    pub fn send_from_host_bytes(&mut self, bytes: &[u8], virtio: [u8; 10]) {
-        let now = self.now;
-        let node = &mut self.shards[0];
-        let span = node.store(0, bytes);
-        match VirtioNetHeader::from_bytes(virtio).offload() {
-            Some(offload) => node.core.receive_host(now, &mut node.arena, span, offload, &mut node.outbox),
-            None => node.core.drops().count(DropReason::UnknownOffload),
-        }
-        self.finish_shard(0);
-    }
-
-    /// A packet arrives from the internet.
-    pub fn arrive(&mut self, packet: &Ip) {
-        self.arrive_bytes(packet.bytes(), [0; 10]);
-        self.settle();
-    }
-
-    /// The network card has merged what arrived (GRO).
-    pub fn arrive_superpacket(&mut self, packet: &Ip, gso_size: usize) {
-        let virtio = kernel::superpacket_header(packet, gso_size, LINK_HEADER);
-        self.arrive_bytes(packet.clone().partial().bytes(), virtio);
-        self.settle();
-    }
-
-    pub fn arrive_bytes(&mut self, bytes: Vec<u8>, virtio: [u8; 10]) {
-        let shard = fanout(&bytes, self.shards.len());
-        self.events.push_back(Event::FromOutside(shard, DevicePacket { virtio, bytes, mac: OUR_MAC }));
-    }
-
-    /// A datagram arrives at the gateway's UDP socket.
-    pub fn strike(&mut self, from: SocketAddrV4, datagram: Vec<u8>, segment_size: usize) {
-        let train = Train { from, segment_size, bytes: datagram };
-        let shard = self.steer(&train.bytes);
-        self.events.push_back(Event::ToShard(shard, train));
-    }
-
-    /// The same at a client's.
-    pub fn strike_client(&mut self, client: usize, datagram: Vec<u8>) {
-        let train = Train { from: GATEWAY_ENDPOINT, segment_size: datagram.len(), bytes: datagram };
-        self.events.push_back(Event::ToClient(client, train));
-    }
-
-    pub fn arp(&mut self, shard: usize, frame: Vec<u8>) {
-        self.events.push_back(Event::Arp(shard, frame));
-    }
-
-    pub fn cross(&mut self, shard: usize, crossing: Crossing) {
-        self.events.push_back(Event::Crossing(shard, crossing));
-    }
-
-    /// Every client has a session and a neighbour is known: the journeys begin after that.
-    pub fn connected(mut self) -> Self {
-        for client in 0..self.clients.len() {
-            self.ping(client, GATEWAY);
-            self.ping(client, SERVER);
-            assert_eq!(self.take(client).len(), 2, "client {client} is connected");
-        }
-        self.outside.clear();
-        self.host.clear();
-        self
-    }
-
-    pub fn ping(&mut self, client: usize, to: Ipv4Addr) {
-        self.send(client, &Ip::echo(8, client_address(client), to, 0x7a7a, 1, b"are you there?"));
-    }
-
-    // ---- What only an attacker or a test does.
-
-    /// Seals a packet under a client's session without a look at it.
-    pub fn seal_unchecked(&mut self, client: usize, packet: &[u8]) {
-        assert!(self.seal_if_possible(client, packet), "client {client} has a session");
-    }
-
-    /// The same, if the client has a session; whether it has.
-    pub fn seal_if_possible(&mut self, client: usize, packet: &[u8]) -> bool {
-        let now = self.now;
-        let (tunnel, _) = self.clients[client].core.sealing();
-        let gateway = tunnel.peer_by_key(&public_key(&GATEWAY_KEY)).unwrap().id;
-        let Some(mut sealer) = tunnel.sealer(gateway, now) else { return false };
-        let mut datagram = vec![0; sealer.datagram_len(packet.len())];
-        datagram[Sealer::HEADER_LEN..][..packet.len()].copy_from_slice(packet);
-        let len = sealer.seal(&mut datagram, packet.len()).unwrap();
-        let from = self.endpoints[client];
-        self.strike(from, datagram, len);
-        true
-    }
-
-    /// The trains that clients send meanwhile.
-    pub fn record(&mut self, act: impl FnOnce(&mut Self)) -> Vec<Train> {
-        self.recorded = Some(Vec::new());
-        act(self);
-        self.recorded.take().unwrap_or_default()
-    }
-
-    /// A client's datagrams come from elsewhere now, and what is sent to where it was is lost.
-    pub fn move_client(&mut self, client: usize, to: SocketAddrV4) {
-        self.endpoints[client] = to;
-    }
-
-    /// What `hand_...` does in `act`, the loop of the shard does in one turn.
-    pub fn in_one_turn(&mut self, shard: usize, act: impl FnOnce(&mut Self)) {
-        act(self);
+    /// Tells one shard alone, as long as the others have not come to it yet.
+    pub fn tell(&mut self, shard: usize, command: Command) {
+        let (now, node) = (self.now, &mut self.shards[shard]);
+        node.core.carry_out(now, command, &mut node.outbox);
         self.finish_shard(shard);
         self.settle();
-    }
-
-    pub fn hand_from_host(&mut self, packet: &Ip) {
-        let (now, node) = (self.now, &mut self.shards[0]);
-        let span = node.store(0, &packet.bytes());
-        node.core.receive_host(now, &mut node.arena, span, Offload::NONE, &mut node.outbox);
-    }
-
-    pub fn hand_removal(&mut self, client: usize) {
-        let (now, node) = (self.now, &mut self.shards[0]);
-        let command = Command::RemovePeer {
-            public_key: public_key(&client_key(client)),
-            address: client_address(client),
-        };
-        node.core.carry_out(now, command, &mut node.outbox);
-    }
-
-    pub fn hand_new_peer(&mut self, client: usize) {
-        let (now, node) = (self.now, &mut self.shards[0]);
-        let config = peer(public_key(&client_key(client)), Some(client_endpoint(client)));
-        let command = Command::SetPeer { config, address: client_address(client), shard: 0 };
-        node.core.carry_out(now, command, &mut node.outbox);
     }
 
     // ---- Time.
@@ -766,120 +543,6 @@ impl World {
         };
         receiver.map_or(self.initiations_to, |&index| usize::from(index)) % self.shards.len()
     }
-
-    // ---- What a test asks.
-
-    /// Takes what arrived at a client.
-    pub fn take(&mut self, client: usize) -> Vec<Ip> {
-        std::mem::take(&mut self.delivered[client])
-    }
-
-    /// Takes the only packet that arrived at a client.
-    pub fn take_one(&mut self, client: usize) -> Ip {
-        let mut taken = self.take(client);
-        assert_eq!(taken.len(), 1, "what arrived at client {client}: {taken:#?}");
-        taken.remove(0)
-    }
-
-    pub fn take_outside(&mut self) -> Vec<Ip> {
-        std::mem::take(&mut self.outside)
-    }
-
-    pub fn take_one_outside(&mut self) -> Ip {
-        let mut taken = self.take_outside();
-        assert_eq!(taken.len(), 1, "what arrived outside: {taken:#?}");
-        taken.remove(0)
-    }
-
-    pub fn status(&self, shard: usize) -> ShardStatus {
-        self.shards[shard].core.status(self.now)
-    }
-
-    /// Mappings of all shards and protocols.
-    pub fn mappings(&self) -> usize {
-        (0..self.shards.len()).map(|shard| self.status(shard).mappings.iter().sum::<usize>()).sum()
-    }
-
-    /// Undelivered packets, of gateway and clients.
-    pub fn drops(&self) -> BTreeMap<&'static str, u64> {
-        let mut all = DropCounters::default();
-        for shard in 0..self.shards.len() {
-            all.merge(&self.status(shard).drops);
-        }
-        for client in &self.clients {
-            all.merge(&client.core.status(self.now).drops);
-        }
-        all.nonzero().map(|(reason, count)| (reason.name(), count)).collect()
-    }
-
-    /// Does something that ends in silence, counted once under `reason` and under nothing else.
-    pub fn dies(&mut self, reason: DropReason, act: impl FnOnce(&mut Self)) {
-        self.dies_times(reason, 1, act);
-    }
-
-    pub fn dies_times(&mut self, reason: DropReason, times: u64, act: impl FnOnce(&mut Self)) {
-        let (mut before, packets) = (self.drops(), self.device_packets);
-        act(self);
-        self.settle();
-        *before.entry(reason.name()).or_default() += times;
-        assert_eq!(self.drops(), before, "{}", reason.name());
-        assert_eq!(self.device_packets, packets, "{}: in silence", reason.name());
-    }
-}
-
-fn receive_trains<C: Core>(node: &mut Node<C>, now: Timestamp, trains: &[Train]) {
-    for (buffer, train) in trains.iter().enumerate() {
-        let span = node.store(buffer, &train.bytes);
-        node.core.receive_datagrams(
-            now,
-            &mut node.arena,
-            span,
-            train.segment_size,
-            train.from,
-            &mut node.outbox,
-        );
-    }
-    node.core.flush_peers(now, &mut node.arena, &mut node.outbox);
-}
-
-/// As the external interface's BPF program.
-fn fanout(bytes: &[u8], shards: usize) -> usize {
-    let header_len = usize::from(bytes.first().unwrap_or(&0) & 15) * 4;
-    if bytes.len() < header_len + 8 || header_len < 20 || half(bytes, 6) & 0x3fff != 0 {
-        return 0;
-    }
-    let transport = &bytes[header_len..];
-    match (bytes[9], transport[0]) {
-        (TCP | UDP, _) => usize::from(half(transport, 2)) % shards,
-        (ICMP, 0) => usize::from(half(transport, 4)) % shards,
-        _ => 0,
-    }
-}
-
-pub fn echo_reply(request: &Ip) -> Ip {
-    let mut body = request.body.clone();
-    body[0] = 0;
-    Ip::new(request.destination, request.source, ICMP, body).summed()
-}
-
-fn mac_of(neighbour: Ipv4Addr) -> MacAddress {
-    match neighbour {
-        ROUTER => ROUTER_MAC,
-        NEIGHBOUR => NEIGHBOUR_MAC,
-        other => [2, 0, 0, 0, 1, other.octets()[3]],
-    }
-}
-
-pub fn arp_reply(from: Ipv4Addr) -> [u8; 42] {
-    let mut frame = [0; 42];
-    frame[0..6].copy_from_slice(&OUR_MAC);
-    frame[6..12].copy_from_slice(&mac_of(from));
-    frame[12..22].copy_from_slice(&[0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 2]);
-    frame[22..28].copy_from_slice(&mac_of(from));
-    frame[28..32].copy_from_slice(&from.octets());
-    frame[32..38].copy_from_slice(&OUR_MAC);
-    frame[38..42].copy_from_slice(&EXTERNAL.octets());
-    frame
 }
 
 fn tunnel(private_key: [u8; 32], shard: u8, shards: u8) -> TunnelConfig {

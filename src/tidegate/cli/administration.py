@@ -5,17 +5,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from tidegate.control.client import ControlClient
+from tidegate.engine import load
 from tidegate.errors import LockedError, NotRunningError, TidegateError
 from tidegate.net import Endpoint
 from tidegate.state_dir import RETRY_INTERVAL, StateDir
 
 if TYPE_CHECKING:
     from tidegate.control.commands import AnswerT, Command
+    from tidegate.engine import Engine
     from tidegate.host import Host
     from tidegate.settings import Settings
 
@@ -39,7 +41,12 @@ def running_gateway(settings: Settings) -> Iterator[Executor]:
 
 @contextmanager
 def administration(
-    settings: Settings, host: Host, *, make: bool, suggest_endpoint: bool = False
+    settings: Settings,
+    host: Host,
+    *,
+    make: bool,
+    suggest_endpoint: bool = False,
+    engine: Callable[[], Engine] = load,
 ) -> Iterator[Executor]:
     """The gateway that runs, or else the store itself under its lock. Without `make` a state directory that
     is not there raises `NotRunningError`, instead of coming into being by being looked at."""
@@ -57,7 +64,7 @@ def administration(
                     hint="name another with --state-dir",
                 ) from absent
         try:
-            with _store_alone(settings, state, host if suggest_endpoint else None) as alone:
+            with _store_alone(settings, state, host if suggest_endpoint else None, engine) as alone:
                 yield alone
                 return
         except LockedError:
@@ -69,7 +76,9 @@ def administration(
 
 
 @contextmanager
-def _store_alone(settings: Settings, state: StateDir, host: Host | None) -> Iterator[Executor]:
+def _store_alone(
+    settings: Settings, state: StateDir, host: Host | None, engine: Callable[[], Engine]
+) -> Iterator[Executor]:
     from tidegate.control.admin import Administration, Surroundings
     from tidegate.identity import load_or_make_private_key, public_key_of
     from tidegate.store.sqlite import SqliteStore
@@ -80,7 +89,11 @@ def _store_alone(settings: Settings, state: StateDir, host: Host | None) -> Iter
         store = SqliteStore(state.database)
         try:
             around = Surroundings(
-                settings, public_key, lambda: _suggested_endpoint(settings, host), time.time
+                settings,
+                public_key,
+                lambda: _suggested_endpoint(settings, host),
+                time.time,
+                lambda: engine().aes_available(),
             )
             yield Administration(store, around)
         finally:

@@ -13,6 +13,7 @@ from ipaddress import AddressValueError, IPv4Address
 from typing import Protocol, cast
 
 from tidegate import VERSION
+from tidegate.ciphers import CipherName, check_cipher
 from tidegate.control.commands import (
     Answer,
     AnswerT,
@@ -69,6 +70,7 @@ class Surroundings:
     """Where clients would find the gateway if settings do not say."""
     now: Callable[[], float]
     """Seconds since the epoch."""
+    aes_available: Callable[[], bool]
 
 
 class Administration:
@@ -110,7 +112,8 @@ class Administration:
         """Tells a fresh engine about every peer and publication; gives back how many peers there are.
 
         A publication whose port a program of the host holds meanwhile is kept, and told as failed. Raises
-        `ConflictError` if a peer's address is not in the subnet, `OSError` if the engine refuses a peer.
+        `ConflictError` if a peer's address is not in the subnet, `EngineError` if the machine cannot run its
+        cipher, `OSError` if the engine refuses a peer.
         """
         engine = self._running().engine
         gateway = self._around.settings.gateway
@@ -121,8 +124,9 @@ class Administration:
                     f"peer {peer.name!r} has address {peer.address}, which {gateway.subnet} has no place for",
                     hint=f"serve its old subnet, or `tidegate peer remove {peer.name}` and add it anew",
                 )
+            self._check_cipher(peer.cipher, peer.name, f"`tidegate peer remove {peer.name}` and add it anew")
         for peer in peers:
-            engine.set_peer(peer.public_key, str(peer.address), peer.preshared_key)
+            engine.set_peer(peer.public_key, str(peer.address), peer.preshared_key, cipher=peer.cipher)
         for publication in self._store.publications():
             try:
                 self._publish(publication)
@@ -145,6 +149,7 @@ class Administration:
             preshared_key = decode_key(command.preshared_key) if command.preshared_key is not None else None
         except ValueError as cause:
             raise UsageError(f"the key of {name!r} {cause}") from None
+        self._check_cipher(command.cipher, name, "add the peer without --cipher")
         peer = self._store.add_peer(
             name,
             public_key,
@@ -153,10 +158,11 @@ class Administration:
             reserved=self._reserved(),
             address=self._address(command.address),
             now=self._around.now(),
+            cipher=command.cipher,
         )
         if self._live is not None:
             try:
-                self._live.engine.set_peer(public_key, str(peer.address), preshared_key)
+                self._live.engine.set_peer(public_key, str(peer.address), preshared_key, cipher=peer.cipher)
             except (OSError, ValueError) as cause:
                 self._store.remove_peer(name)
                 raise EngineError(f"the engine refuses peer {name!r}: {cause}") from cause
@@ -170,6 +176,9 @@ class Administration:
             mtu=gateway.tunnel_mtu,
             dns=self._around.settings.dns.enabled,
         )
+
+    def _check_cipher(self, cipher: CipherName, peer: str, hint: str) -> None:
+        check_cipher(cipher, self._around.aes_available, user=f"peer {peer!r}", hint=hint)
 
     def _reserved(self) -> frozenset[IPv4Address]:
         gateway = self._around.settings.gateway
@@ -363,6 +372,7 @@ def _peer_view(peer: Peer, counters: PeerStatus | None) -> PeerView:
         address=str(peer.address),
         public_key=encode_key(peer.public_key),
         created_at=peer.created_at,
+        cipher=peer.cipher,
     )
     if counters is None:
         return view

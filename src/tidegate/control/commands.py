@@ -10,6 +10,8 @@ from typing import Annotated, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tidegate.ciphers import WIREGUARD_CIPHER, CipherName
+
 PROTOCOL_VERSION = 1
 MAX_MAPPINGS = 10_000
 
@@ -36,6 +38,7 @@ class PeerView(Answer):
     public_key: str
     created_at: float
     """Seconds since the epoch."""
+    cipher: CipherName = WIREGUARD_CIPHER
     endpoint: str | None = None
     """Where the peer's datagrams come from."""
     last_handshake: float | None = None
@@ -67,6 +70,7 @@ class PeerAdd(Command[PeerAdded]):
     public_key: str = Field(max_length=64)
     preshared_key: str | None = Field(default=None, max_length=64)
     address: str | None = Field(default=None, max_length=64)
+    cipher: CipherName = WIREGUARD_CIPHER
     answer = PeerAdded
 
 

@@ -2,10 +2,14 @@
 
 Parsing is strict: an unknown key or section is named with its line rather than ignored, because a key that is
 ignored is a promise that is not kept (a `Table` or `PostUp` that silently does nothing).
+
+What only Tidegate's own client understands stands in comments of the form ``# Tidegate-KEY = VALUE``, so that other
+WireGuard programs can read the profile; they are parsed as strictly.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from ipaddress import (
     IPv4Address,
@@ -20,6 +24,7 @@ from ipaddress import (
 from pathlib import Path
 from typing import NoReturn
 
+from tidegate.ciphers import CIPHERS, WIREGUARD_CIPHER, CipherName
 from tidegate.errors import ProfileError
 from tidegate.identity.keys import decode_key, encode_key
 from tidegate.net import Endpoint, is_host_name
@@ -32,10 +37,11 @@ Network = IPv4Network | IPv6Network
 
 _KEYS = {
     "interface": ("PrivateKey", "Address", "DNS", "MTU", "ListenPort"),
-    "peer": ("PublicKey", "PresharedKey", "AllowedIPs", "Endpoint", "PersistentKeepalive"),
+    "peer": ("PublicKey", "PresharedKey", "AllowedIPs", "Endpoint", "PersistentKeepalive", "Tidegate-Cipher"),
 }
 _REQUIRED = {"interface": ("PrivateKey", "Address"), "peer": ("PublicKey", "AllowedIPs", "Endpoint")}
 _REPEATABLE = ("address", "dns", "allowedips")
+_EXTENSION = re.compile(r"\s*#\s*(Tidegate-[A-Za-z]+\s*=.*)", re.IGNORECASE)
 _OF_WG_QUICK = ("table", "preup", "postup", "predown", "postdown", "saveconfig", "fwmark")
 
 
@@ -56,6 +62,8 @@ class Profile:
     persistent_keepalive: int = 0
     """Seconds; 0: off."""
     listen_port: int = 0
+    cipher: CipherName = WIREGUARD_CIPHER
+    """Another one than WireGuard's makes it a profile for Tidegate's own client alone."""
 
     def __repr__(self) -> str:
         return f"Profile(address={self.address}, endpoint={self.endpoint})"  # no keys in logs
@@ -75,6 +83,8 @@ class Profile:
         lines += [f"AllowedIPs = {', '.join(map(str, self.allowed_ips))}", f"Endpoint = {self.endpoint}"]
         if self.persistent_keepalive:
             lines.append(f"PersistentKeepalive = {self.persistent_keepalive}")
+        if self.cipher != WIREGUARD_CIPHER:
+            lines.append(f"# Tidegate-Cipher = {self.cipher}")
         return "\n".join(lines) + "\n"
 
 
@@ -113,7 +123,8 @@ def _sections(text: str, path: Path | str) -> dict[str, dict[str, list[_Entry]]]
     lines: dict[str, int] = {}
     current: str | None = None
     for number, line in enumerate(text.splitlines(), start=1):
-        content = line.partition("#")[0].strip()
+        extension = _EXTENSION.fullmatch(line)
+        content = (extension[1] if extension else line).partition("#")[0].strip()
         if not content:
             continue
         if content.startswith("["):
@@ -186,6 +197,7 @@ class _Reader:
             allowed_ips=self._allowed_ips(),
             endpoint=self._endpoint(),
             persistent_keepalive=self._keepalive(),
+            cipher=self._cipher(),
         )
 
     def _entry(self, section: str, key: str) -> _Entry | None:
@@ -233,6 +245,15 @@ class _Reader:
         if entry is not None and entry.value.lower() == "off":
             return 0
         return self._number("peer", "PersistentKeepalive", 0, MAX_KEEPALIVE, 0)
+
+    def _cipher(self) -> CipherName:
+        entry = self._entry("peer", "Tidegate-Cipher")
+        if entry is None:
+            return WIREGUARD_CIPHER
+        for cipher in CIPHERS:
+            if entry.value == cipher:
+                return cipher
+        self._fail(f"Tidegate-Cipher must be {' or '.join(CIPHERS)}, not {_short(entry.value)!r}", entry.line)
 
     def _address(self) -> IPv4Interface:
         found: list[IPv4Interface] = []

@@ -79,6 +79,11 @@ VARIANTS = [
     Variant(KERNEL, None),
     Variant("Tidegate", lambda lab: TidegateGateway(lab, config=_SETTINGS), TidegateClient),
     Variant(
+        "Tidegate, AES-256-GCM",
+        lambda lab: TidegateGateway(lab, config=_SETTINGS, cipher="aes-256-gcm"),
+        TidegateClient,
+    ),
+    Variant(
         "Tidegate, wireguard-go as client",
         lambda lab: TidegateGateway(lab, config=_SETTINGS),
         WireguardGoClient,

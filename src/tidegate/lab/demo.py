@@ -167,7 +167,13 @@ class _Demo:
         self._client = make(self._lab.client, profile)
         begun = time.monotonic()
         self._client.start()
-        return f"packets pass after {time.monotonic() - begun:.2f} s"
+        shown = f"packets pass after {time.monotonic() - begun:.2f} s"
+        if isinstance(self._gateway, TidegateGateway):
+            (peer,) = self._gateway.status()["peers"]
+            if peer["last_handshake"] is None:
+                raise CheckFailedError(f"{shown}, but `tidegate status` knows of no handshake")
+            shown += f"; handshake with {peer['endpoint']}, {peer['address']} inside"
+        return shown
 
     def _ping(self, address: str) -> str:
         result = checks.ping(self._lab.client, address, count=20, interval=0.05)

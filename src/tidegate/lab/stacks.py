@@ -65,9 +65,12 @@ def tidegate_command() -> list[str]:
 class TidegateGateway:
     """The real thing: ``tidegate serve``."""
 
-    def __init__(self, lab: Lab, *, config: str | None = None, state: Path | None = None) -> None:
+    def __init__(
+        self, lab: Lab, *, config: str | None = None, state: Path | None = None, cipher: str | None = None
+    ) -> None:
         self._lab = lab
         self._config = config
+        self._cipher = cipher  # of the peers; None: WireGuard's
         self.state = state or lab.scratch / f"state-{next(_serial)}"
         self.process: Process
 
@@ -96,7 +99,8 @@ class TidegateGateway:
     def add_peer(self, name: str) -> Path:
         profile = self._lab.scratch / f"{name}.conf"
         endpoint = f"{GATEWAY_ACCESS}:{LISTEN_PORT}"
-        self.command("peer", "add", name, "--endpoint", endpoint, "--out", str(profile))
+        cipher = [] if self._cipher is None else ["--cipher", self._cipher]
+        self.command("peer", "add", name, "--endpoint", endpoint, "--out", str(profile), *cipher)
         return profile
 
     def status(self) -> dict[str, Any]:

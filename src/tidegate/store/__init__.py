@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import Literal, Protocol
 
+from tidegate.ciphers import WIREGUARD_CIPHER, CipherName
 from tidegate.errors import UsageError
 
 MAX_PEER_NAME = 63
@@ -34,6 +35,7 @@ class Peer:
     address: IPv4Address
     created_at: float
     """Seconds since the epoch."""
+    cipher: CipherName = WIREGUARD_CIPHER
 
     def __repr__(self) -> str:
         return f"Peer(name={self.name!r}, address={self.address})"  # no keys in logs
@@ -103,6 +105,7 @@ class Store(Protocol):
         reserved: frozenset[IPv4Address],
         address: IPv4Address | None,
         now: float,
+        cipher: CipherName = WIREGUARD_CIPHER,
     ) -> Peer:
         """Adds a peer with `address`, or with the lowest free one of `subnet`. Raises `ConflictError` for a
         name, key or address that is taken and for a full subnet."""

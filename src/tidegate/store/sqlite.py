@@ -32,14 +32,21 @@ from sqlalchemy import (
     event,
     insert,
     select,
+    update,
 )
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from tidegate.ciphers import CIPHERS, WIREGUARD_CIPHER, CipherName
 from tidegate.errors import ConflictError, NotFoundError, StoreError
 from tidegate.files import PRIVATE_FILE
 from tidegate.store import Peer, Publication, TransportProtocol
 
-SCHEMA_VERSION = 1
+_CIPHER_CHECK = f"cipher IN {CIPHERS}"
+_UPGRADES = (
+    # The first leads from schema version 1 to 2, the next from 2 to 3, and so on.
+    f"ALTER TABLE peers ADD COLUMN cipher VARCHAR NOT NULL DEFAULT '{WIREGUARD_CIPHER}' CHECK ({_CIPHER_CHECK})",
+)
+SCHEMA_VERSION = 1 + len(_UPGRADES)
 BUSY_TIMEOUT = 5.0  # seconds that a writer waits for another process's transaction
 
 _metadata = MetaData()
@@ -57,6 +64,7 @@ _peers = Table(
     Column("preshared_key", LargeBinary, CheckConstraint("length(preshared_key) = 32")),
     Column("address", String, nullable=False, unique=True),
     Column("created_at", Float, nullable=False),
+    Column("cipher", String, CheckConstraint(_CIPHER_CHECK), nullable=False, server_default=WIREGUARD_CIPHER),
 )
 
 _publications = Table(
@@ -103,11 +111,15 @@ class SqliteStore:
                 connection.execute(insert(_schema).values(version=SCHEMA_VERSION))
                 return
             version = connection.execute(select(_schema.c.version)).scalar()
-        if not isinstance(version, int) or version > SCHEMA_VERSION:
-            raise StoreError(
-                f"{self._path}: has schema version {version}, this Tidegate knows up to {SCHEMA_VERSION}",
-                hint="run the Tidegate that made it, or a newer one",
-            )
+            if not isinstance(version, int) or not 1 <= version <= SCHEMA_VERSION:
+                raise StoreError(
+                    f"{self._path}: has schema version {version}, this Tidegate knows up to {SCHEMA_VERSION}",
+                    hint="run the Tidegate that made it, or a newer one",
+                )
+            for upgrade in _UPGRADES[version - 1 :]:
+                connection.exec_driver_sql(upgrade)
+            if version < SCHEMA_VERSION:
+                connection.execute(update(_schema).values(version=SCHEMA_VERSION))
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -137,7 +149,14 @@ class SqliteStore:
 
     def _peer_of(self, row: Row[Any]) -> Peer:
         try:
-            return Peer(row.name, row.public_key, row.preshared_key, IPv4Address(row.address), row.created_at)
+            return Peer(
+                row.name,
+                row.public_key,
+                row.preshared_key,
+                IPv4Address(row.address),
+                row.created_at,
+                row.cipher,
+            )
         except ValueError:
             raise _damaged(self._path, f"the address of peer {row.name!r} is {row.address!r}") from None
 
@@ -160,6 +179,7 @@ class SqliteStore:
         reserved: frozenset[IPv4Address],
         address: IPv4Address | None,
         now: float,
+        cipher: CipherName = WIREGUARD_CIPHER,
     ) -> Peer:
         with self._transaction() as connection:
             others = [self._peer_of(row) for row in connection.execute(select(_peers))]
@@ -174,7 +194,7 @@ class SqliteStore:
                 if other.address == address:
                     raise ConflictError(f"{address} belongs to peer {other.name!r} already")
             taken = reserved | {other.address for other in others}
-            peer = Peer(name, public_key, preshared_key, address or lowest_free(subnet, taken), now)
+            peer = Peer(name, public_key, preshared_key, address or lowest_free(subnet, taken), now, cipher)
             connection.execute(
                 insert(_peers).values(
                     name=peer.name,
@@ -182,6 +202,7 @@ class SqliteStore:
                     preshared_key=peer.preshared_key,
                     address=str(peer.address),
                     created_at=peer.created_at,
+                    cipher=peer.cipher,
                 )
             )
         return peer

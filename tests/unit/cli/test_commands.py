@@ -115,7 +115,7 @@ def test_the_private_key_of_a_client_is_stored_nowhere(tidegate: CommandLine, tm
 def test_programs_get_json(tidegate: CommandLine, tmp_path: Path) -> None:
     state = ["--state-dir", tmp_path, "--json"]
     added = json.loads(tidegate("peer", "add", "alice", *state).out)
-    assert set(added) == {"name", "address", "public_key", "endpoint", "file", "profile"}
+    assert set(added) == {"name", "address", "public_key", "endpoint", "cipher", "file", "profile"}
     (peer,) = json.loads(tidegate("peer", "list", *state).out)["peers"]
     assert peer["public_key"] == added["public_key"]
     published = json.loads(tidegate("publish", "add", "tcp/8000-8010", "--to", "alice:80", *state).out)
@@ -128,6 +128,32 @@ def test_programs_get_json(tidegate: CommandLine, tmp_path: Path) -> None:
     assert len(json.loads(tidegate("publish", "list", *state).out)["publications"]) == 1
     assert json.loads(tidegate("publish", "remove", "tcp/8000-8010", *state).out)
     assert json.loads(tidegate("peer", "remove", "alice", *state).out)["peer"]["name"] == "alice"
+
+
+def test_a_faster_cipher_goes_into_store_and_profile_and_is_said_to_be_ours_alone(
+    tidegate: CommandLine, tmp_path: Path
+) -> None:
+    state = ["--state-dir", tmp_path]
+    outcome = tidegate("peer", "add", "alice", "--cipher", "aes-256-gcm", *state)
+    assert parse_profile(outcome.out).cipher == "aes-256-gcm"
+    assert "aes-256-gcm works with `tidegate connect` only" in outcome.err
+    outcome = tidegate("peer", "add", "bob", *state)
+    assert parse_profile(outcome.out).cipher == "chacha20-poly1305"
+    assert "Cipher" not in outcome.out
+    assert "aes" not in outcome.err
+    peers = json.loads(tidegate("peer", "list", *state, "--json").out)["peers"]
+    assert [peer["cipher"] for peer in peers] == ["aes-256-gcm", "chacha20-poly1305"]
+    for command in (["peer", "list"], ["peer", "show", "alice"]):
+        assert "aes-256-gcm" in tidegate(*command, *state).out
+    assert "aes-128-gcm" in tidegate.refused(2, "peer", "add", "eve", "--cipher", "aes-128-gcm", *state)
+
+
+def test_a_faster_cipher_is_refused_where_it_would_be_slower(tidegate: CommandLine, tmp_path: Path) -> None:
+    tidegate.engine.aes = False
+    refused = tidegate.refused(1, "peer", "add", "alice", "--cipher", "aes-256-gcm", "--state-dir", tmp_path)
+    assert "this CPU has no AES instructions, which aes-256-gcm for peer 'alice' needs" in refused
+    assert json.loads(tidegate("peer", "list", "--state-dir", tmp_path, "--json").out)["peers"] == []
+    assert tidegate("peer", "add", "alice", "--state-dir", tmp_path).code == 0
 
 
 def test_people_get_tables_that_do_not_lose_anything_in_a_pipe(tidegate: CommandLine, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, ip_network
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tidegate.ciphers import CIPHERS
 from tidegate.errors import ProfileError
 from tidegate.identity import (
     Profile,
@@ -64,6 +66,7 @@ _addresses = st.ip_addresses(v=4)
         preshared_key=st.none() | _keys,
         persistent_keepalive=st.integers(0, 65535),
         listen_port=st.integers(0, 65535),
+        cipher=st.sampled_from(CIPHERS),
     )
 )
 def test_a_profile_comes_back_from_its_text_as_it_was(profile: Profile) -> None:
@@ -115,6 +118,9 @@ def test_any_line_that_is_exchanged_gives_a_profile_or_an_error_with_a_line(
         ("Endpoint = .*", "Endpoint = vpn.example.com:0", 11, ["Endpoint", "'0'"]),
         ("PersistentKeepalive = .*", "PersistentKeepalive = 70000", 12, ["PersistentKeepalive", "65535"]),
         ("PersistentKeepalive = .*", "[Peer]", 12, ["a second [Peer]"]),
+        ("PersistentKeepalive = .*", "# Tidegate-Cipher = rot13", 12, ["aes-256-gcm", "rot13"]),
+        ("PersistentKeepalive = .*", "#Tidegate-Cypher=aes-256-gcm", 12, ["unknown key Tidegate-Cypher"]),
+        ("MTU = .*", "# Tidegate-Cipher = aes-256-gcm", 5, ["unknown key Tidegate-Cipher in [Interface]"]),
     ],
 )
 def test_what_is_wrong_is_named_with_its_line(old: str, new: str, line: int, words: list[str]) -> None:
@@ -137,6 +143,16 @@ def test_what_is_missing_is_named(key: str) -> None:
 def test_keys_are_case_insensitive_and_comments_and_windows_lines_are_taken() -> None:
     text = GOOD.render().replace("PrivateKey", "privatekey").replace("[Peer]", "[PEER] # them")
     assert parse_profile(text.replace("\n", "\r\n")) == GOOD
+
+
+def test_another_cipher_is_a_comment_to_other_programs_and_a_key_to_ours() -> None:
+    fast = replace(GOOD, cipher="aes-256-gcm")
+    added = set(fast.render().splitlines()) - set(GOOD.render().splitlines())
+    assert added == {"# Tidegate-Cipher = aes-256-gcm"}
+    assert fast.render().startswith(GOOD.render()), "in the [Peer] section"
+    for spelling in ("#tidegate-cipher=aes-256-gcm", "  #  Tidegate-Cipher =  aes-256-gcm  # faster"):
+        assert parse_profile(fast.render().replace("# Tidegate-Cipher = aes-256-gcm", spelling)) == fast
+    assert parse_profile(GOOD.render("Tidegate profile of alice, Tidegate-Cipher or not")) == GOOD
 
 
 def test_a_secret_is_in_no_error_and_no_repr() -> None:

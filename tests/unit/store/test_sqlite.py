@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import sqlite3
 import stat
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -15,6 +16,33 @@ from tidegate.store.sqlite import SqliteStore
 
 SUBNET = IPv4Network("10.66.77.0/24")
 GATEWAY = frozenset({IPv4Address("10.66.77.1")})
+
+
+VERSION_1 = """
+CREATE TABLE schema_version (version INTEGER NOT NULL);
+INSERT INTO schema_version VALUES (1);
+CREATE TABLE peers (
+    id INTEGER NOT NULL PRIMARY KEY,
+    name VARCHAR NOT NULL UNIQUE,
+    public_key BLOB NOT NULL CHECK (length(public_key) = 32) UNIQUE,
+    preshared_key BLOB CHECK (length(preshared_key) = 32),
+    address VARCHAR NOT NULL UNIQUE,
+    created_at FLOAT NOT NULL
+);
+CREATE TABLE publications (
+    id INTEGER NOT NULL PRIMARY KEY,
+    protocol VARCHAR NOT NULL CHECK (protocol IN ('tcp', 'udp')),
+    first_port INTEGER NOT NULL,
+    last_port INTEGER NOT NULL,
+    peer_id INTEGER NOT NULL REFERENCES peers (id) ON DELETE CASCADE,
+    internal_port INTEGER NOT NULL,
+    CHECK (1 <= first_port AND first_port <= last_port AND last_port <= 65535),
+    UNIQUE (protocol, first_port)
+);
+INSERT INTO peers VALUES (1, 'a', CAST('kkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkk' AS BLOB), NULL, '10.66.77.2', 1000.0);
+INSERT INTO publications VALUES (1, 'tcp', 8000, 8000, 1, 80);
+"""
+"""A store as Tidegate made it before peers had ciphers."""
 
 
 def add(
@@ -81,6 +109,42 @@ def test_peers_survive_and_come_in_the_order_of_their_addresses(tmp_path: Path) 
     first.close()
     assert [peer.name for peer in SqliteStore(path).peers()] == ["early", "late"]
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_cipher_is_kept(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "tidegate.db")
+    add(store, "slow")
+    store.add_peer(
+        "fast",
+        b"k" * 32,
+        None,
+        subnet=SUBNET,
+        reserved=GATEWAY,
+        address=None,
+        now=1000.0,
+        cipher="aes-256-gcm",
+    )
+    store.close()
+    ciphers = {peer.name: peer.cipher for peer in SqliteStore(tmp_path / "tidegate.db").peers()}
+    assert ciphers == {"slow": "chacha20-poly1305", "fast": "aes-256-gcm"}
+
+
+def test_a_store_of_version_1_is_upgraded_with_all_that_is_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "tidegate.db"
+    with sqlite3.connect(path) as old:
+        old.executescript(VERSION_1)
+    old.close()
+    for _ in range(2):
+        store = SqliteStore(path)
+        (peer,) = store.peers()
+        assert (peer.name, peer.public_key, peer.cipher) == ("a", b"k" * 32, "chacha20-poly1305")
+        assert [entry.external_text for entry in store.publications()] == ["tcp/8000"]
+        store.close()
+    with sqlite3.connect(path) as upgraded:
+        assert upgraded.execute("SELECT version FROM schema_version").fetchall() == [(2,)]
+        with pytest.raises(sqlite3.IntegrityError, match="CHECK"):
+            upgraded.execute("UPDATE peers SET cipher = 'rot13'")
+    upgraded.close()
 
 
 def test_an_unknown_peer_is_not_found(store: SqliteStore) -> None:

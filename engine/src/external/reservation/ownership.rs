@@ -51,7 +51,8 @@ impl PortOwnership {
         words.map(|word| word.load(Ordering::Relaxed).count_ones() as usize).sum()
     }
 
-    /// Notes that a port was reserved or released; false if there were more than [`MAX_ADDRESSES`] addresses.
+    /// Notes that a port was reserved or released; false if there were more than [`MAX_ADDRESSES`] addresses. For the
+    /// owner of the sockets alone (and for tests that have none).
     pub fn set(&self, protocol: PortProtocol, port: SocketAddrV4, reserved: bool) -> bool {
         let address = *port.ip();
         let slots = self.0.iter().map(|slot| slot.get_or_init(|| AddressPorts::new(address)));

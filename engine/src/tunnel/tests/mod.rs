@@ -15,6 +15,7 @@ use super::*;
 mod hostile;
 mod journeys;
 mod time;
+mod vectors;
 
 const ALICE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 51820);
 const BOB: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(198, 51, 100, 1), 51820);

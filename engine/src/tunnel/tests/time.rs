@@ -215,3 +215,16 @@ fn a_flow_wakes_nobody_up_per_packet() {
     }
     assert!(world.wakeups <= 2 * 6 + 2, "{} in a minute", world.wakeups);
 }
+
+#[test]
+fn packets_that_wait_outlive_a_change_of_keys_only_as_long_as_a_handshake_is_tried() {
+    let mut world = World::new();
+    world.alice_sends(b"waiting");
+    world.wire.clear();
+    let config = PeerConfig { preshared_key: Some([7; 32]), ..peer_config(BOB_KEY, Some(BOB)) };
+    world.alice.tunnel.set_peer(&config, world.now);
+    world.bob.address = EVE; // Nobody answers.
+    world.pass(Duration::from_secs(200));
+    assert_eq!(world.alice.tunnel.drops().get(DropReason::HandshakeTimeout), 1);
+    assert_eq!(world.alice.tunnel.next_wakeup(), None);
+}

@@ -1,0 +1,110 @@
+//! A core, and the loop around it.
+
+use std::net::SocketAddrV4;
+
+use tidegate_engine::arena::{Arena, Span};
+use tidegate_engine::clock::Timestamp;
+use tidegate_engine::core::Core;
+use tidegate_engine::external::MacAddress;
+use tidegate_engine::outbox::{Crossing, Outbox, TrainBuffer, seal_frames};
+
+/// Trains that one turn of the loop takes (`TRANSPORT_BUFFERS`).
+pub const TRAINS_PER_TURN: usize = 8;
+
+/// A core and what its loop owns.
+pub struct Node<C> {
+    pub core: C,
+    pub arena: Arena,
+    pub outbox: Outbox,
+    sealed: TrainBuffer,
+}
+
+/// A train of datagrams.
+#[derive(Clone, Debug)]
+pub struct Train {
+    pub from: SocketAddrV4,
+    pub segment_size: usize,
+    pub bytes: Vec<u8>,
+}
+
+/// A packet that a core gave to a device of the kernel.
+#[derive(Clone, Debug)]
+pub struct DevicePacket {
+    pub virtio: [u8; 10],
+    pub bytes: Vec<u8>,
+    pub mac: MacAddress,
+}
+
+/// What came out of a turn.
+#[derive(Default)]
+pub struct Output {
+    pub external: Vec<DevicePacket>,
+    pub tun: Vec<DevicePacket>,
+    pub arp: Vec<[u8; 42]>,
+    pub trains: Vec<(SocketAddrV4, usize, Vec<u8>)>,
+    pub crossings: Vec<(u8, Crossing)>,
+}
+
+impl<C: Core> Node<C> {
+    pub fn new(core: C) -> Self {
+        Self {
+            core,
+            arena: Arena::new(TRAINS_PER_TURN),
+            outbox: Outbox::default(),
+            sealed: TrainBuffer::default(),
+        }
+    }
+
+    pub fn store(&mut self, buffer: usize, bytes: &[u8]) -> Span {
+        self.arena.buffer_mut(buffer)[..bytes.len()].copy_from_slice(bytes);
+        Span::new(buffer, 0..bytes.len())
+    }
+
+    /// The end of a turn, as in `Shard::run` and `Shard::send`.
+    pub fn finish(&mut self, now: Timestamp) -> Output {
+        if self.core.next_wakeup().is_some_and(|due| due <= now) {
+            self.core.poll(now, &mut self.outbox);
+        }
+        let Self { core, arena, outbox, sealed } = self;
+        let mut output = Output::default();
+        for (frames, packets) in [(&outbox.external, &mut output.external), (&outbox.tun, &mut output.tun)] {
+            packets.extend(frames.iter().map(|frame| DevicePacket {
+                virtio: frame.header.to_bytes(),
+                bytes: outbox.to_vec(&frame.packet, arena),
+                mac: frame.destination_mac,
+            }));
+        }
+        output.arp.append(&mut outbox.arp);
+        let mut next = 0;
+        loop {
+            let (tunnel, drops) = core.sealing();
+            let more = seal_frames(outbox, &mut next, arena, tunnel, sealed, now, drops);
+            let trains = sealed.trains().iter();
+            output.trains.extend(trains.map(|t| (t.to, t.segment_size, sealed.bytes(t).to_vec())));
+            sealed.clear();
+            if !more {
+                break;
+            }
+        }
+        let datagrams = outbox.datagrams.datagrams.drain(..);
+        output.trains.extend(datagrams.map(|(to, datagram)| (to, datagram.len(), datagram)));
+        output.crossings.append(&mut outbox.crossings);
+        outbox.clear();
+        output
+    }
+}
+
+pub fn receive_trains<C: Core>(node: &mut Node<C>, now: Timestamp, trains: &[Train]) {
+    for (buffer, train) in trains.iter().enumerate() {
+        let span = node.store(buffer, &train.bytes);
+        node.core.receive_datagrams(
+            now,
+            &mut node.arena,
+            span,
+            train.segment_size,
+            train.from,
+            &mut node.outbox,
+        );
+    }
+    node.core.flush_peers(now, &mut node.arena, &mut node.outbox);
+}
