@@ -163,8 +163,8 @@ impl<P> NeighborCache<P> {
             State::Failed { .. } => false,
         };
         if !(answers && asked) {
-            if entry.doubt(mac, now) {
-                self.wake_at(now);
+            if let Some(next) = entry.doubt(mac, now) {
+                self.wake_at(next);
             }
             return Err(ignored);
         }
@@ -241,18 +241,17 @@ impl<P> NeighborCache<P> {
 }
 
 impl<P> Entry<P> {
-    /// Somebody says unasked that the neighbour is at `mac`. Says whether there is reason to ask it: not more often than
-    /// once a second, whatever is said.
-    fn doubt(&mut self, claimed: MacAddress, now: Timestamp) -> bool {
+    /// Somebody says unasked that the neighbour is at `claimed`. If that is news, the neighbour is to be asked at the time
+    /// that is returned: at once, but not more often than once a second, whatever is said.
+    fn doubt(&mut self, claimed: MacAddress, now: Timestamp) -> Option<Timestamp> {
         match &mut self.state {
-            State::Known { mac, confirmed, probe, doubted: doubted @ false }
-                if *mac != claimed && now.since(*confirmed) >= REQUEST_INTERVAL =>
-            {
+            State::Known { mac, confirmed, probe, doubted: doubted @ false } if *mac != claimed => {
+                let next = now.max(*confirmed + REQUEST_INTERVAL);
                 *doubted = true;
-                *probe = Some(Asking { sent: REQUESTS - 1, next: now });
-                true
+                *probe = Some(Asking { sent: REQUESTS - 1, next });
+                Some(next)
             }
-            _ => false,
+            _ => None,
         }
     }
 
@@ -470,6 +469,12 @@ mod tests {
         assert_eq!(poll(&mut cache, at(11)).0[0][..6], BROADCAST);
         assert_eq!(answer(&mut cache, OTHER_MAC, at(11)), Ok(ROUTER));
         assert_eq!(cache.resolve(ROUTER, at(11)), Resolution::Known(OTHER_MAC));
+
+        // Said too soon after the last answer, it is asked a little later.
+        let mut cache = learnt();
+        assert!(cache.receive(&announcement(OTHER_MAC), at(0)).is_err());
+        assert_eq!(poll(&mut cache, at(0)).0.len(), 0);
+        assert_eq!(poll(&mut cache, at(1)).0[0][..6], ROUTER_MAC);
 
         // It is where it was: whoever says otherwise is not believed, and makes it be asked once a second at most.
         let mut cache = learnt();
