@@ -30,6 +30,8 @@ mod op {
     pub(super) const MOD: u16 = 0x94; // BPF_ALU | BPF_MOD | BPF_K
     pub(super) const JA: u16 = 0x05; // BPF_JMP | BPF_JA
     pub(super) const JEQ: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
+    pub(super) const JEQ_X: u16 = 0x1d; // BPF_JMP | BPF_JEQ | BPF_X
+    pub(super) const TAX: u16 = 0x07; // BPF_MISC | BPF_TAX
     pub(super) const JGE: u16 = 0x35; // BPF_JMP | BPF_JGE | BPF_K
     pub(super) const JSET: u16 = 0x45; // BPF_JMP | BPF_JSET | BPF_K
     pub(super) const RET: u16 = 0x06; // BPF_RET | BPF_K
@@ -79,6 +81,8 @@ impl From<AssemblyError> for std::io::Error {
 pub enum Test {
     /// `A == k`
     Equal(u32),
+    /// `A` is `X`.
+    EqualX,
     /// `A >= k`, unsigned
     AtLeast(u32),
     /// `A & k != 0`
@@ -155,6 +159,11 @@ impl Assembler {
         self.push(op::LDX_NIBBLE, offset);
     }
 
+    /// `X` = `A`.
+    pub fn copy_into_x(&mut self) {
+        self.push(op::TAX, 0);
+    }
+
     /// `A` = the byte at `X + offset`.
     pub fn load_byte_beyond_x(&mut self, offset: u32) {
         self.push(op::LD_BYTE_X, offset);
@@ -222,6 +231,7 @@ impl Assembler {
         self.jumps.push(Jump { at: self.instructions.len(), to: label, slot });
         match test {
             Test::Equal(k) => self.push(op::JEQ, k),
+            Test::EqualX => self.push(op::JEQ_X, 0),
             Test::AtLeast(k) => self.push(op::JGE, k),
             Test::AnyBit(k) => self.push(op::JSET, k),
         }
@@ -265,6 +275,7 @@ pub(crate) mod interpreter {
             a = loaded;
             let test = match code {
                 op::JEQ => Some(a == k),
+                op::JEQ_X => Some(a == x),
                 op::JGE => Some(a >= k),
                 op::JSET => Some(a & k != 0),
                 _ => None,
@@ -277,6 +288,7 @@ pub(crate) mod interpreter {
                     Some(byte) => x = (byte & 0xf) * 4,
                     None => return 0,
                 },
+                op::TAX => x = a,
                 op::MOD => a %= k,
                 op::JA => at += k as usize,
                 op::RET => return k,

@@ -1,6 +1,7 @@
 //! ARP on the external interface (RFC 826): requests out, the replies to them in.
 //!
-//! The kernel's own neighbour table is neither read nor written. The filter lets in replies to our addresses only;
+//! The kernel's own neighbour table is neither read nor written. The filter lets in what is addressed to us (replies, and
+//! the requests that the host's kernel answers), and what announces its own sender (gratuitous ARP, RFC 5227 §3);
 //! whether one was asked for is for [`super::neighbor`] to judge.
 
 use std::io;
@@ -9,7 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use super::neighbor::arp;
 use super::packet_socket::open_deaf;
-use super::{ETHERTYPE_ARP, MAX_ADDRESSES, PACKET_HOST, require_address};
+use super::{ETHERTYPE_ARP, MAX_ADDRESSES, PACKET_BROADCAST, PACKET_HOST, require_address};
 use crate::bpf::{Assembler, AssemblyError, DROP, Instruction, KEEP, Test};
 use crate::sys::{self, Context, DeviceError};
 
@@ -24,7 +25,7 @@ pub struct ArpSocket {
 }
 
 impl ArpSocket {
-    /// Opens a socket on the interface `ifindex` that receives replies to `addresses`.
+    /// Opens a socket on the interface `ifindex` that receives what is for `addresses`, and announcements.
     ///
     /// # Errors
     /// `EPERM` without `CAP_NET_RAW`, `ENODEV` without the interface, `InvalidInput` for too many addresses.
@@ -87,13 +88,19 @@ impl AsRawFd for ArpSocket {
 /// The filter sees the frame from the link header on.
 fn filter_program(addresses: &[Ipv4Addr]) -> Result<Vec<Instruction>, AssemblyError> {
     let mut program = Assembler::new();
-    let drop = program.label();
+    let (drop, known_type, addressed) = (program.label(), program.label(), program.label());
     program.load_half(12);
     program.jump_unless(Test::Equal(u32::from(ETHERTYPE_ARP)), drop);
     program.load_packet_type();
-    program.jump_unless(Test::Equal(PACKET_HOST), drop);
-    program.load_half(arp::OPERATION as u32);
-    program.jump_unless(Test::Equal(u32::from(arp::REPLY)), drop);
+    program.jump_if(Test::Equal(PACKET_HOST), known_type);
+    program.jump_unless(Test::Equal(PACKET_BROADCAST), drop);
+    program.place(known_type);
+    program.load_word(arp::SENDER_ADDRESS as u32);
+    program.copy_into_x();
+    program.load_word(arp::TARGET_ADDRESS as u32);
+    program.jump_unless(Test::EqualX, addressed);
+    program.give(KEEP);
+    program.place(addressed);
     require_address(&mut program, arp::TARGET_ADDRESS as u32, addresses, drop);
     program.give(KEEP);
     program.place(drop);
@@ -108,17 +115,22 @@ mod tests {
     use crate::external::neighbor::tests_support::reply;
 
     #[test]
-    fn only_replies_to_our_addresses_are_let_in() {
+    fn what_is_for_us_and_what_announces_itself_is_let_in() {
         let ours = Ipv4Addr::new(192, 0, 2, 10);
         let router = Ipv4Addr::new(192, 0, 2, 1);
+        let other = Ipv4Addr::new(192, 0, 2, 9);
         let program = filter_program(&[ours]).unwrap();
         let frame = reply(router, [2; 6], ours, [4; 6]);
-        assert_eq!(run(&program, &frame, PACKET_HOST), KEEP);
-        assert_eq!(run(&program, &frame, 1), DROP, "broadcast");
-        assert_eq!(run(&program, &reply(router, [2; 6], router, [4; 6]), PACKET_HOST), DROP);
-        let mut request = frame;
-        request[arp::OPERATION + 1] = 1;
-        assert_eq!(run(&program, &request, PACKET_HOST), DROP);
+        let announcement = reply(router, [2; 6], router, [2; 6]);
+        for kind in [PACKET_HOST, PACKET_BROADCAST] {
+            assert_eq!(run(&program, &frame, kind), KEEP);
+            assert_eq!(run(&program, &announcement, kind), KEEP);
+            assert_eq!(run(&program, &reply(router, [2; 6], other, [4; 6]), kind), DROP, "others' business");
+        }
+        assert_eq!(run(&program, &frame, 3), DROP, "another station's frame");
         assert!((0..arp::LEN).all(|len| run(&program, &frame[..len], PACKET_HOST) == DROP));
+        let mut foreign = frame;
+        foreign[13] ^= 1;
+        assert_eq!(run(&program, &foreign, PACKET_HOST), DROP, "no ARP");
     }
 }

@@ -34,6 +34,7 @@ const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_ARP: u16 = 0x0806;
 /// A frame for this host's link address (linux/if_packet.h).
 const PACKET_HOST: u32 = 0;
+const PACKET_BROADCAST: u32 = 1;
 
 /// Assembles: go to `elsewhere` unless the word at `offset` is one of `addresses`.
 fn require_address(program: &mut Assembler, offset: u32, addresses: &[Ipv4Addr], elsewhere: Label) {

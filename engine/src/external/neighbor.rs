@@ -3,8 +3,10 @@
 //! Theory of operation. [`NeighborCache::resolve`] answers at once: with the address, or that it is being asked for, or
 //! that nobody answers. Meanwhile the caller may leave packets here ([`NeighborCache::hold`], a few per neighbour).
 //! [`NeighborCache::poll`] is the one place where requests are made and entries expire; it wants to be called at
-//! [`NeighborCache::next_wakeup`]. Replies go to [`NeighborCache::receive`], which believes only what was asked for, so
-//! that nobody on the link can plant an address unasked.
+//! [`NeighborCache::next_wakeup`]. ARP frames go to [`NeighborCache::receive`], which believes only what was asked for, so
+//! that nobody on the link can plant an address unasked. What says unasked that a neighbour has moved to another link
+//! address raises a *doubt*: the neighbour is asked at its known address, and only if it is silent there for a second is
+//! it resolved anew. So a router that was replaced is found at once, and one that is there cannot be supplanted.
 //!
 //! An entry's life: *resolving* (three broadcast requests, a second apart), then *known*, or *failed* for five seconds.
 //! A known neighbour that is still in use after 30 seconds is asked again, by unicast, while packets go on; if it does
@@ -69,8 +71,10 @@ pub enum Resolution {
 pub enum Ignored {
     /// It is no well-formed reply to us from a link address of one station.
     Malformed,
-    /// Nobody asked.
+    /// It is a reply that nobody asked for.
     Unsolicited,
+    /// It is no reply to us, but a request or an announcement.
+    NoReply,
 }
 
 /// The neighbours of one interface; `P` is what waits for them.
@@ -94,7 +98,7 @@ struct Entry<P> {
 #[derive(Clone, Copy, Debug)]
 enum State {
     Resolving(Asking),
-    Known { mac: MacAddress, confirmed: Timestamp, probe: Option<Asking> },
+    Known { mac: MacAddress, confirmed: Timestamp, probe: Option<Asking>, doubted: bool },
     Failed { until: Timestamp },
 }
 
@@ -116,7 +120,7 @@ impl<P> NeighborCache<P> {
         let Some(entry) = self.entries.get_mut(&neighbor) else { return self.begin(neighbor, now) };
         entry.used = now;
         match &mut entry.state {
-            State::Known { mac, confirmed, probe } => {
+            State::Known { mac, confirmed, probe, .. } => {
                 let mac = *mac;
                 if probe.is_none() && now.since(*confirmed) >= CONFIRMED_FOR {
                     *probe = Some(Asking { sent: 0, next: now });
@@ -149,17 +153,22 @@ impl<P> NeighborCache<P> {
     /// # Errors
     /// Why it was ignored.
     pub fn receive(&mut self, frame: &[u8], now: Timestamp) -> Result<Ipv4Addr, Ignored> {
-        let (neighbor, mac) = parse_reply(frame, self.address).ok_or(Ignored::Malformed)?;
-        let entry = self.entries.get_mut(&neighbor).ok_or(Ignored::Unsolicited)?;
+        let Heard { neighbor, mac, answers } = parse(frame, self.address).ok_or(Ignored::Malformed)?;
+        let ignored = if answers { Ignored::Unsolicited } else { Ignored::NoReply };
+        let entry = self.entries.get_mut(&neighbor).ok_or(ignored)?;
         let asked = match entry.state {
             State::Resolving(asking) => asking.sent > 0,
+            State::Known { mac: known, doubted: true, .. } => mac == known,
             State::Known { probe, .. } => probe.is_some_and(|asking| asking.sent > 0),
             State::Failed { .. } => false,
         };
-        if !asked {
-            return Err(Ignored::Unsolicited);
+        if !(answers && asked) {
+            if entry.doubt(mac, now) {
+                self.wake_at(now);
+            }
+            return Err(ignored);
         }
-        entry.state = State::Known { mac, confirmed: now, probe: None };
+        entry.state = State::Known { mac, confirmed: now, probe: None, doubted: false };
         let expiry = entry.used + UNUSED_FOR;
         self.wake_at(expiry);
         Ok(neighbor)
@@ -232,16 +241,31 @@ impl<P> NeighborCache<P> {
 }
 
 impl<P> Entry<P> {
+    /// Somebody says unasked that the neighbour is at `mac`. Says whether there is reason to ask it: not more often than
+    /// once a second, whatever is said.
+    fn doubt(&mut self, claimed: MacAddress, now: Timestamp) -> bool {
+        match &mut self.state {
+            State::Known { mac, confirmed, probe, doubted: doubted @ false }
+                if *mac != claimed && now.since(*confirmed) >= REQUEST_INTERVAL =>
+            {
+                *doubted = true;
+                *probe = Some(Asking { sent: REQUESTS - 1, next: now });
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// Does what is due and returns when the next thing is; `None`: the entry is to be forgotten.
     fn advance(&mut self, now: Timestamp, mut ask: impl FnMut(MacAddress)) -> Option<Timestamp> {
-        if let State::Known { mac, confirmed, probe } = self.state {
+        if let State::Known { mac, confirmed, probe, doubted } = self.state {
             let expiry = self.used + UNUSED_FOR;
             if now >= expiry {
                 return None;
             }
             let Some(asking) = probe else { return Some(expiry) };
             if let Some(asking) = asking.advance(now, || ask(mac)) {
-                self.state = State::Known { mac, confirmed, probe: Some(asking) };
+                self.state = State::Known { mac, confirmed, probe: Some(asking), doubted };
                 return Some(asking.next.min(expiry));
             }
             self.state = State::Resolving(Asking { sent: 0, next: now });
@@ -303,20 +327,31 @@ const KIND: [u8; 6] = {
     [h0, h1, p0, p1, 6, 4]
 };
 
-/// Who answers us, and with which link address.
-fn parse_reply(frame: &[u8], ours: Ipv4Addr) -> Option<(Ipv4Addr, MacAddress)> {
+/// What an ARP frame says of its sender.
+struct Heard {
+    neighbor: Ipv4Addr,
+    mac: MacAddress,
+    /// It is a reply to us, rather than a request or an announcement.
+    answers: bool,
+}
+
+fn parse(frame: &[u8], ours: Ipv4Addr) -> Option<Heard> {
     let frame: &ArpFrame = frame.first_chunk()?;
+    let operation = u16::from_be_bytes([frame[arp::OPERATION], frame[arp::OPERATION + 1]]);
+    let to_us = frame[arp::TARGET_ADDRESS..] == ours.octets();
+    let announces = frame[arp::TARGET_ADDRESS..] == frame[arp::SENDER_ADDRESS..arp::TARGET_MAC];
     let well_formed = frame[12..14] == ETHERTYPE_ARP.to_be_bytes()
         && frame[arp::HARDWARE..arp::OPERATION] == KIND
-        && frame[arp::OPERATION..arp::SENDER_MAC] == arp::REPLY.to_be_bytes()
-        && frame[arp::TARGET_ADDRESS..] == ours.octets();
+        && matches!(operation, arp::REQUEST | arp::REPLY)
+        && (to_us || announces);
     let mut mac = [0; 6];
     mac.copy_from_slice(&frame[arp::SENDER_MAC..arp::SENDER_ADDRESS]);
     let mut address = [0; 4];
     address.copy_from_slice(&frame[arp::SENDER_ADDRESS..arp::TARGET_MAC]);
     // A station's own address is no group address (IEEE 802: lowest bit of the first byte) and not zero.
     let station = mac[0] & 1 == 0 && mac != [0; 6];
-    (well_formed && station).then_some((Ipv4Addr::from(address), mac))
+    let answers = operation == arp::REPLY && to_us;
+    (well_formed && station).then_some(Heard { neighbor: Ipv4Addr::from(address), mac, answers })
 }
 
 #[cfg(test)]
@@ -420,6 +455,45 @@ mod tests {
         let mut cache = learnt();
         assert_eq!(answer(&mut cache, OTHER_MAC, at(1)), Err(Ignored::Unsolicited));
         assert_eq!(cache.resolve(ROUTER, at(1)), Resolution::Known(ROUTER_MAC));
+    }
+
+    #[test]
+    fn a_neighbour_that_is_said_to_have_moved_is_asked_where_it_was_and_then_everywhere() {
+        let announcement = |mac| reply(ROUTER, mac, ROUTER, mac);
+        // It was replaced: nobody answers at the old address.
+        let mut cache = learnt();
+        assert_eq!(cache.receive(&announcement(OTHER_MAC), at(10)), Err(Ignored::NoReply));
+        assert_eq!(cache.next_wakeup(), Some(at(1)), "as it was");
+        assert_eq!(poll(&mut cache, at(10)).0[0][..6], ROUTER_MAC);
+        assert_eq!(answer(&mut cache, OTHER_MAC, at(10)), Err(Ignored::Unsolicited), "too easily said");
+        assert_eq!(cache.resolve(ROUTER, at(10)), Resolution::Known(ROUTER_MAC));
+        assert_eq!(poll(&mut cache, at(11)).0[0][..6], BROADCAST);
+        assert_eq!(answer(&mut cache, OTHER_MAC, at(11)), Ok(ROUTER));
+        assert_eq!(cache.resolve(ROUTER, at(11)), Resolution::Known(OTHER_MAC));
+
+        // It is where it was: whoever says otherwise is not believed, and makes it be asked once a second at most.
+        let mut cache = learnt();
+        let mut asked = 0;
+        for n in 10..1_000 {
+            let now = at(0) + Duration::from_millis(10 * n);
+            let heard = cache.receive(&announcement(OTHER_MAC), now);
+            assert!(heard.is_err());
+            assert!(answer(&mut cache, OTHER_MAC, now).is_err());
+            for frame in poll(&mut cache, now).0 {
+                assert_eq!(frame[..6], ROUTER_MAC);
+                assert_eq!(answer(&mut cache, ROUTER_MAC, now), Ok(ROUTER));
+                asked += 1;
+            }
+            assert_eq!(cache.resolve(ROUTER, now), Resolution::Known(ROUTER_MAC));
+        }
+        assert!((8..=10).contains(&asked), "{asked}");
+
+        // A request of its own says as much as an announcement.
+        let mut cache = learnt();
+        let mut request = reply(ROUTER, OTHER_MAC, OURS, [0; 6]);
+        request[arp::OPERATION + 1] = arp::REQUEST as u8;
+        assert!(cache.receive(&request, at(10)).is_err());
+        assert_eq!(poll(&mut cache, at(10)).0.len(), 1);
     }
 
     #[test]

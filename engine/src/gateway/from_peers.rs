@@ -180,7 +180,7 @@ impl Gateway {
             protocol::UDP => Proto::Udp,
             _ => return false,
         };
-        !self.supply.is_short(protocol)
+        self.nat.expects_ports(protocol)
     }
 
     /// Why a destination outside cannot be reached, if so: to be known before a port is lent for it.

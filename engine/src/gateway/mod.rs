@@ -30,7 +30,7 @@ use crate::arena::{Arena, Span};
 use crate::clock::Timestamp;
 use crate::core::Core;
 use crate::drop_reason::{DropCounters, DropReason};
-use crate::external::neighbor::NeighborCache;
+use crate::external::neighbor::{Ignored, NeighborCache};
 use crate::external::next_hop::ExternalLink;
 use crate::external::reservation::{PortOwnership, ReserveRequest};
 use crate::fragment::reassembly::Reassembly;
@@ -125,7 +125,7 @@ impl Gateway {
     pub fn new(config: GatewayConfig) -> Self {
         let slice = ShardSlice { shard: u16::from(config.shard), shards: u16::from(config.shards) };
         let external = config.external;
-        Self {
+        let mut gateway = Self {
             shard: config.shard,
             shards: config.shards,
             tunnel_mtu: config.tunnel.mtu,
@@ -147,7 +147,9 @@ impl Gateway {
             icmp_errors: IcmpErrors::new(config.seed),
             drops: DropCounters::default(),
             traffic: Traffic::default(),
-        }
+        };
+        gateway.update_expectations();
+        gateway
     }
 }
 
@@ -211,8 +213,10 @@ impl Core for Gateway {
 
     fn receive_arp(&mut self, now: Timestamp, frame: &[u8], outbox: &mut Outbox) {
         // An unsolicited or malformed reply teaches nothing: that is what keeps the cache from being poisoned.
-        let Ok(neighbor) = self.neighbors.receive(frame, now) else {
-            return self.drops.count(DropReason::UnsolicitedArp);
+        let neighbor = match self.neighbors.receive(frame, now) {
+            Ok(neighbor) => neighbor,
+            Err(Ignored::NoReply) => return, // for the host's kernel, which has it too
+            Err(_) => return self.drops.count(DropReason::UnsolicitedArp),
         };
         for held in self.neighbors.drain(neighbor) {
             self.send_held(now, neighbor, held, outbox);
@@ -233,6 +237,7 @@ impl Core for Gateway {
         self.tunnel.poll(now, &mut outbox.datagrams);
         self.nat.expire(now);
         self.supply.expire(now);
+        self.update_expectations();
         self.expire_fragments(now, outbox);
         let drops = &mut self.drops;
         self.neighbors.poll(

@@ -58,7 +58,7 @@ impl PortSupply {
 
     /// Whether there are no more ports of the protocol; otherwise a pool that is empty has asked for some (or does so at
     /// the end of this turn), and they may come any moment.
-    pub(super) fn is_short(&self, protocol: Proto) -> bool {
+    fn is_short(&self, protocol: Proto) -> bool {
         let is_it =
             |pool: (Proto, Ipv4Addr, PortClass)| pool.0 == protocol && pool.2 == PortClass::Unprivileged;
         self.short.iter().any(|&(pool, _)| is_it(pool))
@@ -186,8 +186,16 @@ impl Gateway {
         self.nat.set_external(&link.addresses, now);
         self.published.retain(|(_, external), _| link.addresses.contains(&external.address));
         self.supply.set_addresses(&link.addresses);
+        self.update_expectations();
         self.router = router(self.subnet, self.gateway_address, &link, host_addresses);
         self.external = link;
+    }
+
+    /// Tells the NAT what there is to hope for.
+    pub(super) fn update_expectations(&mut self) {
+        for protocol in [Proto::Tcp, Proto::Udp] {
+            self.nat.expect_ports(protocol, !self.supply.is_short(protocol));
+        }
     }
 
     fn add_ports(&mut self, batch: &Batch, now: Timestamp) {
@@ -214,6 +222,7 @@ impl Gateway {
         if class == PortClass::Unprivileged {
             *self.supply.granted.entry((protocol, address)).or_default() += added;
         }
+        self.update_expectations();
     }
 
     /// What the reserver should be asked for: the first ports of every pool, and more for those that run low.

@@ -200,8 +200,8 @@ impl Nat {
         self.pools.address(index as usize)
     }
 
-    /// A port for a new mapping: a free one; else, for TCP, that of a closed connection of the same client; else one that
-    /// is in use, but not towards `remote` (RFC 7857 §3).
+    /// A port for a new mapping: a free one; else, for TCP, that of a closed connection of the same client; else, if no
+    /// more ports will come, one that is in use, but not towards `remote` (RFC 7857 §3).
     fn draw_port(
         &mut self,
         protocol: Proto,
@@ -224,6 +224,9 @@ impl Nat {
             if let Some(port) = self.pools.draw(protocol, address, class, &mut self.random) {
                 return Some((port, Kind::Drawn));
             }
+        }
+        if self.pools.more_to_come(protocol) {
+            return None;
         }
         self.pools
             .candidates(protocol, address, PortClass::Unprivileged, &mut self.random)

@@ -41,6 +41,17 @@ impl Nat {
         self.pools.next_demand()
     }
 
+    /// Says whether ports of the protocol may still come. While they may, an empty pool is not an exhausted one: no port is
+    /// shared, and what finds no port had better try again in a moment. To begin with, none are expected.
+    pub fn expect_ports(&mut self, protocol: Proto, expected: bool) {
+        self.pools.set_more_to_come(protocol, expected);
+    }
+
+    /// Whether ports of the protocol may still come.
+    pub fn expects_ports(&self, protocol: Proto) -> bool {
+        self.pools.more_to_come(protocol)
+    }
+
     /// Whether a packet from inside to this port of one of our external addresses is the NAT's (hairpinning), rather
     /// than the host's.
     pub fn owns_port(&self, protocol: Proto, address: Ipv4Addr, port: u16) -> bool {

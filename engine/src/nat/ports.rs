@@ -31,6 +31,8 @@ pub(super) struct Pools {
     resting: VecDeque<Resting>,
     /// Some pool asks for ports.
     demand: bool,
+    /// Whether ports may still come, by protocol: then an empty pool is not an exhausted one.
+    more_to_come: [bool; 3],
 }
 
 #[derive(Debug)]
@@ -60,7 +62,7 @@ struct Resting {
 
 impl Pools {
     pub(super) fn new() -> Self {
-        Self { addresses: Vec::new(), resting: VecDeque::new(), demand: false }
+        Self { addresses: Vec::new(), resting: VecDeque::new(), demand: false, more_to_come: [false; 3] }
     }
 
     /// Begins to use these external addresses, and ceases to use the others.
@@ -130,6 +132,16 @@ impl Pools {
     /// Whether the port is ours: free, lent or resting.
     pub(super) fn owns(&self, protocol: Proto, address: Ipv4Addr, port: u16) -> bool {
         self.pool(protocol, address).is_some_and(|pool| pool.owned.contains(port))
+    }
+
+    /// Whether ports of the protocol may still come.
+    pub(super) fn more_to_come(&self, protocol: Proto) -> bool {
+        self.more_to_come[protocol.index()]
+    }
+
+    /// See [`Self::more_to_come`].
+    pub(super) fn set_more_to_come(&mut self, protocol: Proto, more: bool) {
+        self.more_to_come[protocol.index()] = more;
     }
 
     /// How many ports can be drawn.
