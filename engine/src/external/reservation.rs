@@ -288,6 +288,19 @@ mod tests {
     }
 
     #[test]
+    fn the_ports_of_an_address_that_went_are_given_back() {
+        let gone = Ipv4Addr::new(127, 0, 0, 79);
+        let mut reservation = PortReservation::new(100);
+        let ownership = reservation.ownership();
+        for address in [HERE, gone] {
+            assert_eq!(reservation.reserve(PortProtocol::Tcp, address, ports(62_400), 3).0.len(), 3);
+        }
+        reservation.retain_addresses(&[HERE]);
+        assert_eq!((reservation.len(), ownership.count(PortProtocol::Tcp)), (3, 3));
+        assert!(ports(62_400).all(|port| !ownership.is_reserved(PortProtocol::Tcp, gone, port)));
+    }
+
+    #[test]
     fn a_spent_budget_and_a_foreign_address_are_told_apart() {
         let mut reservation = PortReservation::new(2);
         let (taken, shortage) = reservation.reserve(PortProtocol::Tcp, HERE, ports(62_600), 3);

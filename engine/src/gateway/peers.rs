@@ -79,13 +79,13 @@ impl PortSupply {
         }
     }
 
-    /// How many ports to ask for: half as many as there are, so that growth keeps pace with the need.
+    /// How many ports to ask for: as many as there are, so that growth keeps pace with the need.
     fn batch(&self, protocol: Proto, address: Ipv4Addr, class: PortClass) -> usize {
         match class {
             PortClass::Privileged => PRIVILEGED_BATCH,
             PortClass::Unprivileged => {
                 let granted = self.granted.get(&(protocol, address)).copied().unwrap_or(0);
-                (granted / 2).clamp(FIRST_BATCH, LARGEST_BATCH)
+                granted.clamp(FIRST_BATCH, LARGEST_BATCH)
             }
         }
     }

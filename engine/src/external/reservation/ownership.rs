@@ -1,7 +1,7 @@
 //! Which ports are reserved, for every shard to read without a lock.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use super::PortProtocol;
@@ -13,13 +13,13 @@ type Bitmap = [AtomicU64; 1024];
 /// The reserved ports of every external address. Clones share their contents.
 ///
 /// Only the owner of the sockets writes; a reader sees a port as reserved only while its socket holds it (and perhaps
-/// not yet, or not any more, while that is changing).
+/// not yet, or not any more, while that is changing). An address without ports makes room for another one.
 #[derive(Clone, Debug)]
 pub struct PortOwnership(Arc<[OnceLock<AddressPorts>; MAX_ADDRESSES]>);
 
 #[derive(Debug)]
 struct AddressPorts {
-    address: Ipv4Addr,
+    address: AtomicU32,
     tcp: Box<Bitmap>,
     udp: Box<Bitmap>,
 }
@@ -41,7 +41,7 @@ impl PortOwnership {
         self.0
             .iter()
             .map_while(OnceLock::get)
-            .find(|ports| ports.address == address)
+            .find(|ports| ports.is_of(address))
             .is_some_and(|ports| word(ports.of(protocol), port).load(Ordering::Relaxed) & bit(port) != 0)
     }
 
@@ -54,27 +54,44 @@ impl PortOwnership {
     /// Notes that a port was reserved or released; false if there were more than [`MAX_ADDRESSES`] addresses. For the
     /// owner of the sockets alone (and for tests that have none).
     pub fn set(&self, protocol: PortProtocol, port: SocketAddrV4, reserved: bool) -> bool {
-        let address = *port.ip();
-        let slots = self.0.iter().map(|slot| slot.get_or_init(|| AddressPorts::new(address)));
-        for ports in slots {
-            if ports.address == address {
-                let word = word(ports.of(protocol), port.port());
-                if reserved {
-                    word.fetch_or(bit(port.port()), Ordering::Relaxed);
-                } else {
-                    word.fetch_and(!bit(port.port()), Ordering::Relaxed);
-                }
-                return true;
-            }
+        let Some(ports) = self.slot(*port.ip(), reserved) else { return false };
+        let word = word(ports.of(protocol), port.port());
+        if reserved {
+            word.fetch_or(bit(port.port()), Ordering::Relaxed);
+        } else {
+            word.fetch_and(!bit(port.port()), Ordering::Relaxed);
         }
-        false
+        true
+    }
+
+    /// Where the ports of `address` are noted. If they are nowhere and `new` is wanted: an unused place, or else that of
+    /// an address without ports.
+    fn slot(&self, address: Ipv4Addr, new: bool) -> Option<&AddressPorts> {
+        let known = self.0.iter().map_while(OnceLock::get).find(|ports| ports.is_of(address));
+        if known.is_some() || !new {
+            return known;
+        }
+        if let Some(unused) = self.0.iter().find(|slot| slot.get().is_none()) {
+            return Some(unused.get_or_init(|| AddressPorts::new(address)));
+        }
+        let empty = self.0.iter().filter_map(OnceLock::get).find(|ports| ports.is_empty())?;
+        empty.address.store(address.to_bits(), Ordering::Relaxed);
+        Some(empty)
     }
 }
 
 impl AddressPorts {
     fn new(address: Ipv4Addr) -> Self {
         let bitmap = || Box::new([const { AtomicU64::new(0) }; 1024]);
-        Self { address, tcp: bitmap(), udp: bitmap() }
+        Self { address: AtomicU32::new(address.to_bits()), tcp: bitmap(), udp: bitmap() }
+    }
+
+    fn is_of(&self, address: Ipv4Addr) -> bool {
+        self.address.load(Ordering::Relaxed) == address.to_bits()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.tcp.iter().chain(self.udp.iter()).all(|word| word.load(Ordering::Relaxed) == 0)
     }
 
     fn of(&self, protocol: PortProtocol) -> &Bitmap {
@@ -113,5 +130,12 @@ mod tests {
         assert_eq!(ownership.count(PortProtocol::Udp), MAX_ADDRESSES);
         let one_more = SocketAddrV4::new(Ipv4Addr::new(198, 51, 100, 1), 1);
         assert!(!ownership.set(PortProtocol::Udp, one_more, true));
+
+        // A host whose address changes every day has had more than these in a year.
+        assert!(ownership.set(PortProtocol::Udp, SocketAddrV4::new(addresses[7], 7 * 999), false));
+        assert!(ownership.set(PortProtocol::Udp, one_more, true));
+        assert!(ownership.is_reserved(PortProtocol::Udp, *one_more.ip(), 1));
+        assert!(!ownership.is_reserved(PortProtocol::Udp, addresses[7], 7 * 999));
+        assert_eq!(ownership.count(PortProtocol::Udp), MAX_ADDRESSES);
     }
 }
