@@ -168,6 +168,21 @@ def test_a_peers_publications_go_with_it(store: SqliteStore) -> None:
 
 
 @pytest.mark.parametrize(
+    ("first", "last", "internal"), [(9000, 9000, 85), (9000, 9020, 70), (9000, 9001, 90)]
+)
+def test_a_port_of_a_client_is_published_once(
+    store: SqliteStore, first: int, last: int, internal: int
+) -> None:
+    add(store, "a")
+    add(store, "b")
+    store.add_publication(Publication("tcp", 8000, 8010, "a", 80))
+    with pytest.raises(ConflictError, match="a:80-90 is published already, as tcp/8000-8010"):
+        store.add_publication(Publication("tcp", first, last, "a", internal))
+    store.add_publication(Publication("udp", first, last, "a", internal))
+    store.add_publication(Publication("tcp", first, last, "b", internal))
+
+
+@pytest.mark.parametrize(
     ("first", "last"), [(8000, 8000), (8010, 8020), (7990, 8000), (7000, 9000), (8005, 8006)]
 )
 def test_publications_do_not_overlap(store: SqliteStore, first: int, last: int) -> None:
