@@ -259,8 +259,13 @@ impl<C: Core> Shard<C> {
 
     fn receive_arp(&mut self, now: Timestamp) {
         let Some(external) = &mut self.devices.external else { return };
-        while let Ok(Some(frame)) = external.arp.receive(&mut self.segment) {
-            self.core.receive_arp(now, frame, &mut self.outbox);
+        for _ in 0..EXTERNAL_BUFFERS {
+            match external.arp.receive(&mut self.segment) {
+                Ok(Some(frame)) => self.core.receive_arp(now, frame, &mut self.outbox),
+                Ok(None) => return,
+                // The interface went down: the packet socket tells it, too.
+                Err(_) => return self.core.drops().count(DropReason::ReceiveFailed),
+            }
         }
     }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, ip_network
@@ -176,7 +175,6 @@ def test_a_file_that_is_no_profile_is_refused(tmp_path: Path) -> None:
         read_profile(file)
 
 
-@pytest.mark.skipif(shutil.which("wg") is None, reason="the oracle wg(8) is not installed")
 def test_keys_are_those_that_wg_makes() -> None:
     private = make_private_key()
     told = subprocess.run(
