@@ -160,20 +160,35 @@ def test_what_a_published_server_opens_itself_comes_from_its_published_port(fair
 
 
 def test_a_published_port_is_lent_to_nobody(fair: Fair) -> None:
-    # Each of these ports was the NAT's, on one shard or the other, before it was published.
-    published = {40_010: "alice:80", 40_011: "alice:81", 40_012: "bob:80", 40_013: "bob:81"}
-    for port, to in published.items():
-        fair.publish(f"tcp/{port}", to)
+    # Each of these ports is the NAT's, on one shard or the other, before it is published. Not one that it has lent to
+    # an earlier test's connection: that one is refused, and rightly.
+    lent_before = {port for _, port in lent_ports(fair)}
+    even, odd = (
+        [port for port in range(first, 40_200, 2) if port not in lent_before] for first in (40_000, 40_001)
+    )
+    published = {even[0]: "alice:80", odd[0]: "alice:81", even[1]: "bob:80", odd[1]: "bob:81"}
     try:
+        for port, to in published.items():
+            fair.publish(f"tcp/{port}", to)
         with ExitStack() as stack:
             for host in fair.lab.clients:
                 lent = {port for _, port in mappings_after(fair, host, 150, stack)}
                 assert not lent & published.keys(), "port shadowing: a published port was lent to a client"
-            assert web_answers(fair.lab.internet, 40_010)
-            assert web_answers(fair.lab.internet, 40_012)
+            assert web_answers(fair.lab.internet, even[0])
+            assert web_answers(fair.lab.internet, even[1])
     finally:
-        for port in published:
-            fair.remove(f"tcp/{port}")
+        for external in fair.listed():
+            fair.remove(external)
+
+
+def lent_ports(fair: Fair) -> set[tuple[str, int]]:
+    """Inner endpoints of TCP mappings, and the external ports that the NAT has lent to them."""
+    listed = json.loads(fair.gateway.command("nat", "list", "--json"))["mappings"]
+    return {
+        (entry["internal"], int(entry["external"].rpartition(":")[2]))
+        for entry in listed
+        if entry["protocol"] == "tcp" and entry["state"] != "published"
+    }
 
 
 def mappings_after(fair: Fair, host: Namespace, count: int, stack: ExitStack) -> set[tuple[str, int]]:
@@ -191,16 +206,8 @@ def mappings_after(fair: Fair, host: Namespace, count: int, stack: ExitStack) ->
     for connection in host.call(connect):
         stack.callback(connection.close)
 
-    def seen() -> set[tuple[str, int]]:
-        listed = json.loads(fair.gateway.command("nat", "list", "--json"))["mappings"]
-        return {
-            (entry["internal"], int(entry["external"].rpartition(":")[2]))
-            for entry in listed
-            if entry["protocol"] == "tcp" and entry["state"] != "published"
-        }
-
-    wait_until(lambda: len(seen()) >= 90, "the NAT to lend its ports", timeout=5, interval=0.2)
-    return seen()
+    wait_until(lambda: len(lent_ports(fair)) >= 90, "the NAT to lend its ports", timeout=5, interval=0.2)
+    return lent_ports(fair)
 
 
 def bound(port: int) -> socket.socket:
