@@ -1,19 +1,22 @@
 //! What the NAT costs per packet: `cargo bench -p tidegate-engine --bench nat`.
 //!
 //! The established cases walk through all sessions in a shuffled order, so that with 100,000 of them the table's cache
-//! misses are part of the figure. The packets themselves lie in a row, as they do after a read.
+//! misses are part of the figure.
 
 #![allow(missing_docs, reason = "criterion's macro makes an undocumented function")]
 
 use std::hint::black_box;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use tidegate_engine::clock::Timestamp;
+use tidegate_engine::clock::{Timestamp, monotonic_now};
 use tidegate_engine::nat::{Endpoint, Nat, NatConfig, Proto, ShardSlice};
 use tidegate_engine::wire::{Ipv4Packet, Offload, checksum};
 
 const SERVER: Endpoint = Endpoint::new(Ipv4Addr::new(198, 51, 100, 9), 443);
+
+const NOW: Timestamp = Timestamp::from_secs(1);
 
 fn external(index: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(u32::from(Ipv4Addr::new(203, 0, 113, 1)) + index)
@@ -71,83 +74,102 @@ fn packet(protocol: Proto, source: Endpoint, destination: Endpoint, tcp_flags: u
 }
 
 /// Parses and translates. Parsing is measured too: it is part of the price.
-fn outbound(nat: &mut Nat, bytes: &[u8; 40], now: Timestamp) -> [u8; 40] {
-    let mut copy = *bytes;
-    if let Ok(mut packet) = Ipv4Packet::parse(&mut copy, 0, Offload::NONE) {
-        let result = nat.translate_outbound(&mut packet, now);
-        assert!(result.is_ok());
-    }
-    copy
+fn outbound(nat: &mut Nat, bytes: &mut [u8; 40]) {
+    let result = Ipv4Packet::parse(bytes, 0, Offload::NONE)
+        .and_then(|mut packet| nat.translate_outbound(&mut packet, NOW).map(drop));
+    assert!(result.is_ok());
 }
 
-fn inbound(nat: &mut Nat, bytes: &[u8; 40], now: Timestamp) -> [u8; 40] {
-    let mut copy = *bytes;
-    if let Ok(mut packet) = Ipv4Packet::parse(&mut copy, 0, Offload::NONE) {
-        let result = nat.translate_inbound(&mut packet, now);
-        assert!(result.is_ok());
-    }
-    copy
+fn inbound(nat: &mut Nat, bytes: &mut [u8; 40]) {
+    let result = Ipv4Packet::parse(bytes, 0, Offload::NONE)
+        .and_then(|mut packet| nat.translate_inbound(&mut packet, NOW).map(drop));
+    assert!(result.is_ok());
 }
 
-/// A fixed shuffle (Fisher and Yates, with a linear congruential generator).
-fn shuffle<T>(items: &mut [T]) {
-    let mut state = 1u64;
-    for at in (1..items.len()).rev() {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        items.swap(at, ((state >> 33) % (at as u64 + 1)) as usize);
-    }
-}
+/// Packets that lie in a buffer together, as they do after a read, when the first of them is translated.
+const READ: usize = 64;
 
-fn established(c: &mut Criterion) {
-    let now = Timestamp::from_secs(1);
-    for (protocol, name) in [(Proto::Udp, "udp"), (Proto::Tcp, "tcp")] {
-        for sessions in [100u32, 100_000] {
-            let mut nat = nat(sessions);
-            let mut leaving = Vec::new();
-            let mut arriving = Vec::new();
-            for session in 0..sessions {
-                let sent = outbound(&mut nat, &packet(protocol, client(session), SERVER, 0x02), now);
-                let source = Ipv4Addr::new(sent[12], sent[13], sent[14], sent[15]);
-                let mapped = Endpoint::new(source, u16::from_be_bytes([sent[20], sent[21]]));
-                inbound(&mut nat, &packet(protocol, SERVER, mapped, 0x12), now);
-                leaving.push(packet(protocol, client(session), SERVER, 0x10));
-                arriving.push(packet(protocol, SERVER, mapped, 0x10));
+/// What the gateway does with the packets of a read: first the one with all, then the other.
+type Way = (fn(&Nat, &[u8]), fn(&mut Nat, &mut [u8; 40]));
+
+/// Measures `prefetch` and `translate`, as the gateway calls them on what a read brought, on packets that `make` wrote
+/// into one small buffer before: it is the table that does not fit the cache, not the packets.
+fn per_packet(
+    c: &mut Criterion,
+    name: &str,
+    order: &[u32],
+    make: impl Fn(u32) -> [u8; 40],
+    nat: &mut Nat,
+    (prefetch, translate): Way,
+) {
+    let mut sessions = order.iter().copied().cycle();
+    let mut buffer = [[0; 40]; READ];
+    c.bench_function(name, |b| {
+        b.iter_custom(|iterations| {
+            let mut taken = Duration::ZERO;
+            let mut left = iterations as usize;
+            while left > 0 {
+                let packets = &mut buffer[..left.min(READ)];
+                packets.iter_mut().zip(&mut sessions).for_each(|(packet, session)| *packet = make(session));
+                let start = monotonic_now();
+                packets.iter().for_each(|packet| prefetch(nat, packet));
+                packets.iter_mut().for_each(|packet| translate(nat, packet));
+                taken += monotonic_now().since(start);
+                left -= packets.len();
             }
-            shuffle(&mut leaving);
-            shuffle(&mut arriving);
-            let mut packets = leaving.iter().cycle();
-            c.bench_function(&format!("{name} outbound, 1 of {sessions}"), |b| {
-                b.iter(|| packets.next().map(|bytes| outbound(&mut nat, bytes, now)));
-            });
-            let mut packets = arriving.iter().cycle();
-            c.bench_function(&format!("{name} inbound, 1 of {sessions}"), |b| {
-                b.iter(|| packets.next().map(|bytes| inbound(&mut nat, bytes, now)));
-            });
-        }
-    }
-    let packets: Vec<_> =
-        (0..100_000).map(|session| packet(Proto::Udp, client(session), SERVER, 0)).collect();
-    let mut packets = packets.iter().cycle();
-    c.bench_function("parsing alone", |b| {
-        b.iter(|| {
-            packets.next().map(|bytes| {
-                let mut copy = *bytes;
-                black_box(Ipv4Packet::parse(&mut copy, 0, Offload::NONE).is_ok())
-            })
+            taken
         });
     });
 }
 
+/// All sessions in a fixed random order.
+fn shuffled(sessions: u32) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..sessions).collect();
+    let mut state = 1u64;
+    for at in (1..order.len()).rev() {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        order.swap(at, ((state >> 33) % (at as u64 + 1)) as usize);
+    }
+    order
+}
+
+fn established(c: &mut Criterion) {
+    for (protocol, name) in [(Proto::Udp, "udp"), (Proto::Tcp, "tcp")] {
+        for sessions in [100u32, 10_000, 100_000] {
+            let mut nat = nat(sessions);
+            let mut mapped = Vec::new();
+            for session in 0..sessions {
+                let mut syn = packet(protocol, client(session), SERVER, 0x02);
+                outbound(&mut nat, &mut syn);
+                let address = Ipv4Addr::new(syn[12], syn[13], syn[14], syn[15]);
+                let external = Endpoint::new(address, u16::from_be_bytes([syn[20], syn[21]]));
+                inbound(&mut nat, &mut packet(protocol, SERVER, external, 0x12));
+                mapped.push(external);
+            }
+            let order = shuffled(sessions);
+            let leaving = |session| packet(protocol, client(session), SERVER, 0x10);
+            let arriving = |session| packet(protocol, SERVER, mapped[session as usize], 0x10);
+            let out: Way = (Nat::prefetch_outbound, outbound);
+            let back: Way = (Nat::prefetch_inbound, inbound);
+            per_packet(c, &format!("{name} outbound, 1 of {sessions}"), &order, leaving, &mut nat, out);
+            per_packet(c, &format!("{name} inbound, 1 of {sessions}"), &order, arriving, &mut nat, back);
+        }
+    }
+    let leaving = |session| packet(Proto::Udp, client(session), SERVER, 0);
+    let parse: Way =
+        (|_, _| (), |_, bytes| _ = black_box(Ipv4Packet::parse(bytes, 0, Offload::NONE).is_ok()));
+    per_packet(c, "parsing alone", &shuffled(100), leaving, &mut nat(0), parse);
+}
+
 fn creation(c: &mut Criterion) {
     const BATCH: u32 = 50_000;
-    let now = Timestamp::from_secs(1);
     let packets: Vec<_> = (0..BATCH).map(|session| packet(Proto::Udp, client(session), SERVER, 0)).collect();
     let mut group = c.benchmark_group("creation");
     group.sample_size(20).throughput(criterion::Throughput::Elements(u64::from(BATCH)));
     group.bench_function("50000 new udp mappings", |b| {
         b.iter_batched_ref(
             || nat(BATCH),
-            |nat| packets.iter().for_each(|bytes| _ = black_box(outbound(nat, bytes, now))),
+            |nat| packets.iter().for_each(|bytes| outbound(nat, &mut bytes.clone())),
             BatchSize::LargeInput,
         );
     });
@@ -155,7 +177,7 @@ fn creation(c: &mut Criterion) {
         b.iter_batched_ref(
             || {
                 let mut nat = nat(BATCH);
-                packets.iter().for_each(|bytes| _ = black_box(outbound(&mut nat, bytes, now)));
+                packets.iter().for_each(|bytes| outbound(&mut nat, &mut bytes.clone()));
                 nat
             },
             |nat| {

@@ -60,6 +60,9 @@ pub trait Core {
         Vec::new()
     }
 
+    /// A packet of the external interface will soon be handed over.
+    fn expect_external(&self, _arena: &Arena, _packet: Span) {}
+
     /// Takes a packet of the external interface.
     fn receive_external(
         &mut self,

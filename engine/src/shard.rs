@@ -248,6 +248,9 @@ impl<C: Core> Shard<C> {
             self.links.events.push(EventKind::ExternalDown, format!("the external interface: {error}"));
         }
         for frame in external.frames() {
+            self.core.expect_external(&self.arena, frame.span);
+        }
+        for frame in external.frames() {
             match frame.header.offload() {
                 Some(offload) => {
                     self.core.receive_external(now, &mut self.arena, frame.span, offload, &mut self.outbox);

@@ -18,6 +18,7 @@ impl Gateway {
         match self.tunnel.receive(now, from, bytes, &mut outbox.datagrams) {
             Received::Packet { peer, plaintext } => {
                 self.check_inner_source(peer, &bytes[plaintext.clone()])?;
+                self.nat.prefetch_outbound(&bytes[plaintext.clone()]);
                 let packet = datagram.skip(plaintext.start).take(plaintext.len());
                 self.coalescer.push(arena, packet, peer)
             }

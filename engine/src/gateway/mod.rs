@@ -199,6 +199,10 @@ impl Core for Gateway {
         self.route_from_host(now, arena, packet, offload, outbox);
     }
 
+    fn expect_external(&self, arena: &Arena, packet: Span) {
+        self.nat.prefetch_inbound(arena.get(packet));
+    }
+
     fn receive_external(
         &mut self,
         now: Timestamp,

@@ -90,17 +90,17 @@ impl Nat {
     pub fn expire(&mut self, now: Timestamp) {
         self.pools.wake(now);
         for _ in 0..EXPIRY_BUDGET {
-            let Some(id) = self.wheel.next_due(&mut self.table.sessions, now) else {
+            let Some(id) = self.wheel.next_due(&mut self.table.places, now) else {
                 self.table.shrink();
                 return;
             };
             let session = &self.table.sessions[id as usize];
             let deadline = session.last_activity + self.config.timeout(session);
             if deadline >= now {
-                self.wheel.schedule(&mut self.table.sessions, id, deadline, now);
+                self.wheel.schedule(&mut self.table.places, id, deadline, now);
                 continue; // it was busy since it was put here
             }
-            let mapping = session.mapping;
+            let mapping = self.table.places[id as usize].mapping;
             self.close_session(id);
             let Mapping { sessions, kind, .. } = self.table.mappings[mapping as usize];
             if sessions == 0 && kind != Kind::Published {
@@ -121,7 +121,7 @@ impl Nat {
     pub(super) fn restart_timer(&mut self, id: u32, now: Timestamp) {
         let session = &self.table.sessions[id as usize];
         let deadline = session.last_activity + self.config.timeout(session);
-        self.wheel.schedule(&mut self.table.sessions, id, deadline, now);
+        self.wheel.schedule(&mut self.table.places, id, deadline, now);
     }
 
     /// A mapping for `internal`, whose first packet goes to `remote`.
@@ -277,7 +277,7 @@ impl Nat {
     fn check_session_limits(&self, client: Ipv4Addr) -> Result<(), DropReason> {
         let held = self.clients.get(client).map_or(0, |client| client.sessions as usize);
         let full = held >= SESSIONS_PER_MAPPING.saturating_mul(self.config.max_mappings_per_client)
-            || self.table.sessions.len()
+            || self.table.places.len()
                 >= SESSIONS_PER_MAPPING.saturating_mul(self.slice.part_of(self.config.max_mappings));
         if full { Err(DropReason::SessionLimit) } else { Ok(()) }
     }
@@ -306,8 +306,10 @@ impl Nat {
     fn evict_unanswered(&mut self, mapping: u32) -> bool {
         for _ in 0..RECLAIM_ATTEMPTS {
             let id = self.table.mappings[mapping as usize].first_session;
-            let Some(session) = self.table.sessions.get(id as usize) else { return false };
-            if !session.admitted {
+            if id == NIL {
+                return false;
+            }
+            if !self.table.sessions[id as usize].admitted {
                 self.close_session(id);
                 return true;
             }
@@ -318,7 +320,7 @@ impl Nat {
 
     /// Ends a session. Its mapping stays.
     fn close_session(&mut self, id: u32) {
-        self.wheel.cancel(&mut self.table.sessions, id);
+        self.wheel.cancel(&mut self.table.places, id);
         let session = self.table.remove_session(id);
         if let Some(client) = self.clients.get_mut(session.internal.address) {
             client.sessions -= 1;

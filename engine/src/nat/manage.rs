@@ -148,7 +148,7 @@ impl Nat {
     /// end nothing.
     pub fn set_config(&mut self, config: NatConfig, now: Timestamp) {
         self.config = config;
-        let ids: Vec<u32> = self.table.sessions.iter().map(|(id, _)| id as u32).collect();
+        let ids: Vec<u32> = self.table.places.iter().map(|(id, _)| id as u32).collect();
         for id in ids {
             self.restart_timer(id, now);
         }
@@ -179,7 +179,7 @@ impl Nat {
             tcp_mappings,
             udp_mappings,
             icmp_mappings,
-            sessions: self.table.sessions.len(),
+            sessions: self.table.places.len(),
             resting_ports: self.pools.resting(),
             clients: self.clients.len(),
         }

@@ -9,7 +9,8 @@
 //!
 //! A mapping lives as long as it has sessions (a published one until it is taken back), so only sessions have timers.
 //!
-//! Both kinds live in slabs and are referred to by number. The indexes hold the numbers alone and are keyed with a
+//! Both kinds live in slabs and are referred to by number; what the packets of a session need is one cache line, and
+//! what else there is to a session lies elsewhere under the same number. The indexes hold the numbers alone and are keyed with a
 //! secret, so that nobody can choose endpoints that collide. Lists are threaded through the records: the sessions of a
 //! mapping, and the mappings of a client, each from the oldest to the newest.
 
@@ -32,6 +33,9 @@ use crate::clock::Timestamp;
 pub(super) const NIL: u32 = u32::MAX;
 /// Memory below this many records is kept for the next ones.
 const FLOOR: usize = 1024;
+/// With fewer sessions than this, all are in the second-level cache (256 KiB of them), and fetching ahead is a waste.
+/// Tests go that way always.
+const PREFETCH_FROM: usize = if cfg!(test) { 1 } else { 4096 };
 
 /// How a mapping came by its external port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,37 +67,44 @@ pub(super) struct Mapping {
     pub next: u32,
 }
 
-/// One remote endpoint that a mapping talks to.
+/// One remote endpoint that a mapping talks to: what its packets need, and nothing else.
 ///
-/// A packet of an existing session touches the first cache line, and for TCP the second: with many sessions, fetching
-/// them is most of what a translation costs. Hence the alignment and the fixed order.
+/// With many sessions, fetching them from memory is most of what a translation costs: so each is one cache line, and
+/// [`Table::prefetch_outbound`] and its like begin early.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Session {
     pub last_activity: Timestamp,
+    pub tcp: Option<Connection>,
     pub internal: Endpoint,
     pub external: Endpoint,
     pub remote: Endpoint,
     pub protocol: Proto,
     /// The client has sent to the remote endpoint, which therefore may send to it (RFC 4787 §5).
     pub admitted: bool,
+}
+
+const _: () = assert!(size_of::<Session>() == 64);
+
+/// Where a session stands: what only its beginning, its end and its timer need.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
     pub mapping: u32,
     /// Its neighbours among the sessions of its mapping.
     pub previous: u32,
     pub next: u32,
     pub timer: Timer,
-    pub tcp: Option<Connection>,
 }
-
-// Two cache lines, the slab's own mark included.
-const _: () = assert!(size_of::<Option<Session>>() == 128 && std::mem::offset_of!(Session, tcp) <= 64);
 
 /// All mappings and sessions of a shard.
 #[derive(Debug)]
 pub(super) struct Table {
     pub hasher: SeedableRandomState,
     pub mappings: Slab<Mapping>,
-    pub sessions: Slab<Session>,
+    /// The places of the sessions, which give them their numbers.
+    pub places: Slab<Place>,
+    /// The sessions, under their numbers; what lies under others is left from sessions that have ended.
+    pub sessions: Vec<Session>,
     /// Mappings by protocol and inner endpoint.
     by_internal: HashTable<u32>,
     /// Mappings by protocol and external endpoint, but for those that only share it.
@@ -125,7 +136,8 @@ impl Table {
         let hasher = SeedableRandomState::with_seed(random.bits(), SharedSeed::global_random());
         Self {
             mappings: Slab::new(),
-            sessions: Slab::new(),
+            places: Slab::new(),
+            sessions: Vec::new(),
             by_internal: HashTable::new(),
             by_external: HashTable::new(),
             outbound: HashTable::new(),
@@ -156,6 +168,29 @@ impl Table {
                 s.external == external && s.remote == remote && s.protocol == protocol
             })
             .copied()
+    }
+
+    /// Whether there are so many sessions that fetching one ahead pays.
+    pub(super) fn outgrows_the_cache(&self) -> bool {
+        self.sessions.len() >= PREFETCH_FROM
+    }
+
+    /// Begins to fetch the session that [`Self::find_outbound`] will look for.
+    pub(super) fn prefetch_outbound(&self, protocol: Proto, internal: Endpoint, remote: Endpoint) {
+        self.prefetch(&self.outbound, protocol, internal, remote);
+    }
+
+    /// Begins to fetch the session that [`Self::find_inbound`] will look for.
+    pub(super) fn prefetch_inbound(&self, protocol: Proto, external: Endpoint, remote: Endpoint) {
+        self.prefetch(&self.inbound, protocol, external, remote);
+    }
+
+    fn prefetch(&self, index: &HashTable<u32>, protocol: Proto, near: Endpoint, far: Endpoint) {
+        // The first one whose hash looks alike: nearly always the right one, and if not, nothing is lost.
+        let hash = hash_both_ends(&self.hasher, protocol, near, far);
+        if let Some(session) = index.find(hash, |_| true).and_then(|&id| self.sessions.get(id as usize)) {
+            branches::prefetch_write_data::<_, 0>(&raw const *session);
+        }
     }
 
     /// The mapping of an inner endpoint.
@@ -253,25 +288,21 @@ impl Table {
     ) -> u32 {
         let mapping = &mut self.mappings[mapping_id as usize];
         let Mapping { protocol, internal, external, last_session: previous, .. } = *mapping;
-        let id = self.sessions.insert(Session {
-            protocol,
-            admitted: false,
-            internal,
-            external,
-            remote,
-            mapping: mapping_id,
-            previous,
-            next: NIL,
-            timer: Timer::NONE,
-            last_activity: now,
-            tcp,
-        }) as u32;
+        let place = Place { mapping: mapping_id, previous, next: NIL, timer: Timer::NONE };
+        let id = self.places.insert(place) as u32;
+        let session =
+            Session { last_activity: now, tcp, internal, external, remote, protocol, admitted: false };
+        match self.sessions.get_mut(id as usize) {
+            Some(left) => *left = session,
+            // The slab numbers what is new with its length, so this is the next one.
+            None => self.sessions.push(session),
+        }
         mapping.sessions += 1;
         mapping.last_session = id;
         if previous == NIL {
             mapping.first_session = id;
         } else {
-            self.sessions[previous as usize].next = id;
+            self.places[previous as usize].next = id;
         }
         let Self { hasher, sessions, .. } = self;
         self.outbound.insert_unique(hash_both_ends(hasher, protocol, internal, remote), id, |&id| {
@@ -290,13 +321,15 @@ impl Table {
         let session = &mut self.sessions[id as usize];
         if !session.admitted {
             session.admitted = true;
-            *self.admissions.entry((session.mapping, session.remote.address)).or_insert(0) += 1;
+            let mapping = self.places[id as usize].mapping;
+            *self.admissions.entry((mapping, session.remote.address)).or_insert(0) += 1;
         }
     }
 
     /// Removes a session that is not in the timer wheel any more. Its mapping stays, even if it has no other.
     pub(super) fn remove_session(&mut self, id: u32) -> Session {
-        let session = self.sessions.remove(id as usize);
+        let session = self.sessions[id as usize];
+        let place = self.places.remove(id as usize);
         let Session { protocol, internal, external, remote, .. } = session;
         let hash = hash_both_ends(&self.hasher, protocol, internal, remote);
         if let Ok(entry) = self.outbound.find_entry(hash, |&other| other == id) {
@@ -307,46 +340,47 @@ impl Table {
             entry.remove();
         }
         if session.admitted {
-            if let Entry::Occupied(mut count) = self.admissions.entry((session.mapping, remote.address)) {
+            if let Entry::Occupied(mut count) = self.admissions.entry((place.mapping, remote.address)) {
                 *count.get_mut() -= 1;
                 if *count.get() == 0 {
                     count.remove();
                 }
             }
         }
-        self.unlink(&session);
-        self.mappings[session.mapping as usize].sessions -= 1;
+        self.unlink(&place);
+        self.mappings[place.mapping as usize].sessions -= 1;
         session
     }
 
     /// Makes the session the newest of its mapping.
     pub(super) fn move_to_end(&mut self, id: u32) {
-        let session = self.sessions[id as usize];
-        self.unlink(&session);
-        let mapping = &mut self.mappings[session.mapping as usize];
+        let place = self.places[id as usize];
+        self.unlink(&place);
+        let mapping = &mut self.mappings[place.mapping as usize];
         let previous = std::mem::replace(&mut mapping.last_session, id);
         if previous == NIL {
             mapping.first_session = id;
         } else {
-            self.sessions[previous as usize].next = id;
+            self.places[previous as usize].next = id;
         }
-        let session = &mut self.sessions[id as usize];
-        (session.previous, session.next) = (previous, NIL);
+        let place = &mut self.places[id as usize];
+        (place.previous, place.next) = (previous, NIL);
     }
 
     /// The numbers of the mapping's sessions, the oldest first.
     pub(super) fn sessions_of(&self, mapping: &Mapping) -> impl Iterator<Item = u32> + '_ {
         let first = (mapping.first_session != NIL).then_some(mapping.first_session);
         std::iter::successors(first, |&id| {
-            let next = self.sessions[id as usize].next;
+            let next = self.places[id as usize].next;
             (next != NIL).then_some(next)
         })
     }
 
     /// Gives memory back after a peak.
     pub(super) fn shrink(&mut self) {
-        if self.sessions.is_empty() && self.sessions.capacity() > FLOOR {
-            self.sessions = Slab::new();
+        if self.places.is_empty() && self.places.capacity() > FLOOR {
+            self.places = Slab::new();
+            self.sessions = Vec::new();
         }
         if self.mappings.is_empty() && self.mappings.capacity() > FLOOR {
             self.mappings = Slab::new();
@@ -390,6 +424,7 @@ impl Table {
     pub(super) fn capacity(&self) -> usize {
         self.mappings.capacity()
             + self.sessions.capacity()
+            + self.places.capacity()
             + self.by_internal.capacity()
             + self.by_external.capacity()
             + self.outbound.capacity()
@@ -398,17 +433,17 @@ impl Table {
             + self.sharers.capacity()
     }
 
-    fn unlink(&mut self, session: &Session) {
-        let mapping = &mut self.mappings[session.mapping as usize];
-        if session.previous == NIL {
-            mapping.first_session = session.next;
+    fn unlink(&mut self, place: &Place) {
+        let mapping = &mut self.mappings[place.mapping as usize];
+        if place.previous == NIL {
+            mapping.first_session = place.next;
         } else {
-            self.sessions[session.previous as usize].next = session.next;
+            self.places[place.previous as usize].next = place.next;
         }
-        if session.next == NIL {
-            mapping.last_session = session.previous;
+        if place.next == NIL {
+            mapping.last_session = place.previous;
         } else {
-            self.sessions[session.next as usize].previous = session.previous;
+            self.places[place.next as usize].previous = place.previous;
         }
     }
 }

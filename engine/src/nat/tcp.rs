@@ -105,8 +105,9 @@ impl Segment {
     }
 }
 
-/// One end of the connection, as a sender.
-#[derive(Clone, Copy, Debug, Default)]
+/// One end of the connection, as a sender. Packed, so that a session is one cache line.
+#[repr(Rust, packed)]
+#[derive(Clone, Copy, Debug)]
 struct Sender {
     /// Its initial sequence number.
     initial: u32,
@@ -116,27 +117,77 @@ struct Sender {
     next: u32,
     /// The right edge of the window that the other end offers it.
     limit: u32,
-    /// The scale of the windows that *it* offers; `None` if its SYN had no such option.
-    window_scale: Option<u8>,
+    progress: Progress,
+}
+
+/// What one end has done, as a set of flags, and its window scale.
+#[derive(Clone, Copy, Debug)]
+struct Progress(u8);
+
+impl Progress {
+    /// The scale of the windows that it offers; all ones if its SYN had no such option.
+    const WINDOW_SCALE: u8 = 0x0f;
     /// Its SYN was seen.
-    started: bool,
+    const STARTED: u8 = 0x10;
     /// Its SYN was acknowledged.
-    synchronized: bool,
+    const SYNCHRONIZED: u8 = 0x20;
     /// It has sent FIN.
-    finished: bool,
+    const FINISHED: u8 = 0x40;
+    /// Its SYN was the first.
+    const OPENED: u8 = 0x80;
+
+    fn new(flags: u8, window_scale: Option<u8>) -> Self {
+        Self(flags | window_scale.unwrap_or(Self::WINDOW_SCALE))
+    }
+
+    fn has(self, flag: u8) -> bool {
+        self.0 & flag != 0
+    }
+
+    fn add(&mut self, flag: u8) {
+        self.0 |= flag;
+    }
+
+    fn window_scale(self) -> Option<u8> {
+        Some(self.0 & Self::WINDOW_SCALE).filter(|&scale| scale <= MAX_WINDOW_SCALE)
+    }
 }
 
 impl Sender {
+    /// Of whom nothing has been seen.
+    fn silent() -> Self {
+        Self { initial: 0, unacknowledged: 0, next: 0, limit: 0, progress: Progress::new(0, None) }
+    }
+
     fn start(syn: &Segment) -> Self {
+        let finished = if syn.has(tcp_flags::FIN) { Progress::FINISHED } else { 0 };
         Self {
             initial: syn.sequence,
             unacknowledged: syn.sequence,
             next: syn.end(),
             limit: syn.end().wrapping_add(UNSCALED_WINDOW),
-            window_scale: syn.window_scale,
-            started: true,
-            synchronized: false,
-            finished: syn.has(tcp_flags::FIN),
+            progress: Progress::new(Progress::STARTED | finished, syn.window_scale),
+        }
+    }
+
+    /// The one whose SYN was the first.
+    fn open(syn: &Segment) -> Self {
+        let mut sender = Self::start(syn);
+        sender.progress.add(Progress::OPENED);
+        sender
+    }
+
+    fn has(&self, flag: u8) -> bool {
+        self.progress.has(flag)
+    }
+
+    fn window_scale(&self) -> Option<u8> {
+        self.progress.window_scale()
+    }
+
+    fn note_fin(&mut self, segment: &Segment) {
+        if segment.has(tcp_flags::FIN) {
+            self.progress.add(Progress::FINISHED);
         }
     }
 
@@ -144,7 +195,7 @@ impl Sender {
     fn acknowledge(&mut self, acknowledgment: u32, window: u32) {
         if after(acknowledgment, self.unacknowledged) && !after(acknowledgment, self.next) {
             self.unacknowledged = acknowledgment;
-            self.synchronized = true;
+            self.progress.add(Progress::SYNCHRONIZED);
         }
         let limit = acknowledgment.wrapping_add(window);
         if acknowledgment == self.unacknowledged && after(limit, self.limit) {
@@ -167,8 +218,6 @@ pub(super) struct Connection {
     state: TcpState,
     /// Closing because of an RST, which may turn out to be forged.
     reset: bool,
-    /// The first SYN came from outside.
-    from_outside: bool,
     client: Sender,
     remote: Sender,
 }
@@ -176,14 +225,12 @@ pub(super) struct Connection {
 impl Connection {
     /// The connection that a client's SYN asks for.
     pub(super) fn opened_by_client(syn: &Segment) -> Self {
-        let (client, remote) = (Sender::start(syn), Sender::default());
-        Self { state: TcpState::Opening, reset: false, from_outside: false, client, remote }
+        Self { state: TcpState::Opening, reset: false, client: Sender::open(syn), remote: Sender::silent() }
     }
 
     /// The connection that a SYN from outside asks for.
     pub(super) fn opened_by_remote(syn: &Segment) -> Self {
-        let (client, remote) = (Sender::default(), Sender::start(syn));
-        Self { state: TcpState::Opening, reset: false, from_outside: true, client, remote }
+        Self { state: TcpState::Opening, reset: false, client: Sender::silent(), remote: Sender::open(syn) }
     }
 
     /// Its state.
@@ -198,24 +245,24 @@ impl Connection {
             let was = self.close_by_reset();
             return if was == TcpState::Established { Verdict::Refresh } else { Verdict::Pass };
         }
-        if segment.opens() && self.client.started && segment.sequence != self.client.initial {
+        if segment.opens() && self.client.has(Progress::STARTED) && segment.sequence != self.client.initial {
             *self = Self::opened_by_client(segment);
             return Verdict::Refresh;
         }
-        if segment.has(tcp_flags::SYN) && !self.client.started {
+        if segment.has(tcp_flags::SYN) && !self.client.has(Progress::STARTED) {
             self.client = Sender::start(segment);
         }
         if after(segment.end(), self.client.next) {
             self.client.next = segment.end();
         }
-        if segment.has(tcp_flags::ACK) && self.remote.started {
+        if segment.has(tcp_flags::ACK) && self.remote.has(Progress::STARTED) {
             if after(segment.acknowledgment, self.remote.next) {
                 // The client has seen more than we; it knows.
                 self.remote.next = segment.acknowledgment;
             }
             self.remote.acknowledge(segment.acknowledgment, self.window_of(&self.client, segment));
         }
-        self.client.finished |= segment.has(tcp_flags::FIN);
+        self.client.note_fin(segment);
         if self.reset && segment.payload > 0 {
             self.reset = false;
             self.state = TcpState::Established;
@@ -229,18 +276,18 @@ impl Connection {
         if segment.has(tcp_flags::RST) {
             return self.inbound_reset(segment);
         }
-        if segment.opens() && self.state == TcpState::Closing && self.from_outside {
+        if segment.opens() && self.state == TcpState::Closing && self.remote.has(Progress::OPENED) {
             *self = Self::opened_by_remote(segment);
             return Verdict::Refresh;
         }
-        let acknowledges = segment.has(tcp_flags::ACK) && self.client.started;
+        let acknowledges = segment.has(tcp_flags::ACK) && self.client.has(Progress::STARTED);
         let oldest = self.client.unacknowledged.wrapping_sub(UNSCALED_WINDOW << MAX_WINDOW_SCALE);
         if acknowledges
             && (after(segment.acknowledgment, self.client.next) || after(oldest, segment.acknowledgment))
         {
             return Verdict::Pass; // it acknowledges what was never sent
         }
-        if !self.remote.started {
+        if !self.remote.has(Progress::STARTED) {
             let answers = !acknowledges || after(segment.acknowledgment, self.client.initial);
             if !segment.has(tcp_flags::SYN) || !answers {
                 return Verdict::Pass;
@@ -255,15 +302,15 @@ impl Connection {
         if acknowledges {
             self.client.acknowledge(segment.acknowledgment, self.window_of(&self.remote, segment));
         }
-        self.remote.finished |= segment.has(tcp_flags::FIN);
+        self.remote.note_fin(segment);
         self.advance();
         // A stranger may knock as often as it likes: it is the client's answer that counts.
-        if self.client.started { Verdict::Refresh } else { Verdict::Pass }
+        if self.client.has(Progress::STARTED) { Verdict::Refresh } else { Verdict::Pass }
     }
 
     /// RFC 5382 REQ-10, RFC 7857 §2.2, RFC 5961 §3.2: believed only where the client's TCP will believe it.
     fn inbound_reset(&mut self, segment: &Segment) -> Verdict {
-        if !self.remote.started {
+        if !self.remote.has(Progress::STARTED) {
             // A refusal of our SYN has no sequence number of its own, but must acknowledge the SYN (RFC 9293 §3.10.7.3).
             let refuses = segment.has(tcp_flags::ACK)
                 && after(segment.acknowledgment, self.client.initial)
@@ -288,7 +335,7 @@ impl Connection {
     /// Whether an ICMP error from outside that quotes this sequence number of the client's can be genuine: the segment
     /// is in flight (RFC 5927 §4.1).
     pub(super) fn is_in_flight(&self, sequence: u32) -> bool {
-        self.client.started
+        self.client.has(Progress::STARTED)
             && !after(self.client.unacknowledged, sequence)
             && after(self.client.next, sequence)
     }
@@ -296,17 +343,20 @@ impl Connection {
     /// The window that `sender` offers in `segment`, scaled if both ends agreed on it (RFC 7323 §2.2).
     fn window_of(&self, sender: &Sender, segment: &Segment) -> u32 {
         let window = u32::from(segment.window);
-        match (self.client.window_scale, self.remote.window_scale, sender.window_scale) {
+        match (self.client.window_scale(), self.remote.window_scale(), sender.window_scale()) {
             (Some(_), Some(_), Some(scale)) if !segment.has(tcp_flags::SYN) => window << scale,
             _ => window,
         }
     }
 
     fn advance(&mut self) {
-        if self.state == TcpState::Opening && self.client.synchronized && self.remote.synchronized {
+        if self.state == TcpState::Opening
+            && self.client.has(Progress::SYNCHRONIZED)
+            && self.remote.has(Progress::SYNCHRONIZED)
+        {
             self.state = TcpState::Established;
         }
-        if self.client.finished && self.remote.finished {
+        if self.client.has(Progress::FINISHED) && self.remote.has(Progress::FINISHED) {
             self.state = TcpState::Closing;
         }
     }

@@ -3,6 +3,8 @@
 //! Every check comes before the first rewritten byte: a packet that is dropped is left as it came, so that an ICMP
 //! error about it can quote it.
 
+use std::net::Ipv4Addr;
+
 use super::Nat;
 use super::config::{Endpoint, Filtering, Inbound, Outbound, Proto};
 use super::icmp::{self, Message};
@@ -60,6 +62,25 @@ impl Nat {
             Subject::Flow { .. } => return Err(DropReason::UnsupportedIcmp), // a query to the host, not to us
         }
         Ok(Inbound { client: packet.destination() })
+    }
+
+    /// Begins to fetch from memory what [`Self::translate_outbound`] will need for this packet: to be called when it has
+    /// been received and waits for others. With many sessions, that is most of what a translation costs.
+    pub fn prefetch_outbound(&self, packet: &[u8]) {
+        if self.table.outgrows_the_cache() {
+            if let Some((protocol, internal, remote)) = ends(packet) {
+                self.table.prefetch_outbound(protocol, internal, remote);
+            }
+        }
+    }
+
+    /// The same for [`Self::translate_inbound`].
+    pub fn prefetch_inbound(&self, packet: &[u8]) {
+        if self.table.outgrows_the_cache() {
+            if let Some((protocol, remote, external)) = ends(packet) {
+                self.table.prefetch_inbound(protocol, external, remote);
+            }
+        }
     }
 
     /// Whether the datagram from outside that begins with this first fragment would have been let in. Changes nothing.
@@ -186,12 +207,23 @@ impl Nat {
             Verdict::Refuse => return Err(DropReason::TcpOutOfState),
         }
         if changed {
-            let mapping = session.mapping;
-            self.note_closed(mapping);
+            self.note_closed(self.table.places[id as usize].mapping);
             self.restart_timer(id, now);
         }
         Ok(())
     }
+}
+
+/// Protocol, source and destination of a packet that nobody has checked yet. `None` where they are not in the usual
+/// place: then nothing is known, and nothing lost.
+fn ends(packet: &[u8]) -> Option<(Proto, Endpoint, Endpoint)> {
+    const WITHOUT_OPTIONS: u8 = 0x45;
+    let h: &[u8; 24] = packet.first_chunk()?;
+    let protocol = Proto::from_number(h[9]).filter(|&protocol| protocol != Proto::Icmp)?;
+    let source = Endpoint::new(Ipv4Addr::new(h[12], h[13], h[14], h[15]), u16::from_be_bytes([h[20], h[21]]));
+    let destination =
+        Endpoint::new(Ipv4Addr::new(h[16], h[17], h[18], h[19]), u16::from_be_bytes([h[22], h[23]]));
+    (h[0] == WITHOUT_OPTIONS).then_some((protocol, source, destination))
 }
 
 /// What a packet is about.

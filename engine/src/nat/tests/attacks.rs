@@ -195,6 +195,10 @@ fn no_bytes_whatsoever_make_the_nat_panic() {
         let mut bytes = ipv4(protocol, from, to, &payload);
         let mut world = world.borrow_mut();
         let now = world.now;
+        for cut in 0..bytes.len() {
+            world.nat.prefetch_inbound(&bytes[..cut]);
+            world.nat.prefetch_outbound(&bytes[..cut]);
+        }
         if let Ok(mut packet) = Ipv4Packet::parse(&mut bytes, 0, Offload::NONE) {
             if inward {
                 _ = world.nat.translate_inbound(&mut packet, now);

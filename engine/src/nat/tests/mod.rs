@@ -57,6 +57,7 @@ impl World {
 
     /// A client's packet, as it leaves outside.
     fn send(&mut self, mut bytes: Vec<u8>) -> Result<Vec<u8>, DropReason> {
+        self.nat.prefetch_outbound(&bytes);
         self.translate(&mut bytes, |nat, packet, now| {
             let way = nat.translate_outbound(packet, now)?;
             assert_eq!(way == Outbound::Hairpin, nat.is_external(packet.destination()));
@@ -67,6 +68,7 @@ impl World {
 
     /// A packet from outside, as the client gets it.
     fn receive(&mut self, mut bytes: Vec<u8>) -> Result<Vec<u8>, DropReason> {
+        self.nat.prefetch_inbound(&bytes);
         self.translate(&mut bytes, |nat, packet, now| {
             let inbound = nat.translate_inbound(packet, now)?;
             assert_eq!(inbound.client, packet.destination());
