@@ -7,8 +7,8 @@ use std::hint::black_box;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
+use aws_lc_rs::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use ring::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use tidegate_engine::clock::Timestamp;
 use tidegate_engine::tunnel::{
     Cipher, Outgoing, PeerConfig, PeerId, Received, Sealer, Tunnel, TunnelConfig, public_key,
@@ -83,7 +83,7 @@ fn tunnel(criterion: &mut Criterion) {
 
 fn ring_alone(criterion: &mut Criterion) {
     for (name, algorithm) in [("ChaCha20Poly1305", &CHACHA20_POLY1305), ("Aes256Gcm", &AES_256_GCM)] {
-        let mut group = criterion.benchmark_group(format!("ring/{name}"));
+        let mut group = criterion.benchmark_group(format!("aead/{name}"));
         let key = LessSafeKey::new(UnboundKey::new(algorithm, &[7; 32]).expect("a key of 32 bytes"));
         let nonce = || Nonce::assume_unique_for_key([0; 12]);
         for size in SIZES {

@@ -7,6 +7,8 @@
 
 use std::fmt;
 
+use crate::sys::EbpfInstruction;
+
 /// One instruction as the kernel wants it (`struct sock_filter`).
 pub type Instruction = libc::sock_filter;
 
@@ -17,6 +19,13 @@ pub const DROP: u32 = 0;
 
 /// Drops everything.
 pub const DROP_ALL: [Instruction; 1] = [instruction(op::RET, DROP)];
+
+/// The same in eBPF, for many sockets to share: `r0 = 0; exit`.
+pub(crate) const SILENCE: [EbpfInstruction; 2] = [ebpf(0xb7), ebpf(0x95)]; // BPF_ALU64 | BPF_MOV | BPF_K; BPF_JMP | BPF_EXIT
+
+const fn ebpf(code: u8) -> EbpfInstruction {
+    EbpfInstruction { code, registers: 0, offset: 0, immediate: 0 }
+}
 
 /// Operation codes (linux/bpf_common.h): class, size or operation, mode or source.
 mod op {

@@ -135,7 +135,7 @@ impl Core for Client {
                 self.traffic.count(Direction::FromHost, shape);
                 self.traffic.count(Direction::ToPeers, shape);
                 let packet = Gather::whole(Bytes::Arena(packet.take(shape.total_len())));
-                outbox.peers.push(PeerFrame { peer: self.gateway, packet, shape });
+                outbox.peers.push(PeerFrame::new(self.gateway, packet, shape));
             }
             Err(reason) => self.drops.count(reason),
         }

@@ -15,6 +15,10 @@ use crate::transport::{MAX_TRAIN_BYTES, MAX_TRAIN_SEGMENTS};
 use crate::tunnel::{Outgoing, PeerId, Sealer, Tunnel};
 use crate::wire::{Offload, Segments, Shape, VirtioNetHeader};
 
+mod round_robin;
+
+use self::round_robin::RoundRobin;
+
 /// Where a packet's head lies.
 #[derive(Debug)]
 pub enum Bytes {
@@ -77,6 +81,15 @@ pub struct PeerFrame {
     pub packet: Gather,
     /// Its shape.
     pub shape: Shape,
+    /// In which of its peer's rounds it is sealed, see [`RoundRobin`].
+    round: u32,
+}
+
+impl PeerFrame {
+    /// A packet for `peer`.
+    pub fn new(peer: PeerId, packet: Gather, shape: Shape) -> Self {
+        Self { peer, packet, shape, round: 0 }
+    }
 }
 
 /// Everything that one turn sends.
@@ -96,6 +109,7 @@ pub struct Outbox {
     pub datagrams: Outgoing,
     /// The gather lists, one after another.
     pub tails: Vec<Span>,
+    order: RoundRobin,
 }
 
 /// What one shard hands to another, through a bounded queue.
@@ -125,6 +139,11 @@ pub enum Crossing {
 }
 
 impl Outbox {
+    /// Lets the peers take turns: to be called once per turn, before [`seal_frames`].
+    pub fn arrange_peers(&mut self) {
+        self.order.arrange(&mut self.peers);
+    }
+
     /// Appends a gather list and returns its place.
     pub fn push_tails(&mut self, tails: &[Span]) -> Range<usize> {
         let start = self.tails.len();

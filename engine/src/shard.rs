@@ -27,6 +27,11 @@ use crate::wire::{Offload, Segments, VirtioNetHeader};
 
 const TRANSPORT_BUFFERS: usize = 8;
 const EXTERNAL_BUFFERS: usize = 32;
+/// Frames of the first read of a turn. Superpackets, if that is what they are, are enough for a turn then; small
+/// packets are followed by as many more as there is room for.
+const EXTERNAL_FIRST: usize = 8;
+/// Bytes of the external interface after which a turn reads no more: as much as the transport gives it.
+const EXTERNAL_BYTES: usize = 128 * 1024;
 const TUN_BUFFERS: usize = 8;
 const TUN_PACKETS: usize = 64;
 
@@ -242,15 +247,28 @@ impl<C: Core> Shard<C> {
     }
 
     fn receive_external(&mut self, now: Timestamp) {
-        let Some(external) = &mut self.devices.external else { return };
-        if let Err(error) = external.receive(&mut self.arena, EXTERNAL_RANGE) {
+        let first = EXTERNAL_RANGE.start..EXTERNAL_RANGE.start + EXTERNAL_FIRST;
+        let rest = first.end..EXTERNAL_RANGE.end;
+        let bytes = self.receive_frames(now, first);
+        if (1..EXTERNAL_BYTES).contains(&bytes) {
+            self.receive_frames(now, rest);
+        }
+    }
+
+    /// Receives one frame into each of `buffers`, as far as there are any. Returns their bytes; 0 if there may be no more.
+    fn receive_frames(&mut self, now: Timestamp, buffers: Range<usize>) -> usize {
+        let Some(external) = &mut self.devices.external else { return 0 };
+        let room = buffers.len();
+        if let Err(error) = external.receive(&mut self.arena, buffers) {
             self.core.drops().count(DropReason::ReceiveFailed);
             self.links.events.push(EventKind::ExternalDown, format!("the external interface: {error}"));
         }
         for frame in external.frames() {
             self.core.expect_external(&self.arena, frame.span);
         }
+        let mut bytes = 0;
         for frame in external.frames() {
+            bytes += frame.span.len as usize;
             match frame.header.offload() {
                 Some(offload) => {
                     self.core.receive_external(now, &mut self.arena, frame.span, offload, &mut self.outbox);
@@ -258,6 +276,7 @@ impl<C: Core> Shard<C> {
                 None => self.core.drops().count(DropReason::UnknownOffload),
             }
         }
+        if external.frames().len() < room { 0 } else { bytes }
     }
 
     fn receive_arp(&mut self, now: Timestamp) {
@@ -446,6 +465,7 @@ impl<C: Core> Shard<C> {
     }
 
     fn send_peers(&mut self, now: Timestamp) {
+        self.outbox.arrange_peers();
         let mut next = 0;
         loop {
             let (tunnel, drops) = self.core.sealing();

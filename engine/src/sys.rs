@@ -196,6 +196,63 @@ pub(crate) fn attach_program(
     check(result).map(drop)
 }
 
+/// One eBPF instruction (`struct bpf_insn` of linux/bpf.h).
+#[repr(C)]
+pub(crate) struct EbpfInstruction {
+    pub(crate) code: u8,
+    pub(crate) registers: u8,
+    pub(crate) offset: i16,
+    pub(crate) immediate: i32,
+}
+
+/// Hands an eBPF socket filter to the kernel; sockets share it by [`attach_loaded`].
+///
+/// # Errors
+/// `EPERM` without `CAP_BPF` where only the privileged may load programs, `ENOSYS` on a kernel without eBPF.
+pub(crate) fn load_socket_filter(program: &[EbpfInstruction]) -> io::Result<OwnedFd> {
+    /// The fields of `union bpf_attr` that loading a program reads, up to `kern_version`.
+    #[repr(C)]
+    struct Load {
+        kind: u32,
+        instruction_count: u32,
+        instructions: u64,
+        license: u64,
+        log_level: u32,
+        log_size: u32,
+        log_buffer: u64,
+        kernel_version: u32,
+        flags: u32,
+    }
+    const BPF_PROG_LOAD: c_int = 5;
+    const BPF_PROG_TYPE_SOCKET_FILTER: u32 = 1;
+    let attributes = Load {
+        kind: BPF_PROG_TYPE_SOCKET_FILTER,
+        instruction_count: program.len() as u32,
+        instructions: program.as_ptr() as u64,
+        license: c"Dual MIT/GPL".as_ptr() as u64,
+        log_level: 0,
+        log_size: 0,
+        log_buffer: 0,
+        kernel_version: 0,
+        flags: 0,
+    };
+    // SAFETY: the kernel reads one `Load`, and the instructions and the text to which it points; all outlive the call.
+    let fd = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const attributes, mem::size_of::<Load>() as u32)
+    };
+    let fd = check(fd as c_int)?;
+    // SAFETY: the descriptor was just opened, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Makes a loaded program the filter of a socket.
+///
+/// # Errors
+/// None is expected.
+pub(crate) fn attach_loaded(fd: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    set_option(fd, libc::SOL_SOCKET, libc::SO_ATTACH_BPF, program.as_raw_fd())
+}
+
 /// A socket address as the kernel lays it out, for IPv4 and packet sockets.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(8))]

@@ -118,11 +118,11 @@ impl Gateway {
             Some(&Place::Here(peer)) => {
                 self.traffic.count(Direction::ToPeers, shape);
                 if shape.segment_len() <= self.tunnel_mtu {
-                    outbox.peers.push(PeerFrame { peer, packet, shape });
+                    outbox.peers.push(PeerFrame::new(peer, packet, shape));
                     return;
                 }
                 for (packet, shape) in self.fragment(arena, outbox, &packet, shape, self.tunnel_mtu) {
-                    outbox.peers.push(PeerFrame { peer, packet, shape });
+                    outbox.peers.push(PeerFrame::new(peer, packet, shape));
                 }
             }
             Some(&Place::OnShard(shard)) => {
@@ -238,7 +238,7 @@ impl Gateway {
             Ok(shape) => {
                 self.traffic.count(Direction::ToPeers, shape);
                 let packet = Gather::whole(Bytes::Owned(answer));
-                outbox.peers.push(PeerFrame { peer, packet, shape });
+                outbox.peers.push(PeerFrame::new(peer, packet, shape));
             }
             Err(reason) => self.drops.count(reason),
         }

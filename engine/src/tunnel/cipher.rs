@@ -3,8 +3,8 @@
 //! `docs/protocol.md` is the specification of [`Cipher::Aes256Gcm`], with the argument for its safety and with test
 //! vectors, which `tests/vectors.rs` holds against this file.
 
-use ring::aead::{AES_256_GCM, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
-use ring::hkdf;
+use aws_lc_rs::aead::{AES_256_GCM, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use aws_lc_rs::hkdf;
 
 use super::timers::{REJECT_AFTER_MESSAGES, REKEY_AFTER_MESSAGES};
 use crate::drop_reason::DropReason;
@@ -48,8 +48,8 @@ impl Cipher {
         Self::ALL.into_iter().find(|cipher| cipher.name() == name)
     }
 
-    /// Whether this processor can run it at its proper speed. `ring` has AES in software as well, which is slower than
-    /// ChaCha20-Poly1305: whoever asks for AES-256-GCM there asks for the opposite of what it is for.
+    /// Whether this processor can run it at its proper speed. The AEAD library has AES in software as well,
+    /// which is slower than ChaCha20-Poly1305: whoever asks for AES-256-GCM there asks for the opposite of what it is for.
     pub fn is_available(self) -> bool {
         match self {
             Self::ChaCha20Poly1305 => true,
@@ -76,7 +76,7 @@ impl Cipher {
     /// The key schedule for the raw transport key `key` that the handshake left behind.
     ///
     /// # Errors
-    /// [`DropReason::BadHandshake`] if ring refuses the key, which it does not for one of the right length.
+    /// [`DropReason::BadHandshake`] if the AEAD library refuses the key, which it does not for one of the right length.
     pub(super) fn schedule(self, key: &[u8; 32]) -> Result<LessSafeKey, DropReason> {
         let unbound = match self {
             Self::ChaCha20Poly1305 => UnboundKey::new(&CHACHA20_POLY1305, key),

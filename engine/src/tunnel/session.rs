@@ -1,11 +1,10 @@
 //! One session: the transport keys that a handshake left behind, its counters, and the AEAD (whitepaper §5.4.6).
 //!
-//! The keys stand ready as ring's key schedules, so that a packet costs a nonce and one pass over its bytes.
+//! The keys stand ready as the AEAD library's key schedules, so that a packet costs a nonce and one pass over its bytes.
 
-use std::hint::black_box;
 use std::time::Duration;
 
-use ring::aead::{Aad, LessSafeKey};
+use aws_lc_rs::aead::{Aad, LessSafeKey};
 use zeroize::Zeroizing;
 
 use super::cipher::Cipher;
@@ -35,6 +34,7 @@ pub struct Session {
     /// The counter of the next message that we seal.
     counter: u64,
     cipher: Cipher,
+    /// Key schedules. The AEAD library overwrites their memory when they are dropped (`OPENSSL_free`).
     sealing: LessSafeKey,
     opening: LessSafeKey,
     replay: ReplayWindow,
@@ -44,7 +44,7 @@ impl Session {
     /// The session between `local_index` and `remote_index`.
     ///
     /// # Errors
-    /// [`DropReason::BadHandshake`] if ring refuses the keys, which it does not for keys of the right length.
+    /// [`DropReason::BadHandshake`] if the AEAD library refuses the keys, which it does not for keys of the right length.
     pub fn new(
         keys: &TransportKeys,
         cipher: Cipher,
@@ -110,7 +110,7 @@ impl Session {
         let nonce = self.cipher.nonce(self.counter);
         DataHeader { receiver: self.remote_index, counter: self.counter }.write(header);
         self.counter += 1;
-        // ring refuses only plaintexts of 64 GiB and more.
+        // The library refuses only plaintexts of 64 GiB and more.
         let tag = self
             .sealing
             .seal_in_place_separate_tag(nonce, Aad::empty(), plaintext)
@@ -139,18 +139,6 @@ impl Session {
             .map_err(|_| DropReason::BadAuthentication)?
             .len();
         if self.replay.accept(counter) { Ok(plaintext_len) } else { Err(DropReason::Replayed) }
-    }
-}
-
-impl Drop for Session {
-    /// Overwrites the key schedules: ring does not do so itself. The black box keeps the compiler from seeing that
-    /// nobody reads what is written here.
-    fn drop(&mut self) {
-        if let (Ok(sealing), Ok(opening)) = (self.cipher.schedule(&[0; 32]), self.cipher.schedule(&[0; 32])) {
-            self.sealing = sealing;
-            self.opening = opening;
-        }
-        black_box((&self.sealing, &self.opening));
     }
 }
 

@@ -1,6 +1,6 @@
 //! The test vectors of `docs/protocol.md`, read from there, so that what is written and what is done stay the same.
 
-use ring::hkdf;
+use aws_lc_rs::hkdf;
 use zeroize::Zeroizing;
 
 use super::super::cipher::{AES_KEY_INFO, AES_KEY_SALT};
