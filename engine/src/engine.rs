@@ -262,7 +262,8 @@ pub struct GatewayEngine {
     /// Where each peer lives, and under which address: the shards are told, this is who tells them.
     peers: HashMap<[u8; 32], (Ipv4Addr, u8)>,
     external_addresses: Vec<Ipv4Addr>,
-    port_range: (u16, u16),
+    /// Every port that mappings may have: they outlive a change of the range.
+    heard_ports: (u16, u16),
     published: HashMap<(Proto, u16), Publication>,
     external_index: u32,
     external_offload: bool,
@@ -287,7 +288,7 @@ impl GatewayEngine {
             listen_port: settings.listen.port(),
             peers: HashMap::new(),
             external_addresses: settings.external.addresses.clone(),
-            port_range: settings.port_range,
+            heard_ports: settings.port_range,
             published: HashMap::new(),
             external_index: settings.external.index,
             external_offload: offloads.external,
@@ -479,9 +480,11 @@ impl GatewayEngine {
         true
     }
 
-    /// The NAT's settings changed.
-    pub fn set_nat(&mut self, config: NatConfig) {
-        self.shards.tell_all(|| Command::SetNat(config.clone()));
+    /// The NAT's settings changed. Mappings that there are live on, also on ports outside the new range.
+    pub fn set_nat(&mut self, config: NatConfig, port_range: (u16, u16)) {
+        self.heard_ports = (self.heard_ports.0.min(port_range.0), self.heard_ports.1.max(port_range.1));
+        self.renew_filter();
+        self.shards.tell_all(|| Command::SetNat { config: config.clone(), port_range });
     }
 
     /// Every shard's counters.

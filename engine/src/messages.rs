@@ -51,7 +51,12 @@ pub enum Command {
     /// Whom to ask for external ports.
     Reserver(ReserverHandle),
     /// The NAT's settings changed.
-    SetNat(NatConfig),
+    SetNat {
+        /// Its behaviour.
+        config: NatConfig,
+        /// The external ports that it may lend, first and last.
+        port_range: (u16, u16),
+    },
     /// The reserver got ports for this shard.
     Ports(Batch),
     /// An external port is forwarded to a client from now on.

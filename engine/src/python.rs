@@ -107,14 +107,15 @@ struct NatOptions {
 impl NatOptions {
     #[new]
     #[pyo3(signature = (*, filtering="address-dependent", udp_timeout=300.0, tcp_established_timeout=7440.0,
-        tcp_transitory_timeout=240.0, icmp_timeout=60.0, max_mappings=200_000, max_mappings_per_client=16_384,
+        tcp_opening_timeout=240.0, tcp_closing_timeout=240.0, icmp_timeout=60.0, max_mappings=200_000, max_mappings_per_client=16_384,
         max_new_mappings_per_second=2_000, max_sessions_per_mapping=4_096, port_range=DEFAULT_PORT_RANGE))]
     #[allow(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn new(
         filtering: &str,
         udp_timeout: f64,
         tcp_established_timeout: f64,
-        tcp_transitory_timeout: f64,
+        tcp_opening_timeout: f64,
+        tcp_closing_timeout: f64,
         icmp_timeout: f64,
         max_mappings: usize,
         max_mappings_per_client: usize,
@@ -140,8 +141,8 @@ impl NatOptions {
             filtering,
             udp_timeout: seconds("udp_timeout", udp_timeout)?,
             tcp_established_timeout: seconds("tcp_established_timeout", tcp_established_timeout)?,
-            tcp_opening_timeout: seconds("tcp_transitory_timeout", tcp_transitory_timeout)?,
-            tcp_closing_timeout: seconds("tcp_transitory_timeout", tcp_transitory_timeout)?,
+            tcp_opening_timeout: seconds("tcp_opening_timeout", tcp_opening_timeout)?,
+            tcp_closing_timeout: seconds("tcp_closing_timeout", tcp_closing_timeout)?,
             icmp_timeout: seconds("icmp_timeout", icmp_timeout)?,
             max_mappings,
             max_mappings_per_client,
@@ -439,8 +440,8 @@ impl Gateway {
     }
 
     fn set_nat(&self, py: Python<'_>, options: &NatOptions) {
-        let config = options.config.clone();
-        self.with(py, |engine| engine.set_nat(config));
+        let (config, port_range) = (options.config.clone(), options.port_range);
+        self.with(py, |engine| engine.set_nat(config, port_range));
     }
 
     fn publish(

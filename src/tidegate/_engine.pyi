@@ -53,7 +53,8 @@ class NatOptions:
         filtering: str = "address-dependent",  # or "endpoint-independent", "address-and-port-dependent"
         udp_timeout: float = 300.0,  # RFC 4787 REQ-5
         tcp_established_timeout: float = 7440.0,  # RFC 5382 REQ-5: at least 2 h 4 min
-        tcp_transitory_timeout: float = 240.0,  # RFC 5382 REQ-5: at least 4 min
+        tcp_opening_timeout: float = 240.0,  # RFC 5382 REQ-5: at least 4 min
+        tcp_closing_timeout: float = 240.0,  # RFC 7857 section 2.1 keeps the two apart
         icmp_timeout: float = 60.0,  # RFC 5508 REQ-2
         max_mappings: int = 200_000,  # the whole gateway
         max_mappings_per_client: int = 16_384,
@@ -188,7 +189,9 @@ class Gateway:
     def set_external(self, link: ExternalLink, host_addresses: list[str]) -> None:
         """The kernel's view of the link changed: new next hop, address, MTU or interface. `OSError` if another
         interface cannot be opened; nothing has changed then."""
-    def set_nat(self, options: NatOptions) -> None: ...
+    def set_nat(self, options: NatOptions) -> None:
+        """Timers hold for sessions that there are, counted from their last packet, and the filter at once. Lower limits
+        end nothing; mappings on ports outside a smaller range live on, and the host gets free ones back."""
     def publish(self, protocol: str, external_port: int, internal: tuple[str, int]) -> None:
         """Forwards an external port to a client. `OSError` (EADDRINUSE) if a host program holds the port."""
     def unpublish(self, protocol: str, external_port: int) -> bool: ...

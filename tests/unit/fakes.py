@@ -14,6 +14,7 @@ from tidegate.engine import ClientOptions, ExternalLink, GatewayOptions
 from tidegate.host import MAIN_TABLE, HostNetwork, Interface, InterfaceAddress, Route
 from tidegate.host.ports import check_listen_port
 from tidegate.host.routes import RoutePlan
+from tidegate.settings import NatSettings
 
 
 @dataclass
@@ -99,6 +100,8 @@ class FakeGateway(FakeLifecycle):
         self.links: list[ExternalLink] = []
         self.held: set[int] = set()
         self.refuse_peers = False
+        self.nat: list[NatSettings] = []
+        self.refuse_nat = False
 
     def set_peer(
         self,
@@ -118,6 +121,11 @@ class FakeGateway(FakeLifecycle):
 
     def set_external(self, link: ExternalLink, host_addresses: Sequence[str]) -> None:
         self.links.append(link)
+
+    def set_nat(self, nat: NatSettings) -> None:
+        if self.refuse_nat:
+            raise ValueError("the port range is not to this engine's taste")
+        self.nat.append(nat)
 
     def publish(self, protocol: str, external_port: int, internal: tuple[str, int]) -> None:
         if external_port in self.held:

@@ -317,7 +317,11 @@ impl World {
                     },
                 });
             }
-            4 => self.obey(Command::SetNat(nat_config(script.byte()))),
+            4 => {
+                let config = nat_config(script.byte());
+                let port_range = script.pick([(40_000, 44_095), (41_000, 41_200)]);
+                self.obey(Command::SetNat { config, port_range });
+            }
             5 => {
                 let (reply, _answers) = sync_channel(1);
                 let internal = Endpoint::new(client_address(client), script.word());
@@ -445,6 +449,12 @@ impl World {
             let (protocol, address) = (request.protocol, request.address);
             let ports: Vec<u16> = request
                 .ports
+            for &port in &request.returned {
+                assert!(self.ownership.set(protocol, SocketAddrV4::new(address, port), false));
+            }
+            if request.count == 0 {
+                continue;
+            }
                 .clone()
                 .filter(|port| port % u16::from(SHARDS) == 0)
                 .filter(|&port| !self.ownership.is_reserved(protocol, address, port))

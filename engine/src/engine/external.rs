@@ -133,8 +133,8 @@ impl GatewayEngine {
     /// What the external interface's sockets let through: packets for ports that the NAT may own.
     pub(super) fn filter(&self) -> FilterRules {
         let published = self.published.keys().map(|&(_, port)| port);
-        let lowest = published.clone().chain([LOWEST_PORT, self.port_range.0]).min().unwrap_or(LOWEST_PORT);
-        let highest = published.chain([self.port_range.1]).max().unwrap_or(u16::MAX);
+        let lowest = published.clone().chain([LOWEST_PORT, self.heard_ports.0]).min().unwrap_or(LOWEST_PORT);
+        let highest = published.chain([self.heard_ports.1]).max().unwrap_or(u16::MAX);
         FilterRules {
             addresses: self.external_addresses.clone(),
             ports: lowest..=highest,
@@ -142,7 +142,7 @@ impl GatewayEngine {
         }
     }
 
-    fn renew_filter(&self) {
+    pub(super) fn renew_filter(&self) {
         let filter = self.filter();
         self.shards.tell_all(|| Command::SetFilter(filter.clone()));
     }

@@ -152,6 +152,7 @@ impl Gateway {
         gateway
     }
 }
+        gateway.nat.set_port_range(config.port_range.0..=config.port_range.1);
 
 fn router(
     subnet: Prefix,

@@ -1,6 +1,7 @@
 //! For the shell and the operator: ports, settings, published ports, lists and counts.
 
 use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::Nat;
@@ -53,6 +54,18 @@ impl Nat {
     }
 
     /// Whether a packet from inside to this port of one of our external addresses is the NAT's (hairpinning), rather
+    /// Lends ports of this range from now on (to begin with, 1024 to 65535): those that are lent outside of it stay lent as
+    /// long as their mappings live. ICMP identifiers and ports below 1024 have no range.
+    pub fn set_port_range(&mut self, range: RangeInclusive<u16>) {
+        self.pools.set_range(range);
+    }
+
+    /// Ports that have become the caller's again since the last call, because they are outside the range and nobody uses
+    /// them any more. It costs nothing if there are none.
+    pub fn take_returned_ports(&mut self) -> Vec<(Proto, Endpoint)> {
+        self.pools.take_returned()
+    }
+
     /// than the host's.
     pub fn owns_port(&self, protocol: Proto, address: Ipv4Addr, port: u16) -> bool {
         let mapped = || self.table.find_external(protocol, Endpoint::new(address, port)).is_some();

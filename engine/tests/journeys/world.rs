@@ -516,6 +516,12 @@ impl World {
             } else {
                 self.port_range.0..=self.port_range.1
             };
+            for &port in &request.returned {
+                assert!(self.ownership.set(protocol, SocketAddrV4::new(address, port), false));
+            }
+            if request.count == 0 {
+                continue;
+            }
             assert_eq!(request.ports, range);
             let ports: Vec<u16> = range
                 .filter(|port| port % u16::from(request.shards) == u16::from(request.shard))

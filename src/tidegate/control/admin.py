@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import AddressValueError, IPv4Address
 from typing import Protocol, cast
 
@@ -38,13 +38,15 @@ from tidegate.control.commands import (
     PublishListed,
     PublishRemove,
     PublishRemoved,
+    ReloadSettings,
+    SettingsReloaded,
     StatusQuery,
 )
 from tidegate.engine import EngineGateway, EngineStatus, ExternalLink, PeerStatus
 from tidegate.errors import ConflictError, EngineError, NotRunningError, UsageError
 from tidegate.identity.keys import decode_key, encode_key
 from tidegate.net import MAX_PORT, Endpoint
-from tidegate.settings import Settings
+from tidegate.settings import Key, Settings
 from tidegate.store import MAX_PUBLISHED_PORTS, Peer, Publication, Store, check_peer_name
 
 
@@ -58,6 +60,18 @@ class LiveGateway(Protocol):
     @property
     def uptime(self) -> float: ...
     def dns_counters(self) -> dict[str, int] | None: ...
+    def reload(self) -> Reloaded: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """What came of reading the settings anew."""
+
+    settings: Settings
+    """Those in force now."""
+    applied: tuple[Key, ...]
+    needs_restart: tuple[Key, ...]
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +120,8 @@ class Administration:
                 return self._nat_stats()
             case StatusQuery():
                 return self._status()
+            case ReloadSettings():
+                return self._reload()
         raise UsageError(f"unknown command {type(command).__name__}")
 
     def restore(self) -> int:
@@ -333,6 +349,15 @@ class Administration:
                 "max_new_mappings_per_second": nat.max_new_mappings_per_second,
             },
             drops=dict(status.drops),
+        )
+
+    def _reload(self) -> SettingsReloaded:
+        reloaded = self._running().reload()
+        self._around = replace(self._around, settings=reloaded.settings)
+        return SettingsReloaded(
+            applied=[".".join(key) for key in reloaded.applied],
+            needs_restart=[".".join(key) for key in reloaded.needs_restart],
+            warnings=list(reloaded.warnings),
         )
 
     def _status(self) -> GatewayStatus:

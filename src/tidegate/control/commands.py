@@ -213,6 +213,21 @@ class StatusQuery(Command[GatewayStatus]):
     answer = GatewayStatus
 
 
+class SettingsReloaded(Answer):
+    """Settings are named as in the file, such as ``nat.udp_timeout``."""
+
+    applied: list[str]
+    """Changed, and in force from now on."""
+    needs_restart: list[str]
+    """Changed, but not taken over: for these the gateway has to be started anew."""
+    warnings: list[str]
+
+
+class ReloadSettings(Command[SettingsReloaded]):
+    command: Literal["reload"] = "reload"
+    answer = SettingsReloaded
+
+
 AnyCommand = Annotated[
     PeerAdd
     | PeerList
@@ -222,6 +237,7 @@ AnyCommand = Annotated[
     | PublishList
     | NatList
     | NatStats
-    | StatusQuery,
+    | StatusQuery
+    | ReloadSettings,
     Field(discriminator="command"),
 ]

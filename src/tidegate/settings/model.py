@@ -110,6 +110,9 @@ class NatSettings(_Section):
     udp_timeout: Timeout = 300.0  # RFC 4787 REQ-5: at least 2 min, 5 min recommended
     tcp_established_timeout: Timeout = 7440.0  # RFC 5382 REQ-5: at least 2 h 4 min
     tcp_transitory_timeout: Timeout = 240.0  # RFC 5382 REQ-5: at least 4 min
+    """What the next two are unless they are set."""
+    tcp_opening_timeout: Timeout = 240.0  # RFC 7857 section 2.1: a timer of its own
+    tcp_closing_timeout: Timeout = 240.0  # likewise, also after an RST
     icmp_timeout: Timeout = 60.0  # RFC 5508 REQ-2: at least 60 s
     max_mappings: Annotated[int, Field(ge=1, le=4_000_000)] = 200_000
     max_mappings_per_client: Annotated[int, Field(ge=1, le=65_536)] = 16_384
@@ -119,6 +122,14 @@ class NatSettings(_Section):
         tuple[Annotated[int, Field(ge=1024, le=65535)], Annotated[int, Field(ge=1024, le=65535)]],
         BeforeValidator(_as_tuple),
     ] = (1024, 65535)  # RFC 4787 REQ-3: the class 1024-65535 is kept
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_timeout_is_enough_for_both(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "tcp_transitory_timeout" not in values:
+            return values
+        both = values["tcp_transitory_timeout"]
+        return {"tcp_opening_timeout": both, "tcp_closing_timeout": both} | values
 
     @field_validator("port_range")
     @classmethod
