@@ -170,10 +170,11 @@ fn an_idle_connection_stays_two_hours_and_four_minutes_and_no_longer() {
     world.take(0);
     let late = flow.segment_down(ACK, b"too late");
     world.dies(DropReason::NoMapping, |world| world.arrive(&late));
-    // The client learns nothing from the NAT: its segments are out of state, and die (RFC 7857 §7 would have it so).
     let orphan = flow.segment_up(ACK, b"hello?");
     world.send(0, &orphan);
     assert_eq!(world.drops()["tcp_out_of_state"], 1);
+    assert!(world.take_outside().is_empty());
+    assert_eq!(world.take_one(0).tcp_header().flags, RST, "the client is told to connect anew");
 }
 
 #[test]
