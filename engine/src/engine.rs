@@ -24,7 +24,7 @@ use crate::external::reservation::{
     PortOwnership, PortProtocol, PortReservation, Reserver, budget, raise_nofile_limit,
 };
 use crate::gateway::{Gateway, GatewayConfig};
-use crate::messages::{Command, EventKind, Events, ShardStatus};
+use crate::messages::{Command, EventKind, Events, MappingLog, ShardStatus};
 use crate::nat::{Endpoint, MappingView, NatConfig, Proto};
 use crate::prefix::Prefix;
 use crate::shard::{CROSSING_QUEUE, CrossingSender, Devices, Links, Shard};
@@ -258,6 +258,7 @@ pub struct GatewayEngine {
     reservation: Option<PortReservation>,
     reserver: Option<Reserver>,
     ownership: PortOwnership,
+    mapping_log: MappingLog,
     listen_port: u16,
     /// Where each peer lives, and under which address: the shards are told, this is who tells them.
     peers: HashMap<[u8; 32], (Ipv4Addr, u8)>,
@@ -284,6 +285,7 @@ impl GatewayEngine {
             shards: Shards::new(events.clone()),
             reserver: None,
             ownership: reservation.ownership(),
+            mapping_log: MappingLog::new(events.clone()),
             reservation: Some(reservation),
             listen_port: settings.listen.port(),
             peers: HashMap::new(),
@@ -316,6 +318,7 @@ impl GatewayEngine {
                 nat: settings.nat.clone(),
                 port_range: settings.port_range,
                 ownership: engine.ownership.clone(),
+                mapping_log: engine.mapping_log.clone(),
                 coalesce: coalescing(offloads, &tun),
                 seed: random_seed()?,
             });
@@ -438,6 +441,11 @@ impl GatewayEngine {
     /// What happened.
     pub fn events(&self) -> &Events {
         &self.shards.events
+    }
+
+    /// Which mappings began and ended.
+    pub fn mapping_log(&self) -> &MappingLog {
+        &self.mapping_log
     }
 
     /// Adds a peer, or changes its address, preshared key or cipher.

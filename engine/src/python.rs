@@ -12,12 +12,13 @@ use std::time::Duration;
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 
+use crate::clock::{Timestamp, monotonic_now, unix_time};
 use crate::engine::{
     ClientEngine, ClientSettings, EngineError, GatewayEngine, GatewaySettings, OffloadSettings,
 };
 use crate::external::next_hop::ExternalLink as Link;
-use crate::messages::{Events, ShardStatus};
-use crate::nat::{Endpoint, Filtering, MappingView, NatConfig, Proto};
+use crate::messages::{Events, MappingLog, ShardStatus};
+use crate::nat::{Endpoint, Filtering, MappingRecord as Record, MappingView, NatConfig, Proto};
 use crate::prefix::Prefix;
 use crate::traffic::Direction;
 use crate::tunnel::Cipher;
@@ -108,7 +109,8 @@ impl NatOptions {
     #[new]
     #[pyo3(signature = (*, filtering="address-dependent", udp_timeout=300.0, tcp_established_timeout=7440.0,
         tcp_opening_timeout=240.0, tcp_closing_timeout=240.0, icmp_timeout=60.0, max_mappings=200_000, max_mappings_per_client=16_384,
-        max_new_mappings_per_second=2_000, max_sessions_per_mapping=4_096, port_range=DEFAULT_PORT_RANGE))]
+        max_new_mappings_per_second=2_000, max_sessions_per_mapping=4_096, port_range=DEFAULT_PORT_RANGE,
+        log_mappings=false))]
     #[allow(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn new(
         filtering: &str,
@@ -122,6 +124,7 @@ impl NatOptions {
         max_new_mappings_per_second: u32,
         max_sessions_per_mapping: usize,
         port_range: (u16, u16),
+        log_mappings: bool,
     ) -> PyResult<Self> {
         let filtering = match filtering {
             "endpoint-independent" => Filtering::EndpointIndependent,
@@ -148,6 +151,7 @@ impl NatOptions {
             max_mappings_per_client,
             max_new_mappings_per_second,
             max_sessions_per_mapping,
+            log_mappings,
         };
         Ok(Self { config, port_range })
     }
@@ -312,6 +316,31 @@ impl From<MappingView> for Mapping {
 }
 
 #[pyclass(frozen, get_all, module = "tidegate._engine")]
+struct MappingRecord {
+    event: &'static str,
+    protocol: &'static str,
+    internal: (String, u16),
+    external: (String, u16),
+    time: f64,
+    age: f64,
+}
+
+impl MappingRecord {
+    /// `origin` is the wall clock's time at [`Timestamp::ORIGIN`].
+    fn new(record: &Record, origin: Duration) -> Self {
+        let text = |endpoint: Endpoint| (endpoint.address.to_string(), endpoint.port);
+        Self {
+            event: record.event.name(),
+            protocol: record.protocol.name(),
+            internal: text(record.internal),
+            external: text(record.external),
+            time: (origin + record.at.since(Timestamp::ORIGIN)).as_secs_f64(),
+            age: record.at.since(record.created).as_secs_f64(),
+        }
+    }
+}
+
+#[pyclass(frozen, get_all, module = "tidegate._engine")]
 struct Status {
     peers: Vec<PeerStatus>,
     mappings: BTreeMap<&'static str, usize>,
@@ -380,6 +409,7 @@ fn events(events: Vec<crate::messages::Event>) -> Vec<Event> {
 struct Gateway {
     engine: Mutex<GatewayEngine>,
     events: Events,
+    mapping_log: MappingLog,
 }
 
 impl Gateway {
@@ -394,8 +424,8 @@ impl Gateway {
     fn new(py: Python<'_>, options: &GatewayOptions) -> PyResult<Self> {
         let settings = options.0.clone();
         let engine = py.detach(|| GatewayEngine::new(settings))?;
-        let events = engine.events().clone();
-        Ok(Self { engine: Mutex::new(engine), events })
+        let (events, mapping_log) = (engine.events().clone(), engine.mapping_log().clone());
+        Ok(Self { engine: Mutex::new(engine), events, mapping_log })
     }
 
     fn start(&self, py: Python<'_>) -> PyResult<()> {
@@ -412,6 +442,12 @@ impl Gateway {
 
     fn poll_events(&self) -> Vec<Event> {
         events(self.events.take())
+    }
+
+    fn poll_mapping_log(&self, limit: usize) -> (Vec<MappingRecord>, u64) {
+        let (records, missing) = self.mapping_log.take(limit);
+        let origin = unix_time().saturating_sub(monotonic_now().since(Timestamp::ORIGIN));
+        (records.iter().map(|record| MappingRecord::new(record, origin)).collect(), missing)
     }
 
     #[pyo3(signature = (public_key, address, preshared_key=None, *, cipher="chacha20-poly1305"))]
@@ -533,6 +569,7 @@ fn _engine(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<ClientOptions>()?;
     module.add_class::<PeerStatus>()?;
     module.add_class::<Mapping>()?;
+    module.add_class::<MappingRecord>()?;
     module.add_class::<Status>()?;
     module.add_class::<Event>()?;
     module.add_class::<Gateway>()?;

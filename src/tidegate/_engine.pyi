@@ -19,6 +19,7 @@ __all__ = [
     "Gateway",
     "GatewayOptions",
     "Mapping",
+    "MappingRecord",
     "Nat",
     "NatOptions",
     "Offloads",
@@ -61,6 +62,7 @@ class NatOptions:
         max_new_mappings_per_second: int = 2_000,  # per client, with a burst of as many
         max_sessions_per_mapping: int = 4_096,
         port_range: tuple[int, int] = ...,  # (1024, 65535)  # external ports, inclusive
+        log_mappings: bool = False,  # whether `Gateway.poll_mapping_log` has anything to tell
     ) -> Self: ...
 
 @final
@@ -143,6 +145,17 @@ class Mapping:
     state: str  # TCP: "opening", "established", "closing"; others: "active"; published ports: "published"
 
 @final
+class MappingRecord:
+    """A mapping that began or ended. It names no destinations (RFC 6888 REQ-12)."""
+
+    event: str  # "created", "ended"
+    protocol: str
+    internal: tuple[str, int]
+    external: tuple[str, int]
+    time: float  # seconds since the epoch
+    age: float  # of the mapping
+
+@final
 class Status:
     """A snapshot of the engine's counters."""
 
@@ -175,6 +188,9 @@ class Gateway:
     def event_fd(self) -> int:
         """Readable (level-triggered) while `poll_events` has something."""
     def poll_events(self) -> list[Event]: ...
+    def poll_mapping_log(self, limit: int) -> tuple[list[MappingRecord], int]:
+        """The oldest records, and how many were lost since the last call because nobody read them. The descriptor of
+        events is readable while there are more."""
     def set_peer(
         self,
         public_key: bytes,

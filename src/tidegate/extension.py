@@ -14,6 +14,7 @@ from tidegate.engine import (
     EngineStatus,
     ExternalLink,
     GatewayOptions,
+    MappingRecord,
     NatMapping,
 )
 from tidegate.settings import NatSettings
@@ -115,6 +116,9 @@ class _RustGateway:
 
     def set_external(self, link: ExternalLink, host_addresses: Sequence[str]) -> None:
         self._inner.set_external(_link(link), list(host_addresses))
+
+    def poll_mapping_log(self, limit: int) -> tuple[Sequence[MappingRecord], int]:
+        return self._inner.poll_mapping_log(limit)
 
     def set_nat(self, nat: NatSettings) -> None:
         self._inner.set_nat(_nat_options(nat))

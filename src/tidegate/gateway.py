@@ -35,6 +35,7 @@ from tidegate.host.privileges import raise_open_file_limit
 from tidegate.identity import load_or_make_private_key, public_key_of
 from tidegate.lifecycle import Supervisor, on_signal
 from tidegate.log import RateLimit, configure_logging
+from tidegate.mapping_log import MappingLog
 from tidegate.net import Endpoint
 from tidegate.notify import notify
 from tidegate.settings import Settings
@@ -208,7 +209,10 @@ class Gateway:
 
         undo.push_async_callback(self._supervisor.stop)  # first of all at the end: tasks before what they use
         engine.start()
-        self._supervisor.start("engine-events", lambda: watch_engine(engine, self._supervisor))
+        mapping_log = MappingLog(engine, admin.name_at)
+        self._supervisor.start(
+            "engine-events", lambda: watch_engine(engine, self._supervisor, mapping_log.write)
+        )
         self._supervisor.start("link-watch", lambda: self._watch_link(changed))
         if self._dns is not None:
             self._supervisor.start("dns", self._dns.run)
@@ -312,8 +316,11 @@ class Gateway:
             self._external, self._own_addresses = link, own
 
 
-async def watch_engine(engine: EngineLifecycle, supervisor: Supervisor) -> None:
-    """Logs what the engine tells, at a bounded rate; a shard that failed takes the process down."""
+async def watch_engine(
+    engine: EngineLifecycle, supervisor: Supervisor, also: Callable[[], None] = lambda: None
+) -> None:
+    """Logs what the engine tells, at a bounded rate; a shard that failed takes the process down. `also` reads
+    what else the engine's descriptor stands for."""
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     admit = RateLimit(loop.time).admit
@@ -333,6 +340,7 @@ async def watch_engine(engine: EngineLifecycle, supervisor: Supervisor) -> None:
             suppressed = admit(event.kind)
             if suppressed is not None:
                 log.warning(event.kind.replace("_", " "), detail=event.detail, suppressed=suppressed)
+        also()
 
 
 def explain_engine(cause: OSError, tun_name: str) -> TidegateError:

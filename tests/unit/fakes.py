@@ -55,6 +55,16 @@ class FakeStatus:
 
 
 @dataclass
+class FakeRecord:
+    event: str
+    internal: tuple[str, int]
+    protocol: str = "udp"
+    external: tuple[str, int] = ("192.0.2.2", 40000)
+    time: float = 1_700_000_000.25
+    age: float = 0.0
+
+
+@dataclass
 class FakeEvent:
     kind: str
     detail: str = "told by a test"
@@ -102,6 +112,8 @@ class FakeGateway(FakeLifecycle):
         self.refuse_peers = False
         self.nat: list[NatSettings] = []
         self.refuse_nat = False
+        self.records: list[FakeRecord] = []
+        self.records_missing = 0
 
     def set_peer(
         self,
@@ -121,6 +133,19 @@ class FakeGateway(FakeLifecycle):
 
     def set_external(self, link: ExternalLink, host_addresses: Sequence[str]) -> None:
         self.links.append(link)
+
+    def log_mappings(self, *records: FakeRecord, missing: int = 0) -> None:
+        """As the engine does where there is something to log."""
+        self.records += records
+        self.records_missing += missing
+        os.eventfd_write(self._descriptor, 1)
+
+    def poll_mapping_log(self, limit: int) -> tuple[Sequence[FakeRecord], int]:
+        taken, self.records = self.records[:limit], self.records[limit:]
+        missing, self.records_missing = self.records_missing, 0
+        if self.records:
+            os.eventfd_write(self._descriptor, 1)
+        return taken, missing
 
     def set_nat(self, nat: NatSettings) -> None:
         if self.refuse_nat:

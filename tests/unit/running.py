@@ -82,3 +82,10 @@ async def serving(
         async with asyncio.timeout(2):
             with contextlib.suppress(EngineError):
                 await task
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Until the condition holds; it must within seconds."""
+    async with asyncio.timeout(5):
+        while not holds():  # noqa: ASYNC110 -- what is waited for happens in other threads
+            await asyncio.sleep(0.01)

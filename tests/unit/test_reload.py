@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.unit.fakes import FakeEngine, ordinary_network
-from tests.unit.running import Running, serving
+from tests.unit.running import Running, serving, until
 from tidegate.host import InterfaceAddress
 from tidegate.settings import Settings, load_settings
 from tidegate.settings.changes import changed_keys, is_live, with_live_changes
@@ -63,12 +63,6 @@ async def edited(
 
     async with serving(reread(), capture, engine, reread=reread) as running:
         yield Editor(running, write)
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not holds():  # noqa: ASYNC110 -- what is waited for happens in other threads
-            await asyncio.sleep(0.01)
 
 
 def test_what_can_change_while_running_does_and_the_rest_is_named(

@@ -17,13 +17,14 @@ use tidegate_engine::external::next_hop::ExternalLink;
 use tidegate_engine::external::packet_socket::FilterRules;
 use tidegate_engine::external::reservation::{Batch, PortOwnership};
 use tidegate_engine::gateway::{Gateway, GatewayConfig};
-use tidegate_engine::messages::Command;
+use tidegate_engine::messages::{Command, Events, MappingLog};
 use tidegate_engine::nat::{Endpoint, Filtering, NatConfig, Proto};
 use tidegate_engine::outbox::{Crossing, DeviceFrame, Outbox, TrainBuffer, seal_frames};
 use tidegate_engine::prefix::Prefix;
 use tidegate_engine::tunnel::{
     Cipher, Outgoing, PeerConfig, PeerId, Received, Sealer, Tunnel, TunnelConfig, public_key,
 };
+use tidegate_engine::wake::EventFd;
 use tidegate_engine::wire::{CoalesceOptions, Ipv4Packet, Offload, VirtioNetHeader};
 
 use super::packets::{ICMP, TCP, UDP, address_at, answer, icmp_error, ipv4, mend};
@@ -105,6 +106,7 @@ impl World {
             nat: nat_config(flags),
             port_range: (40_000, 44_095),
             ownership: ownership.clone(),
+            mapping_log: MappingLog::new(Events::new(EventFd::new().expect("a descriptor"))),
             coalesce: CoalesceOptions { udp: flags & 2 != 0, verify: flags & 4 != 0, enabled: true },
             seed: [1; 32],
         });
@@ -447,14 +449,14 @@ impl World {
     fn reserve(&mut self) {
         for request in self.gateway.reserve_requests() {
             let (protocol, address) = (request.protocol, request.address);
-            let ports: Vec<u16> = request
-                .ports
             for &port in &request.returned {
                 assert!(self.ownership.set(protocol, SocketAddrV4::new(address, port), false));
             }
             if request.count == 0 {
                 continue;
             }
+            let ports: Vec<u16> = request
+                .ports
                 .clone()
                 .filter(|port| port % u16::from(SHARDS) == 0)
                 .filter(|&port| !self.ownership.is_reserved(protocol, address, port))

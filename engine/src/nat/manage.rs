@@ -10,6 +10,7 @@ use super::config::{
     Endpoint, MappingState, MappingView, NatConfig, NatCounts, PortClass, PortDemand, Proto, PublishError,
 };
 use super::lifecycle::End;
+use super::log::MappingRecord;
 use super::table::{Kind, Mapping};
 use super::tcp::TcpState;
 use crate::clock::Timestamp;
@@ -53,7 +54,6 @@ impl Nat {
         self.pools.more_to_come(protocol)
     }
 
-    /// Whether a packet from inside to this port of one of our external addresses is the NAT's (hairpinning), rather
     /// Lends ports of this range from now on (to begin with, 1024 to 65535): those that are lent outside of it stay lent as
     /// long as their mappings live. ICMP identifiers and ports below 1024 have no range.
     pub fn set_port_range(&mut self, range: RangeInclusive<u16>) {
@@ -66,6 +66,7 @@ impl Nat {
         self.pools.take_returned()
     }
 
+    /// Whether a packet from inside to this port of one of our external addresses is the NAT's (hairpinning), rather
     /// than the host's.
     pub fn owns_port(&self, protocol: Proto, address: Ipv4Addr, port: u16) -> bool {
         let mapped = || self.table.find_external(protocol, Endpoint::new(address, port)).is_some();
@@ -165,6 +166,12 @@ impl Nat {
         for id in ids {
             self.restart_timer(id, now);
         }
+    }
+
+    /// What was noted of mappings that began or ended since the last call, in order, and how many records there was no room
+    /// for; `None` if nothing happened, or no log is wanted.
+    pub fn take_log(&mut self) -> Option<(Vec<MappingRecord>, u64)> {
+        (!self.log.is_empty()).then(|| self.log.take())
     }
 
     /// Changes the external addresses: mappings on addresses that are gone end. Returns the published ones among them.

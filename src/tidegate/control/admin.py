@@ -95,6 +95,12 @@ class Administration:
         self._around = surroundings
         self._live = live
         self._failed_publications: dict[str, str] = {}
+        self._names: dict[str, str] = {}
+
+    def name_at(self, address: str) -> str | None:
+        """The peer that holds the address, or held it last: its mappings outlive it by a moment. Remembered for
+        as many addresses as the subnet has."""
+        return self._names.get(address)
 
     def execute(self, command: Command[AnswerT]) -> AnswerT:
         """Raises `TidegateError`."""
@@ -142,6 +148,7 @@ class Administration:
                 )
             self._check_cipher(peer.cipher, peer.name, f"`tidegate peer remove {peer.name}` and add it anew")
         for peer in peers:
+            self._names[str(peer.address)] = peer.name
             engine.set_peer(peer.public_key, str(peer.address), peer.preshared_key, cipher=peer.cipher)
         for publication in self._store.publications():
             try:
@@ -177,6 +184,7 @@ class Administration:
             cipher=command.cipher,
         )
         if self._live is not None:
+            self._names[str(peer.address)] = name
             try:
                 self._live.engine.set_peer(public_key, str(peer.address), preshared_key, cipher=peer.cipher)
             except (OSError, ValueError) as cause:

@@ -123,6 +123,10 @@ class NatSettings(_Section):
         BeforeValidator(_as_tuple),
     ] = (1024, 65535)  # RFC 4787 REQ-3: the class 1024-65535 is kept
 
+    log_mappings: bool = False
+    """A line of the log for each mapping that begins or ends, at level info. RFC 6888 REQ-12: it names no
+    destinations."""
+
     @model_validator(mode="before")
     @classmethod
     def _one_timeout_is_enough_for_both(cls, values: Any) -> Any:
