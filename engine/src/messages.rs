@@ -150,6 +150,10 @@ pub struct ShardStatus {
     pub sessions: usize,
     /// Undelivered packets.
     pub drops: DropCounters,
+    /// External ports that rest before they are used again.
+    pub resting_ports: usize,
+    /// Clients with mappings.
+    pub clients: usize,
     /// Delivered packets.
     pub traffic: Traffic,
     /// Which offloads are in use.

@@ -345,7 +345,11 @@ struct Status {
     peers: Vec<PeerStatus>,
     mappings: BTreeMap<&'static str, usize>,
     reserved_ports: BTreeMap<&'static str, usize>,
+    sessions: usize,
+    resting_ports: usize,
+    clients: usize,
     drops: BTreeMap<&'static str, u64>,
+    explanations: BTreeMap<&'static str, &'static str>,
     packets: BTreeMap<&'static str, u64>,
     bytes: BTreeMap<&'static str, u64>,
     offloads: BTreeMap<&'static str, bool>,
@@ -384,7 +388,15 @@ impl Status {
             peers,
             mappings: BTreeMap::from([("tcp", tcp), ("udp", udp), ("icmp", icmp)]),
             reserved_ports: BTreeMap::from([("tcp", reserved[0]), ("udp", reserved[1])]),
+            sessions: shards.iter().map(|shard| shard.sessions).sum(),
+            resting_ports: shards.iter().map(|shard| shard.resting_ports).sum(),
+            clients: shards.iter().map(|shard| shard.clients).sum(),
             drops: merged.drops.nonzero().map(|(reason, count)| (reason.name(), count)).collect(),
+            explanations: merged
+                .drops
+                .nonzero()
+                .map(|(reason, _)| (reason.name(), reason.explanation()))
+                .collect(),
             packets: Direction::ALL.iter().map(|&d| (d.name(), merged.traffic.packets(d))).collect(),
             bytes: Direction::ALL.iter().map(|&d| (d.name(), merged.traffic.bytes(d))).collect(),
             offloads,

@@ -162,7 +162,11 @@ class Status:
     peers: list[PeerStatus]
     mappings: dict[str, int]  # by protocol
     reserved_ports: dict[str, int]  # by protocol
+    sessions: int  # remote endpoints that mappings talk to
+    resting_ports: int  # reserved ports that rest before they are used again
+    clients: int  # clients with mappings
     drops: dict[str, int]  # by reason
+    explanations: dict[str, str]  # what these reasons mean, in a sentence each
     packets: dict[str, int]  # by direction: "from_peers", "to_peers", "from_external", "to_external", "from_host", "to_host", "between_peers"
     bytes: dict[str, int]
     offloads: dict[str, bool]  # those in use

@@ -47,7 +47,11 @@ class FakeStatus:
     peers: list[FakePeerStatus]
     mappings: dict[str, int] = field(default_factory=lambda: {"tcp": 1, "udp": 2})
     reserved_ports: dict[str, int] = field(default_factory=lambda: {"tcp": 64, "udp": 64})
+    sessions: int = 5
+    resting_ports: int = 4
+    clients: int = 1
     drops: dict[str, int] = field(default_factory=lambda: {"spoofed_source": 7, "no_mapping": 0})
+    explanations: dict[str, str] = field(default_factory=lambda: {"spoofed_source": "It lies."})
     packets: dict[str, int] = field(default_factory=lambda: {"from_peers": 20})
     bytes: dict[str, int] = field(default_factory=lambda: {"from_peers": 2048})
     offloads: dict[str, bool] = field(default_factory=lambda: {"tun": True, "udp_gso": False})

@@ -198,8 +198,16 @@ def test_status_and_nat_are_shown_to_people_and_programs(
             assert mapping["internal"] == "10.66.77.2:5000"
             assert mapping["peer"] == "alice"
             assert told["truncated"] is False
-            assert "10.66.77.2:5000" in (await running.cli("nat", "list"))[1]
-            assert (await running.answer("nat", "stats"))["limits"]["max_mappings"] == 200_000
+            _, listed, _ = await running.cli("nat", "list")
+            for word in ("10.66.77.2:5000", "alice", "age", "10 s"):
+                assert word in listed
+            stats = await running.answer("nat", "stats")
+            assert stats["limits"]["max_mappings"] == 200_000
+            assert (stats["sessions"], stats["clients"], stats["resting_ports"]) == (5, 1, 4)
+            assert stats["explanations"]["spoofed_source"] == "It lies."
+            _, shown, _ = await running.cli("nat", "stats")
+            for word in ("5 sessions of 1 clients", "4 ports rest", "spoofed_source", "It lies."):
+                assert word in shown
             assert (await running.cli("nat", "list", "--peer", "bob"))[0] == 1
 
     asyncio.run(scenario())

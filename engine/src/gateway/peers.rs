@@ -346,6 +346,8 @@ impl Gateway {
             mappings: [counts.tcp_mappings, counts.udp_mappings, counts.icmp_mappings],
             sessions: counts.sessions,
             drops,
+            resting_ports: counts.resting_ports,
+            clients: counts.clients,
             traffic: self.traffic,
             offloads: Vec::new(),
         }

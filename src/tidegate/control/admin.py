@@ -354,13 +354,18 @@ class Administration:
             limits={
                 "max_mappings": nat.max_mappings,
                 "max_mappings_per_client": nat.max_mappings_per_client,
+            sessions=status.sessions,
+            clients=status.clients,
                 "max_new_mappings_per_second": nat.max_new_mappings_per_second,
+            resting_ports=status.resting_ports,
             },
             drops=dict(status.drops),
         )
 
+                "max_sessions_per_mapping": nat.max_sessions_per_mapping,
     def _reload(self) -> SettingsReloaded:
         reloaded = self._running().reload()
+            explanations=dict(status.explanations),
         self._around = replace(self._around, settings=reloaded.settings)
         return SettingsReloaded(
             applied=[".".join(key) for key in reloaded.applied],

@@ -172,9 +172,17 @@ class NatList(Command[NatListed]):
 
 class NatCounted(Answer):
     mappings: dict[str, int]
+    sessions: int
+    """Remote endpoints that all mappings together talk to."""
+    clients: int
+    """Clients with mappings."""
     reserved_ports: dict[str, int]
+    resting_ports: int
+    """Those of the reserved ones that rest before they are used again (RFC 6888 REQ-8)."""
     limits: dict[str, int]
     drops: dict[str, int]
+    explanations: dict[str, str]
+    """What the reasons of the drops mean."""
 
 
 class NatStats(Command[NatCounted]):
