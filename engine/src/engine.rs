@@ -4,9 +4,10 @@
 //! before anything runs; `start` spawns one thread per shard and, in a gateway, the port reserver; `stop` tells each
 //! to end and joins it. Both work once; stopping twice does nothing. A shard that ends by itself says so in an event.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::OwnedFd;
 use std::sync::mpsc::{self, Sender, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -266,6 +267,9 @@ pub struct GatewayEngine {
     /// Every port that mappings may have: they outlive a change of the range.
     heard_ports: (u16, u16),
     published: HashMap<(Proto, u16), Publication>,
+    /// Whose each protocol without ports is, and the sockets that keep the host silent about it.
+    passed: BTreeMap<u8, Ipv4Addr>,
+    silence: HashMap<(u8, Ipv4Addr), OwnedFd>,
     external_index: u32,
     external_offload: bool,
 }
@@ -292,6 +296,8 @@ impl GatewayEngine {
             external_addresses: settings.external.addresses.clone(),
             heard_ports: settings.port_range,
             published: HashMap::new(),
+            passed: BTreeMap::new(),
+            silence: HashMap::new(),
             external_index: settings.external.index,
             external_offload: offloads.external,
         };
@@ -436,6 +442,7 @@ impl GatewayEngine {
         self.shards.stop();
         self.reservation = None;
         self.reserver = None;
+        self.silence.clear();
     }
 
     /// What happened.
@@ -467,6 +474,7 @@ impl GatewayEngine {
             Some(&(former, shard)) => {
                 if former != address {
                     self.unpublish_all_of(former);
+                    self.cease_to_pass(former);
                     self.shards.tell_all(|| Command::RemovePeer { public_key, address: former });
                 }
                 shard
@@ -484,6 +492,7 @@ impl GatewayEngine {
     pub fn remove_peer(&mut self, public_key: &[u8; 32]) -> bool {
         let Some((address, _)) = self.peers.remove(public_key) else { return false };
         self.unpublish_all_of(address);
+        self.cease_to_pass(address);
         self.shards.tell_all(|| Command::RemovePeer { public_key: *public_key, address });
         true
     }

@@ -58,6 +58,8 @@ pub enum Command {
         /// The external ports that it may lend, first and last.
         port_range: (u16, u16),
     },
+    /// Which client each protocol without ports belongs to, by number; others are nobody's.
+    PassProtocols(Vec<(u8, Ipv4Addr)>),
     /// The reserver got ports for this shard.
     Ports(Batch),
     /// An external port is forwarded to a client from now on.
@@ -148,12 +150,12 @@ pub struct ShardStatus {
     pub mappings: [usize; 3],
     /// Sessions: the remote endpoints that mappings talk to.
     pub sessions: usize,
-    /// Undelivered packets.
-    pub drops: DropCounters,
     /// External ports that rest before they are used again.
     pub resting_ports: usize,
     /// Clients with mappings.
     pub clients: usize,
+    /// Undelivered packets.
+    pub drops: DropCounters,
     /// Delivered packets.
     pub traffic: Traffic,
     /// Which offloads are in use.

@@ -492,6 +492,14 @@ impl Gateway {
         self.with(py, |engine| engine.set_nat(config, port_range));
     }
 
+    fn pass_protocols(&self, py: Python<'_>, clients: BTreeMap<u8, String>) -> PyResult<()> {
+        let clients = clients
+            .iter()
+            .map(|(&protocol, client)| Ok((protocol, address(client)?)))
+            .collect::<PyResult<BTreeMap<_, _>>>()?;
+        Ok(self.with(py, |engine| engine.pass_protocols(clients))?)
+    }
+
     fn publish(
         &self,
         py: Python<'_>,

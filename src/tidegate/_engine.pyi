@@ -212,6 +212,10 @@ class Gateway:
     def set_nat(self, options: NatOptions) -> None:
         """Timers hold for sessions that there are, counted from their last packet, and the filter at once. Lower limits
         end nothing; mappings on ports outside a smaller range live on, and the host gets free ones back."""
+    def pass_protocols(self, clients: dict[int, str]) -> None:
+        """Says which client's each protocol without ports is, by number (47: GRE): what arrives of it at any external
+        address goes there. Those that are not named are nobody's. `OSError` if the host cannot be kept from answering
+        them; nothing has changed then."""
     def publish(self, protocol: str, external_port: int, internal: tuple[str, int]) -> None:
         """Forwards an external port to a client. `OSError` (EADDRINUSE) if a host program holds the port."""
     def unpublish(self, protocol: str, external_port: int) -> bool: ...

@@ -28,8 +28,8 @@ def _link(link: ExternalLink) -> _engine.ExternalLink:
 
 
 def _nat_options(nat: NatSettings) -> NatOptions:
-    # The engine has the two timeouts for which the transitory one is the default.
-    return NatOptions(**nat.model_dump(exclude={"tcp_transitory_timeout"}))
+    # The engine has the two timeouts for which the transitory one is the default, and is told of clients by address.
+    return NatOptions(**nat.model_dump(exclude={"tcp_transitory_timeout", "other_protocols"}))
 
 
 class RustEngine:
@@ -122,6 +122,9 @@ class _RustGateway:
 
     def set_nat(self, nat: NatSettings) -> None:
         self._inner.set_nat(_nat_options(nat))
+
+    def pass_protocols(self, clients: dict[int, str]) -> None:
+        self._inner.pass_protocols(clients)
 
     def publish(self, protocol: str, external_port: int, internal: tuple[str, int]) -> None:
         self._inner.publish(protocol, external_port, internal)

@@ -192,6 +192,8 @@ class Gateway:
             peers = await asyncio.to_thread(admin.restore)
         except OSError as cause:
             raise EngineError(f"the engine refuses a peer of the store: {cause.strerror or cause}") from cause
+        for warning in admin.pass_protocols():
+            log.warning(warning)
         for external, why in admin.failed_publications.items():
             log.warning("a port is not published", port=external, cause=why)
 

@@ -118,6 +118,8 @@ class FakeGateway(FakeLifecycle):
         self.refuse_nat = False
         self.records: list[FakeRecord] = []
         self.records_missing = 0
+        self.passed: dict[int, str] = {}
+        self.refuse_passing = False
 
     def set_peer(
         self,
@@ -137,6 +139,13 @@ class FakeGateway(FakeLifecycle):
 
     def set_external(self, link: ExternalLink, host_addresses: Sequence[str]) -> None:
         self.links.append(link)
+
+    def pass_protocols(self, clients: dict[int, str]) -> None:
+        if self.refuse_passing:
+            raise OSError(errno.EPERM, "no raw sockets here")
+        if any(address not in self.peers.values() for address in clients.values()):
+            raise ValueError("no peer holds the address")
+        self.passed = dict(clients)
 
     def log_mappings(self, *records: FakeRecord, missing: int = 0) -> None:
         """As the engine does where there is something to log."""

@@ -315,6 +315,7 @@ impl World {
                     filter: FilterRules {
                         addresses: vec![EXTERNAL],
                         ports: 0..=u16::MAX,
+                        other_protocols: vec![],
                         except_udp_port: None,
                     },
                 });

@@ -132,6 +132,7 @@ impl Gateway {
             }
             Command::SetExternal { link, host_addresses, .. } => self.set_external(link, host_addresses, now),
             Command::SetNat { config, port_range } => self.set_nat(config, port_range, now),
+            Command::PassProtocols(clients) => self.nat.pass_protocols(clients),
             Command::Ports(batch) => self.add_ports(&batch, now),
             Command::Publish { protocol, external, internal, shard, reply } => {
                 let published = self.publish(protocol, external, internal, shard, now);
@@ -345,9 +346,9 @@ impl Gateway {
             peers: peers.collect(),
             mappings: [counts.tcp_mappings, counts.udp_mappings, counts.icmp_mappings],
             sessions: counts.sessions,
-            drops,
             resting_ports: counts.resting_ports,
             clients: counts.clients,
+            drops,
             traffic: self.traffic,
             offloads: Vec::new(),
         }

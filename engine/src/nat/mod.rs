@@ -8,7 +8,7 @@
 //! reassembled before, and fragmented again after it) nor TTLs, and it never answers anybody: whoever calls it does.
 //!
 //! - `table.rs` holds mappings and sessions and finds them; `lifecycle.rs` is where they begin and end.
-//! - `tcp.rs` follows TCP connections; `icmp.rs` translates ICMP errors.
+//! - `tcp.rs` follows TCP connections; `icmp.rs` translates ICMP errors; `passed.rs` is for protocols without ports.
 //! - `ports.rs` lends external ports; `clients.rs` bounds what one client may take; `timers.rs` says when time is up.
 //! - `manage.rs` is for the shell: settings, published ports, lists and counts. `log.rs` notes which client had which port.
 //!
@@ -23,6 +23,7 @@ mod identification;
 mod lifecycle;
 mod log;
 mod manage;
+mod passed;
 mod ports;
 mod random;
 mod table;
@@ -44,6 +45,7 @@ pub use translate::external_port;
 use clients::Clients;
 use identification::Identifications;
 use log::MappingLog;
+use passed::Passed;
 use ports::Pools;
 use random::Random;
 use table::Table;
@@ -67,6 +69,7 @@ pub struct Nat {
     mapping_counts: [usize; 3],
     published: usize,
     log: MappingLog,
+    passed: Passed,
 }
 
 impl Nat {
@@ -89,6 +92,7 @@ impl Nat {
             mapping_counts: [0; 3],
             published: 0,
             log: MappingLog::default(),
+            passed: Passed::default(),
             random,
         }
     }

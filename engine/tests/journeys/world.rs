@@ -259,6 +259,7 @@ impl World {
         let filter = tidegate_engine::external::packet_socket::FilterRules {
             addresses: vec![EXTERNAL],
             ports: 0..=u16::MAX,
+            other_protocols: vec![],
             except_udp_port: None,
         };
         self.tell_all(|| Command::SetExternal {

@@ -45,6 +45,7 @@ from tidegate.control.commands import (
 from tidegate.engine import EngineGateway, EngineStatus, ExternalLink, PeerStatus
 from tidegate.errors import ConflictError, EngineError, NotRunningError, UsageError
 from tidegate.identity.keys import decode_key, encode_key
+from tidegate.ip_protocols import protocol_name
 from tidegate.net import MAX_PORT, Endpoint
 from tidegate.settings import Key, Settings
 from tidegate.store import MAX_PUBLISHED_PORTS, Peer, Publication, Store, check_peer_name
@@ -96,6 +97,7 @@ class Administration:
         self._live = live
         self._failed_publications: dict[str, str] = {}
         self._names: dict[str, str] = {}
+        self._passed: dict[int, str] = {}
 
     def name_at(self, address: str) -> str | None:
         """The peer that holds the address, or held it last: its mappings outlive it by a moment. Remembered for
@@ -190,6 +192,7 @@ class Administration:
             except (OSError, ValueError) as cause:
                 self._store.remove_peer(name)
                 raise EngineError(f"the engine refuses peer {name!r}: {cause}") from cause
+            self.pass_protocols()
         endpoint = gateway.endpoint or self._around.suggested_endpoint()
         return PeerAdded(
             peer=_peer_view(peer, None),
@@ -237,6 +240,7 @@ class Administration:
         if self._live is not None:
             for publication in publications:
                 self._unpublish(publication)
+            self.pass_protocols()
             self._live.engine.remove_peer(peer.public_key)
         return PeerRemoved(
             peer=_peer_view(peer, None),
@@ -350,28 +354,48 @@ class Administration:
         nat = self._around.settings.nat
         return NatCounted(
             mappings=dict(status.mappings),
+            sessions=status.sessions,
+            clients=status.clients,
             reserved_ports=dict(status.reserved_ports),
+            resting_ports=status.resting_ports,
             limits={
                 "max_mappings": nat.max_mappings,
                 "max_mappings_per_client": nat.max_mappings_per_client,
-            sessions=status.sessions,
-            clients=status.clients,
                 "max_new_mappings_per_second": nat.max_new_mappings_per_second,
-            resting_ports=status.resting_ports,
+                "max_sessions_per_mapping": nat.max_sessions_per_mapping,
             },
             drops=dict(status.drops),
+            explanations=dict(status.explanations),
         )
 
-                "max_sessions_per_mapping": nat.max_sessions_per_mapping,
     def _reload(self) -> SettingsReloaded:
         reloaded = self._running().reload()
-            explanations=dict(status.explanations),
         self._around = replace(self._around, settings=reloaded.settings)
+        unheeded = self.pass_protocols()
         return SettingsReloaded(
             applied=[".".join(key) for key in reloaded.applied],
             needs_restart=[".".join(key) for key in reloaded.needs_restart],
-            warnings=list(reloaded.warnings),
+            warnings=[*reloaded.warnings, *unheeded],
         )
+
+    def pass_protocols(self) -> list[str]:
+        """Tells the engine which client's each protocol without ports is, as settings name peers. Gives back
+        what came in the way: a peer that does not exist (yet), or the engine's refusal."""
+        wanted = self._around.settings.nat.other_protocols
+        holders = {peer.name: str(peer.address) for peer in self._store.peers()}
+        unheeded = [
+            f"[nat] other_protocols: {protocol_name(number)} is to go to {name!r}, and there is no such peer"
+            for number, name in wanted.items()
+            if name not in holders
+        ]
+        clients = {number: holders[name] for number, name in wanted.items() if name in holders}
+        if clients != self._passed:
+            try:
+                self._running().engine.pass_protocols(clients)
+                self._passed = clients
+            except (OSError, ValueError) as cause:
+                unheeded.append(f"[nat] other_protocols: the engine refuses: {cause}")
+        return unheeded
 
     def _status(self) -> GatewayStatus:
         live = self._running()

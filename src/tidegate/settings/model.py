@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from tidegate.ip_protocols import MAX_OTHER_PROTOCOLS, parse_other_protocols
 from tidegate.net import Endpoint, ListenAddress, gateway_address_of, parse_subnet
 
 MAX_INTERFACE_NAME = 15  # IFNAMSIZ - 1, linux/if.h
@@ -65,6 +66,14 @@ PathText = Annotated[InstanceOf[Path], BeforeValidator(lambda v: _text(v, Path))
 
 Timeout = Annotated[float, Field(ge=1, le=7 * 86_400, allow_inf_nan=False)]
 """Seconds."""
+
+
+OtherProtocols = Annotated[
+    dict[int, Annotated[str, Field(min_length=1, max_length=63)]],
+    BeforeValidator(parse_other_protocols),
+    Field(max_length=MAX_OTHER_PROTOCOLS),
+]
+"""Peers by protocol number."""
 
 
 class _Section(BaseModel):
@@ -123,6 +132,9 @@ class NatSettings(_Section):
         BeforeValidator(_as_tuple),
     ] = (1024, 65535)  # RFC 4787 REQ-3: the class 1024-65535 is kept
 
+    other_protocols: OtherProtocols = {}
+    """Which peer's each protocol without ports is: all of it that arrives goes there, and only that peer may send
+    it. By number; settings may name the usual ones, such as ``gre = "alice"``."""
     log_mappings: bool = False
     """A line of the log for each mapping that begins or ends, at level info. RFC 6888 REQ-12: it names no
     destinations."""
