@@ -19,6 +19,11 @@ macro_rules! drop_reasons {
             pub const fn name(self) -> &'static str {
                 match self { $(DropReason::$variant => $name,)+ }
             }
+
+            /// What it means, in a sentence for people.
+            pub fn explanation(self) -> &'static str {
+                match self { $(DropReason::$variant => concat!($($doc),+).trim_start(),)+ }
+            }
         }
     };
 }
@@ -171,5 +176,23 @@ impl DropCounters {
     /// The reasons that occurred, with their counts.
     pub fn nonzero(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
         DropReason::ALL.iter().map(|&reason| (reason, self.get(reason))).filter(|&(_, count)| count > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_a_name_of_its_own_and_a_sentence() {
+        let mut names: Vec<_> = DropReason::ALL.iter().map(|reason| reason.name()).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), DropReason::ALL.len());
+        for reason in DropReason::ALL {
+            let sentence = reason.explanation();
+            assert!(sentence.starts_with(char::is_uppercase) && sentence.ends_with('.'), "{sentence:?}");
+        }
+        assert_eq!(DropReason::NoMapping.explanation(), "A packet from outside without a mapping.");
     }
 }

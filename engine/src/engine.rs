@@ -4,9 +4,10 @@
 //! before anything runs; `start` spawns one thread per shard and, in a gateway, the port reserver; `stop` tells each
 //! to end and joins it. Both work once; stopping twice does nothing. A shard that ends by itself says so in an event.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::OwnedFd;
 use std::sync::mpsc::{self, Sender, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -24,7 +25,7 @@ use crate::external::reservation::{
     PortOwnership, PortProtocol, PortReservation, Reserver, budget, raise_nofile_limit,
 };
 use crate::gateway::{Gateway, GatewayConfig};
-use crate::messages::{Command, EventKind, Events, ShardStatus};
+use crate::messages::{Command, EventKind, Events, MappingLog, ShardStatus};
 use crate::nat::{Endpoint, MappingView, NatConfig, Proto};
 use crate::prefix::Prefix;
 use crate::shard::{CROSSING_QUEUE, CrossingSender, Devices, Links, Shard};
@@ -258,12 +259,17 @@ pub struct GatewayEngine {
     reservation: Option<PortReservation>,
     reserver: Option<Reserver>,
     ownership: PortOwnership,
+    mapping_log: MappingLog,
     listen_port: u16,
     /// Where each peer lives, and under which address: the shards are told, this is who tells them.
     peers: HashMap<[u8; 32], (Ipv4Addr, u8)>,
     external_addresses: Vec<Ipv4Addr>,
-    port_range: (u16, u16),
+    /// Every port that mappings may have: they outlive a change of the range.
+    heard_ports: (u16, u16),
     published: HashMap<(Proto, u16), Publication>,
+    /// Whose each protocol without ports is, and the sockets that keep the host silent about it.
+    passed: BTreeMap<u8, Ipv4Addr>,
+    silence: HashMap<(u8, Ipv4Addr), OwnedFd>,
     external_index: u32,
     external_offload: bool,
 }
@@ -283,12 +289,15 @@ impl GatewayEngine {
             shards: Shards::new(events.clone()),
             reserver: None,
             ownership: reservation.ownership(),
+            mapping_log: MappingLog::new(events.clone()),
             reservation: Some(reservation),
             listen_port: settings.listen.port(),
             peers: HashMap::new(),
             external_addresses: settings.external.addresses.clone(),
-            port_range: settings.port_range,
+            heard_ports: settings.port_range,
             published: HashMap::new(),
+            passed: BTreeMap::new(),
+            silence: HashMap::new(),
             external_index: settings.external.index,
             external_offload: offloads.external,
         };
@@ -315,6 +324,7 @@ impl GatewayEngine {
                 nat: settings.nat.clone(),
                 port_range: settings.port_range,
                 ownership: engine.ownership.clone(),
+                mapping_log: engine.mapping_log.clone(),
                 coalesce: coalescing(offloads, &tun),
                 seed: random_seed()?,
             });
@@ -432,11 +442,17 @@ impl GatewayEngine {
         self.shards.stop();
         self.reservation = None;
         self.reserver = None;
+        self.silence.clear();
     }
 
     /// What happened.
     pub fn events(&self) -> &Events {
         &self.shards.events
+    }
+
+    /// Which mappings began and ended.
+    pub fn mapping_log(&self) -> &MappingLog {
+        &self.mapping_log
     }
 
     /// Adds a peer, or changes its address, preshared key or cipher.
@@ -458,6 +474,7 @@ impl GatewayEngine {
             Some(&(former, shard)) => {
                 if former != address {
                     self.unpublish_all_of(former);
+                    self.cease_to_pass(former);
                     self.shards.tell_all(|| Command::RemovePeer { public_key, address: former });
                 }
                 shard
@@ -475,13 +492,16 @@ impl GatewayEngine {
     pub fn remove_peer(&mut self, public_key: &[u8; 32]) -> bool {
         let Some((address, _)) = self.peers.remove(public_key) else { return false };
         self.unpublish_all_of(address);
+        self.cease_to_pass(address);
         self.shards.tell_all(|| Command::RemovePeer { public_key: *public_key, address });
         true
     }
 
-    /// The NAT's settings changed.
-    pub fn set_nat(&mut self, config: NatConfig) {
-        self.shards.tell_all(|| Command::SetNat(config.clone()));
+    /// The NAT's settings changed. Mappings that there are live on, also on ports outside the new range.
+    pub fn set_nat(&mut self, config: NatConfig, port_range: (u16, u16)) {
+        self.heard_ports = (self.heard_ports.0.min(port_range.0), self.heard_ports.1.max(port_range.1));
+        self.renew_filter();
+        self.shards.tell_all(|| Command::SetNat { config: config.clone(), port_range });
     }
 
     /// Every shard's counters.

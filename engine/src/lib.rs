@@ -27,6 +27,7 @@ pub mod rate_limit;
 pub mod router;
 pub mod shard;
 pub mod sys;
+pub mod tcp_reset;
 pub mod traffic;
 pub mod transport;
 pub mod tun;

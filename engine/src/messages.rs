@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,7 +13,7 @@ use crate::external::ExternalGateway;
 use crate::external::next_hop::ExternalLink;
 use crate::external::packet_socket::FilterRules;
 use crate::external::reservation::{Batch, ReserverHandle};
-use crate::nat::{Endpoint, MappingView, NatConfig, Proto, PublishError};
+use crate::nat::{Endpoint, MappingRecord, MappingView, NatConfig, Proto, PublishError};
 use crate::traffic::Traffic;
 use crate::tunnel::{PeerConfig, PeerStats};
 use crate::wake::EventFd;
@@ -51,7 +52,14 @@ pub enum Command {
     /// Whom to ask for external ports.
     Reserver(ReserverHandle),
     /// The NAT's settings changed.
-    SetNat(NatConfig),
+    SetNat {
+        /// Its behaviour.
+        config: NatConfig,
+        /// The external ports that it may lend, first and last.
+        port_range: (u16, u16),
+    },
+    /// Which client each protocol without ports belongs to, by number; others are nobody's.
+    PassProtocols(Vec<(u8, Ipv4Addr)>),
     /// The reserver got ports for this shard.
     Ports(Batch),
     /// An external port is forwarded to a client from now on.
@@ -142,6 +150,10 @@ pub struct ShardStatus {
     pub mappings: [usize; 3],
     /// Sessions: the remote endpoints that mappings talk to.
     pub sessions: usize,
+    /// External ports that rest before they are used again.
+    pub resting_ports: usize,
+    /// Clients with mappings.
+    pub clients: usize,
     /// Undelivered packets.
     pub drops: DropCounters,
     /// Delivered packets.
@@ -184,6 +196,57 @@ impl EventKind {
             Self::ExternalDown => "external_down",
             Self::PublicationFailed => "publication_failed",
         }
+    }
+}
+
+/// Records of mappings on their way up. The shards put them in, never waiting; Python takes them out. What does not fit
+/// is counted.
+#[derive(Clone)]
+pub struct MappingLog(Arc<MappingLogQueue>);
+
+struct MappingLogQueue {
+    records: Mutex<VecDeque<MappingRecord>>,
+    missing: AtomicU64,
+    events: Events,
+}
+
+/// Some seconds' worth of a busy gateway.
+const MAX_RECORDS: usize = 16_384;
+
+impl MappingLog {
+    /// An empty log, which wakes whoever waits for `events`.
+    pub fn new(events: Events) -> Self {
+        Self(Arc::new(MappingLogQueue { records: Mutex::default(), missing: AtomicU64::new(0), events }))
+    }
+
+    /// Adds what a shard noted in a turn, and what it had no room for.
+    pub fn add(&self, mut records: Vec<MappingRecord>, missing: u64) {
+        let mut queue = self.0.records.lock().unwrap_or_else(PoisonError::into_inner);
+        let was_empty = queue.is_empty();
+        let room = MAX_RECORDS - queue.len();
+        let excess = records.len().saturating_sub(room);
+        records.truncate(room);
+        queue.extend(records);
+        self.0.missing.fetch_add(missing + excess as u64, Ordering::Relaxed);
+        drop(queue);
+        if was_empty {
+            // It cannot fail but for an overflowing counter, and then the descriptor is readable anyway.
+            drop(self.0.events.wake().notify());
+        }
+    }
+
+    /// Takes the oldest records, `limit` at most, and the number of those that are missing. As long as some are left, the
+    /// events' descriptor stays readable.
+    pub fn take(&self, limit: usize) -> (Vec<MappingRecord>, u64) {
+        let mut queue = self.0.records.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = limit.min(queue.len());
+        let taken = queue.drain(..count).collect();
+        if queue.is_empty() {
+            queue.shrink_to(MAX_RECORDS / 16);
+        } else {
+            drop(self.0.events.wake().notify());
+        }
+        (taken, self.0.missing.swap(0, Ordering::Relaxed))
     }
 }
 

@@ -12,12 +12,13 @@ use std::time::Duration;
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 
+use crate::clock::{Timestamp, monotonic_now, unix_time};
 use crate::engine::{
     ClientEngine, ClientSettings, EngineError, GatewayEngine, GatewaySettings, OffloadSettings,
 };
 use crate::external::next_hop::ExternalLink as Link;
-use crate::messages::{Events, ShardStatus};
-use crate::nat::{Endpoint, Filtering, MappingView, NatConfig, Proto};
+use crate::messages::{Events, MappingLog, ShardStatus};
+use crate::nat::{Endpoint, Filtering, MappingRecord as Record, MappingView, NatConfig, Proto};
 use crate::prefix::Prefix;
 use crate::traffic::Direction;
 use crate::tunnel::Cipher;
@@ -107,20 +108,23 @@ struct NatOptions {
 impl NatOptions {
     #[new]
     #[pyo3(signature = (*, filtering="address-dependent", udp_timeout=300.0, tcp_established_timeout=7440.0,
-        tcp_transitory_timeout=240.0, icmp_timeout=60.0, max_mappings=200_000, max_mappings_per_client=16_384,
-        max_new_mappings_per_second=2_000, max_sessions_per_mapping=4_096, port_range=DEFAULT_PORT_RANGE))]
+        tcp_opening_timeout=240.0, tcp_closing_timeout=240.0, icmp_timeout=60.0, max_mappings=200_000, max_mappings_per_client=16_384,
+        max_new_mappings_per_second=2_000, max_sessions_per_mapping=4_096, port_range=DEFAULT_PORT_RANGE,
+        log_mappings=false))]
     #[allow(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn new(
         filtering: &str,
         udp_timeout: f64,
         tcp_established_timeout: f64,
-        tcp_transitory_timeout: f64,
+        tcp_opening_timeout: f64,
+        tcp_closing_timeout: f64,
         icmp_timeout: f64,
         max_mappings: usize,
         max_mappings_per_client: usize,
         max_new_mappings_per_second: u32,
         max_sessions_per_mapping: usize,
         port_range: (u16, u16),
+        log_mappings: bool,
     ) -> PyResult<Self> {
         let filtering = match filtering {
             "endpoint-independent" => Filtering::EndpointIndependent,
@@ -140,13 +144,14 @@ impl NatOptions {
             filtering,
             udp_timeout: seconds("udp_timeout", udp_timeout)?,
             tcp_established_timeout: seconds("tcp_established_timeout", tcp_established_timeout)?,
-            tcp_opening_timeout: seconds("tcp_transitory_timeout", tcp_transitory_timeout)?,
-            tcp_closing_timeout: seconds("tcp_transitory_timeout", tcp_transitory_timeout)?,
+            tcp_opening_timeout: seconds("tcp_opening_timeout", tcp_opening_timeout)?,
+            tcp_closing_timeout: seconds("tcp_closing_timeout", tcp_closing_timeout)?,
             icmp_timeout: seconds("icmp_timeout", icmp_timeout)?,
             max_mappings,
             max_mappings_per_client,
             max_new_mappings_per_second,
             max_sessions_per_mapping,
+            log_mappings,
         };
         Ok(Self { config, port_range })
     }
@@ -311,11 +316,40 @@ impl From<MappingView> for Mapping {
 }
 
 #[pyclass(frozen, get_all, module = "tidegate._engine")]
+struct MappingRecord {
+    event: &'static str,
+    protocol: &'static str,
+    internal: (String, u16),
+    external: (String, u16),
+    time: f64,
+    age: f64,
+}
+
+impl MappingRecord {
+    /// `origin` is the wall clock's time at [`Timestamp::ORIGIN`].
+    fn new(record: &Record, origin: Duration) -> Self {
+        let text = |endpoint: Endpoint| (endpoint.address.to_string(), endpoint.port);
+        Self {
+            event: record.event.name(),
+            protocol: record.protocol.name(),
+            internal: text(record.internal),
+            external: text(record.external),
+            time: (origin + record.at.since(Timestamp::ORIGIN)).as_secs_f64(),
+            age: record.at.since(record.created).as_secs_f64(),
+        }
+    }
+}
+
+#[pyclass(frozen, get_all, module = "tidegate._engine")]
 struct Status {
     peers: Vec<PeerStatus>,
     mappings: BTreeMap<&'static str, usize>,
     reserved_ports: BTreeMap<&'static str, usize>,
+    sessions: usize,
+    resting_ports: usize,
+    clients: usize,
     drops: BTreeMap<&'static str, u64>,
+    explanations: BTreeMap<&'static str, &'static str>,
     packets: BTreeMap<&'static str, u64>,
     bytes: BTreeMap<&'static str, u64>,
     offloads: BTreeMap<&'static str, bool>,
@@ -354,7 +388,15 @@ impl Status {
             peers,
             mappings: BTreeMap::from([("tcp", tcp), ("udp", udp), ("icmp", icmp)]),
             reserved_ports: BTreeMap::from([("tcp", reserved[0]), ("udp", reserved[1])]),
+            sessions: shards.iter().map(|shard| shard.sessions).sum(),
+            resting_ports: shards.iter().map(|shard| shard.resting_ports).sum(),
+            clients: shards.iter().map(|shard| shard.clients).sum(),
             drops: merged.drops.nonzero().map(|(reason, count)| (reason.name(), count)).collect(),
+            explanations: merged
+                .drops
+                .nonzero()
+                .map(|(reason, _)| (reason.name(), reason.explanation()))
+                .collect(),
             packets: Direction::ALL.iter().map(|&d| (d.name(), merged.traffic.packets(d))).collect(),
             bytes: Direction::ALL.iter().map(|&d| (d.name(), merged.traffic.bytes(d))).collect(),
             offloads,
@@ -379,6 +421,7 @@ fn events(events: Vec<crate::messages::Event>) -> Vec<Event> {
 struct Gateway {
     engine: Mutex<GatewayEngine>,
     events: Events,
+    mapping_log: MappingLog,
 }
 
 impl Gateway {
@@ -393,8 +436,8 @@ impl Gateway {
     fn new(py: Python<'_>, options: &GatewayOptions) -> PyResult<Self> {
         let settings = options.0.clone();
         let engine = py.detach(|| GatewayEngine::new(settings))?;
-        let events = engine.events().clone();
-        Ok(Self { engine: Mutex::new(engine), events })
+        let (events, mapping_log) = (engine.events().clone(), engine.mapping_log().clone());
+        Ok(Self { engine: Mutex::new(engine), events, mapping_log })
     }
 
     fn start(&self, py: Python<'_>) -> PyResult<()> {
@@ -411,6 +454,12 @@ impl Gateway {
 
     fn poll_events(&self) -> Vec<Event> {
         events(self.events.take())
+    }
+
+    fn poll_mapping_log(&self, limit: usize) -> (Vec<MappingRecord>, u64) {
+        let (records, missing) = self.mapping_log.take(limit);
+        let origin = unix_time().saturating_sub(monotonic_now().since(Timestamp::ORIGIN));
+        (records.iter().map(|record| MappingRecord::new(record, origin)).collect(), missing)
     }
 
     #[pyo3(signature = (public_key, address, preshared_key=None, *, cipher="chacha20-poly1305"))]
@@ -439,8 +488,16 @@ impl Gateway {
     }
 
     fn set_nat(&self, py: Python<'_>, options: &NatOptions) {
-        let config = options.config.clone();
-        self.with(py, |engine| engine.set_nat(config));
+        let (config, port_range) = (options.config.clone(), options.port_range);
+        self.with(py, |engine| engine.set_nat(config, port_range));
+    }
+
+    fn pass_protocols(&self, py: Python<'_>, clients: BTreeMap<u8, String>) -> PyResult<()> {
+        let clients = clients
+            .iter()
+            .map(|(&protocol, client)| Ok((protocol, address(client)?)))
+            .collect::<PyResult<BTreeMap<_, _>>>()?;
+        Ok(self.with(py, |engine| engine.pass_protocols(clients))?)
     }
 
     fn publish(
@@ -532,6 +589,7 @@ fn _engine(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<ClientOptions>()?;
     module.add_class::<PeerStatus>()?;
     module.add_class::<Mapping>()?;
+    module.add_class::<MappingRecord>()?;
     module.add_class::<Status>()?;
     module.add_class::<Event>()?;
     module.add_class::<Gateway>()?;

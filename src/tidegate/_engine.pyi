@@ -19,6 +19,7 @@ __all__ = [
     "Gateway",
     "GatewayOptions",
     "Mapping",
+    "MappingRecord",
     "Nat",
     "NatOptions",
     "Offloads",
@@ -53,13 +54,15 @@ class NatOptions:
         filtering: str = "address-dependent",  # or "endpoint-independent", "address-and-port-dependent"
         udp_timeout: float = 300.0,  # RFC 4787 REQ-5
         tcp_established_timeout: float = 7440.0,  # RFC 5382 REQ-5: at least 2 h 4 min
-        tcp_transitory_timeout: float = 240.0,  # RFC 5382 REQ-5: at least 4 min
+        tcp_opening_timeout: float = 240.0,  # RFC 5382 REQ-5: at least 4 min
+        tcp_closing_timeout: float = 240.0,  # RFC 7857 section 2.1 keeps the two apart
         icmp_timeout: float = 60.0,  # RFC 5508 REQ-2
         max_mappings: int = 200_000,  # the whole gateway
         max_mappings_per_client: int = 16_384,
         max_new_mappings_per_second: int = 2_000,  # per client, with a burst of as many
         max_sessions_per_mapping: int = 4_096,
         port_range: tuple[int, int] = ...,  # (1024, 65535)  # external ports, inclusive
+        log_mappings: bool = False,  # whether `Gateway.poll_mapping_log` has anything to tell
     ) -> Self: ...
 
 @final
@@ -142,13 +145,28 @@ class Mapping:
     state: str  # TCP: "opening", "established", "closing"; others: "active"; published ports: "published"
 
 @final
+class MappingRecord:
+    """A mapping that began or ended. It names no destinations (RFC 6888 REQ-12)."""
+
+    event: str  # "created", "ended"
+    protocol: str
+    internal: tuple[str, int]
+    external: tuple[str, int]
+    time: float  # seconds since the epoch
+    age: float  # of the mapping
+
+@final
 class Status:
     """A snapshot of the engine's counters."""
 
     peers: list[PeerStatus]
     mappings: dict[str, int]  # by protocol
     reserved_ports: dict[str, int]  # by protocol
+    sessions: int  # remote endpoints that mappings talk to
+    resting_ports: int  # reserved ports that rest before they are used again
+    clients: int  # clients with mappings
     drops: dict[str, int]  # by reason
+    explanations: dict[str, str]  # what these reasons mean, in a sentence each
     packets: dict[str, int]  # by direction: "from_peers", "to_peers", "from_external", "to_external", "from_host", "to_host", "between_peers"
     bytes: dict[str, int]
     offloads: dict[str, bool]  # those in use
@@ -174,6 +192,9 @@ class Gateway:
     def event_fd(self) -> int:
         """Readable (level-triggered) while `poll_events` has something."""
     def poll_events(self) -> list[Event]: ...
+    def poll_mapping_log(self, limit: int) -> tuple[list[MappingRecord], int]:
+        """The oldest records, and how many were lost since the last call because nobody read them. The descriptor of
+        events is readable while there are more."""
     def set_peer(
         self,
         public_key: bytes,
@@ -188,7 +209,13 @@ class Gateway:
     def set_external(self, link: ExternalLink, host_addresses: list[str]) -> None:
         """The kernel's view of the link changed: new next hop, address, MTU or interface. `OSError` if another
         interface cannot be opened; nothing has changed then."""
-    def set_nat(self, options: NatOptions) -> None: ...
+    def set_nat(self, options: NatOptions) -> None:
+        """Timers hold for sessions that there are, counted from their last packet, and the filter at once. Lower limits
+        end nothing; mappings on ports outside a smaller range live on, and the host gets free ones back."""
+    def pass_protocols(self, clients: dict[int, str]) -> None:
+        """Says which client's each protocol without ports is, by number (47: GRE): what arrives of it at any external
+        address goes there. Those that are not named are nobody's. `OSError` if the host cannot be kept from answering
+        them; nothing has changed then."""
     def publish(self, protocol: str, external_port: int, internal: tuple[str, int]) -> None:
         """Forwards an external port to a client. `OSError` (EADDRINUSE) if a host program holds the port."""
     def unpublish(self, protocol: str, external_port: int) -> bool: ...

@@ -14,8 +14,10 @@ from tidegate.engine import (
     EngineStatus,
     ExternalLink,
     GatewayOptions,
+    MappingRecord,
     NatMapping,
 )
+from tidegate.settings import NatSettings
 
 __all__ = ["Dropped", "Nat", "NatOptions", "RustEngine"]
 
@@ -23,6 +25,11 @@ __all__ = ["Dropped", "Nat", "NatOptions", "RustEngine"]
 def _link(link: ExternalLink) -> _engine.ExternalLink:
     values = asdict(link) | {"addresses": list(link.addresses), "on_link": list(link.on_link)}
     return _engine.ExternalLink(**values)
+
+
+def _nat_options(nat: NatSettings) -> NatOptions:
+    # The engine has the two timeouts for which the transitory one is the default, and is told of clients by address.
+    return NatOptions(**nat.model_dump(exclude={"tcp_transitory_timeout", "other_protocols"}))
 
 
 class RustEngine:
@@ -40,7 +47,7 @@ class RustEngine:
                     tunnel_mtu=options.tunnel_mtu,
                     external=_link(options.external),
                     host_addresses=list(options.host_addresses),
-                    nat=_engine.NatOptions(**options.nat.model_dump()),
+                    nat=_nat_options(options.nat),
                     offloads=_engine.Offloads(**options.offloads.model_dump()),
                     shards=options.shards,
                 )
@@ -109,6 +116,15 @@ class _RustGateway:
 
     def set_external(self, link: ExternalLink, host_addresses: Sequence[str]) -> None:
         self._inner.set_external(_link(link), list(host_addresses))
+
+    def poll_mapping_log(self, limit: int) -> tuple[Sequence[MappingRecord], int]:
+        return self._inner.poll_mapping_log(limit)
+
+    def set_nat(self, nat: NatSettings) -> None:
+        self._inner.set_nat(_nat_options(nat))
+
+    def pass_protocols(self, clients: dict[int, str]) -> None:
+        self._inner.pass_protocols(clients)
 
     def publish(self, protocol: str, external_port: int, internal: tuple[str, int]) -> None:
         self._inner.publish(protocol, external_port, internal)

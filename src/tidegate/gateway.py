@@ -18,24 +18,29 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from ipaddress import IPv4Address, IPv4Interface
 
 import structlog
 
-from tidegate.control.admin import Administration, Surroundings
+from tidegate.control.admin import Administration, Reloaded, Surroundings
+from tidegate.control.commands import ReloadSettings
 from tidegate.control.server import ControlServer
-from tidegate.dns import DnsProxy, DnsServer, choose_upstreams
+from tidegate.dns import DnsProxy, DnsServer, Resolver, choose_upstreams
 from tidegate.engine import Engine, EngineGateway, EngineLifecycle, ExternalLink, GatewayOptions
 from tidegate.errors import ConflictError, EngineError, HostNetworkError, PrivilegeError, TidegateError
 from tidegate.host import Host
 from tidegate.host.external import check_subnet, external_link, host_addresses
 from tidegate.host.privileges import raise_open_file_limit
 from tidegate.identity import load_or_make_private_key, public_key_of
-from tidegate.lifecycle import Supervisor
-from tidegate.log import RateLimit
+from tidegate.lifecycle import Supervisor, on_signal
+from tidegate.log import RateLimit, configure_logging
+from tidegate.mapping_log import MappingLog
 from tidegate.net import Endpoint
 from tidegate.notify import notify
 from tidegate.settings import Settings
+from tidegate.settings.changes import changed_keys, is_live, with_live_changes
+from tidegate.settings.standards import below_the_standard
 from tidegate.state_dir import StateDir
 from tidegate.store.sqlite import SqliteStore
 
@@ -55,18 +60,23 @@ class Gateway:
         host: Host,
         *,
         ready: Callable[[str], None] = lambda _: None,
+        reread: Callable[[], Settings] | None = None,
     ) -> None:
-        """`ready` is called with one line when the gateway serves."""
+        """`ready` is called with one line when the gateway serves. `reread` reads the settings anew, from
+        wherever they came."""
         self._settings = settings
         self._engines = engine
         self._host = host
         self._ready = ready
+        self._reread = reread or (lambda: settings)
         self._supervisor = Supervisor()
         self._started_at = time.monotonic()
         self._engine: EngineGateway | None = None
         self._external: ExternalLink | None = None
         self._own_addresses: tuple[str, ...] = ()
         self._dns: DnsServer | None = None
+        self._dns_proxy: DnsProxy | None = None
+        self._look_at_the_link: Callable[[], object] = lambda: None
 
     async def run(self) -> None:
         """Serves until SIGTERM or SIGINT. Raises `TidegateError` if it cannot begin, or if a part of it
@@ -96,16 +106,56 @@ class Gateway:
         return self._external
 
     @property
+    def settings(self) -> Settings:
+        """Those in force."""
+        return self._settings
+
+    @property
     def uptime(self) -> float:
         return time.monotonic() - self._started_at
 
     def dns_counters(self) -> dict[str, int] | None:
         return self._dns.counters() if self._dns is not None else None
 
+    def reload(self) -> Reloaded:
+        """Reads the settings anew and takes over what can be. Raises `TidegateError` if they are wrong as a
+        whole or in part; nothing has changed then. Called in a worker thread, never twice at once."""
+        wanted = self._reread()
+        changed = changed_keys(self._settings, wanted)
+        settings = with_live_changes(self._settings, wanted)
+        if settings.external != self._settings.external:
+            external_link(self._host.read_network(), settings.external)  # raises where the host has not them
+        if settings.nat != self._settings.nat:
+            try:
+                self.engine.set_nat(settings.nat)
+            except (OSError, ValueError) as cause:
+                raise EngineError(f"the engine refuses the settings: {cause}") from cause
+        # From here on nothing fails.
+        self._settings = settings
+        configure_logging(settings.log)
+        if self._dns_proxy is not None:
+            self._dns_proxy.set_upstreams(self._upstreams())
+        self._look_at_the_link()
+        warnings = tuple(below_the_standard(settings.nat))
+        for warning in warnings:
+            log.warning(warning)
+        applied = tuple(key for key in changed if is_live(key))
+        needs_restart = tuple(key for key in changed if not is_live(key))
+        log.info(
+            "settings read anew",
+            applied=",".join(map(".".join, applied)) or "none",
+            needs_restart=",".join(map(".".join, needs_restart)) or "none",
+        )
+        return Reloaded(settings, applied, needs_restart, warnings)
+
     async def _start(self, undo: AsyncExitStack) -> None:
         settings, gateway = self._settings, self._settings.gateway
         state = StateDir(settings.state_dir)
         undo.enter_context(self._supervisor.stop_on_signals(signal.SIGTERM, signal.SIGINT))
+        hung_up = asyncio.Event()
+        undo.enter_context(on_signal(signal.SIGHUP, hung_up.set))
+        for warning in below_the_standard(settings.nat):
+            log.warning(warning)
 
         self._host.check_privileges()
         network = await asyncio.to_thread(self._host.read_network)
@@ -142,6 +192,8 @@ class Gateway:
             peers = await asyncio.to_thread(admin.restore)
         except OSError as cause:
             raise EngineError(f"the engine refuses a peer of the store: {cause.strerror or cause}") from cause
+        for warning in admin.pass_protocols():
+            log.warning(warning)
         for external, why in admin.failed_publications.items():
             log.warning("a port is not published", port=external, cause=why)
 
@@ -154,14 +206,20 @@ class Gateway:
         changed = asyncio.Event()
         undo.enter_context(self._host.watch(changed.set))
         changed.set()
+        loop = asyncio.get_running_loop()
+        self._look_at_the_link = partial(loop.call_soon_threadsafe, changed.set)
 
         undo.push_async_callback(self._supervisor.stop)  # first of all at the end: tasks before what they use
         engine.start()
-        self._supervisor.start("engine-events", lambda: watch_engine(engine, self._supervisor))
+        mapping_log = MappingLog(engine, admin.name_at)
+        self._supervisor.start(
+            "engine-events", lambda: watch_engine(engine, self._supervisor, mapping_log.write)
+        )
         self._supervisor.start("link-watch", lambda: self._watch_link(changed))
         if self._dns is not None:
             self._supervisor.start("dns", self._dns.run)
         self._supervisor.start("control", control.run)
+        self._supervisor.start("reload", lambda: self._reload_on(hung_up, control))
         self._announce(peers)
 
     async def _open_engine(self, private_key: bytes) -> EngineGateway:
@@ -190,12 +248,17 @@ class Gateway:
         gateway = self._settings.gateway
         if not self._settings.dns.enabled:
             return
-        upstreams = choose_upstreams(self._settings.dns.upstreams, own=gateway.address)
-        if not upstreams:
-            log.warning("no DNS resolver is known: clients get SERVFAIL", hint="set [dns] upstreams")
-        self._dns = DnsServer(DnsProxy(upstreams), gateway.address, gateway.subnet)
+        self._dns_proxy = DnsProxy(self._upstreams())
+        self._dns = DnsServer(self._dns_proxy, gateway.address, gateway.subnet)
         self._dns.open()
         undo.callback(self._dns.close)
+
+    def _upstreams(self) -> list[Resolver]:
+        settings = self._settings
+        upstreams = choose_upstreams(settings.dns.upstreams, own=settings.gateway.address)
+        if not upstreams:
+            log.warning("no DNS resolver is known: clients get SERVFAIL", hint="set [dns] upstreams")
+        return upstreams
 
     def _suggested_endpoint(self) -> Endpoint | None:
         listen = self._settings.gateway.listen
@@ -210,6 +273,20 @@ class Gateway:
         )
         self._ready(line)
         notify(f"READY=1\nSTATUS={line}")
+
+    async def _reload_on(self, hung_up: asyncio.Event, control: ControlServer) -> None:
+        """Reads the settings anew whenever SIGHUP comes, as `tidegate reload` does."""
+        while True:
+            await hung_up.wait()
+            hung_up.clear()
+            notify(
+                f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}"
+            )  # systemd: Type=notify-reload
+            try:
+                await control.execute(ReloadSettings())
+            except TidegateError as refused:
+                log.error("the settings are as they were", cause=str(refused))
+            notify("READY=1")
 
     async def _watch_link(self, changed: asyncio.Event) -> None:
         """Tells the engine what became of the external link, whenever the host's network changed."""
@@ -241,8 +318,11 @@ class Gateway:
             self._external, self._own_addresses = link, own
 
 
-async def watch_engine(engine: EngineLifecycle, supervisor: Supervisor) -> None:
-    """Logs what the engine tells, at a bounded rate; a shard that failed takes the process down."""
+async def watch_engine(
+    engine: EngineLifecycle, supervisor: Supervisor, also: Callable[[], None] = lambda: None
+) -> None:
+    """Logs what the engine tells, at a bounded rate; a shard that failed takes the process down. `also` reads
+    what else the engine's descriptor stands for."""
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     admit = RateLimit(loop.time).admit
@@ -262,6 +342,7 @@ async def watch_engine(engine: EngineLifecycle, supervisor: Supervisor) -> None:
             suppressed = admit(event.kind)
             if suppressed is not None:
                 log.warning(event.kind.replace("_", " "), detail=event.detail, suppressed=suppressed)
+        also()
 
 
 def explain_engine(cause: OSError, tun_name: str) -> TidegateError:

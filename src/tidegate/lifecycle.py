@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import structlog
@@ -23,6 +24,17 @@ log = structlog.get_logger("tidegate.lifecycle")
 
 STOP_DEADLINE = 1.5
 """Seconds that tasks have to end when they are cancelled; a process must be gone 2 s after SIGTERM."""
+
+
+@contextmanager
+def on_signal(number: signal.Signals, call: Callable[[], None]) -> Iterator[None]:
+    """Calls `call` in the event loop whenever the signal comes, for as long as the block lasts."""
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(number, call)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(number)
 
 
 class Supervisor:
@@ -68,14 +80,10 @@ class Supervisor:
     @contextmanager
     def stop_on_signals(self, *signals: signal.Signals) -> Iterator[None]:
         """Lets signals request the stop, for as long as the block lasts."""
-        loop = asyncio.get_running_loop()
-        for number in signals:
-            loop.add_signal_handler(number, self.request_stop, number)
-        try:
-            yield
-        finally:
+        with ExitStack() as undo:
             for number in signals:
-                loop.remove_signal_handler(number)
+                undo.enter_context(on_signal(number, partial(self.request_stop, number)))
+            yield
 
     @property
     def stop_requested(self) -> bool:

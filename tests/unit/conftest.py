@@ -13,6 +13,7 @@ import structlog
 from tests.unit.fakes import FakeClientHost, FakeEngine, FakeHost
 from tidegate.cli import main
 from tidegate.cli.runtime import Runtime
+from tidegate.settings import DnsSettings, GatewaySettings, Settings
 
 
 @dataclass
@@ -86,3 +87,13 @@ def write(tmp_path: Path) -> Callable[[str], Path]:
         return path
 
     return write_settings
+
+
+@pytest.fixture
+def settings(tmp_path: Path, free_port: int) -> Settings:
+    """Of a gateway that keeps its state to the test, and answers no DNS."""
+    return Settings(
+        state_dir=tmp_path / "state",
+        gateway=GatewaySettings.model_validate({"listen": f"127.0.0.1:{free_port}"}),
+        dns=DnsSettings(enabled=False),
+    )

@@ -14,6 +14,7 @@ from tidegate.engine import ClientOptions, ExternalLink, GatewayOptions
 from tidegate.host import MAIN_TABLE, HostNetwork, Interface, InterfaceAddress, Route
 from tidegate.host.ports import check_listen_port
 from tidegate.host.routes import RoutePlan
+from tidegate.settings import NatSettings
 
 
 @dataclass
@@ -46,11 +47,25 @@ class FakeStatus:
     peers: list[FakePeerStatus]
     mappings: dict[str, int] = field(default_factory=lambda: {"tcp": 1, "udp": 2})
     reserved_ports: dict[str, int] = field(default_factory=lambda: {"tcp": 64, "udp": 64})
+    sessions: int = 5
+    resting_ports: int = 4
+    clients: int = 1
     drops: dict[str, int] = field(default_factory=lambda: {"spoofed_source": 7, "no_mapping": 0})
+    explanations: dict[str, str] = field(default_factory=lambda: {"spoofed_source": "It lies."})
     packets: dict[str, int] = field(default_factory=lambda: {"from_peers": 20})
     bytes: dict[str, int] = field(default_factory=lambda: {"from_peers": 2048})
     offloads: dict[str, bool] = field(default_factory=lambda: {"tun": True, "udp_gso": False})
     shards: int = 2
+
+
+@dataclass
+class FakeRecord:
+    event: str
+    internal: tuple[str, int]
+    protocol: str = "udp"
+    external: tuple[str, int] = ("192.0.2.2", 40000)
+    time: float = 1_700_000_000.25
+    age: float = 0.0
 
 
 @dataclass
@@ -99,6 +114,12 @@ class FakeGateway(FakeLifecycle):
         self.links: list[ExternalLink] = []
         self.held: set[int] = set()
         self.refuse_peers = False
+        self.nat: list[NatSettings] = []
+        self.refuse_nat = False
+        self.records: list[FakeRecord] = []
+        self.records_missing = 0
+        self.passed: dict[int, str] = {}
+        self.refuse_passing = False
 
     def set_peer(
         self,
@@ -118,6 +139,31 @@ class FakeGateway(FakeLifecycle):
 
     def set_external(self, link: ExternalLink, host_addresses: Sequence[str]) -> None:
         self.links.append(link)
+
+    def pass_protocols(self, clients: dict[int, str]) -> None:
+        if self.refuse_passing:
+            raise OSError(errno.EPERM, "no raw sockets here")
+        if any(address not in self.peers.values() for address in clients.values()):
+            raise ValueError("no peer holds the address")
+        self.passed = dict(clients)
+
+    def log_mappings(self, *records: FakeRecord, missing: int = 0) -> None:
+        """As the engine does where there is something to log."""
+        self.records += records
+        self.records_missing += missing
+        os.eventfd_write(self._descriptor, 1)
+
+    def poll_mapping_log(self, limit: int) -> tuple[Sequence[FakeRecord], int]:
+        taken, self.records = self.records[:limit], self.records[limit:]
+        missing, self.records_missing = self.records_missing, 0
+        if self.records:
+            os.eventfd_write(self._descriptor, 1)
+        return taken, missing
+
+    def set_nat(self, nat: NatSettings) -> None:
+        if self.refuse_nat:
+            raise ValueError("the port range is not to this engine's taste")
+        self.nat.append(nat)
 
     def publish(self, protocol: str, external_port: int, internal: tuple[str, int]) -> None:
         if external_port in self.held:

@@ -3,106 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import os
 import signal
 import socket
 import stat
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.unit.fakes import FakeEngine, FakeEvent, FakeGateway, FakeHost, ordinary_network
-from tidegate.cli import main
-from tidegate.cli.runtime import Runtime
+from tests.unit.fakes import FakeEngine, FakeEvent, FakeHost, ordinary_network
+from tests.unit.running import serving
 from tidegate.errors import ConflictError, EngineError, LockedError
 from tidegate.gateway import Gateway
 from tidegate.host import MAIN_TABLE, Route
-from tidegate.settings import DnsSettings, GatewaySettings, Settings
+from tidegate.settings import Settings
 
 
 def only(items: list[dict[str, Any]]) -> dict[str, Any]:
     """The one item of a list that has just one."""
     (item,) = items
     return item
-
-
-@dataclass
-class Running:
-    """A gateway that serves, and a command line beside it."""
-
-    state: Path
-    engine: FakeEngine
-    host: FakeHost
-    gateway: Gateway
-    task: asyncio.Task[None]
-    capture: pytest.CaptureFixture[str]
-    said: list[str] = field(default_factory=list)
-
-    @property
-    def packets(self) -> FakeGateway:
-        return self.engine.gateways[-1]
-
-    async def cli(self, *arguments: str) -> tuple[int, str, str]:
-        """A command in a thread, as another process would be."""
-        runtime = Runtime(lambda: self.engine, lambda: self.host, default_config=Path("/nonexistent"))
-        self.capture.readouterr()
-        code = await asyncio.to_thread(main, [*arguments, "--state-dir", str(self.state)], runtime)
-        captured = self.capture.readouterr()
-        return code, captured.out, captured.err
-
-    async def answer(self, *arguments: str) -> dict[str, Any]:
-        code, out, err = await self.cli(*arguments, "--json")
-        assert code == 0, err
-        told: dict[str, object] = json.loads(out)
-        return told
-
-
-@pytest.fixture
-def settings(tmp_path: Path, free_port: int) -> Settings:
-    return Settings(
-        state_dir=tmp_path / "state",
-        gateway=GatewaySettings.model_validate({"listen": f"127.0.0.1:{free_port}"}),
-        dns=DnsSettings(enabled=False),
-    )
-
-
-@asynccontextmanager
-async def serving(
-    settings: Settings,
-    capture: pytest.CaptureFixture[str],
-    engine: FakeEngine | None = None,
-    host: FakeHost | None = None,
-) -> AsyncIterator[Running]:
-    ready = asyncio.Event()
-    said: list[str] = []
-
-    def is_ready(line: str) -> None:
-        said.append(line)
-        ready.set()
-
-    engine, host = engine or FakeEngine(), host or FakeHost()
-    gateway = Gateway(settings, engine, host, ready=is_ready)
-    task = asyncio.create_task(gateway.run())
-    waiting = asyncio.create_task(ready.wait())
-    await asyncio.wait({task, waiting}, timeout=10, return_when=asyncio.FIRST_COMPLETED)
-    waiting.cancel()
-    if task.done():
-        await task
-    try:
-        yield Running(settings.state_dir, engine, host, gateway, task, capture, said)
-    finally:
-        gateway.request_stop()
-        async with asyncio.timeout(2):
-            with contextlib.suppress(EngineError):
-                await task
 
 
 def test_a_gateway_says_that_it_is_ready_and_undoes_everything(
@@ -274,8 +198,16 @@ def test_status_and_nat_are_shown_to_people_and_programs(
             assert mapping["internal"] == "10.66.77.2:5000"
             assert mapping["peer"] == "alice"
             assert told["truncated"] is False
-            assert "10.66.77.2:5000" in (await running.cli("nat", "list"))[1]
-            assert (await running.answer("nat", "stats"))["limits"]["max_mappings"] == 200_000
+            _, listed, _ = await running.cli("nat", "list")
+            for word in ("10.66.77.2:5000", "alice", "age", "10 s"):
+                assert word in listed
+            stats = await running.answer("nat", "stats")
+            assert stats["limits"]["max_mappings"] == 200_000
+            assert (stats["sessions"], stats["clients"], stats["resting_ports"]) == (5, 1, 4)
+            assert stats["explanations"]["spoofed_source"] == "It lies."
+            _, shown, _ = await running.cli("nat", "stats")
+            for word in ("5 sessions of 1 clients", "4 ports rest", "spoofed_source", "It lies."):
+                assert word in shown
             assert (await running.cli("nat", "list", "--peer", "bob"))[0] == 1
 
     asyncio.run(scenario())

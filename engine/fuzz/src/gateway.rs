@@ -17,13 +17,14 @@ use tidegate_engine::external::next_hop::ExternalLink;
 use tidegate_engine::external::packet_socket::FilterRules;
 use tidegate_engine::external::reservation::{Batch, PortOwnership};
 use tidegate_engine::gateway::{Gateway, GatewayConfig};
-use tidegate_engine::messages::Command;
+use tidegate_engine::messages::{Command, Events, MappingLog};
 use tidegate_engine::nat::{Endpoint, Filtering, NatConfig, Proto};
 use tidegate_engine::outbox::{Crossing, DeviceFrame, Outbox, TrainBuffer, seal_frames};
 use tidegate_engine::prefix::Prefix;
 use tidegate_engine::tunnel::{
     Cipher, Outgoing, PeerConfig, PeerId, Received, Sealer, Tunnel, TunnelConfig, public_key,
 };
+use tidegate_engine::wake::EventFd;
 use tidegate_engine::wire::{CoalesceOptions, Ipv4Packet, Offload, VirtioNetHeader};
 
 use super::packets::{ICMP, TCP, UDP, address_at, answer, icmp_error, ipv4, mend};
@@ -105,6 +106,7 @@ impl World {
             nat: nat_config(flags),
             port_range: (40_000, 44_095),
             ownership: ownership.clone(),
+            mapping_log: MappingLog::new(Events::new(EventFd::new().expect("a descriptor"))),
             coalesce: CoalesceOptions { udp: flags & 2 != 0, verify: flags & 4 != 0, enabled: true },
             seed: [1; 32],
         });
@@ -313,11 +315,16 @@ impl World {
                     filter: FilterRules {
                         addresses: vec![EXTERNAL],
                         ports: 0..=u16::MAX,
+                        other_protocols: vec![],
                         except_udp_port: None,
                     },
                 });
             }
-            4 => self.obey(Command::SetNat(nat_config(script.byte()))),
+            4 => {
+                let config = nat_config(script.byte());
+                let port_range = script.pick([(40_000, 44_095), (41_000, 41_200)]);
+                self.obey(Command::SetNat { config, port_range });
+            }
             5 => {
                 let (reply, _answers) = sync_channel(1);
                 let internal = Endpoint::new(client_address(client), script.word());
@@ -443,6 +450,12 @@ impl World {
     fn reserve(&mut self) {
         for request in self.gateway.reserve_requests() {
             let (protocol, address) = (request.protocol, request.address);
+            for &port in &request.returned {
+                assert!(self.ownership.set(protocol, SocketAddrV4::new(address, port), false));
+            }
+            if request.count == 0 {
+                continue;
+            }
             let ports: Vec<u16> = request
                 .ports
                 .clone()

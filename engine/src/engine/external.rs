@@ -14,7 +14,8 @@ use std::sync::mpsc;
 
 use super::*;
 use crate::external::ExternalGateway;
-use crate::external::packet_socket::FilterRules;
+use crate::external::packet_socket::{FilterRules, MAX_OTHER_PROTOCOLS};
+use crate::external::reservation::silence_protocol;
 use crate::nat::PublishError;
 
 /// The lowest of the privileged ports that the NAT reserves where clients use such source ports.
@@ -67,6 +68,10 @@ impl GatewayEngine {
             self.external_index = link.index;
         }
         let before = std::mem::replace(&mut self.external_addresses, link.addresses.clone());
+        match self.sockets_for_silence(&self.passed) {
+            Ok(silence) => self.silence = silence,
+            Err(error) => self.shards.events.push(EventKind::PublicationFailed, error.to_string()),
+        }
         let filter = self.filter();
         self.shards.tell_all(|| Command::SetExternal {
             link: link.clone(),
@@ -130,19 +135,70 @@ impl GatewayEngine {
         }
     }
 
+    /// Says whose the protocols without ports are, by number: what arrives of one at any external address goes to that
+    /// client. Those that are not named are nobody's.
+    ///
+    /// # Errors
+    /// If one of them is TCP, UDP or ICMP, there are too many, or no peer holds the address; if the host cannot be kept
+    /// from answering. Nothing has changed then.
+    pub fn pass_protocols(&mut self, clients: BTreeMap<u8, Ipv4Addr>) -> Result<(), EngineError> {
+        if clients.len() > MAX_OTHER_PROTOCOLS {
+            return Err(EngineError::Argument(format!("more than {MAX_OTHER_PROTOCOLS} protocols")));
+        }
+        for (&protocol, client) in &clients {
+            if protocol == 0 || protocol == u8::MAX || Proto::from_number(protocol).is_some() {
+                return Err(EngineError::Argument(format!("protocol {protocol} cannot be one client's")));
+            }
+            if !self.peers.values().any(|(address, _)| address == client) {
+                return Err(EngineError::Argument(format!("no peer holds {client}")));
+            }
+        }
+        self.silence = self.sockets_for_silence(&clients)?;
+        self.passed = clients;
+        self.renew_filter();
+        self.shards.tell_all(|| Command::PassProtocols(self.passed.clone().into_iter().collect()));
+        Ok(())
+    }
+
+    /// Whatever is the client's is nobody's any more.
+    pub(super) fn cease_to_pass(&mut self, client: Ipv4Addr) {
+        let before = self.passed.len();
+        self.passed.retain(|_, held_by| *held_by != client);
+        if self.passed.len() < before {
+            self.silence.retain(|(protocol, _), _| self.passed.contains_key(protocol));
+            self.renew_filter();
+            self.shards.tell_all(|| Command::PassProtocols(self.passed.clone().into_iter().collect()));
+        }
+    }
+
+    fn sockets_for_silence(
+        &self,
+        clients: &BTreeMap<u8, Ipv4Addr>,
+    ) -> Result<HashMap<(u8, Ipv4Addr), OwnedFd>, EngineError> {
+        let mut sockets = HashMap::new();
+        for &protocol in clients.keys() {
+            for &address in &self.external_addresses {
+                let what = || format!("keep the host from answering protocol {protocol} on {address}");
+                sockets.insert((protocol, address), silence_protocol(protocol, address).context(what)?);
+            }
+        }
+        Ok(sockets)
+    }
+
     /// What the external interface's sockets let through: packets for ports that the NAT may own.
     pub(super) fn filter(&self) -> FilterRules {
         let published = self.published.keys().map(|&(_, port)| port);
-        let lowest = published.clone().chain([LOWEST_PORT, self.port_range.0]).min().unwrap_or(LOWEST_PORT);
-        let highest = published.chain([self.port_range.1]).max().unwrap_or(u16::MAX);
+        let lowest = published.clone().chain([LOWEST_PORT, self.heard_ports.0]).min().unwrap_or(LOWEST_PORT);
+        let highest = published.chain([self.heard_ports.1]).max().unwrap_or(u16::MAX);
         FilterRules {
             addresses: self.external_addresses.clone(),
             ports: lowest..=highest,
+            other_protocols: self.passed.keys().copied().collect(),
             except_udp_port: Some(self.listen_port),
         }
     }
 
-    fn renew_filter(&self) {
+    pub(super) fn renew_filter(&self) {
         let filter = self.filter();
         self.shards.tell_all(|| Command::SetFilter(filter.clone()));
     }

@@ -47,6 +47,9 @@ const SOCKET_BUFFER: usize = 8 * 1024 * 1024;
 /// How often one call tries to get past frames that the kernel cannot describe.
 const MAX_UNDESCRIBABLE: usize = 8;
 
+/// More would make the filter's jumps too long.
+pub const MAX_OTHER_PROTOCOLS: usize = 32;
+
 /// Which frames the kernel hands over: everything that may be the NAT's, and nothing else.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct FilterRules {
@@ -54,6 +57,8 @@ pub struct FilterRules {
     pub addresses: Vec<Ipv4Addr>,
     /// Destination ports of TCP and UDP that may be the NAT's.
     pub ports: RangeInclusive<u16>,
+    /// Other protocols to let through, whose packets have no ports: at most [`MAX_OTHER_PROTOCOLS`].
+    pub other_protocols: Vec<u8>,
     /// The gateway's own WireGuard port, whose datagrams arrive through the transport.
     pub except_udp_port: Option<u16>,
 }
@@ -355,6 +360,9 @@ fn filter_program(rules: &FilterRules) -> Result<Vec<Instruction>, AssemblyError
     program.jump_if(Test::Equal(u32::from(protocol::TCP)), tcp);
     program.jump_if(Test::Equal(u32::from(protocol::UDP)), udp);
     program.jump_if(Test::Equal(u32::from(protocol::ICMP)), icmp);
+    for &other in &rules.other_protocols {
+        program.jump_if(Test::Equal(u32::from(other)), keep);
+    }
     program.jump(drop);
 
     program.place(icmp);
@@ -420,7 +428,12 @@ mod tests {
     const PACKET_OTHERHOST: u32 = 3;
 
     fn rules() -> FilterRules {
-        FilterRules { addresses: vec![OURS], ports: 1024..=60_000, except_udp_port: Some(51_820) }
+        FilterRules {
+            addresses: vec![OURS],
+            ports: 1024..=60_000,
+            other_protocols: vec![],
+            except_udp_port: Some(51_820),
+        }
     }
 
     /// An IPv4 packet with `options` words of IP options and a transport header of 8 bytes.
@@ -442,6 +455,20 @@ mod tests {
     fn kept(rules: &FilterRules, packet: &[u8]) -> bool {
         let frame = [&[0; 12][..], &[8, 0], packet].concat();
         run(&filter_program(rules).unwrap(), &frame, PACKET_HOST) == KEEP
+    }
+
+    #[test]
+    fn a_protocol_without_ports_is_let_in_if_it_is_somebodys() {
+        const GRE: u8 = 47;
+        let packet = packet(OURS, GRE, [0; 8], 0, 0);
+        assert!(!kept(&rules(), &packet));
+        let passing = FilterRules { other_protocols: vec![50, GRE], ..rules() };
+        assert!(kept(&passing, &packet));
+        assert!(kept(&passing, &self::packet(OURS, 6, to_port(2_000), 0, 0)));
+        let every = FilterRules { other_protocols: (100..132).collect(), ..rules() };
+        assert_eq!(every.other_protocols.len(), MAX_OTHER_PROTOCOLS);
+        assert!(kept(&every, &self::packet(OURS, 131, [0; 8], 0, 0)));
+        assert!(!kept(&every, &packet));
     }
 
     #[test]

@@ -203,6 +203,21 @@ fn silent_socket(
     Ok(socket)
 }
 
+/// Opens a socket for which the kernel takes packets of a protocol without ports to be delivered, so that it does not
+/// answer them with *protocol unreachable* (`ip_protocol_deliver_rcu`): but for this address only, and the socket's filter
+/// drops each. A protocol that a kernel module serves (`ip_gre`, `sctp`) is still answered by that module.
+///
+/// # Errors
+/// Without `CAP_NET_RAW`; `EADDRNOTAVAIL` for an address that the host has not.
+pub fn silence_protocol(protocol: u8, address: Ipv4Addr) -> io::Result<OwnedFd> {
+    let socket = sys::socket(libc::AF_INET, libc::SOCK_RAW, i32::from(protocol))?;
+    let fd = socket.as_fd();
+    sys::attach_program(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &DROP_ALL)?;
+    sys::set_option(fd, libc::SOL_SOCKET, SO_LOCK_FILTER, 1u32)?;
+    sys::bind(fd, &SocketAddress::inet(SocketAddrV4::new(address, 0)))?;
+    Ok(socket)
+}
+
 /// asm-generic/socket.h
 const SO_LOCK_FILTER: libc::c_int = 44;
 

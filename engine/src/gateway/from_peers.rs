@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::external::reservation::PortProtocol;
+use crate::tcp_reset;
 use crate::wire::protocol;
 
 impl Gateway {
@@ -203,9 +204,16 @@ impl Gateway {
         self.ownership.is_reserved(protocol, packet.destination(), port)
     }
 
-    /// A refusal of a packet of a peer, with the ICMP error that tells the peer why, where one is due.
+    /// A refusal of a packet of a peer, with the ICMP error that tells the peer why, where one is due; or the RST.
     fn refuse(&mut self, now: Timestamp, packet: &Ipv4Packet<'_>, reason: DropReason, mtu: usize) -> Refusal {
+        let mut answer = Vec::new();
         let kind = match reason {
+            // A connection that we know nothing of, as after a restart: its client had better make another one at once.
+            DropReason::TcpOutOfState => {
+                let due =
+                    tcp_reset::build(packet, &mut answer) && self.icmp_errors.admits(packet.source(), now);
+                return Refusal { reason, answer: due.then_some(answer) };
+            }
             DropReason::TtlExceeded => IcmpErrorKind::TimeExceeded,
             DropReason::TooBig => IcmpErrorKind::FragmentationNeeded { mtu: mtu as u16 },
             DropReason::NoSuchPeer | DropReason::NextHopUnresolved => IcmpErrorKind::HostUnreachable,
@@ -219,7 +227,6 @@ impl Gateway {
             | DropReason::UnsupportedProtocol => IcmpErrorKind::AdminProhibited,
             _ => return reason.into(),
         };
-        let mut answer = Vec::new();
         let built = self.icmp_errors.build(kind, packet, self.gateway_address, now, &mut answer);
         Refusal { reason, answer: built.then_some(answer) }
     }

@@ -35,7 +35,7 @@ use crate::external::next_hop::ExternalLink;
 use crate::external::reservation::{PortOwnership, ReserveRequest};
 use crate::fragment::reassembly::Reassembly;
 use crate::icmp_error::{IcmpErrorKind, IcmpErrors};
-use crate::messages::{Command, ShardStatus};
+use crate::messages::{Command, MappingLog, ShardStatus};
 use crate::mss;
 use crate::nat::{Endpoint, Nat, NatConfig, Outbound, Proto, ShardSlice};
 use crate::outbox::{Bytes, Crossing, DeviceFrame, Gather, Outbox, PeerFrame};
@@ -74,6 +74,8 @@ pub struct GatewayConfig {
     pub port_range: (u16, u16),
     /// Which ports the NAT owns, on every shard.
     pub ownership: PortOwnership,
+    /// Where records of mappings go, if they are wanted.
+    pub mapping_log: MappingLog,
     /// Which segments become superpackets.
     pub coalesce: CoalesceOptions,
     /// Randomness for ports, identifiers and hash keys.
@@ -100,6 +102,7 @@ pub struct Gateway {
     external: ExternalLink,
     ownership: PortOwnership,
     supply: PortSupply,
+    mapping_log: MappingLog,
     /// Published ports, on every shard.
     published: HashMap<(Proto, Endpoint), Publication>,
     neighbors: NeighborCache<HeldFrame>,
@@ -138,6 +141,7 @@ impl Gateway {
             external,
             ownership: config.ownership,
             supply: PortSupply::new(config.port_range),
+            mapping_log: config.mapping_log,
             published: HashMap::default(),
             places: HashMap::default(),
             addresses: HashMap::default(),
@@ -148,6 +152,7 @@ impl Gateway {
             drops: DropCounters::default(),
             traffic: Traffic::default(),
         };
+        gateway.nat.set_port_range(config.port_range.0..=config.port_range.1);
         gateway.update_expectations();
         gateway
     }
@@ -280,7 +285,11 @@ impl Core for Gateway {
         self.obey(now, command, outbox);
     }
 
+    /// The end of a turn.
     fn reserve_requests(&mut self) -> Vec<ReserveRequest> {
+        if let Some((records, missing)) = self.nat.take_log() {
+            self.mapping_log.add(records, missing);
+        }
         self.port_requests()
     }
 }

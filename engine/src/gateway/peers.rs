@@ -72,6 +72,15 @@ impl PortSupply {
         self.begun = false;
     }
 
+    /// Ports are drawn from another range from now on: where there were none left, there may be some.
+    fn set_range(&mut self, range: (u16, u16)) {
+        if range != std::mem::replace(&mut self.range, range) {
+            for (pool, _) in self.short.drain(..) {
+                self.asked.retain(|&asked| asked != pool);
+            }
+        }
+    }
+
     fn ports(&self, class: PortClass) -> RangeInclusive<u16> {
         match class {
             PortClass::Privileged => 512..=1023,
@@ -91,6 +100,22 @@ impl PortSupply {
     }
 }
 
+/// ICMP identifiers are not reserved.
+const fn reserved_as(protocol: Proto) -> Option<PortProtocol> {
+    match protocol {
+        Proto::Tcp => Some(PortProtocol::Tcp),
+        Proto::Udp => Some(PortProtocol::Udp),
+        Proto::Icmp => None,
+    }
+}
+
+const fn nat_protocol(protocol: PortProtocol) -> Proto {
+    match protocol {
+        PortProtocol::Tcp => Proto::Tcp,
+        PortProtocol::Udp => Proto::Udp,
+    }
+}
+
 impl Gateway {
     /// Carries out a command.
     pub(super) fn obey(&mut self, now: Timestamp, command: Command, outbox: &mut Outbox) {
@@ -106,7 +131,8 @@ impl Gateway {
                 self.remove_peer(&public_key, address, now, outbox);
             }
             Command::SetExternal { link, host_addresses, .. } => self.set_external(link, host_addresses, now),
-            Command::SetNat(config) => self.nat.set_config(config, now),
+            Command::SetNat { config, port_range } => self.set_nat(config, port_range, now),
+            Command::PassProtocols(clients) => self.nat.pass_protocols(clients),
             Command::Ports(batch) => self.add_ports(&batch, now),
             Command::Publish { protocol, external, internal, shard, reply } => {
                 let published = self.publish(protocol, external, internal, shard, now);
@@ -199,10 +225,7 @@ impl Gateway {
     }
 
     fn add_ports(&mut self, batch: &Batch, now: Timestamp) {
-        let protocol = match batch.request.protocol {
-            PortProtocol::Tcp => Proto::Tcp,
-            PortProtocol::Udp => Proto::Udp,
-        };
+        let protocol = nat_protocol(batch.request.protocol);
         let address = batch.request.address;
         if !self.nat.is_external(address) {
             return; // it went while its ports were being reserved
@@ -225,9 +248,10 @@ impl Gateway {
         self.update_expectations();
     }
 
-    /// What the reserver should be asked for: the first ports of every pool, and more for those that run low.
+    /// What the reserver should be asked for: the first ports of every pool, and more for those that run low. And what it
+    /// gets back.
     pub(super) fn port_requests(&mut self) -> Vec<ReserveRequest> {
-        let mut requests = Vec::new();
+        let mut requests = self.port_returns();
         if !self.supply.begun {
             self.supply.begun = true;
             for address in self.external.addresses.clone() {
@@ -254,11 +278,7 @@ impl Gateway {
         address: Ipv4Addr,
         class: PortClass,
     ) -> Option<ReserveRequest> {
-        let reserved = match protocol {
-            Proto::Tcp => PortProtocol::Tcp,
-            Proto::Udp => PortProtocol::Udp,
-            Proto::Icmp => return None,
-        };
+        let reserved = reserved_as(protocol)?;
         if self.supply.asked.contains(&(protocol, address, class)) {
             return None;
         }
@@ -270,7 +290,47 @@ impl Gateway {
             shards: self.shards,
             ports: self.supply.ports(class),
             count: self.supply.batch(protocol, address, class),
+            returned: Vec::new(),
         })
+    }
+
+    /// Gives the reserver what the NAT may lend no longer.
+    fn port_returns(&mut self) -> Vec<ReserveRequest> {
+        let mut requests: Vec<ReserveRequest> = Vec::new();
+        for (protocol, Endpoint { address, port }) in self.nat.take_returned_ports() {
+            let Some(protocol) = reserved_as(protocol) else { continue }; // identifiers have no range
+            if self.published.contains_key(&(nat_protocol(protocol), Endpoint::new(address, port))) {
+                continue; // published while it was on its way to the NAT: the publication's now
+            }
+            let same = |request: &ReserveRequest| (request.protocol, request.address) == (protocol, address);
+            let at = requests.iter().position(same).unwrap_or(requests.len());
+            if at == requests.len() {
+                requests.push(ReserveRequest {
+                    protocol,
+                    address,
+                    shard: self.shard,
+                    shards: self.shards,
+                    ports: self.supply.ports(PortClass::Unprivileged),
+                    count: 0,
+                    returned: Vec::new(),
+                });
+            }
+            requests[at].returned.push(port);
+        }
+        for ReserveRequest { protocol, address, returned, .. } in &requests {
+            if let Some(granted) = self.supply.granted.get_mut(&(nat_protocol(*protocol), *address)) {
+                *granted = granted.saturating_sub(returned.len());
+            }
+        }
+        requests
+    }
+
+    /// The NAT's settings changed.
+    fn set_nat(&mut self, config: NatConfig, port_range: (u16, u16), now: Timestamp) {
+        self.nat.set_config(config, now);
+        self.nat.set_port_range(port_range.0..=port_range.1);
+        self.supply.set_range(port_range);
+        self.update_expectations();
     }
 
     pub(super) fn describe(&self, now: Timestamp) -> ShardStatus {
@@ -286,6 +346,8 @@ impl Gateway {
             peers: peers.collect(),
             mappings: [counts.tcp_mappings, counts.udp_mappings, counts.icmp_mappings],
             sessions: counts.sessions,
+            resting_ports: counts.resting_ports,
+            clients: counts.clients,
             drops,
             traffic: self.traffic,
             offloads: Vec::new(),

@@ -40,6 +40,8 @@ pub struct NatConfig {
     pub max_new_mappings_per_second: u32,
     /// Remote endpoints that one mapping talks to.
     pub max_sessions_per_mapping: usize,
+    /// Whether to note which mappings begin and end, for [`Nat::take_log`](super::Nat::take_log).
+    pub log_mappings: bool,
 }
 
 impl Default for NatConfig {
@@ -55,6 +57,7 @@ impl Default for NatConfig {
             max_mappings_per_client: 16_384,
             max_new_mappings_per_second: 2_000,
             max_sessions_per_mapping: 4_096,
+            log_mappings: false,
         }
     }
 }

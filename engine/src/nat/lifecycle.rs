@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::clients::Client;
 use super::config::{Endpoint, PortClass, Proto};
+use super::log::MappingEvent;
 use super::table::{Kind, Mapping, NIL, Session};
 use super::tcp::{Connection, TcpState};
 use super::{Nat, NatConfig, SESSIONS_PER_MAPPING};
@@ -190,6 +191,9 @@ impl Nat {
         self.clients.add_mapping(client, id, &mut self.table.mappings);
         self.mapping_counts[protocol.index()] += 1;
         self.published += usize::from(kind == Kind::Published);
+        if self.config.log_mappings {
+            self.log.note(MappingEvent::Created, &self.table.mappings[id as usize], now);
+        }
         id
     }
 
@@ -335,6 +339,9 @@ impl Nat {
         let (mapping, port_unused) = self.table.remove_mapping(id);
         self.clients.remove_mapping(&mapping, &mut self.table.mappings);
         self.mapping_counts[mapping.protocol.index()] -= 1;
+        if self.config.log_mappings {
+            self.log.note(MappingEvent::Ended, &mapping, now);
+        }
         if mapping.kind == Kind::Published {
             self.published -= 1;
             return;

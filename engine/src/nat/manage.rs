@@ -1,6 +1,7 @@
 //! For the shell and the operator: ports, settings, published ports, lists and counts.
 
 use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::Nat;
@@ -9,6 +10,7 @@ use super::config::{
     Endpoint, MappingState, MappingView, NatConfig, NatCounts, PortClass, PortDemand, Proto, PublishError,
 };
 use super::lifecycle::End;
+use super::log::MappingRecord;
 use super::table::{Kind, Mapping};
 use super::tcp::TcpState;
 use crate::clock::Timestamp;
@@ -50,6 +52,18 @@ impl Nat {
     /// Whether ports of the protocol may still come.
     pub fn expects_ports(&self, protocol: Proto) -> bool {
         self.pools.more_to_come(protocol)
+    }
+
+    /// Lends ports of this range from now on (to begin with, 1024 to 65535): those that are lent outside of it stay lent as
+    /// long as their mappings live. ICMP identifiers and ports below 1024 have no range.
+    pub fn set_port_range(&mut self, range: RangeInclusive<u16>) {
+        self.pools.set_range(range);
+    }
+
+    /// Ports that have become the caller's again since the last call, because they are outside the range and nobody uses
+    /// them any more. It costs nothing if there are none.
+    pub fn take_returned_ports(&mut self) -> Vec<(Proto, Endpoint)> {
+        self.pools.take_returned()
     }
 
     /// Whether a packet from inside to this port of one of our external addresses is the NAT's (hairpinning), rather
@@ -152,6 +166,12 @@ impl Nat {
         for id in ids {
             self.restart_timer(id, now);
         }
+    }
+
+    /// What was noted of mappings that began or ended since the last call, in order, and how many records there was no room
+    /// for; `None` if nothing happened, or no log is wanted.
+    pub fn take_log(&mut self) -> Option<(Vec<MappingRecord>, u64)> {
+        (!self.log.is_empty()).then(|| self.log.take())
     }
 
     /// Changes the external addresses: mappings on addresses that are gone end. Returns the published ones among them.

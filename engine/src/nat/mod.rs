@@ -8,9 +8,9 @@
 //! reassembled before, and fragmented again after it) nor TTLs, and it never answers anybody: whoever calls it does.
 //!
 //! - `table.rs` holds mappings and sessions and finds them; `lifecycle.rs` is where they begin and end.
-//! - `tcp.rs` follows TCP connections; `icmp.rs` translates ICMP errors.
+//! - `tcp.rs` follows TCP connections; `icmp.rs` translates ICMP errors; `passed.rs` is for protocols without ports.
 //! - `ports.rs` lends external ports; `clients.rs` bounds what one client may take; `timers.rs` says when time is up.
-//! - `manage.rs` is for the shell: settings, published ports, lists and counts.
+//! - `manage.rs` is for the shell: settings, published ports, lists and counts. `log.rs` notes which client had which port.
 //!
 //! What grows, its bound, and what ends it: mappings (`max_mappings`, per client `max_mappings_per_client`) and sessions
 //! ([`SESSIONS_PER_MAPPING`] times as many) end in [`Nat::expire`]; resting ports are bounded by the ports there are and
@@ -21,7 +21,9 @@ mod config;
 mod icmp;
 mod identification;
 mod lifecycle;
+mod log;
 mod manage;
+mod passed;
 mod ports;
 mod random;
 mod table;
@@ -37,10 +39,13 @@ pub use config::{
     Endpoint, Filtering, Inbound, MappingState, MappingView, NatConfig, NatCounts, Outbound, PortClass,
     PortDemand, Proto, PublishError, ShardSlice,
 };
+pub use log::{MappingEvent, MappingRecord};
 pub use translate::external_port;
 
 use clients::Clients;
 use identification::Identifications;
+use log::MappingLog;
+use passed::Passed;
 use ports::Pools;
 use random::Random;
 use table::Table;
@@ -63,6 +68,8 @@ pub struct Nat {
     /// Mappings by protocol, and published ones.
     mapping_counts: [usize; 3],
     published: usize,
+    log: MappingLog,
+    passed: Passed,
 }
 
 impl Nat {
@@ -84,6 +91,8 @@ impl Nat {
             identifications: Identifications::new(slice, &mut random),
             mapping_counts: [0; 3],
             published: 0,
+            log: MappingLog::default(),
+            passed: Passed::default(),
             random,
         }
     }

@@ -6,12 +6,16 @@
 //! identifiers need no reservation and are ours from the start. A new mapping draws a free port at random (RFC 6056
 //! §3.3.1, with a cryptographic generator), so that nobody outside can guess it. A port that a mapping gives back may
 //! rest first ([`REST`]), so that packets that are still under way for its last user do not reach the next one.
+//!
+//! The range of ports may change while mappings live. What falls outside of it is never lent again: a port that is free
+//! is given back to the shell at once, one that is lent when its mapping has ended ([`Pools::take_returned`]).
 
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::config::{PortClass, PortDemand, Proto, ShardSlice};
+use super::config::{Endpoint, PortClass, PortDemand, Proto, ShardSlice};
 use super::random::Random;
 use crate::clock::Timestamp;
 
@@ -33,6 +37,10 @@ pub(super) struct Pools {
     demand: bool,
     /// Whether ports may still come, by protocol: then an empty pool is not an exhausted one.
     more_to_come: [bool; 3],
+    /// The unprivileged TCP and UDP ports that may be lent.
+    range: RangeInclusive<u16>,
+    /// Ports that are the shell's again. Bounded by the number of ports.
+    returned: Vec<(Proto, Endpoint)>,
 }
 
 #[derive(Debug)]
@@ -62,13 +70,50 @@ struct Resting {
 
 impl Pools {
     pub(super) fn new() -> Self {
-        Self { addresses: Vec::new(), resting: VecDeque::new(), demand: false, more_to_come: [false; 3] }
+        Self {
+            addresses: Vec::new(),
+            resting: VecDeque::new(),
+            demand: false,
+            more_to_come: [false; 3],
+            range: 1024..=u16::MAX,
+            returned: Vec::new(),
+        }
+    }
+
+    /// Lends ports of `range` from now on. Free ones outside of it are the shell's again, and so will be those that are
+    /// lent or rest, when they are free.
+    pub(super) fn set_range(&mut self, range: RangeInclusive<u16>) {
+        self.range = range;
+        for AddressPools { address, pools } in &mut self.addresses {
+            for protocol in [Proto::Tcp, Proto::Udp] {
+                let Pool { unprivileged, owned, .. } = &mut pools[protocol.index()];
+                unprivileged.retain(|&port| {
+                    let stays = self.range.contains(&port);
+                    if !stays {
+                        owned.remove(port);
+                        self.returned.push((protocol, Endpoint::new(*address, port)));
+                    }
+                    stays
+                });
+            }
+        }
+    }
+
+    /// The ports that have become the shell's again since the last call. Costs nothing if there are none.
+    pub(super) fn take_returned(&mut self) -> Vec<(Proto, Endpoint)> {
+        std::mem::take(&mut self.returned)
+    }
+
+    /// Whether the port may be lent. ICMP identifiers and privileged ports have no range.
+    fn may_lend(&self, protocol: Proto, port: u16) -> bool {
+        protocol == Proto::Icmp || PortClass::of(port) == PortClass::Privileged || self.range.contains(&port)
     }
 
     /// Begins to use these external addresses, and ceases to use the others.
     pub(super) fn set_addresses(&mut self, addresses: &[Ipv4Addr], slice: ShardSlice) {
         self.addresses.retain(|pools| addresses.contains(&pools.address));
         self.resting.retain(|resting| addresses.contains(&resting.address));
+        self.returned.retain(|(_, port)| addresses.contains(&port.address));
         for &address in addresses {
             if self.contains(address) {
                 continue; // listed twice, or known from before
@@ -96,10 +141,14 @@ impl Pools {
         self.addresses.len()
     }
 
-    /// Makes the port ours. False if it was before, or the address is unknown.
+    /// Makes the port ours. False if it was before, or the address is unknown, or it may not be lent (any more).
     pub(super) fn add(&mut self, protocol: Proto, address: Ipv4Addr, port: u16) -> bool {
+        let may_lend = self.may_lend(protocol, port);
+        if !may_lend && !self.owns(protocol, address, port) && self.contains(address) {
+            self.returned.push((protocol, Endpoint::new(address, port)));
+        }
         let Some(pool) = self.pool_mut(protocol, address) else { return false };
-        let new = pool.owned.insert(port);
+        let new = may_lend && pool.owned.insert(port);
         if new {
             pool.free_mut(PortClass::of(port)).push(port);
         }
@@ -192,7 +241,7 @@ impl Pools {
         self.pool(protocol, address)
             .into_iter()
             .flat_map(move |pool| pool.owned.from(start))
-            .filter(move |&port| PortClass::of(port) == class)
+            .filter(move |&port| PortClass::of(port) == class && self.may_lend(protocol, port))
             .take(SHARING_ATTEMPTS)
     }
 
@@ -250,10 +299,16 @@ impl Pools {
     }
 
     fn put_back(&mut self, protocol: Proto, address: Ipv4Addr, port: u16) {
+        let may_lend = self.may_lend(protocol, port);
         // The address may have gone in the meantime, and its pool with it.
         if let Some(pool) = self.pool_mut(protocol, address) {
             if pool.owned.contains(port) {
-                pool.free_mut(PortClass::of(port)).push(port);
+                if may_lend {
+                    pool.free_mut(PortClass::of(port)).push(port);
+                } else {
+                    pool.owned.remove(port);
+                    self.returned.push((protocol, Endpoint::new(address, port)));
+                }
             }
         }
     }

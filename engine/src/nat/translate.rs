@@ -35,6 +35,7 @@ impl Nat {
                 self.translate_flow_outbound(packet, protocol, source, destination, now)?;
             }
             Subject::Error => self.translate_error_outbound(packet)?,
+            Subject::Other => self.pass_outbound(packet)?,
             Subject::Flow { .. } => return Err(DropReason::UnsupportedIcmp), // the reply to a query that we let nobody send
         }
         self.identifications.renew(packet, &self.table.hasher);
@@ -59,6 +60,7 @@ impl Nat {
                 self.translate_flow_inbound(packet, protocol, source, destination, now)?;
             }
             Subject::Error => self.translate_error_inbound(packet)?,
+            Subject::Other => self.pass_inbound(packet)?,
             Subject::Flow { .. } => return Err(DropReason::UnsupportedIcmp), // a query to the host, not to us
         }
         Ok(Inbound { client: packet.destination() })
@@ -232,6 +234,8 @@ enum Subject {
     Flow { protocol: Proto, source: Endpoint, destination: Endpoint, message: Option<Message> },
     /// Another packet.
     Error,
+    /// A protocol without ports.
+    Other,
 }
 
 fn classify(packet: &Ipv4Packet<'_>) -> Result<Subject, DropReason> {
@@ -256,7 +260,7 @@ fn classify(packet: &Ipv4Packet<'_>) -> Result<Subject, DropReason> {
             let (source, destination) = (Endpoint::new(source, from), Endpoint::new(destination, to));
             Ok(Subject::Flow { protocol: Proto::Icmp, source, destination, message: Some(message) })
         }
-        Transport::Other => Err(DropReason::UnsupportedProtocol),
+        Transport::Other => Ok(Subject::Other),
     }
 }
 
@@ -267,7 +271,7 @@ pub fn external_port(packet: &Ipv4Packet<'_>) -> Option<(Proto, u16)> {
         Subject::Flow { protocol, destination, message: None | Some(Message::Reply), .. } => {
             Some((protocol, destination.port))
         }
-        Subject::Flow { .. } => None,
+        Subject::Flow { .. } | Subject::Other => None,
         Subject::Error => icmp::quoted_source(packet),
     }
 }

@@ -221,3 +221,57 @@ fn errors_are_limited_and_never_answered_with_errors() {
     world.send(0, &Ip::icmp_error(client_address(0), &about, 3, 3, 0, 28).with(|ip| ip.ttl = 1));
     assert!(world.take(0).is_empty() && world.outside.is_empty());
 }
+
+/// A segment of a connection from before the gateway's restart.
+fn stale(client: usize, port: u16, flags: u8, data: &[u8]) -> Ip {
+    let header = Tcp { sequence: 7_000, acknowledgment: 3_000, flags, window: 500, options: Vec::new() };
+    Ip::tcp(endpoint(client_address(client), port), HTTPS, &header, data)
+}
+
+#[test]
+fn a_segment_of_a_connection_that_a_restart_ended_is_answered_with_a_reset_that_its_sender_believes() {
+    let mut world = World::with_shards(2).connected();
+    world.send(1, &stale(1, 50_000, ACK | PSH, b"GET /"));
+    let reset = world.take_one(1);
+    assert_eq!((reset.from(), reset.to()), (HTTPS, endpoint(client_address(1), 50_000)));
+    let header = reset.tcp_header();
+    assert_eq!(
+        (header.flags, header.sequence),
+        (RST, 3_000),
+        "RFC 9293 §3.10.7.1: the sequence number is their ACK"
+    );
+    assert_eq!(world.drops()["tcp_out_of_state"], 1, "and the segment is a dropped one");
+    assert!(world.take_outside().is_empty(), "nobody outside hears of it");
+    assert_eq!(world.mappings(), 3, "nothing is opened but the pings' mappings");
+}
+
+#[test]
+fn resets_are_not_answered_and_nobody_outside_gets_any() {
+    let mut world = World::new().connected();
+    world.send(0, &stale(0, 50_000, RST | ACK, b""));
+    assert!(world.take(0).is_empty());
+
+    let flow = Flow::open(&mut world, 0, 50_001, HTTPS);
+    for flags in [ACK, FIN | ACK, SYN | ACK, 0] {
+        let header = Tcp { sequence: 5, acknowledgment: 6, flags, window: 7, ..Tcp::default() };
+        world.arrive(&Ip::tcp(endpoint(SERVER, 444), flow.external, &header, b"?"));
+    }
+    assert!(world.take_outside().is_empty());
+    assert!(world.take(0).iter().all(|ip| ip.tcp_header().flags & RST == 0));
+}
+
+#[test]
+fn a_client_with_many_lost_connections_gets_resets_at_the_rate_of_errors() {
+    let mut world = World::new().connected();
+    for port in 0..500 {
+        world.send(0, &stale(0, 20_000 + port, ACK, b"x"));
+    }
+    let at_once = world.take(0).len();
+    assert!((10..=20).contains(&at_once), "{at_once}");
+    world.send(1, &stale(1, 50_000, ACK, b"x"));
+    assert_eq!(world.take(1).len(), 1, "another client is not silenced by that");
+    world.pass(Duration::from_secs(1));
+    world.send(0, &stale(0, 20_000, ACK, b"x"));
+    assert_eq!(world.take(0).len(), 1, "who asks again is answered later");
+    assert_eq!(world.drops()["tcp_out_of_state"], 502);
+}

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tidegate_engine::core::Core;
 use tidegate_engine::drop_reason::DropReason;
-use tidegate_engine::nat::Proto;
+use tidegate_engine::nat::{MappingEvent, MappingRecord, NatConfig, Proto};
 
 use super::flow::{Flow, HTTPS};
 use super::packets::*;
@@ -170,10 +170,11 @@ fn an_idle_connection_stays_two_hours_and_four_minutes_and_no_longer() {
     world.take(0);
     let late = flow.segment_down(ACK, b"too late");
     world.dies(DropReason::NoMapping, |world| world.arrive(&late));
-    // The client learns nothing from the NAT: its segments are out of state, and die (RFC 7857 §7 would have it so).
     let orphan = flow.segment_up(ACK, b"hello?");
     world.send(0, &orphan);
     assert_eq!(world.drops()["tcp_out_of_state"], 1);
+    assert!(world.take_outside().is_empty());
+    assert_eq!(world.take_one(0).tcp_header().flags, RST, "the client is told to connect anew");
 }
 
 #[test]
@@ -225,4 +226,71 @@ fn status_and_mappings_tell_what_there_is() {
     assert_eq!(peer.mappings, 3);
     assert!(peer.received_packets >= 4 && peer.last_handshake.is_some());
     assert_eq!(world.shards[1].core.status(world.now).peers.len(), 1);
+}
+
+#[test]
+fn the_log_tells_which_client_had_which_port_from_when_to_when() {
+    let nat = NatConfig { log_mappings: true, ..NatConfig::default() };
+    let mut world = World::of(Plan { shards: 2, nat, ..Plan::default() }).connected();
+    world.mapping_log.take(usize::MAX);
+    let begin = world.now;
+    for client in 0..2 {
+        world.send(client, &echo(client, 5_000));
+        world.send(client, &echo(client, 5_000));
+    }
+    let seen: Vec<Ip> = world.take_outside();
+    let (created, missing) = world.mapping_log.take(usize::MAX);
+    assert_eq!((created.len(), missing), (2, 0), "one record for each mapping, not for each packet");
+    for (client, record) in created.iter().enumerate() {
+        let MappingRecord { event, at, protocol, internal, external, created } = *record;
+        assert_eq!((event, protocol, at, created), (MappingEvent::Created, Proto::Udp, begin, begin));
+        assert_eq!((internal.address, internal.port), (client_address(client), 5_000));
+        assert!(seen.iter().any(|ip| ip.source == external.address && half(&ip.body, 0) == external.port));
+    }
+    world.pass(Duration::from_secs(302));
+    let (ended, _) = world.mapping_log.take(usize::MAX);
+    assert_eq!(ended.len(), 2 + 3, "of each client's ping, too");
+    let ended: Vec<_> = ended.into_iter().filter(|record| record.protocol == Proto::Udp).collect();
+    for record in ended {
+        assert_eq!(record.event, MappingEvent::Ended);
+        assert!(created.iter().any(|c| (c.internal, c.external) == (record.internal, record.external)));
+        assert!((300..=302).contains(&record.at.since(begin).as_secs()));
+    }
+}
+
+#[test]
+fn a_log_that_nobody_reads_is_bounded_and_counts_what_is_missing() {
+    let nat = NatConfig { log_mappings: true, ..NatConfig::default() };
+    let mut world = World::of(Plan { nat, ..Plan::default() }).connected();
+    world.mapping_log.take(usize::MAX);
+    world.internet_answers = false;
+    // 9,000 mappings that begin and end: 18,000 records, of which 16,384 are kept.
+    for port in 0..9_000u16 {
+        world.send(0, &echo(0, 1_000 + port));
+        if port % 500 == 0 {
+            world.pass(SECOND); // a client opens 2,000 mappings a second
+        }
+    }
+    world.pass(Duration::from_secs(400));
+    assert_eq!(world.mappings(), 0);
+    let mut records = 0;
+    let mut missing = 0;
+    loop {
+        let (taken, lost) = world.mapping_log.take(1_000);
+        assert!(taken.len() <= 1_000);
+        (records, missing) = (records + taken.len(), missing + lost);
+        if taken.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(records, 16_384);
+    assert_eq!(records as u64 + missing, 18_000 + 3, "and the ends of the pings' mappings");
+}
+
+#[test]
+fn no_log_is_kept_unless_it_is_wanted() {
+    let mut world = World::new().connected();
+    world.send(0, &echo(0, 5_000));
+    world.pass(Duration::from_secs(302));
+    assert_eq!(world.mapping_log.take(usize::MAX), (Vec::new(), 0));
 }

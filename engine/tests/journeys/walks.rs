@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use tidegate_engine::drop_reason::DropReason;
+use tidegate_engine::messages::Command;
 use tidegate_engine::wire::CoalesceOptions;
 
 use super::flow::{Flow, HTTPS, SACK, TIMESTAMPS, stream};
@@ -277,4 +278,40 @@ fn the_gateways_host_reaches_clients_on_every_shard() {
         assert_eq!((answer.from(), answer.data()), (endpoint(GATEWAY, 53), &b"answer"[..]));
     }
     assert!(world.drops().is_empty());
+}
+
+#[test]
+fn a_protocol_without_ports_is_one_clients_both_ways_and_nobody_elses() {
+    const GRE: u8 = 47;
+    for shards in [1, 2] {
+        let mut world = World::with_shards(shards).connected();
+        let (owner, other) = (1, 0);
+        world.tell_all(|| Command::PassProtocols(vec![(GRE, client_address(owner))]));
+        let tunnelled: Vec<u8> = (0..100).collect();
+
+        world.send(owner, &Ip::new(client_address(owner), SERVER, GRE, tunnelled.clone()));
+        let sent = world.take_one_outside();
+        assert_eq!((sent.source, sent.destination, sent.protocol), (EXTERNAL, SERVER, GRE));
+        assert_eq!(sent.body, tunnelled);
+
+        for stranger in [SERVER, NEIGHBOUR] {
+            world.arrive(&Ip::new(stranger, EXTERNAL, GRE, tunnelled.clone()));
+            let received = world.take_one(owner);
+            assert_eq!((received.source, received.destination), (stranger, client_address(owner)));
+            assert_eq!(received.body, tunnelled);
+        }
+        assert!(world.drops().is_empty());
+        assert_eq!(world.mappings(), 3, "the pings': nothing is remembered of it");
+
+        let packet = Ip::new(client_address(other), SERVER, GRE, tunnelled.clone());
+        world.send(other, &packet);
+        assert_eq!(world.drops()["unsupported_protocol"], 1);
+        assert_eq!(world.take_one(other).icmp(), (3, 13), "who may not is told");
+        assert!(world.take_outside().is_empty());
+        let esp = Ip::new(SERVER, EXTERNAL, 50, tunnelled);
+        world.dies(DropReason::UnsupportedProtocol, |world| world.arrive(&esp));
+        world.tell_all(|| Command::PassProtocols(Vec::new()));
+        let gre = Ip::new(SERVER, EXTERNAL, GRE, vec![1; 20]);
+        world.dies(DropReason::UnsupportedProtocol, |world| world.arrive(&gre));
+    }
 }

@@ -36,10 +36,11 @@ use tidegate_engine::external::MacAddress;
 use tidegate_engine::external::next_hop::ExternalLink;
 use tidegate_engine::external::reservation::{Batch, PortOwnership, PortProtocol};
 use tidegate_engine::gateway::{Gateway, GatewayConfig};
-use tidegate_engine::messages::{Command, ShardStatus};
+use tidegate_engine::messages::{Command, Events, MappingLog, ShardStatus};
 use tidegate_engine::nat::{Endpoint, NatConfig, Proto, PublishError};
 use tidegate_engine::outbox::Crossing;
 use tidegate_engine::tunnel::{Cipher, PeerConfig, Sealer, TunnelConfig, public_key};
+use tidegate_engine::wake::EventFd;
 use tidegate_engine::wire::{CoalesceOptions, Offload, VirtioNetHeader};
 
 pub use node::Train;
@@ -125,6 +126,7 @@ pub struct World {
     pub shards: Vec<Node<Gateway>>,
     pub link: Link,
     pub ownership: PortOwnership,
+    pub mapping_log: MappingLog,
     /// What arrived at each client's applications, as its kernel would see it.
     pub delivered: Vec<Vec<Ip>>,
     /// What arrived at the internet, and at the gateway's host.
@@ -167,6 +169,7 @@ impl World {
     pub fn of(plan: Plan) -> Self {
         let now = Timestamp::from_secs(1_000);
         let ownership = PortOwnership::new();
+        let mapping_log = MappingLog::new(Events::new(EventFd::new().unwrap()));
         let shards = (0..plan.shards).map(|shard| {
             Node::new(Gateway::new(GatewayConfig {
                 shard,
@@ -179,6 +182,7 @@ impl World {
                 nat: plan.nat.clone(),
                 port_range: plan.port_range,
                 ownership: ownership.clone(),
+                mapping_log: mapping_log.clone(),
                 coalesce: plan.coalesce,
                 seed: [shard + 1; 32],
             }))
@@ -198,6 +202,7 @@ impl World {
             clients: clients.collect(),
             link: plan.link,
             ownership,
+            mapping_log,
             delivered: vec![Vec::new(); plan.clients],
             outside: Vec::new(),
             host: Vec::new(),
@@ -254,6 +259,7 @@ impl World {
         let filter = tidegate_engine::external::packet_socket::FilterRules {
             addresses: vec![EXTERNAL],
             ports: 0..=u16::MAX,
+            other_protocols: vec![],
             except_udp_port: None,
         };
         self.tell_all(|| Command::SetExternal {
@@ -511,6 +517,12 @@ impl World {
         for request in self.shards[shard].core.reserve_requests() {
             self.reserve_requests += 1;
             let (protocol, address) = (request.protocol, request.address);
+            for &port in &request.returned {
+                assert!(self.ownership.set(protocol, SocketAddrV4::new(address, port), false));
+            }
+            if request.count == 0 {
+                continue;
+            }
             let range = if *request.ports.start() < 1024 {
                 512..=1023
             } else {

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from tidegate import VERSION
-from tidegate.cli import connect, lab, nat, peer, publish, serve, status
+from tidegate.cli import connect, lab, nat, peer, publish, reload, serve, status
 
 app = typer.Typer(
     name="tidegate",
@@ -42,6 +42,7 @@ def version() -> None:
 app.command("serve", epilog=serve.EXAMPLES)(serve.serve)
 app.add_typer(peer.app, name="peer")
 app.command("connect", epilog=connect.EXAMPLES)(connect.connect)
+app.command("reload", epilog=reload.EXAMPLES)(reload.reload)
 app.command("status", epilog=status.EXAMPLES)(status.status)
 app.add_typer(nat.app, name="nat")
 app.add_typer(publish.app, name="publish")

@@ -39,15 +39,26 @@ def list_mappings(
     print_rich(
         table(
             None,
-            ("protocol", "internal", "external", "peer", "state", "sessions>", "idle>", "expires in>"),
+            (
+                "protocol",
+                "peer",
+                "internal",
+                "external",
+                "state",
+                "sessions>",
+                "age>",
+                "idle>",
+                "expires in>",
+            ),
             [
                 (
                     entry.protocol,
+                    entry.peer or "-",
                     entry.internal,
                     entry.external,
-                    entry.peer or "-",
                     entry.state,
                     str(entry.sessions),
+                    duration(entry.age),
                     duration(entry.idle),
                     "never" if entry.expires_in is None else duration(entry.expires_in),
                 )
@@ -60,7 +71,10 @@ def list_mappings(
         remark(f"there are more than these {limit}; ask with --limit or --peer")
 
 
-@app.command("stats", epilog=examples(("tidegate nat stats", "mappings, reserved ports, limits, drops")))
+@app.command(
+    "stats",
+    epilog=examples(("tidegate nat stats", "mappings, ports, limits, drops and what they mean")),
+)
 def stats(
     context: typer.Context,
     config: ConfigOption = None,
@@ -90,8 +104,9 @@ def stats(
             ],
             empty="no mappings",
         ),
+        f"{answer.sessions} sessions of {answer.clients} clients; {answer.resting_ports} ports rest\n",
         table(
             None, ("limit", "value>"), [(name, str(value)) for name, value in answer.limits.items()], empty=""
         ),
-        drops_table(answer.drops),
+        drops_table(answer.drops, answer.explanations),
     )

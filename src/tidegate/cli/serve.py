@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from functools import partial
+from typing import Annotated, Any
 
 import typer
 
@@ -54,22 +55,19 @@ def serve(
     from tidegate.gateway import Gateway
     from tidegate.log import configure_logging
 
-    settings = read_settings(
-        context,
-        config,
-        state_dir,
-        {
-            ("gateway", "listen"): ("--listen", listen),
-            ("external", "interface"): ("--external", external),
-            ("gateway", "subnet"): ("--subnet", subnet),
-            ("gateway", "endpoint"): ("--endpoint", endpoint),
-            ("gateway", "shards"): ("--shards", shards),
-            ("gateway", "tun_name"): ("--tun", tun),
-            ("dns", "enabled"): ("--dns/--no-dns", dns),
-            ("log", "level"): ("--log-level", log_level),
-        },
-    )
+    flags: dict[tuple[str, ...], tuple[str, Any]] = {
+        ("gateway", "listen"): ("--listen", listen),
+        ("external", "interface"): ("--external", external),
+        ("gateway", "subnet"): ("--subnet", subnet),
+        ("gateway", "endpoint"): ("--endpoint", endpoint),
+        ("gateway", "shards"): ("--shards", shards),
+        ("gateway", "tun_name"): ("--tun", tun),
+        ("dns", "enabled"): ("--dns/--no-dns", dns),
+        ("log", "level"): ("--log-level", log_level),
+    }
+    reread = partial(read_settings, context, config, state_dir, flags)
+    settings = reread()
     configure_logging(settings.log)
     runtime = runtime_of(context)
-    gateway = Gateway(settings, runtime.engine(), runtime.host(), ready=remark)
+    gateway = Gateway(settings, runtime.engine(), runtime.host(), ready=remark, reread=reread)
     asyncio.run(gateway.run())

@@ -80,8 +80,9 @@ def _print(answer: GatewayStatus) -> None:
         )
 
 
-def drops_table(drops: dict[str, int]) -> RenderableType:
-    """Drops by reason, most frequent first; reasons that never happened are left out."""
+def drops_table(drops: dict[str, int], explanations: dict[str, str] | None = None) -> RenderableType:
+    """Drops by reason, most frequent first; reasons that never happened are left out. With explanations, each
+    has its own beside it."""
     from tidegate.cli.output import table
 
     rows = sorted(
@@ -89,7 +90,10 @@ def drops_table(drops: dict[str, int]) -> RenderableType:
     )
     return table(
         None,
-        ("dropped because", "packets>"),
-        [(name, str(count)) for name, count in rows],
+        ("dropped because", "packets>", *(() if explanations is None else ("which means",))),
+        [
+            (name, str(count), *(() if explanations is None else (explanations.get(name, ""),)))
+            for name, count in rows
+        ],
         empty="nothing was dropped",
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import AddressValueError, IPv4Address
 from typing import Protocol, cast
 
@@ -38,13 +38,16 @@ from tidegate.control.commands import (
     PublishListed,
     PublishRemove,
     PublishRemoved,
+    ReloadSettings,
+    SettingsReloaded,
     StatusQuery,
 )
 from tidegate.engine import EngineGateway, EngineStatus, ExternalLink, PeerStatus
 from tidegate.errors import ConflictError, EngineError, NotRunningError, UsageError
 from tidegate.identity.keys import decode_key, encode_key
+from tidegate.ip_protocols import protocol_name
 from tidegate.net import MAX_PORT, Endpoint
-from tidegate.settings import Settings
+from tidegate.settings import Key, Settings
 from tidegate.store import MAX_PUBLISHED_PORTS, Peer, Publication, Store, check_peer_name
 
 
@@ -58,6 +61,18 @@ class LiveGateway(Protocol):
     @property
     def uptime(self) -> float: ...
     def dns_counters(self) -> dict[str, int] | None: ...
+    def reload(self) -> Reloaded: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """What came of reading the settings anew."""
+
+    settings: Settings
+    """Those in force now."""
+    applied: tuple[Key, ...]
+    needs_restart: tuple[Key, ...]
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +96,13 @@ class Administration:
         self._around = surroundings
         self._live = live
         self._failed_publications: dict[str, str] = {}
+        self._names: dict[str, str] = {}
+        self._passed: dict[int, str] = {}
+
+    def name_at(self, address: str) -> str | None:
+        """The peer that holds the address, or held it last: its mappings outlive it by a moment. Remembered for
+        as many addresses as the subnet has."""
+        return self._names.get(address)
 
     def execute(self, command: Command[AnswerT]) -> AnswerT:
         """Raises `TidegateError`."""
@@ -106,6 +128,8 @@ class Administration:
                 return self._nat_stats()
             case StatusQuery():
                 return self._status()
+            case ReloadSettings():
+                return self._reload()
         raise UsageError(f"unknown command {type(command).__name__}")
 
     def restore(self) -> int:
@@ -126,6 +150,7 @@ class Administration:
                 )
             self._check_cipher(peer.cipher, peer.name, f"`tidegate peer remove {peer.name}` and add it anew")
         for peer in peers:
+            self._names[str(peer.address)] = peer.name
             engine.set_peer(peer.public_key, str(peer.address), peer.preshared_key, cipher=peer.cipher)
         for publication in self._store.publications():
             try:
@@ -161,11 +186,13 @@ class Administration:
             cipher=command.cipher,
         )
         if self._live is not None:
+            self._names[str(peer.address)] = name
             try:
                 self._live.engine.set_peer(public_key, str(peer.address), preshared_key, cipher=peer.cipher)
             except (OSError, ValueError) as cause:
                 self._store.remove_peer(name)
                 raise EngineError(f"the engine refuses peer {name!r}: {cause}") from cause
+            self.pass_protocols()
         endpoint = gateway.endpoint or self._around.suggested_endpoint()
         return PeerAdded(
             peer=_peer_view(peer, None),
@@ -213,6 +240,7 @@ class Administration:
         if self._live is not None:
             for publication in publications:
                 self._unpublish(publication)
+            self.pass_protocols()
             self._live.engine.remove_peer(peer.public_key)
         return PeerRemoved(
             peer=_peer_view(peer, None),
@@ -326,14 +354,48 @@ class Administration:
         nat = self._around.settings.nat
         return NatCounted(
             mappings=dict(status.mappings),
+            sessions=status.sessions,
+            clients=status.clients,
             reserved_ports=dict(status.reserved_ports),
+            resting_ports=status.resting_ports,
             limits={
                 "max_mappings": nat.max_mappings,
                 "max_mappings_per_client": nat.max_mappings_per_client,
                 "max_new_mappings_per_second": nat.max_new_mappings_per_second,
+                "max_sessions_per_mapping": nat.max_sessions_per_mapping,
             },
             drops=dict(status.drops),
+            explanations=dict(status.explanations),
         )
+
+    def _reload(self) -> SettingsReloaded:
+        reloaded = self._running().reload()
+        self._around = replace(self._around, settings=reloaded.settings)
+        unheeded = self.pass_protocols()
+        return SettingsReloaded(
+            applied=[".".join(key) for key in reloaded.applied],
+            needs_restart=[".".join(key) for key in reloaded.needs_restart],
+            warnings=[*reloaded.warnings, *unheeded],
+        )
+
+    def pass_protocols(self) -> list[str]:
+        """Tells the engine which client's each protocol without ports is, as settings name peers. Gives back
+        what came in the way: a peer that does not exist (yet), or the engine's refusal."""
+        wanted = self._around.settings.nat.other_protocols
+        holders = {peer.name: str(peer.address) for peer in self._store.peers()}
+        unheeded = [
+            f"[nat] other_protocols: {protocol_name(number)} is to go to {name!r}, and there is no such peer"
+            for number, name in wanted.items()
+            if name not in holders
+        ]
+        clients = {number: holders[name] for number, name in wanted.items() if name in holders}
+        if clients != self._passed:
+            try:
+                self._running().engine.pass_protocols(clients)
+                self._passed = clients
+            except (OSError, ValueError) as cause:
+                unheeded.append(f"[nat] other_protocols: the engine refuses: {cause}")
+        return unheeded
 
     def _status(self) -> GatewayStatus:
         live = self._running()

@@ -172,9 +172,17 @@ class NatList(Command[NatListed]):
 
 class NatCounted(Answer):
     mappings: dict[str, int]
+    sessions: int
+    """Remote endpoints that all mappings together talk to."""
+    clients: int
+    """Clients with mappings."""
     reserved_ports: dict[str, int]
+    resting_ports: int
+    """Those of the reserved ones that rest before they are used again (RFC 6888 REQ-8)."""
     limits: dict[str, int]
     drops: dict[str, int]
+    explanations: dict[str, str]
+    """What the reasons of the drops mean."""
 
 
 class NatStats(Command[NatCounted]):
@@ -213,6 +221,21 @@ class StatusQuery(Command[GatewayStatus]):
     answer = GatewayStatus
 
 
+class SettingsReloaded(Answer):
+    """Settings are named as in the file, such as ``nat.udp_timeout``."""
+
+    applied: list[str]
+    """Changed, and in force from now on."""
+    needs_restart: list[str]
+    """Changed, but not taken over: for these the gateway has to be started anew."""
+    warnings: list[str]
+
+
+class ReloadSettings(Command[SettingsReloaded]):
+    command: Literal["reload"] = "reload"
+    answer = SettingsReloaded
+
+
 AnyCommand = Annotated[
     PeerAdd
     | PeerList
@@ -222,6 +245,7 @@ AnyCommand = Annotated[
     | PublishList
     | NatList
     | NatStats
-    | StatusQuery,
+    | StatusQuery
+    | ReloadSettings,
     Field(discriminator="command"),
 ]

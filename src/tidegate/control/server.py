@@ -109,13 +109,15 @@ class ControlServer:
             writer.write(await self._answer(line))
             await asyncio.wait_for(writer.drain(), IDLE_TIMEOUT)
 
+    async def execute(self, command: Command[Any]) -> Answer:
+        """Carries out a command, when those before it are done. Raises `TidegateError`."""
+        async with self._one_at_a_time:
+            # Shielded: a command that began is finished, also when the one who asked is gone.
+            return await asyncio.shield(asyncio.to_thread(self._execute, command))
+
     async def _answer(self, line: bytes) -> bytes:
         try:
-            command = decode_request(line)
-            async with self._one_at_a_time:
-                # Shielded: a command that began is finished, also when the one who asked is gone.
-                answer = await asyncio.shield(asyncio.to_thread(self._execute, command))
-            encoded = encode_answer(answer)
+            encoded = encode_answer(await self.execute(decode_request(line)))
         except TidegateError as refused:
             return encode_error(refused)
         except Exception as cause:

@@ -6,7 +6,7 @@ resolvers.
 """
 
 from tidegate.dns.proxy import DnsProxy
-from tidegate.dns.resolvers import choose_upstreams
+from tidegate.dns.resolvers import Resolver, choose_upstreams
 from tidegate.dns.server import DnsServer
 
-__all__ = ["DnsProxy", "DnsServer", "choose_upstreams"]
+__all__ = ["DnsProxy", "DnsServer", "Resolver", "choose_upstreams"]

@@ -44,6 +44,10 @@ class DnsProxy:
         """queries_udp, queries_tcp, answered, malformed, servfail, truncated, overloaded, refused_source,
         upstream_timeout, upstream_error, upstream_mismatch, tcp_connections_refused."""
 
+    def set_upstreams(self, upstreams: Sequence[Resolver]) -> None:
+        """Asks other resolvers from the next query on. May be called from another thread."""
+        self._upstreams = list(upstreams)
+
     async def answer(self, wire: bytes, *, over_tcp: bool) -> bytes | None:
         """The answer to a query's bytes; `None`: silence."""
         self.counters["queries_tcp" if over_tcp else "queries_udp"] += 1
@@ -69,12 +73,12 @@ class DnsProxy:
     async def _forward(self, query: Query, over_tcp: bool) -> bytes:
         ask = ask_tcp if over_tcp else ask_udp
         last: bytes | None = None
-        first = self._preferred
-        for offset in range(len(self._upstreams)):
-            index = (first + offset) % len(self._upstreams)
+        upstreams, first = self._upstreams, self._preferred  # others may be set while this query waits
+        for offset in range(len(upstreams)):
+            index = (first + offset) % len(upstreams)
             try:
                 async with asyncio.timeout(self._timeout):
-                    found = await ask(query, self._upstreams[index], self.counters)
+                    found = await ask(query, upstreams[index], self.counters)
             except TimeoutError:
                 self.counters["upstream_timeout"] += 1
             except OSError:

@@ -72,15 +72,15 @@ class TidegateGateway:
         self._config = config
         self._cipher = cipher  # of the peers; None: WireGuard's
         self.state = state or lab.scratch / f"state-{next(_serial)}"
+        self.settings_file = lab.scratch / f"settings-{next(_serial)}.toml"
         self.process: Process
 
     def start(self) -> None:
         command = [*tidegate_command(), "serve", "--state-dir", str(self.state)]
         command += ["--listen", f"0.0.0.0:{LISTEN_PORT}", "--external", "external"]
         if self._config is not None:
-            file = self._lab.scratch / f"settings-{next(_serial)}.toml"
-            file.write_text(self._config)
-            command += ["--config", str(file)]
+            self.settings_file.write_text(self._config)
+            command += ["--config", str(self.settings_file)]
         self.process = self._lab.gateway.popen(command, name="tidegate-serve")
 
         def serving() -> bool:

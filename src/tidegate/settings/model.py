@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from tidegate.ip_protocols import MAX_OTHER_PROTOCOLS, parse_other_protocols
 from tidegate.net import Endpoint, ListenAddress, gateway_address_of, parse_subnet
 
 MAX_INTERFACE_NAME = 15  # IFNAMSIZ - 1, linux/if.h
@@ -67,6 +68,14 @@ Timeout = Annotated[float, Field(ge=1, le=7 * 86_400, allow_inf_nan=False)]
 """Seconds."""
 
 
+OtherProtocols = Annotated[
+    dict[int, Annotated[str, Field(min_length=1, max_length=63)]],
+    BeforeValidator(parse_other_protocols),
+    Field(max_length=MAX_OTHER_PROTOCOLS),
+]
+"""Peers by protocol number."""
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -110,6 +119,9 @@ class NatSettings(_Section):
     udp_timeout: Timeout = 300.0  # RFC 4787 REQ-5: at least 2 min, 5 min recommended
     tcp_established_timeout: Timeout = 7440.0  # RFC 5382 REQ-5: at least 2 h 4 min
     tcp_transitory_timeout: Timeout = 240.0  # RFC 5382 REQ-5: at least 4 min
+    """What the next two are unless they are set."""
+    tcp_opening_timeout: Timeout = 240.0  # RFC 7857 section 2.1: a timer of its own
+    tcp_closing_timeout: Timeout = 240.0  # likewise, also after an RST
     icmp_timeout: Timeout = 60.0  # RFC 5508 REQ-2: at least 60 s
     max_mappings: Annotated[int, Field(ge=1, le=4_000_000)] = 200_000
     max_mappings_per_client: Annotated[int, Field(ge=1, le=65_536)] = 16_384
@@ -119,6 +131,21 @@ class NatSettings(_Section):
         tuple[Annotated[int, Field(ge=1024, le=65535)], Annotated[int, Field(ge=1024, le=65535)]],
         BeforeValidator(_as_tuple),
     ] = (1024, 65535)  # RFC 4787 REQ-3: the class 1024-65535 is kept
+
+    other_protocols: OtherProtocols = {}
+    """Which peer's each protocol without ports is: all of it that arrives goes there, and only that peer may send
+    it. By number; settings may name the usual ones, such as ``gre = "alice"``."""
+    log_mappings: bool = False
+    """A line of the log for each mapping that begins or ends, at level info. RFC 6888 REQ-12: it names no
+    destinations."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_timeout_is_enough_for_both(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "tcp_transitory_timeout" not in values:
+            return values
+        both = values["tcp_transitory_timeout"]
+        return {"tcp_opening_timeout": both, "tcp_closing_timeout": both} | values
 
     @field_validator("port_range")
     @classmethod

@@ -29,6 +29,7 @@ _WANTED = {
     "string_type": "text",
     "tuple_type": "a list",
     "model_type": "a table",
+    "dict_type": "a table",
     "int_type": "an integer",
     "float_type": "a number",
     "bool_type": "true or false",

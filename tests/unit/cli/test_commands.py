@@ -22,6 +22,7 @@ COMMANDS = [
     ["peer", "remove"],
     ["connect"],
     ["status"],
+    ["reload"],
     ["nat", "list"],
     ["nat", "stats"],
     ["publish", "add"],

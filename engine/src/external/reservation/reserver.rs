@@ -27,6 +27,8 @@ pub struct ReserveRequest {
     pub ports: RangeInclusive<u16>,
     /// How many.
     pub count: usize,
+    /// Ports of the same protocol and address that the shard gives back. Who only gives and wants none gets no answer.
+    pub returned: Vec<u16>,
 }
 
 /// The answer to a [`ReserveRequest`].
@@ -149,6 +151,12 @@ fn work(mut reservation: PortReservation, commands: &Receiver<Command>, mut deli
     while let Ok(command) = commands.recv() {
         match command {
             Command::Reserve(request) => {
+                for &port in &request.returned {
+                    reservation.release(request.protocol, SocketAddrV4::new(request.address, port));
+                }
+                if request.count == 0 {
+                    continue; // nobody waits for an answer
+                }
                 let candidates = Candidates::new(&request, &ownership);
                 let (ports, shortage) =
                     reservation.reserve(request.protocol, request.address, candidates, request.count);
@@ -212,6 +220,7 @@ mod tests {
             shards: 4,
             ports: 63_000..=63_399,
             count,
+            returned: Vec::new(),
         }
     }
 
@@ -237,6 +246,27 @@ mod tests {
         reserver.stop();
         assert_eq!(ownership.count(PortProtocol::Udp), 0);
         assert_eq!(handle.request(request(0, 1)), Err(ReserverBusy));
+    }
+
+    #[test]
+    fn ports_that_are_given_back_are_the_hosts_again() {
+        let (sender, batches) = channel();
+        let reserver =
+            Reserver::start(PortReservation::new(1000), move |batch| sender.send(batch).unwrap()).unwrap();
+        let handle = reserver.handle();
+        handle.request(request(0, 100)).unwrap();
+        let returned = batches.recv_timeout(Duration::from_secs(10)).unwrap().ports;
+        let port = SocketAddrV4::new(HERE, returned[7]);
+        std::net::UdpSocket::bind(port).unwrap_err();
+        handle.request(ReserveRequest { returned, ..request(0, 0) }).unwrap();
+        // The next answer is to the next wish: all hundred are to be had once more.
+        handle.request(request(0, 1)).unwrap();
+        let again = batches.recv_timeout(Duration::from_secs(10)).unwrap();
+        assert_eq!((again.request.count, again.ports.len()), (1, 1));
+        assert_eq!(reserver.ownership().count(PortProtocol::Udp), 1);
+        if again.ports != [port.port()] {
+            drop(std::net::UdpSocket::bind(port).unwrap());
+        }
     }
 
     #[test]

@@ -203,3 +203,76 @@ fn a_clock_that_stood_still_for_hours_is_no_problem() {
     world.pass(302);
     assert_eq!(world.nat.counts().udp_mappings, 0);
 }
+
+#[test]
+fn a_range_that_shrinks_ends_no_mapping_and_lends_nothing_outside_of_it() {
+    let mut world = World::with_ports(NatConfig::default(), 10_000..10_020);
+    let client = |n: u16| Endpoint::new(Ipv4Addr::new(10, 66, 77, 2), 5_000 + n);
+    let ports: Vec<Endpoint> =
+        (0..20).map(|n| source(&world.send(udp(client(n), at(SERVER), b"")).unwrap())).collect();
+    world.pass(200);
+    // Ten of them are in use when the upper half is taken away, ten are about to expire.
+    for n in 0..10 {
+        world.send(udp(client(n), at(SERVER), b"")).unwrap();
+    }
+    world.nat.set_port_range(10_000..=10_009);
+    let returned = world.nat.take_returned_ports();
+    assert!(returned.iter().all(|&(protocol, _)| protocol == Proto::Tcp), "those of UDP are all lent");
+    assert_eq!(returned.len(), 10);
+    for (n, &external) in ports.iter().enumerate() {
+        assert_eq!(source(&world.send(udp(client(n as u16), at(SERVER), b"")).unwrap()), external);
+        assert!(world.receive(udp(at(SERVER), external, b"")).is_ok(), "{external} lives on");
+    }
+    world.pass(302 + 122);
+    let mut returned = world.nat.take_returned_ports();
+    returned.sort();
+    let outside: Vec<_> = (10_010..10_020).map(|port| (Proto::Udp, Endpoint::new(EXTERNAL, port))).collect();
+    assert_eq!(returned.len(), 10);
+    assert_eq!(returned, outside, "each is the caller's once it has rested");
+    assert!(outside.iter().all(|&(_, port)| !world.nat.owns_port(Proto::Udp, EXTERNAL, port.port)));
+
+    for n in 0..10 {
+        let lent = source(&world.send(udp(client(100 + n), at(SERVER), b"")).unwrap());
+        assert!((10_000..=10_009).contains(&lent.port), "{lent}");
+    }
+    assert_eq!(world.send(udp(client(200), at(SERVER), b"")), Err(DropReason::PortsExhausted));
+    assert_eq!(world.nat.add_ports(Proto::Udp, EXTERNAL, &[10_015]), 0, "a batch that comes too late");
+    assert_eq!(world.nat.take_returned_ports(), [(Proto::Udp, Endpoint::new(EXTERNAL, 10_015))]);
+}
+
+#[test]
+fn free_ports_outside_a_smaller_range_are_given_back_at_once_and_shared_with_nobody() {
+    let mut world = World::with_ports(NatConfig::default(), 10_000..10_020);
+    world.nat.set_port_range(10_000..=10_000);
+    let returned = world.nat.take_returned_ports();
+    assert_eq!(returned.len(), 2 * 19, "of TCP and UDP");
+    // The last TCP port that is left is shared, towards other destinations; none of the others is.
+    for n in 1..20 {
+        let server = Endpoint::new(Ipv4Addr::new(198, 51, 100, n), 443);
+        let sent =
+            world.send(tcp(Endpoint::new(Ipv4Addr::new(10, 66, 77, n), 5_000), server, "S", 1, 0, b""));
+        assert_eq!(source(&sent.unwrap()).port, 10_000);
+    }
+}
+
+#[test]
+fn a_lower_cap_ends_nothing_and_a_stricter_filter_holds_at_once() {
+    let mut world = World::new();
+    let client = |n: u16| Endpoint::new(Ipv4Addr::new(10, 66, 77, 2), 5_000 + n);
+    let external = source(&world.send(udp(client(0), at(SERVER), b"")).unwrap());
+    for n in 1..10 {
+        world.send(udp(client(n), at(SERVER), b"")).unwrap();
+    }
+    let other_port = Endpoint::new(at(SERVER).address, 999);
+    assert!(world.receive(udp(other_port, external, b"")).is_ok());
+    let config = NatConfig {
+        max_mappings_per_client: 5,
+        filtering: Filtering::AddressAndPortDependent,
+        ..NatConfig::default()
+    };
+    world.nat.set_config(config, world.now);
+    assert_eq!(world.nat.counts().udp_mappings, 10);
+    assert!(world.receive(udp(at(SERVER), external, b"")).is_ok());
+    assert_eq!(world.receive(udp(other_port, external, b"")), Err(DropReason::Filtered));
+    assert_eq!(world.send(udp(client(20), at(SERVER), b"")), Err(DropReason::ClientMappingLimit));
+}

@@ -1,0 +1,46 @@
+"""Protocols beside TCP, UDP and ICMP that a setting may give to one peer, by name or number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+NUMBERS = {"ipip": 4, "ipv6": 41, "gre": 47, "esp": 50, "l2tp": 115, "sctp": 132}
+"""The usual ones (IANA, "Assigned Internet Protocol Numbers")."""
+
+MAX_OTHER_PROTOCOLS = 32
+
+_NAMES = {number: name for name, number in NUMBERS.items()}
+_MAX_NUMBER = 252  # 253 and 254 are for experiments, 255 is reserved
+_TRANSLATED = {1: "ICMP", 6: "TCP", 17: "UDP"}
+_BOUND_TO_ADDRESSES = {33: "DCCP", 51: "AH", 58: "ICMPv6", 136: "UDP-Lite"}
+"""Their checksums cover the addresses: translated, they would be dropped by whoever gets them."""
+
+
+def protocol_name(number: int) -> str:
+    """Such as ``gre (47)``, or the number alone."""
+    return f"{_NAMES[number]} ({number})" if number in _NAMES else f"protocol {number}"
+
+
+def parse_other_protocols(value: Any) -> Any:
+    """Peers by protocol number; names and texts of numbers become numbers. Raises `ValueError`."""
+    if not isinstance(value, dict):
+        return value
+    parsed: dict[int, Any] = {}
+    for key, peer in value.items():
+        number = _number(str(key))
+        if number in parsed:
+            raise ValueError(f"{protocol_name(number)} is there twice")
+        parsed[number] = peer
+    return parsed
+
+
+def _number(text: str) -> int:
+    number = NUMBERS.get(text.lower(), int(text) if text.isascii() and text.isdigit() else None)
+    if number is None or not 0 < number <= _MAX_NUMBER:
+        known = ", ".join(NUMBERS)
+        raise ValueError(f"{text!r} is not a protocol: a number from 1 to {_MAX_NUMBER}, or {known}")
+    if number in _TRANSLATED:
+        raise ValueError(f"{_TRANSLATED[number]} is translated by port, and for every peer")
+    if number in _BOUND_TO_ADDRESSES:
+        raise ValueError(f"{_BOUND_TO_ADDRESSES[number]} does not survive the translation of its addresses")
+    return number

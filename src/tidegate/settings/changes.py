@@ -1,0 +1,46 @@
+"""What became different between two readings of the settings, and what of it a running gateway can take over."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+from tidegate.settings.model import Settings
+from tidegate.settings.sources import Key
+
+LIVE: tuple[Key, ...] = (
+    ("nat",),
+    ("dns", "upstreams"),
+    ("log",),
+    ("external", "addresses"),
+    ("gateway", "endpoint"),
+)
+"""Settings, or whole sections, that take effect without a restart. Sockets, devices and threads are made once."""
+
+
+def is_live(key: Key) -> bool:
+    return any(key[: len(live)] == live for live in LIVE)
+
+
+def changed_keys(before: BaseModel, after: BaseModel, above: Key = ()) -> list[Key]:
+    """The settings whose values differ, in the order in which they are declared."""
+    changed: list[Key] = []
+    for name in type(before).model_fields:
+        old, new, key = getattr(before, name), getattr(after, name), (*above, name)
+        if isinstance(old, BaseModel) and isinstance(new, BaseModel):
+            changed += changed_keys(old, new, key)
+        elif old != new:
+            changed.append(key)
+    return changed
+
+
+def with_live_changes(running: Settings, wanted: Settings) -> Settings:
+    """What is in force once everything that can be taken over has been."""
+    return running.model_copy(
+        update={
+            "nat": wanted.nat,
+            "log": wanted.log,
+            "dns": running.dns.model_copy(update={"upstreams": wanted.dns.upstreams}),
+            "external": running.external.model_copy(update={"addresses": wanted.external.addresses}),
+            "gateway": running.gateway.model_copy(update={"endpoint": wanted.gateway.endpoint}),
+        }
+    )

@@ -1,0 +1,91 @@
+"""A whole gateway on a fake engine and a fake host, and a command line beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.fakes import FakeEngine, FakeGateway, FakeHost
+from tidegate.cli import main
+from tidegate.cli.runtime import Runtime
+from tidegate.errors import EngineError
+from tidegate.gateway import Gateway
+from tidegate.settings import Settings
+
+
+@dataclass
+class Running:
+    """A gateway that serves, and a command line beside it."""
+
+    state: Path
+    engine: FakeEngine
+    host: FakeHost
+    gateway: Gateway
+    task: asyncio.Task[None]
+    capture: pytest.CaptureFixture[str]
+    said: list[str] = field(default_factory=list)
+
+    @property
+    def packets(self) -> FakeGateway:
+        return self.engine.gateways[-1]
+
+    async def cli(self, *arguments: str) -> tuple[int, str, str]:
+        """A command in a thread, as another process would be."""
+        runtime = Runtime(lambda: self.engine, lambda: self.host, default_config=Path("/nonexistent"))
+        self.capture.readouterr()
+        code = await asyncio.to_thread(main, [*arguments, "--state-dir", str(self.state)], runtime)
+        captured = self.capture.readouterr()
+        return code, captured.out, captured.err
+
+    async def answer(self, *arguments: str) -> dict[str, Any]:
+        code, out, err = await self.cli(*arguments, "--json")
+        assert code == 0, err
+        told: dict[str, object] = json.loads(out)
+        return told
+
+
+@asynccontextmanager
+async def serving(
+    settings: Settings,
+    capture: pytest.CaptureFixture[str],
+    engine: FakeEngine | None = None,
+    host: FakeHost | None = None,
+    reread: Callable[[], Settings] | None = None,
+) -> AsyncIterator[Running]:
+    ready = asyncio.Event()
+    said: list[str] = []
+
+    def is_ready(line: str) -> None:
+        said.append(line)
+        ready.set()
+
+    engine, host = engine or FakeEngine(), host or FakeHost()
+    gateway = Gateway(settings, engine, host, ready=is_ready, reread=reread)
+    task = asyncio.create_task(gateway.run())
+    waiting = asyncio.create_task(ready.wait())
+    await asyncio.wait({task, waiting}, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if task.done():
+        await task
+    try:
+        yield Running(settings.state_dir, engine, host, gateway, task, capture, said)
+    finally:
+        gateway.request_stop()
+        async with asyncio.timeout(2):
+            with contextlib.suppress(EngineError):
+                await task
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Until the condition holds; it must within seconds."""
+    async with asyncio.timeout(5):
+        while not holds():  # noqa: ASYNC110 -- what is waited for happens in other threads
+            await asyncio.sleep(0.01)

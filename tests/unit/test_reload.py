@@ -1,0 +1,227 @@
+"""Settings that change while the gateway runs: all of a file or nothing of it, by command and by signal."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from ipaddress import IPv4Interface
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.fakes import FakeEngine, ordinary_network
+from tests.unit.running import Running, serving, until
+from tidegate.host import InterfaceAddress
+from tidegate.settings import Settings, load_settings
+from tidegate.settings.changes import changed_keys, is_live, with_live_changes
+from tidegate.settings.standards import FLOORS, below_the_standard
+
+USAGE, FAILURE = 2, 1
+
+
+@dataclass
+class Editor:
+    """Somebody who edits the settings file of a gateway that runs."""
+
+    running: Running
+    write: Callable[[str], Path]
+
+    async def change(self, text: str) -> dict[str, Any]:
+        self.write(text)
+        return await self.running.answer("reload")
+
+    async def refused(self, text: str) -> tuple[int, str]:
+        self.write(text)
+        code, _, err = await self.running.cli("reload")
+        return code, err
+
+    @property
+    def in_force(self) -> Settings:
+        return self.running.gateway.settings
+
+
+@asynccontextmanager
+async def edited(
+    tmp_path: Path, free_port: int, capture: pytest.CaptureFixture[str], engine: FakeEngine | None = None
+) -> AsyncIterator[Editor]:
+    file = tmp_path / "tidegate.toml"
+    always = f'state_dir = "{tmp_path}/state"\n[gateway]\nlisten = "127.0.0.1:{free_port}"\n'
+
+    def write(text: str) -> Path:
+        file.write_text(always + text)
+        return file
+
+    write("")
+
+    def reread() -> Settings:
+        return load_settings(config=file, flags={("dns", "enabled"): ("--no-dns", False)})
+
+    async with serving(reread(), capture, engine, reread=reread) as running:
+        yield Editor(running, write)
+
+
+def test_what_can_change_while_running_does_and_the_rest_is_named(
+    tmp_path: Path, free_port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def scenario() -> None:
+        async with edited(tmp_path, free_port, capsys) as editor:
+            answer = await editor.change(
+                'tun_name = "other0"\nshards = 7\n[nat]\nudp_timeout = 150.0\nport_range = [20000, 30000]\n'
+                'max_mappings = 5\n[log]\nlevel = "warning"\n'
+            )
+            assert answer["applied"] == [
+                *("nat.udp_timeout", "nat.max_mappings", "nat.port_range", "log.level")
+            ]
+            assert answer["needs_restart"] == ["gateway.tun_name", "gateway.shards"]
+            (nat,) = editor.running.packets.nat
+            assert (nat.udp_timeout, nat.port_range) == (150.0, (20000, 30000))
+            stats = await editor.running.answer("nat", "stats")
+            assert stats["limits"]["max_mappings"] == 5, "administration goes by the new settings, too"
+            assert editor.in_force.gateway.tun_name == "tidegate0"
+
+            again = await editor.running.answer("reload")
+            assert again["applied"] == [], "nothing is new the second time"
+            assert again["needs_restart"] == ["gateway.tun_name", "gateway.shards"], "still not taken over"
+            assert len(editor.running.packets.nat) == 1
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("[nat]\nudp_timeout = 150.0\nmax_mappings = 0", 6, "nat.max_mappings"),
+        ('[nat]\nudp_timeout = 150.0\n[dns]\nupstreams = ["ten"]', 7, "dns.upstreams"),
+        ("[nat]\nudp_timeout = 150.0\n[nta]\n", 6, '"nta"'),
+        ("[nat]\nudp_timeout = 150.0\n[", 6, "TOML"),
+    ],
+)
+def test_a_file_that_is_wrong_anywhere_changes_nothing(
+    tmp_path: Path, free_port: int, capsys: pytest.CaptureFixture[str], text: str, line: int, words: str
+) -> None:
+    async def scenario() -> None:
+        async with edited(tmp_path, free_port, capsys) as editor:
+            before = editor.in_force
+            code, message = await editor.refused(text)
+            assert code == USAGE
+            assert f"tidegate.toml:{line}: " in message and words in message
+            assert editor.in_force is before
+            assert editor.running.packets.nat == []
+
+    asyncio.run(scenario())
+
+
+def test_an_address_that_the_host_has_not_or_an_engine_that_refuses_changes_nothing(
+    tmp_path: Path, free_port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def scenario() -> None:
+        async with edited(tmp_path, free_port, capsys) as editor:
+            before = editor.in_force
+            code, message = await editor.refused(
+                '[external]\naddresses = ["192.0.2.99"]\n[nat]\nudp_timeout = 150.0\n'
+            )
+            assert code != 0 and "192.0.2.99" in message
+            editor.running.packets.refuse_nat = True
+            code, message = await editor.refused('[nat]\nudp_timeout = 150.0\n[log]\nlevel = "error"\n')
+            assert code == FAILURE and "taste" in message
+            assert editor.in_force is before
+            assert editor.running.packets.nat == []
+
+    asyncio.run(scenario())
+
+
+def test_other_external_addresses_reach_the_engine_without_a_restart(
+    tmp_path: Path, free_port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def scenario() -> None:
+        async with edited(tmp_path, free_port, capsys) as editor:
+            second = InterfaceAddress(2, IPv4Interface("192.0.2.3/24"))
+            editor.running.host.network = ordinary_network(addresses=(second,))
+            answer = await editor.change('[external]\naddresses = ["192.0.2.3", "192.0.2.2"]\n')
+            assert answer["applied"] == ["external.addresses"]
+            await until(lambda: bool(editor.running.packets.links))  # the watch over the link settles first
+            assert editor.running.packets.links[-1].addresses == ("192.0.2.3", "192.0.2.2")
+
+    asyncio.run(scenario())
+
+
+def test_sighup_reads_the_settings_anew_and_survives_a_wrong_file(
+    tmp_path: Path, free_port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+
+    async def told(words: str) -> str:
+        def heard() -> bool:
+            said.extend(capsys.readouterr())  # where logs go to is settled by the first reload
+            return words in "".join(said)
+
+        await until(heard)
+        return "".join(said)
+
+    async def scenario() -> None:
+        async with edited(tmp_path, free_port, capsys) as editor:
+            editor.write("[nat]\nudp_timeout = 0\n")
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert "tidegate.toml:5: nat.udp_timeout" in await told("the settings are as they were")
+            assert editor.running.packets.nat == []
+
+            editor.write("[nat]\nudp_timeout = 150\n")
+            os.kill(os.getpid(), signal.SIGHUP)
+            await told("settings read anew")
+            assert [nat.udp_timeout for nat in editor.running.packets.nat] == [150.0]
+            assert not editor.running.task.done()
+
+    asyncio.run(scenario())
+
+
+def test_a_timer_below_its_standard_is_accepted_and_told_with_the_standards_name(
+    tmp_path: Path, free_port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def scenario() -> None:
+        async with edited(tmp_path, free_port, capsys) as editor:
+            answer = await editor.change("[nat]\ntcp_transitory_timeout = 10\ntcp_closing_timeout = 240\n")
+            assert answer["applied"] == ["nat.tcp_transitory_timeout", "nat.tcp_opening_timeout"]
+            (warning,) = answer["warnings"]
+            assert "tcp_opening_timeout is 10 s" in warning and "RFC 5382 REQ-5" in warning
+
+    asyncio.run(scenario())
+
+
+def test_every_timers_default_is_as_its_standard_asks() -> None:
+    assert below_the_standard(Settings().nat) == []
+    low = Settings.model_validate({"nat": dict.fromkeys(FLOORS, 1.0)})
+    assert len(below_the_standard(low.nat)) == len(FLOORS) == 5
+
+
+def test_one_timeout_is_the_default_of_opening_and_closing() -> None:
+    nat = Settings.model_validate({"nat": {"tcp_transitory_timeout": 300.0}}).nat
+    assert (nat.tcp_opening_timeout, nat.tcp_closing_timeout) == (300.0, 300.0)
+    nat = Settings.model_validate(
+        {"nat": {"tcp_transitory_timeout": 300.0, "tcp_closing_timeout": 250.0}}
+    ).nat
+    assert (nat.tcp_opening_timeout, nat.tcp_closing_timeout) == (300.0, 250.0)
+
+
+def test_what_is_in_force_differs_from_what_is_wanted_only_in_what_needs_a_restart() -> None:
+    """So that no setting is called live and then forgotten."""
+    wanted = Settings.model_validate(
+        {
+            "state_dir": "/elsewhere",
+            "gateway": {"shards": 3, "listen": "0.0.0.0:1", "endpoint": "vpn.example:1"},
+            "external": {"interface": "eth9", "addresses": ["192.0.2.3"]},
+            "nat": {"udp_timeout": 130.0, "filtering": "endpoint-independent", "max_mappings": 9},
+            "dns": {"enabled": False, "upstreams": ["192.0.2.53"]},
+            "offloads": {"tun": False},
+            "log": {"level": "debug", "format": "json"},
+        }
+    )
+    running = Settings()
+    changed = changed_keys(running, wanted)
+    left = changed_keys(with_live_changes(running, wanted), wanted)
+    assert left == [key for key in changed if not is_live(key)]
+    assert ("nat", "filtering") in changed and ("offloads", "tun") in left
