@@ -105,7 +105,7 @@ impl World {
             nat: nat_config(flags),
             port_range: (40_000, 44_095),
             ownership: ownership.clone(),
-            coalesce: CoalesceOptions { udp: flags & 2 != 0, verify: flags & 4 != 0, enabled: true },
+            coalesce: CoalesceOptions { udp: flags & 2 != 0, enabled: true },
             seed: [1; 32],
         });
         let clients = (0..CLIENTS).map(|client| {
