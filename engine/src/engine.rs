@@ -357,11 +357,7 @@ fn udp_options(offloads: OffloadSettings, reuse_port: bool, fwmark: u32) -> UdpO
 }
 
 fn coalescing(offloads: OffloadSettings, tun: &Tun) -> CoalesceOptions {
-    CoalesceOptions {
-        enabled: offloads.coalesce,
-        udp: offloads.coalesce && tun.offloads().uso,
-        ..CoalesceOptions::default()
-    }
+    CoalesceOptions { enabled: offloads.coalesce, udp: offloads.coalesce && tun.offloads().uso }
 }
 
 /// The queues between the shards, and from Python to each.

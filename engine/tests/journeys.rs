@@ -10,6 +10,10 @@
 
 #[path = "journeys/errors.rs"]
 mod errors;
+#[path = "journeys/faults.rs"]
+mod faults;
+#[path = "journeys/faulty.rs"]
+mod faulty;
 #[path = "journeys/flow.rs"]
 mod flow;
 #[path = "journeys/fragments.rs"]

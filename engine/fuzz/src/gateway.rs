@@ -107,7 +107,7 @@ impl World {
             port_range: (40_000, 44_095),
             ownership: ownership.clone(),
             mapping_log: MappingLog::new(Events::new(EventFd::new().expect("a descriptor"))),
-            coalesce: CoalesceOptions { udp: flags & 2 != 0, verify: flags & 4 != 0, enabled: true },
+            coalesce: CoalesceOptions { udp: flags & 2 != 0, enabled: true },
             seed: [1; 32],
         });
         let clients = (0..CLIENTS).map(|client| {

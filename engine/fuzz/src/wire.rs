@@ -106,7 +106,7 @@ type Flow = (u8, [u8; 8], u8, Option<(u16, u16)>);
 
 fn many_packets(mut script: Script<'_>) {
     let flags = script.byte();
-    let options = CoalesceOptions { enabled: flags & 1 == 0, udp: flags & 2 != 0, verify: flags & 4 != 0 };
+    let options = CoalesceOptions { enabled: flags & 1 == 0, udp: flags & 2 != 0 };
     let mut coalescer = Coalescer::new(options);
     let mut arena = Arena::new(1);
     let (mut used, mut items) = (0, 0);

@@ -42,9 +42,25 @@ impl Gateway {
         outbox: &mut Outbox,
     ) {
         match self.check_inner_source(peer, &packet) {
-            Ok(()) => {
+            Ok(()) => self.route_unverified(now, arena, packet, peer, outbox),
+            Err(reason) => self.drops.count(reason),
+        }
+    }
+
+    /// Routes a packet that did not come through the coalescer, which verifies the others' transport checksums.
+    fn route_unverified(
+        &mut self,
+        now: Timestamp,
+        arena: &mut Arena,
+        mut packet: Vec<u8>,
+        peer: PeerId,
+        outbox: &mut Outbox,
+    ) {
+        match Ipv4Packet::parse(&mut packet, 0, Offload::NONE).map(|view| view.transport_checksum_ok()) {
+            Ok(true) => {
                 self.route_from_peer(now, arena, Origin::Owned(packet), Offload::NONE, peer, outbox);
             }
+            Ok(false) => self.drops.count(DropReason::BadTransportChecksum),
             Err(reason) => self.drops.count(reason),
         }
     }
@@ -90,7 +106,7 @@ impl Gateway {
             .and_then(|mut packet| self.decide_from_peer(now, &mut packet));
         match decision {
             Ok(Decision { exit: Exit::Reassembled(datagram), .. }) => {
-                self.route_from_peer(now, arena, Origin::Owned(datagram), Offload::NONE, peer, outbox);
+                self.route_unverified(now, arena, datagram, peer, outbox);
             }
             Ok(decision) => {
                 // Fragments are counted when they have become a datagram.

@@ -16,10 +16,12 @@
 //! - TCP: the sequence number is the next one; acknowledgment, window and options are equal; no flags but ACK, and PSH
 //!   or FIN, which end the item;
 //! - UDP (USO, where it is enabled): it has a checksum, and its length is that of the IP payload;
-//! - all payloads are equally long, and only the last may be shorter, which ends the item;
-//! - its transport checksum is right, since the superpacket's will be made anew.
+//! - all payloads are equally long, and only the last may be shorter, which ends the item.
 //!
 //! Any other packet of a flow ends what the flow has open, so that order within a flow is kept.
+//!
+//! A wrong transport checksum is never made right. The superpacket's is made anew, so no segment may join it unverified;
+//! and lest it depend on its neighbours whether damage gets through, a packet that travels alone is verified as well.
 
 use crate::arena::{Arena, Span};
 use crate::drop_reason::DropReason;
@@ -50,13 +52,11 @@ pub struct CoalesceOptions {
     pub enabled: bool,
     /// Merge UDP datagrams too: only for a receiver that splits them (USO).
     pub udp: bool,
-    /// Verify the transport checksum of packets that cannot be merged as well; those that can be always are.
-    pub verify: bool,
 }
 
 impl Default for CoalesceOptions {
     fn default() -> Self {
-        Self { enabled: true, udp: false, verify: false }
+        Self { enabled: true, udp: false }
     }
 }
 
@@ -204,17 +204,14 @@ impl<T: Copy + Eq> Coalescer<T> {
     /// [`DropReason::BadTransportChecksum`], or [`DropReason::QueueFull`] if it [is full](Self::is_full).
     pub fn push_packet(&mut self, packet: &Ipv4Packet<'_>, span: Span, tag: T) -> Result<(), DropReason> {
         let span = span.take(packet.total_len());
-        let key = FlowKey::of(packet);
-        let Some(candidate) = Candidate::of(packet, self.options) else {
-            if self.options.verify && !packet.transport_checksum_ok() {
-                return Err(DropReason::BadTransportChecksum);
-            }
-            self.close(packet, key, tag);
-            return self.add_item(packet, span, tag, None).map(|_| ());
-        };
         if !packet.transport_checksum_ok() {
             return Err(DropReason::BadTransportChecksum);
         }
+        let key = FlowKey::of(packet);
+        let Some(candidate) = Candidate::of(packet, self.options) else {
+            self.close(packet, key, tag);
+            return self.add_item(packet, span, tag, None).map(|_| ());
+        };
         let open = key.and_then(|key| self.open.iter().rposition(|flow| flow.key == key && flow.tag == tag));
         if let Some(at) = open {
             if self.continues(at, &candidate) {

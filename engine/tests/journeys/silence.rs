@@ -72,18 +72,24 @@ fn what_is_no_sound_ipv4_packet_dies_under_its_own_name() {
 }
 
 #[test]
-fn a_wrong_transport_checksum_is_found_where_segments_are_merged() {
-    for verify in [false, true] {
-        let coalesce = CoalesceOptions { verify, ..CoalesceOptions::default() };
+fn a_wrong_transport_checksum_of_a_peer_is_dropped_whether_segments_are_merged_or_not() {
+    for enabled in [false, true] {
+        let coalesce = CoalesceOptions { enabled, ..CoalesceOptions::default() };
         let mut world = World::of(Plan { coalesce, ..Plan::default() }).connected();
         let flow = Flow::open(&mut world, 0, 50_000, HTTPS);
-        let mut damaged = flow.segment_up(ACK, &payload(1_000));
-        damaged.body[500] ^= 1;
-        world.dies(DropReason::BadTransportChecksum, |world| from_peer(world, 0, &damaged.bytes()));
-        if verify {
-            let mut damaged = to_server(0);
-            damaged.body[9] ^= 1;
+        let datagram = Ip::udp(endpoint(client_address(0), 5_000), endpoint(SERVER, 9), &payload(1_000));
+        let ping = Ip::echo(8, client_address(0), SERVER, 1, 1, &payload(1_000));
+        let packets = [flow.segment_up(ACK, &payload(1_000)), flow.segment_up(RST, &[]), datagram, ping];
+        for mut damaged in packets {
+            *damaged.body.last_mut().unwrap() ^= 1;
             world.dies(DropReason::BadTransportChecksum, |world| from_peer(world, 0, &damaged.bytes()));
+            // In pieces it is found as soon as it is whole again.
+            let pieces = damaged.with(|ip| ip.fragment = 0).fragments(576);
+            if pieces.len() > 1 {
+                world.dies(DropReason::BadTransportChecksum, |world| {
+                    pieces.iter().for_each(|piece| from_peer(world, 0, &piece.bytes()));
+                });
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ use super::*;
 use crate::wire::Segments;
 use crate::wire::test_packets::*;
 
-const OPTIONS: CoalesceOptions = CoalesceOptions { enabled: true, udp: true, verify: false };
+const OPTIONS: CoalesceOptions = CoalesceOptions { enabled: true, udp: true };
 const TIMESTAMPS: [u8; 12] = [1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2];
 
 /// A coalescer with its arena, into which each packet is laid behind the last.
@@ -318,13 +318,18 @@ fn a_wrong_transport_checksum_never_disappears_in_a_superpacket() {
 }
 
 #[test]
-fn packets_that_cannot_merge_are_verified_on_demand() {
+fn packets_that_cannot_merge_are_verified_all_the_same() {
     let mut ack = Template::default().tcp(&[]);
-    ack[36] ^= 1;
-    let mut bench = Bench::new(OPTIONS);
-    assert_eq!(bench.push(&ack, 1), Ok(()));
-    let mut bench = Bench::new(CoalesceOptions { verify: true, ..OPTIONS });
-    assert_eq!(bench.push(&ack, 1), Err(DropReason::BadTransportChecksum));
+    let mut segment = Template::default().tcp(b"data");
+    for options in [OPTIONS, CoalesceOptions { enabled: false, udp: false }] {
+        for packet in [&mut ack, &mut segment] {
+            let mut bench = Bench::new(options);
+            assert_eq!(bench.push(packet, 1), Ok(()));
+            packet[36] ^= 1;
+            assert_eq!(bench.push(packet, 1), Err(DropReason::BadTransportChecksum));
+            packet[36] ^= 1;
+        }
+    }
 }
 
 #[test]
