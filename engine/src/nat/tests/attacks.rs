@@ -172,6 +172,22 @@ fn a_flood_of_syns_does_not_close_a_published_port() {
 }
 
 #[test]
+fn the_hashes_are_keyed_so_that_nobody_can_choose_endpoints_that_collide() {
+    use std::hash::BuildHasher;
+    let bucket = |seed: u8| {
+        let nat = Nat::new(NatConfig::default(), &[EXTERNAL], ShardSlice::WHOLE, [seed; 32]);
+        move |endpoint: &u64| nat.table.hasher.hash_one(endpoint) % 256
+    };
+    // What somebody found to collide on a gateway of his own ...
+    let his = bucket(1);
+    let colliding: Vec<u64> = (0..100_000).filter(|endpoint| his(endpoint) == 0).collect();
+    assert!(colliding.len() > 300);
+    // ... is spread over the buckets of every other one.
+    let used: std::collections::HashSet<u64> = colliding.iter().map(bucket(2)).collect();
+    assert!(used.len() > 128, "{} buckets of 256", used.len());
+}
+
+#[test]
 fn no_bytes_whatsoever_make_the_nat_panic() {
     use proptest::prelude::*;
     let mut world = World::new();

@@ -87,6 +87,22 @@ fn sessions_are_bounded_per_mapping_and_per_client() {
 }
 
 #[test]
+fn sessions_are_bounded_in_all() {
+    let config = NatConfig { max_mappings: 3, max_mappings_per_client: 100, ..NatConfig::default() };
+    let mut world = World::with(config);
+    let mut talk = |client: &str, server: u16| {
+        world.send(udp(at(client), Endpoint::new(address("192.0.2.1"), server), b"")).map(drop)
+    };
+    // One client alone stays far below its own limit of 4 times 100.
+    for server in 0..12 {
+        assert_eq!(talk("10.66.77.2:2000", server), Ok(()));
+    }
+    assert_eq!(talk("10.66.77.2:2000", 12), Err(DropReason::SessionLimit), "4 times 3");
+    assert_eq!(talk("10.66.77.3:2000", 1), Err(DropReason::SessionLimit));
+    assert_eq!(talk("10.66.77.2:2000", 11), Ok(()), "those that are there go on");
+}
+
+#[test]
 fn req_8_a_freed_udp_port_rests_two_minutes() {
     let mut world = World::with_ports(NatConfig::default(), 10_000..10_001);
     let external = open(&mut world, "10.66.77.2", 2_000).unwrap();
