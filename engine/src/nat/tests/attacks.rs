@@ -122,6 +122,8 @@ fn frag_needed_with_a_guessed_sequence_number_is_dropped() {
 fn an_error_about_a_flow_that_does_not_live_is_dropped() {
     let mut world = World::new();
     let external = connect(&mut world, CLIENT, SERVER);
+    // The client's mapping lives, and that number is in flight; but not towards that address.
+    world.send(tcp(at(CLIENT), at(SERVER), "PA", 101, 901, &[0; 1000])).unwrap();
     let quoted = tcp(external, at("192.0.2.1:443"), "PA", 101, 901, b"");
     let forged = icmp_error(3, 4, address("192.0.2.254"), EXTERNAL, 68, &quoted);
     assert_eq!(world.receive(forged), Err(DropReason::IcmpErrorUnmatched));
