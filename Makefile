@@ -9,8 +9,6 @@ VENV := .venv
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 
 FUZZ_SECONDS ?= 60
-# The parsers are safe Rust: what is looked for is panics and broken promises, which need no sanitizer.
-FUZZ_FLAGS ?= --sanitizer none
 
 .PHONY: help build demo guard test test-rust test-python check format bench fuzz lock clean
 
@@ -51,16 +49,10 @@ bench: ## Tidegate beside the kernel, wireguard-go and OpenVPN (root; half an ho
 	@scripts/bootstrap all --bench
 	$(AS_ROOT) $(VENV)/bin/python -m tidegate.lab.bench --output docs/benchmark
 
-fuzz: ## arbitrary bytes against every parser, FUZZ_SECONDS (60) each (nightly Rust; fetches cargo-fuzz)
-	@rustup run nightly rustc --version >/dev/null 2>&1 || \
-	    { echo "make fuzz needs a nightly compiler: rustup toolchain install nightly --profile minimal"; exit 1; }
+fuzz: ## arbitrary bytes against every parser, FUZZ_SECONDS (60) each (fetches cargo-fuzz)
 	@cargo fuzz --version >/dev/null 2>&1 || cargo install cargo-fuzz --locked || \
 	    { echo "make fuzz needs cargo-fuzz, and could not install it: see above"; exit 1; }
-	cd engine && for target in $$(cargo +nightly fuzz list); do \
-	    found="fuzz/target/found/$$target"; mkdir -p "$$found"; \
-	    cargo +nightly fuzz run $(FUZZ_FLAGS) "$$target" "$$found" "fuzz/corpus/$$target" -- \
-	        -max_total_time=$(FUZZ_SECONDS) -max_len=2048 -len_control=20; \
-	done
+	@scripts/fuzz --seconds $(FUZZ_SECONDS)
 
 lock: build ## requirements.lock anew, from pyproject.toml
 	$(VENV)/bin/pip install --quiet pip-tools

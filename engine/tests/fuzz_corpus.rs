@@ -1,5 +1,5 @@
-//! The fuzzers' corpus, replayed: what libFuzzer once found interesting must still hold, with every `cargo test` and
-//! without a nightly compiler. A crash that was found and mended belongs to the corpus, too.
+//! The fuzzers' corpus, replayed: what libFuzzer once found interesting must still hold, with every
+//! `cargo test`. A crash that was found and mended belongs to the corpus, too.
 //!
 //! `engine/fuzz/src/lib.rs` has the targets, `make fuzz` looks for more.
 

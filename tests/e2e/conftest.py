@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -90,9 +90,16 @@ def make_world(request: pytest.FixtureRequest) -> Iterator[MakeWorld]:
     with ExitStack() as stack:
 
         def make(
-            *, clients: int = 1, beyond_mtu: int = 1500, external_tx: bool = True, config: str | None = None
+            *,
+            clients: int = 1,
+            beyond_mtu: int = 1500,
+            external_tx: bool = True,
+            more_addresses: Sequence[str] = (),
+            config: str | None = None,
         ) -> World:
             lab = stack.enter_context(Lab(clients=clients, beyond_mtu=beyond_mtu))
+            for address in more_addresses:
+                lab.gateway.ip(f"address add {address}/24 dev external")
             if not external_tx:
                 for host in (lab.gateway, lab.internet):
                     host.run(["ethtool", "-K", "external", "tx", "off"])

@@ -1,8 +1,8 @@
 //! What the fuzzers do with their bytes: one module and one function for each target.
 //!
 //! An input is a *script* ([`script::Script`]): arbitrary bytes that say what happens, in which order, to how much of
-//! which packet. The functions are called from two places: from `fuzz_targets/`, by libFuzzer under a nightly compiler
-//! (`make fuzz`), and from `engine/tests/fuzz_corpus.rs`, which replays the committed corpus with every `cargo test`.
+//! which packet. The functions are called from two places: from `fuzz_targets/`, by libFuzzer (`make fuzz`),
+//! and from `engine/tests/fuzz_corpus.rs`, which replays the committed corpus with every `cargo test`.
 //!
 //! Nothing here asks for more than "no panic" alone: each module's text says what else must hold.
 

@@ -1,4 +1,4 @@
-//! Hostile clients, hostile strangers and time against the NAT: `cargo +nightly fuzz run nat`.
+//! Hostile clients, hostile strangers and time against the NAT: `scripts/fuzz nat`.
 //!
 //! The input is a script. Packets in it are the fuzzer's own bytes, with lengths and checksums made right so that they
 //! get beyond the first check; sources are clients' on the inside, as the tunnel guarantees. Nothing may panic, a packet

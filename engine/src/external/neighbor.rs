@@ -470,6 +470,13 @@ mod tests {
         assert_eq!(answer(&mut cache, OTHER_MAC, at(11)), Ok(ROUTER));
         assert_eq!(cache.resolve(ROUTER, at(11)), Resolution::Known(OTHER_MAC));
 
+        // Nothing else was due for a minute: the doubt wakes the cache.
+        let mut cache = learnt();
+        poll(&mut cache, at(1));
+        assert_eq!(cache.next_wakeup(), Some(at(60)));
+        assert!(cache.receive(&announcement(OTHER_MAC), at(10)).is_err());
+        assert_eq!(cache.next_wakeup(), Some(at(10)));
+
         // Said too soon after the last answer, it is asked a little later.
         let mut cache = learnt();
         assert!(cache.receive(&announcement(OTHER_MAC), at(0)).is_err());

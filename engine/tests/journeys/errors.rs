@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tidegate_engine::drop_reason::DropReason;
+use tidegate_engine::nat::NatConfig;
 
 use super::flow::{Flow, HTTPS};
 use super::packets::*;
@@ -190,6 +191,38 @@ fn a_client_that_uses_up_the_ports_is_told_and_nobody_else_is_hurt() {
     world.pass(Duration::from_secs(301 + 121));
     world.send(2, &probe(2, 9_000));
     assert_eq!(world.take_one(2).data(), b"echo");
+}
+
+#[test]
+fn a_client_that_has_all_it_may_have_is_told() {
+    let config = NatConfig::default;
+    let (another_mapping, another_session) = ((5_001, 9), (5_000, 10));
+    // Each of the three clients has a mapping already, of the ping with which it came.
+    for (nat, (port, to), reason) in [
+        (
+            NatConfig { max_mappings_per_client: 2, ..config() },
+            another_mapping,
+            DropReason::ClientMappingLimit,
+        ),
+        (
+            NatConfig { max_new_mappings_per_second: 1, ..config() },
+            another_mapping,
+            DropReason::ClientMappingRate,
+        ),
+        (NatConfig { max_mappings: 3 + 1, ..config() }, another_mapping, DropReason::MappingsExhausted),
+        (NatConfig { max_sessions_per_mapping: 1, ..config() }, another_session, DropReason::SessionLimit),
+    ] {
+        let mut world = World::of(Plan { nat, ..Plan::default() }).connected();
+        world.pass(Duration::from_secs(2));
+        world.send(0, &Ip::udp(here(0), endpoint(SERVER, 9), b"one"));
+        world.take_one_outside();
+        world.send(0, &Ip::udp(endpoint(client_address(0), port), endpoint(SERVER, to), b"one more"));
+        let refusal = world.take_one(0);
+        assert_eq!((refusal.source, refusal.icmp()), (GATEWAY, (3, 13)), "{}", reason.name());
+        assert_eq!(refusal.quoted().from(), endpoint(client_address(0), port));
+        assert_eq!(world.drops(), [(reason.name(), 1)].into());
+        assert!(world.take_outside().is_empty());
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Published ports: from outside, and by way of the external address from inside (hairpinning, RFC 4787 REQ-9).
 
 use tidegate_engine::drop_reason::DropReason;
+use tidegate_engine::external::reservation::{Batch, PortProtocol, ReserveRequest};
 use tidegate_engine::messages::Command;
 use tidegate_engine::nat::{Endpoint, Proto, PublishError};
 use tidegate_engine::outbox::Crossing;
@@ -171,4 +172,28 @@ fn a_port_published_for_a_client_of_one_shard_is_not_lent_by_another() {
         })
         .collect();
     assert_eq!(world.publish(Proto::Udp, lent[0], service), Err(PublishError::PortInUse), "a mapping has it");
+}
+
+#[test]
+fn a_port_that_was_published_while_its_batch_was_under_way_is_lent_by_nobody() {
+    // Shard 0 has two ports, and a third is on its way when client 1, who lives on shard 1, publishes it.
+    let plan = Plan { shards: 2, port_range: (40_000, 40_003), ..Plan::default() };
+    let mut world = World::of(plan).connected();
+    world.publish(Proto::Udp, PORTS[0], endpoint(client_address(1), 53)).unwrap();
+    let request = ReserveRequest {
+        protocol: PortProtocol::Udp,
+        address: EXTERNAL,
+        shard: 0,
+        shards: 2,
+        ports: PORTS[0]..=PORTS[0],
+        count: 1,
+    };
+    world.tell(0, Command::Ports(Batch { request, ports: vec![PORTS[0]], shortage: None }));
+    let lent = |world: &mut World, port| {
+        world.send(0, &Ip::udp(endpoint(client_address(0), port), endpoint(SERVER, 9), b"query"));
+        world.take_outside().len()
+    };
+    assert_eq!([6_000, 6_001, 6_002, 6_003].map(|port| lent(&mut world, port)), [1, 1, 0, 0]);
+    world.arrive(&Ip::udp(endpoint(SERVER, 4_000), endpoint(EXTERNAL, PORTS[0]), b"query"));
+    assert_eq!(world.take_one(1).data(), b"query");
 }

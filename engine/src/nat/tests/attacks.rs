@@ -122,6 +122,8 @@ fn frag_needed_with_a_guessed_sequence_number_is_dropped() {
 fn an_error_about_a_flow_that_does_not_live_is_dropped() {
     let mut world = World::new();
     let external = connect(&mut world, CLIENT, SERVER);
+    // The client's mapping lives, and that number is in flight; but not towards that address.
+    world.send(tcp(at(CLIENT), at(SERVER), "PA", 101, 901, &[0; 1000])).unwrap();
     let quoted = tcp(external, at("192.0.2.1:443"), "PA", 101, 901, b"");
     let forged = icmp_error(3, 4, address("192.0.2.254"), EXTERNAL, 68, &quoted);
     assert_eq!(world.receive(forged), Err(DropReason::IcmpErrorUnmatched));
@@ -169,6 +171,22 @@ fn a_flood_of_syns_does_not_close_a_published_port() {
         assert!(world.receive(tcp(visitor, published, "PA", 2, 2, b"hi")).is_ok());
     }
     assert!(world.mapping(inner).unwrap().sessions <= 64);
+}
+
+#[test]
+fn the_hashes_are_keyed_so_that_nobody_can_choose_endpoints_that_collide() {
+    use std::hash::BuildHasher;
+    let bucket = |seed: u8| {
+        let nat = Nat::new(NatConfig::default(), &[EXTERNAL], ShardSlice::WHOLE, [seed; 32]);
+        move |endpoint: &u64| nat.table.hasher.hash_one(endpoint) % 256
+    };
+    // What somebody found to collide on a gateway of his own ...
+    let his = bucket(1);
+    let colliding: Vec<u64> = (0..100_000).filter(|endpoint| his(endpoint) == 0).collect();
+    assert!(colliding.len() > 300);
+    // ... is spread over the buckets of every other one.
+    let used: std::collections::HashSet<u64> = colliding.iter().map(bucket(2)).collect();
+    assert!(used.len() > 128, "{} buckets of 256", used.len());
 }
 
 #[test]

@@ -70,6 +70,21 @@ fn rfc_6864_each_shard_counts_in_its_own_part_of_the_numbers() {
 }
 
 #[test]
+fn rfc_6864_a_superpacket_takes_as_many_numbers_as_it_becomes_datagrams() {
+    let mut world = World::new();
+    let identification = |bytes: &[u8]| u16::from_be_bytes([bytes[4], bytes[5]]);
+    let before = identification(&world.send(udp(at(CLIENT), at(SERVER), b"")).unwrap());
+    let mut bytes = udp(at(CLIENT), at(SERVER), &[0; 2_500]);
+    let gso = crate::wire::Gso { kind: crate::wire::GsoKind::Udp4, segment_size: 1_000 };
+    let offload = Offload { gso: Some(gso), ..Offload::NONE };
+    let mut packet = Ipv4Packet::parse(&mut bytes, 0, offload).unwrap();
+    world.nat.translate_outbound(&mut packet, world.now).unwrap();
+    assert_eq!(identification(&bytes), before + 1);
+    let after = world.send(udp(at(CLIENT), at(SERVER), b"")).unwrap();
+    assert_eq!(identification(&after), before + 1 + 3);
+}
+
+#[test]
 fn other_protocols_are_dropped_with_a_reason() {
     let mut world = World::new();
     for protocol in [2, 41, 47, 50, 132] {

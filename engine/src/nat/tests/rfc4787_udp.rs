@@ -221,6 +221,19 @@ fn req_9a_a_hairpinned_datagram_shows_the_external_source() {
 }
 
 #[test]
+fn req_10_a_payload_that_names_addresses_is_left_alone() {
+    let mut world = World::new();
+    // As in a STUN answer, and as in FTP's PORT.
+    let inner = [&at(CLIENT).address.octets()[..], b"PORT 10,66,77,2,19,136\r\n10.66.77.2:5000"].concat();
+    let sent = world.send(udp(at(CLIENT), at(SERVER), &inner)).unwrap();
+    assert_eq!(sent[28..], inner);
+    let external = source(&sent);
+    let outer = [&external.address.octets()[..], &external.port.to_be_bytes(), b"203.0.113.1"].concat();
+    let received = world.receive(udp(at(SERVER), external, &outer)).unwrap();
+    assert_eq!(received[28..], outer);
+}
+
+#[test]
 fn req_11_the_mapping_stays_endpoint_independent_under_load() {
     let mut world = World::with_ports(NatConfig::default(), 10_000..10_050);
     let first = ask(&mut world, CLIENT, SERVER);

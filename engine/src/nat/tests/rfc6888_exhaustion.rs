@@ -59,13 +59,13 @@ fn a_shard_takes_its_part_of_the_bound() {
     let mut world = World { nat, now: Timestamp::from_secs(5) };
     for client in 2..7 {
         assert_eq!(open(&mut world, &format!("10.66.77.{client}"), 2_000).unwrap().port % 4, 1);
-        let ping = icmp(8, Ipv4Addr::new(10, 66, 77, client), at(SERVER).address, 1);
-        match world.send(ping) {
-            Ok(sent) => assert_eq!(source(&sent).port % 4, 1),
-            Err(reason) => assert_eq!(reason, DropReason::MappingsExhausted),
-        }
-        world.nat.remove_client(Ipv4Addr::new(10, 66, 77, client), world.now);
     }
+    // 20 divided by 4 shards: that was all, whatever the protocol.
+    assert_eq!(open(&mut world, "10.66.77.7", 2_000), Err(DropReason::MappingsExhausted));
+    let ping = |client| icmp(8, Ipv4Addr::new(10, 66, 77, client), at(SERVER).address, 1);
+    assert_eq!(world.send(ping(7)), Err(DropReason::MappingsExhausted));
+    world.nat.remove_client(address("10.66.77.2"), world.now);
+    assert_eq!(source(&world.send(ping(7)).unwrap()).port % 4, 1, "identifiers are divided, too");
 }
 
 #[test]
@@ -84,6 +84,22 @@ fn sessions_are_bounded_per_mapping_and_per_client() {
         assert_eq!(results[5], Err(DropReason::SessionLimit));
     }
     assert_eq!(tally, [5, 5, 2], "5 per mapping, and 4 times 3 in all");
+}
+
+#[test]
+fn sessions_are_bounded_in_all() {
+    let config = NatConfig { max_mappings: 3, max_mappings_per_client: 100, ..NatConfig::default() };
+    let mut world = World::with(config);
+    let mut talk = |client: &str, server: u16| {
+        world.send(udp(at(client), Endpoint::new(address("192.0.2.1"), server), b"")).map(drop)
+    };
+    // One client alone stays far below its own limit of 4 times 100.
+    for server in 0..12 {
+        assert_eq!(talk("10.66.77.2:2000", server), Ok(()));
+    }
+    assert_eq!(talk("10.66.77.2:2000", 12), Err(DropReason::SessionLimit), "4 times 3");
+    assert_eq!(talk("10.66.77.3:2000", 1), Err(DropReason::SessionLimit));
+    assert_eq!(talk("10.66.77.2:2000", 11), Ok(()), "those that are there go on");
 }
 
 #[test]
