@@ -187,6 +187,7 @@ fn a_port_that_was_published_while_its_batch_was_under_way_is_lent_by_nobody() {
         shards: 2,
         ports: PORTS[0]..=PORTS[0],
         count: 1,
+        returned: Vec::new(),
     };
     world.tell(0, Command::Ports(Batch { request, ports: vec![PORTS[0]], shortage: None }));
     let lent = |world: &mut World, port| {
