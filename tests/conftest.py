@@ -20,6 +20,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="end-to-end tests against wireguard-go and kernel NAT instead of Tidegate: a test of the tests",
     )
+    parser.addoption(
+        "--offloads-off",
+        action="store_true",
+        help="end-to-end tests with every offload of the gateway and of its own client switched off",
+    )
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

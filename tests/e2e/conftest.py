@@ -2,6 +2,7 @@
 
 By default Tidegate runs, as built in ``.venv/bin/tidegate``. With ``--reference``, wireguard-go and kernel NAT run in
 its place: what any VPN must do is green then, and what only Tidegate does is red. So the tests themselves are tested.
+With ``--offloads-off``, every offload of the gateway and of its own client is off, and the same must be true.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from tidegate.lab.stacks import (
     WireguardGoGateway,
 )
 from tidegate.lab.topology import INTERNET, Lab, Namespace
+
+from .plain_client import GATEWAY_WITHOUT, PlainTidegateClient
 
 # Another user, who may read the working tree wherever it lies, and nothing else that root may.
 AS_NOBODY = (
@@ -64,6 +67,7 @@ class World:
     lab: Lab
     gateway: Gateway
     reference: bool
+    offloads: bool = True
 
     @property
     def tidegate(self) -> TidegateGateway:
@@ -75,6 +79,8 @@ class World:
     def connect(self, host: Namespace, kind: ClientKind | None = None, name: str | None = None) -> Client:
         """Registers a peer and connects it from `host`; by default with the gateway's own kind of client."""
         kind = kind or (WireguardGoClient if self.reference else TidegateClient)
+        if kind is TidegateClient and not self.offloads:
+            kind = PlainTidegateClient
         client = kind(host, self.gateway.add_peer(name or host.role))
         client.start()
         return client
@@ -96,16 +102,22 @@ def make_world(request: pytest.FixtureRequest) -> Iterator[MakeWorld]:
             external_tx: bool = True,
             more_addresses: Sequence[str] = (),
             config: str | None = None,
+            offloads: bool = True,
+            prepare: Callable[[Lab], None] = lambda _: None,
         ) -> World:
+            offloads = offloads and not request.config.getoption("--offloads-off")
+            if not offloads and "[offloads]" not in (config or ""):
+                config = (config or "") + GATEWAY_WITHOUT
             lab = stack.enter_context(Lab(clients=clients, beyond_mtu=beyond_mtu))
             for address in more_addresses:
                 lab.gateway.ip(f"address add {address}/24 dev external")
             if not external_tx:
                 for host in (lab.gateway, lab.internet):
                     host.run(["ethtool", "-K", "external", "tx", "off"])
+            prepare(lab)
             start_services(lab)
             gateway = WireguardGoGateway(lab) if reference else TidegateGateway(lab, config=config)
-            world = World(lab, gateway, reference)
+            world = World(lab, gateway, reference, offloads)
             worlds = request.node.stash.setdefault(_WORLDS, [])
             worlds.append(world)
             stack.callback(worlds.remove, world)

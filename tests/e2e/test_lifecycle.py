@@ -7,8 +7,10 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -45,6 +47,12 @@ def under_traffic(lab: Lab) -> Process:
     flowing = ["ss", "-Htn", "state", "established", f"dst {INTERNET}"]
     wait_until(lambda: len(lab.client.run(flowing).stdout.splitlines()) > 2, "traffic to flow")
     return process
+
+
+def wakings(process: Process) -> int:
+    """How often the threads of a process have been woken from a wait (proc_pid_status(5))."""
+    statuses = [path.read_text() for path in Path(f"/proc/{process.pid}/task").glob("*/status")]
+    return sum(int(count) for text in statuses for count in re.findall(r"^voluntary_\w+:\t(\d+)", text, re.M))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
@@ -158,11 +166,16 @@ def test_an_idle_gateway_uses_no_cpu_with_peers_connected(lab: Lab, scale: Scale
     checks.download(lab.client, f"http://{INTERNET}/blob/idle/1000000")  # mappings exist, timers are set
     pause(3.0)  # what follows a transfer (delayed ACKs, FIN, keepalive) is no idling
     before = gateway.process.cpu_seconds(), client.process.cpu_seconds()
+    woken = wakings(gateway.process), wakings(client.process)
     pause(scale.idle_seconds)
+    woken = wakings(gateway.process) - woken[0], wakings(client.process) - woken[1]
     used = gateway.process.cpu_seconds() - before[0], client.process.cpu_seconds() - before[1]
     one_tick = 0.01
     assert used[0] <= one_tick, f"the gateway used {used[0]:.2f} s of {scale.idle_seconds:g} s"
     assert used[1] <= one_tick, f"the client used {used[1]:.2f} s of {scale.idle_seconds:g} s"
+    # No device is read, no timer looks around: what is left is a keepalive, and a mapping that expires.
+    print(f"woken {woken[0]} and {woken[1]} times in {scale.idle_seconds:g} s")
+    assert max(woken) < scale.idle_seconds, f"gateway and client were woken {woken} times"
     gateway.stop()
 
 

@@ -113,8 +113,8 @@ fn capricious(way: Way, flow: &Flow, data: &[u8], seed: u64) -> Vec<Ip> {
             Way::Up => flow.segment_up(ACK | oddity, chunk),
             Way::Down => flow.segment_down(ACK | oddity, chunk),
         };
-        if oddity & URG != 0 {
-            put(&mut segment.body, 18, 1); // the urgent pointer
+        if oddity & URG != 0 || random.chance(3) {
+            put(&mut segment.body, 18, 1); // the urgent pointer, which means nothing without URG
         }
         if random.chance(5) {
             put(&mut segment.body, 14, random.below(65_536) as u16); // another window
