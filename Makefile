@@ -10,7 +10,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 
 FUZZ_SECONDS ?= 60
 
-.PHONY: help build demo guard test test-rust test-python check format bench fuzz lock clean
+.PHONY: help build demo guard test test-rust test-python check format bench fuzz mutants lock clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -53,6 +53,9 @@ fuzz: ## arbitrary bytes against every parser, FUZZ_SECONDS (60) each (fetches c
 	@cargo fuzz --version >/dev/null 2>&1 || cargo install cargo-fuzz --locked || \
 	    { echo "make fuzz needs cargo-fuzz, and could not install it: see above"; exit 1; }
 	@scripts/fuzz --seconds $(FUZZ_SECONDS)
+
+mutants: build ## breaks each behaviour of docs/nat.md once, and expects its tests to fail (root; some minutes)
+	@$(AS_ROOT) $(VENV)/bin/python scripts/mutants
 
 lock: build ## requirements.lock anew, from pyproject.toml
 	$(VENV)/bin/pip install --quiet pip-tools
