@@ -115,6 +115,20 @@ impl PortReservation {
         (ports, None)
     }
 
+    /// How many of `count` ports a shard may have. When the budget runs low, a shard with more than its part of it leaves
+    /// the rest to the others: else the clients of one would take the ports of all.
+    fn room(&self, shard: u8, shards: u8, count: usize) -> usize {
+        let free = self.budget.saturating_sub(self.sockets.len());
+        let kept = self.budget / KEPT_PART;
+        if shards <= 1 || free >= kept + count {
+            return count;
+        }
+        let (shard, shards) = (u16::from(shard), u16::from(shards));
+        let held = self.sockets.keys().filter(|(_, port)| port.port() % shards == shard).count();
+        let part = self.budget / usize::from(shards);
+        count.min(free.saturating_sub(kept).max(part.saturating_sub(held)))
+    }
+
     /// Reserves one port.
     ///
     /// # Errors
@@ -218,6 +232,8 @@ pub fn silence_protocol(protocol: u8, address: Ipv4Addr) -> io::Result<OwnedFd> 
     Ok(socket)
 }
 
+/// This part of the budget is kept for shards that have less than their part of it.
+const KEPT_PART: usize = 8;
 /// asm-generic/socket.h
 const SO_LOCK_FILTER: libc::c_int = 44;
 

@@ -238,6 +238,7 @@ impl Gateway {
             DropReason::PortsExhausted
             | DropReason::MappingsExhausted
             | DropReason::ClientMappingLimit
+            | DropReason::ClientShare
             | DropReason::ClientMappingRate
             | DropReason::SessionLimit
             | DropReason::UnsupportedProtocol => IcmpErrorKind::AdminProhibited,

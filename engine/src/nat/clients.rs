@@ -13,8 +13,9 @@ use slab::Slab;
 /// A client with at least one mapping.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Client {
-    /// How many mappings it has.
+    /// How many mappings it has, and how many of each protocol.
     pub mappings: u32,
+    pub by_protocol: [u32; 3],
     /// Those of them that are in use.
     pub live: MappingList,
     /// Those whose TCP connections are all closed: they make room when room is needed. The first closed first.
@@ -31,6 +32,7 @@ impl Client {
     pub(super) fn new(external: Ipv4Addr) -> Self {
         Self {
             mappings: 0,
+            by_protocol: [0; 3],
             live: MappingList::EMPTY,
             closed: MappingList::EMPTY,
             sessions: 0,
@@ -135,8 +137,9 @@ impl Clients {
 
     /// Enters a mapping as the newest of its client; `client` is what the client's record shall be.
     pub(super) fn add_mapping(&mut self, mut client: Client, id: u32, mappings: &mut Slab<Mapping>) {
+        let Mapping { protocol, internal, .. } = mappings[id as usize];
         client.mappings += 1;
-        let Mapping { internal, .. } = mappings[id as usize];
+        client.by_protocol[protocol.index()] += 1;
         client.live.push(id, mappings);
         self.0.insert(internal.address, client);
     }
@@ -157,6 +160,7 @@ impl Clients {
         let Some(client) = self.0.get_mut(&mapping.internal.address) else { return };
         client.list_of(mapping).unlink(mapping, mappings);
         client.mappings -= 1;
+        client.by_protocol[mapping.protocol.index()] -= 1;
         if client.mappings == 0 {
             self.0.remove(&mapping.internal.address);
         }

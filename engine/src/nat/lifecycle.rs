@@ -153,9 +153,10 @@ impl Nat {
         if !self.pools.contains(client.external) {
             client.external = self.home_of(internal.address).ok_or(DropReason::PortsExhausted)?;
         }
+        let has_its_share = self.has_its_share(&client, protocol);
         let (port, kind) = self
-            .draw_port(protocol, client.external, internal, remote, now)
-            .ok_or(DropReason::PortsExhausted)?;
+            .draw_port(protocol, client.external, internal, remote, has_its_share, now)
+            .ok_or(if has_its_share { DropReason::ClientShare } else { DropReason::PortsExhausted })?;
         // Drawing may have reclaimed a mapping of this client's: its record is to be read again.
         let client = match self.clients.get(internal.address) {
             Some(current) => Client { pace: client.pace, external: client.external, ..*current },
@@ -204,7 +205,14 @@ impl Nat {
         self.pools.address(index as usize)
     }
 
-    /// A port for a new mapping: a free one; else, for TCP, that of a closed connection of the same client; else, if no
+    /// Whether ports run low, and the client has more of them than there would be for each, were there one client more.
+    fn has_its_share(&self, client: &Client, protocol: Proto) -> bool {
+        let share = || self.pools.owned(protocol) / (self.clients.len() + 1);
+        self.pools.runs_low(protocol, client.external)
+            && client.by_protocol[protocol.index()] as usize > share()
+    }
+
+    /// A port for a new mapping: a free one, unless the client has its share of them; else, for TCP, that of a closed connection of the same client; else, if no
     /// more ports will come, one that is in use, but not towards `remote` (RFC 7857 §3).
     fn draw_port(
         &mut self,
@@ -212,14 +220,17 @@ impl Nat {
         address: Ipv4Addr,
         internal: Endpoint,
         remote: Endpoint,
+        has_its_share: bool,
         now: Timestamp,
     ) -> Option<(u16, Kind)> {
         let class = match protocol {
             Proto::Icmp => PortClass::Unprivileged, // identifiers have no classes
             Proto::Tcp | Proto::Udp => PortClass::of(internal.port),
         };
-        if let Some(port) = self.pools.draw(protocol, address, class, &mut self.random) {
-            return Some((port, Kind::Drawn));
+        if !has_its_share {
+            if let Some(port) = self.pools.draw(protocol, address, class, &mut self.random) {
+                return Some((port, Kind::Drawn));
+            }
         }
         if protocol != Proto::Tcp {
             return None;

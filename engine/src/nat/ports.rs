@@ -24,6 +24,10 @@ pub(super) const REST: Duration = Duration::from_secs(120);
 /// A pool with fewer free ports than this asks for more: a tenth of a second's worth for a client that opens 2,000
 /// connections per second, which the reserver needs on a busy machine.
 const LOW_WATER: usize = 224;
+/// When no more than this part of a pool's ports is free, and no more will come, they are for clients with few mappings.
+const KEPT_PART: usize = 8;
+/// Of a smaller pool nothing is kept.
+const SMALLEST_TO_KEEP_OF: usize = 1024;
 /// How many ports are looked at for one that may be shared.
 const SHARING_ATTEMPTS: usize = 32;
 
@@ -198,6 +202,22 @@ impl Pools {
         self.pool(protocol, address).map_or(0, |pool| pool.free(class).len())
     }
 
+    /// Whether the unprivileged ports that are left are to be kept for clients that have few.
+    pub(super) fn runs_low(&self, protocol: Proto, address: Ipv4Addr) -> bool {
+        let is_low = |pool: &Pool| {
+            let owned = pool.owned.len();
+            owned >= SMALLEST_TO_KEEP_OF && pool.unprivileged.len() <= owned / KEPT_PART
+        };
+        protocol != Proto::Icmp
+            && !self.more_to_come(protocol)
+            && self.pool(protocol, address).is_some_and(is_low)
+    }
+
+    /// How many ports are ours, of all addresses together.
+    pub(super) fn owned(&self, protocol: Proto) -> usize {
+        self.addresses.iter().map(|address| address.pools[protocol.index()].owned.len()).sum()
+    }
+
     /// How many ports rest.
     pub(super) fn resting(&self) -> usize {
         self.resting.len()
@@ -346,34 +366,43 @@ impl Pool {
 
 /// A set of ports: one bit each.
 #[derive(Debug)]
-struct PortSet(Box<[u64; 1024]>);
+struct PortSet {
+    bits: Box<[u64; 1024]>,
+    len: usize,
+}
 
 impl Default for PortSet {
     fn default() -> Self {
-        Self(Box::new([0; 1024]))
+        Self { bits: Box::new([0; 1024]), len: 0 }
     }
 }
 
 impl PortSet {
+    fn len(&self) -> usize {
+        self.len
+    }
+
     fn contains(&self, port: u16) -> bool {
-        self.0[usize::from(port / 64)] & (1 << (port % 64)) != 0
+        self.bits[usize::from(port / 64)] & (1 << (port % 64)) != 0
     }
 
     /// True if it was not in the set before.
     fn insert(&mut self, port: u16) -> bool {
         let new = !self.contains(port);
-        self.0[usize::from(port / 64)] |= 1 << (port % 64);
+        self.bits[usize::from(port / 64)] |= 1 << (port % 64);
+        self.len += usize::from(new);
         new
     }
 
     fn remove(&mut self, port: u16) {
-        self.0[usize::from(port / 64)] &= !(1 << (port % 64));
+        self.len -= usize::from(self.contains(port));
+        self.bits[usize::from(port / 64)] &= !(1 << (port % 64));
     }
 
     /// The ports of the set, from the word of `start` on and once around.
     fn from(&self, start: u16) -> impl Iterator<Item = u16> + '_ {
         (0..1024u16).map(move |step| (start / 64 + step) % 1024).flat_map(move |index| {
-            let mut word = self.0[usize::from(index)];
+            let mut word = self.bits[usize::from(index)];
             std::iter::from_fn(move || {
                 let bit = word.trailing_zeros();
                 word &= word.checked_sub(1)?;

@@ -23,12 +23,13 @@ const MAX_MAPPINGS: usize = 16;
 const MAX_MAPPINGS_PER_CLIENT: usize = 10;
 const PORTS: (u16, u16) = (40_000, 40_015);
 /// What no walk here comes to: it takes floods, or a kernel.
-const OUT_OF_REACH: [DropReason; 11] = [
+const OUT_OF_REACH: [DropReason; 12] = [
     DropReason::CookieRequired,
     DropReason::HandshakeRateLimited,
     DropReason::NoRandomness,
     DropReason::NoRoute,
     DropReason::ClientMappingRate,
+    DropReason::ClientShare,
     DropReason::PortHeldByHost,
     DropReason::FragmentLimit,
     DropReason::QueueFull,

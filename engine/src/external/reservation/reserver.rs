@@ -158,8 +158,10 @@ fn work(mut reservation: PortReservation, commands: &Receiver<Command>, mut deli
                     continue; // nobody waits for an answer
                 }
                 let candidates = Candidates::new(&request, &ownership);
+                let room = reservation.room(request.shard, request.shards, request.count);
                 let (ports, shortage) =
-                    reservation.reserve(request.protocol, request.address, candidates, request.count);
+                    reservation.reserve(request.protocol, request.address, candidates, room);
+                let shortage = shortage.or_else(|| (room < request.count).then_some(Shortage::Descriptors));
                 deliver(Batch { request, ports, shortage });
             }
             Command::Claim(protocol, port, reply) => {
@@ -212,6 +214,9 @@ mod tests {
 
     const HERE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 78);
 
+    /// Where no other test reserves ports of these ranges.
+    const ALONE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 80);
+
     fn request(shard: u8, count: usize) -> ReserveRequest {
         ReserveRequest {
             protocol: PortProtocol::Udp,
@@ -254,19 +259,37 @@ mod tests {
         let reserver =
             Reserver::start(PortReservation::new(1000), move |batch| sender.send(batch).unwrap()).unwrap();
         let handle = reserver.handle();
-        handle.request(request(0, 100)).unwrap();
+        let request = |count| ReserveRequest { address: ALONE, ..request(0, count) };
+        handle.request(request(100)).unwrap();
         let returned = batches.recv_timeout(Duration::from_secs(10)).unwrap().ports;
-        let port = SocketAddrV4::new(HERE, returned[7]);
+        let port = SocketAddrV4::new(ALONE, returned[7]);
         std::net::UdpSocket::bind(port).unwrap_err();
-        handle.request(ReserveRequest { returned, ..request(0, 0) }).unwrap();
+        handle.request(ReserveRequest { returned, ..request(0) }).unwrap();
         // The next answer is to the next wish: all hundred are to be had once more.
-        handle.request(request(0, 1)).unwrap();
+        handle.request(request(1)).unwrap();
         let again = batches.recv_timeout(Duration::from_secs(10)).unwrap();
         assert_eq!((again.request.count, again.ports.len()), (1, 1));
         assert_eq!(reserver.ownership().count(PortProtocol::Udp), 1);
         if again.ports != [port.port()] {
             drop(std::net::UdpSocket::bind(port).unwrap());
         }
+    }
+
+    #[test]
+    fn a_shard_that_took_most_of_the_budget_leaves_some_to_the_others() {
+        let (sender, batches) = channel();
+        let reserver =
+            Reserver::start(PortReservation::new(160), move |batch| sender.send(batch).unwrap()).unwrap();
+        let ask = |shard| {
+            let wish = ReserveRequest { address: ALONE, ports: 61_600..=62_399, ..request(shard, 100) };
+            reserver.handle().request(wish).unwrap();
+            let batch = batches.recv_timeout(Duration::from_secs(10)).unwrap();
+            (batch.ports.len(), matches!(batch.shortage, Some(Shortage::Descriptors)))
+        };
+        assert_eq!(ask(0), (100, false), "while there is enough, one may have more than its part");
+        assert_eq!(ask(0), (40, true), "but not the last eighth");
+        assert_eq!(ask(0), (0, true));
+        assert_eq!(ask(1), (20, true), "which is for those that have little");
     }
 
     #[test]

@@ -227,3 +227,49 @@ fn no_bytes_whatsoever_make_the_nat_panic() {
         }
     });
 }
+
+#[test]
+fn two_clients_that_take_all_they_can_get_leave_ports_for_a_third() {
+    for protocol in [Proto::Udp, Proto::Tcp] {
+        let mut world = World::new(); // 2,000 ports of each protocol, and no more to come
+        let open = |world: &mut World, client: u8, n: u16| {
+            let internal = Endpoint::new(Ipv4Addr::new(10, 66, 77, client), 2_000 + n);
+            match protocol {
+                Proto::Udp => world.send(udp(internal, at(SERVER), b"")),
+                _ => world.send(tcp(internal, at(SERVER), "S", 1, 0, b"")),
+            }
+        };
+        let mut refused = 0;
+        for n in 0..1_500 {
+            for client in [2, 3] {
+                match open(&mut world, client, n) {
+                    Ok(_) => {}
+                    Err(DropReason::ClientShare) => refused += 1,
+                    Err(reason) => panic!("{reason:?}"),
+                }
+            }
+            world.now = world.now + Duration::from_millis(1);
+        }
+        assert_eq!(refused, 3_000 - 1_750, "{protocol:?}: an eighth of the ports is left");
+        assert_eq!(world.nat.free_ports(protocol, EXTERNAL, PortClass::Unprivileged), 250);
+        for n in 0..250 {
+            assert!(open(&mut world, 4, n).is_ok(), "{protocol:?}: the third client's {n}th");
+        }
+        assert_eq!(
+            open(&mut world, 4, 250),
+            Err(DropReason::PortsExhausted),
+            "{protocol:?}: there are no more"
+        );
+    }
+}
+
+#[test]
+fn a_client_that_has_its_share_of_tcp_ports_shares_ports_towards_other_destinations() {
+    let mut world = World::new();
+    for n in 0..1_900u16 {
+        let server = Endpoint::new(Ipv4Addr::new(198, 51, 100, 9), 1_000 + n);
+        let internal = Endpoint::new(Ipv4Addr::new(10, 66, 77, 2), 2_000 + n);
+        assert!(world.send(tcp(internal, server, "S", 1, 0, b"")).is_ok(), "{n}");
+    }
+    assert_eq!(world.nat.free_ports(Proto::Tcp, EXTERNAL, PortClass::Unprivileged), 250, "for others");
+}
