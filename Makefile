@@ -45,7 +45,7 @@ format: build ## writes what `check` wants to read
 	$(VENV)/bin/ruff format .
 	cargo fmt
 
-bench: ## Tidegate beside the kernel, wireguard-go and OpenVPN (root; half an hour)
+bench: ## Tidegate beside the kernel, wireguard-go, boringtun, OpenVPN and SoftEther (root; 35 minutes)
 	@scripts/bootstrap all --bench
 	$(AS_ROOT) $(VENV)/bin/python -m tidegate.lab.bench --output docs/benchmark
 
@@ -57,10 +57,12 @@ fuzz: ## arbitrary bytes against every parser, FUZZ_SECONDS (60) each (fetches c
 mutants: build ## breaks each behaviour of docs/nat.md once, and expects its tests to fail (root; some minutes)
 	@$(AS_ROOT) $(VENV)/bin/python scripts/mutants
 
-lock: build ## requirements.lock anew, from pyproject.toml
+lock: build ## requirements.lock and requirements-bench.lock anew, from pyproject.toml
 	$(VENV)/bin/pip install --quiet pip-tools
 	$(VENV)/bin/pip-compile --quiet --strip-extras --extra dev --generate-hashes --allow-unsafe \
 	    --no-emit-find-links --no-emit-index-url --output-file requirements.lock pyproject.toml
+	$(VENV)/bin/pip-compile --quiet --strip-extras --extra dev --extra plot --generate-hashes --allow-unsafe \
+	    --constraint requirements.lock --no-emit-find-links --no-emit-index-url --output-file requirements-bench.lock pyproject.toml
 
 clean: ## what was built, and leftovers of killed labs
 	-$(AS_ROOT) $(VENV)/bin/python -c 'from tidegate.lab.topology import remove_leftovers; remove_leftovers()'

@@ -29,6 +29,9 @@ def connect(
         bool, typer.Option("--dns/--no-dns", help="Whether to use the profile's DNS servers.")
     ] = True,
     routes: Annotated[bool, typer.Option("--routes/--no-routes", help="Whether to route AllowedIPs.")] = True,
+    offloads: Annotated[
+        bool, typer.Option("--offloads/--no-offloads", help="Whether to try the kernel's offloads.")
+    ] = True,
     json: JsonOption = False,
 ) -> int:
     """Connect this machine to a gateway, until Ctrl-C."""
@@ -63,7 +66,7 @@ def connect(
         runtime.engine(),
         runtime.client_host(),
         tun_name=interface,
-        offloads=OffloadSettings(),
+        offloads=OffloadSettings() if offloads else OffloadSettings.none(),
         use_dns=dns,
         use_routes=routes,
         report=report,

@@ -2,120 +2,32 @@
 
 Every variant stands in a lab of its own, all at the same time, idle but for the one that is being measured. The rounds
 are interleaved (every variant once, then again), because a machine's mood changes more between minutes than variants
-differ. Reported are the median and the spread of at least five rounds, and the ratio to the plain kernel.
+differ. Reported are the median and the spread of at least five rounds, the ratios to the plain kernel and to
+wireguard-go, and what that makes of the goals.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import shutil
-import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tidegate.lab import shortserver
-from tidegate.lab.openvpn import OpenVpnClient, OpenVpnGateway
+from tidegate.lab import crowd, report, shortserver
+from tidegate.lab.figures import Results, Series
 from tidegate.lab.processes import CommandError
 from tidegate.lab.services import start_services
-from tidegate.lab.stacks import (
-    Client,
-    Gateway,
-    KernelGateway,
-    TidegateClient,
-    TidegateGateway,
-    WireguardGoClient,
-    WireguardGoGateway,
-)
-from tidegate.lab.topology import INTERNET, Lab, LabError, Namespace
+from tidegate.lab.topology import INTERNET, Lab, LabError
+from tidegate.lab.variants import TIDEGATE, Variant, chosen_variants
 from tidegate.lab.waiting import WaitTimeoutError
 from tidegate.lab.workloads import WORKLOADS, Rig, Workload
 
-# The limits that protect a gateway from one client are not what is measured here.
-_SETTINGS = """
-[nat]
-max_new_mappings_per_second = 100000
-max_mappings_per_client = 65536
-"""
 LEAST_ROUNDS = 5
-_SPREAD_QUARTILES = 4
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One way from a client to the internet."""
-
-    name: str
-    gateway: Callable[[Lab], Gateway] | None
-    """None: the kernel alone."""
-    client: Callable[[Namespace, Path], Client] | None = None
-    needs: Sequence[str] = ()
-    """Commands that must be installed."""
-
-    def set_up(self, lab: Lab) -> Rig:
-        """Starts it in a lab that has its services."""
-        if self.gateway is None or self.client is None:
-            KernelGateway(lab).start()
-            return Rig(lab, None)
-        gateway = self.gateway(lab)
-        gateway.start()
-        for host in lab.clients:
-            self.client(host, gateway.add_peer(host.role)).start()
-        return Rig(lab, gateway.process)
-
-
-KERNEL = "kernel forwarding + masquerade"
-VARIANTS = [
-    Variant(KERNEL, None),
-    Variant("Tidegate", lambda lab: TidegateGateway(lab, config=_SETTINGS), TidegateClient),
-    Variant(
-        "Tidegate, AES-256-GCM",
-        lambda lab: TidegateGateway(lab, config=_SETTINGS, cipher="aes-256-gcm"),
-        TidegateClient,
-    ),
-    Variant(
-        "Tidegate, wireguard-go as client",
-        lambda lab: TidegateGateway(lab, config=_SETTINGS),
-        WireguardGoClient,
-        ("wireguard-go", "wg"),
-    ),
-    Variant("wireguard-go + kernel NAT", WireguardGoGateway, WireguardGoClient, ("wireguard-go", "wg")),
-    Variant("OpenVPN + kernel NAT", OpenVpnGateway, OpenVpnClient, ("openvpn", "openssl")),
-]
-
-
-@dataclass
-class Series:
-    """The figures of one workload with one variant."""
-
-    values: list[float] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-
-    @property
-    def median(self) -> float | None:
-        return statistics.median(self.values) if self.values else None
-
-    @property
-    def spread(self) -> tuple[float, float] | None:
-        """The first and third quartile."""
-        if len(self.values) < _SPREAD_QUARTILES:
-            return (min(self.values), max(self.values)) if self.values else None
-        first, _, third = statistics.quantiles(self.values, n=_SPREAD_QUARTILES)
-        return first, third
-
-
-Results = dict[str, dict[str, Series]]
-"""Workload, then variant."""
 
 
 def run_bench(
@@ -133,12 +45,12 @@ def run_bench(
     ``benchmark.png``.
     """
     console = Console(stderr=json_output)
-    chosen = [v for v in VARIANTS if _chosen(v.name, variants)]
-    for variant in list(chosen):
-        if missing := [command for command in variant.needs if shutil.which(command) is None]:
-            console.print(f"[yellow]left out:[/] {variant.name} ({', '.join(missing)} not installed)")
-            chosen.remove(variant)
     tasks = [w for w in WORKLOADS if _chosen(w.name, workloads)]
+    chosen, left_out = _possible(chosen_variants(variants), tasks)
+    if left_out:
+        console.print(
+            f"[yellow]left out, {len(left_out)}:[/] {'; '.join(left_out)}. `make bench` installs it"
+        )
     try:
         results = _measure(console, chosen, tasks, rounds)
     except KeyboardInterrupt:
@@ -147,12 +59,13 @@ def run_bench(
     except LabError as error:
         console.print(f"[red]The benchmark cannot run here:[/] {error}")
         return 1
-    report = _report(results, rounds)
-    console.print(_table(results, [variant.name for variant in chosen]))
+    console.print(report.as_table(results, [variant.name for variant in chosen]))
+    if (goals := report.goals_table(results)) is not None:
+        console.print(goals)
     if json_output:
-        sys.stdout.write(json.dumps(report, indent=2) + "\n")
+        sys.stdout.write(json.dumps(report.as_json(results, rounds), indent=2) + "\n")
     if output is not None:
-        _write(output, report, results, console)
+        _write(output, results, rounds, console)
     failures = [
         error for by_variant in results.values() for series in by_variant.values() for error in series.errors
     ]
@@ -165,37 +78,59 @@ def _chosen(name: str, parts: Sequence[str]) -> bool:
     return not parts or any(part.lower() in name.lower() for part in parts)
 
 
+def _possible(variants: list[Variant], tasks: list[Workload]) -> tuple[list[Variant], list[str]]:
+    """The variants that can be measured here, and a word on each thing that cannot; takes the latter out of both."""
+    left_out = [
+        f"{v.name} ({', '.join(missing)} not installed)" for v in variants if (missing := v.missing())
+    ]
+    if not crowd.COMMAND.exists():
+        crowds = [task for task in tasks if task.own_lab]
+        left_out += [f"{task.name} ({crowd.COMMAND.name} not built)" for task in crowds]
+        tasks[:] = [task for task in tasks if task not in crowds]
+    return [variant for variant in variants if not variant.missing()], left_out
+
+
+def _measured(workload: Workload, variant: Variant) -> bool:
+    return variant.name == TIDEGATE if workload.own_lab else variant.measured_with(workload.name)
+
+
 def _measure(console: Console, variants: list[Variant], workloads: list[Workload], rounds: int) -> Results:
-    results: Results = {w.name: {v.name: Series() for v in variants} for w in workloads}
-    with ExitStack() as labs, Progress(console=console) as progress:
-        sizes = sorted({workload.clients for workload in workloads})
-        setting_up = progress.add_task("setting up", total=len(variants) * len(sizes))
+    pairs = [(w, v) for w in workloads for v in variants if _measured(w, v)]
+    results: Results = {w.name: {v.name: Series() for of, v in pairs if of is w} for w in workloads}
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    with ExitStack() as labs, Progress(*columns, TimeElapsedColumn(), console=console) as progress:
+        needed = dict.fromkeys((v.name, w.clients) for w, v in pairs if not w.own_lab)
+        setting_up = progress.add_task("setting up", total=len(needed))
         rigs: dict[tuple[str, int], Rig] = {}
-        for variant in variants:
-            for clients in sizes:
-                lab = labs.enter_context(Lab(clients=clients))
-                start_services(lab)
-                short = [sys.executable, "-m", shortserver.__name__, INTERNET]
-                lab.internet.popen(short, name="shortserver").wait_for(shortserver.READY)
-                rigs[variant.name, clients] = variant.set_up(lab)
-                progress.advance(setting_up)
-        measuring = progress.add_task("measuring", total=rounds * len(workloads) * len(variants))
+        by_name = {variant.name: variant for variant in variants}
+        for name, clients in needed:
+            lab = labs.enter_context(Lab(clients=clients))
+            start_services(lab)
+            short = [sys.executable, "-m", shortserver.__name__, INTERNET]
+            lab.internet.popen(short, name="shortserver").wait_for(shortserver.READY)
+            try:
+                rigs[name, clients] = by_name[name].set_up(lab)
+            except (CommandError, WaitTimeoutError) as failure:
+                cannot = [(w, v) for w, v in pairs if v.name == name and w.clients == clients and not w.own_lab]
+                for workload, variant in cannot:
+                    results[workload.name][name].errors.append(f"{name} cannot be set up: {failure}")
+                    pairs.remove((workload, variant))
+            progress.advance(setting_up)
+        measuring = progress.add_task("measuring", total=rounds * len(pairs))
         for number in range(rounds):
-            for workload in workloads:
-                for variant in variants:
-                    progress.update(
-                        measuring,
-                        description=f"round {number + 1} of {rounds}: {workload.name}, {variant.name}",
-                    )
-                    _once(rigs[variant.name, workload.clients], workload, variant, results)
-                    progress.advance(measuring)
+            for workload, variant in pairs:
+                at = f"round {number + 1} of {rounds}: {workload.name}, {variant.name}"
+                progress.update(measuring, description=at)
+                _once(rigs.get((variant.name, workload.clients)), workload, variant, results)
+                progress.advance(measuring)
+            console.print(f"round {number + 1} of {rounds} is done")
     return results
 
 
-def _once(rig: Rig, workload: Workload, variant: Variant, results: Results) -> None:
+def _once(rig: Rig | None, workload: Workload, variant: Variant, results: Results) -> None:
     series = results[workload.name][variant.name]
     try:
-        value = workload.measure(rig)
+        value = workload.once(rig)
     except (CommandError, WaitTimeoutError, OSError, ValueError, ArithmeticError) as failure:
         series.errors.append(f"{workload.name}, {variant.name}: {failure}")
     else:
@@ -203,121 +138,15 @@ def _once(rig: Rig, workload: Workload, variant: Variant, results: Results) -> N
             series.values.append(value)
 
 
-def _report(results: Results, rounds: int) -> dict[str, Any]:
-    units = {workload.name: workload for workload in WORKLOADS}
-    figures = [
-        {
-            "workload": workload,
-            "unit": units[workload].unit,
-            "better": units[workload].better,
-            "variant": variant,
-            "median": series.median,
-            "quartiles": series.spread,
-            "to_kernel": _ratio(series, by_variant.get(KERNEL)),
-            "values": series.values,
-            "errors": series.errors,
-        }
-        for workload, by_variant in results.items()
-        for variant, series in by_variant.items()
-    ]
-    machine = {
-        "kernel": platform.release(),
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "cpu": _cpu(),
-    }
-    return {"machine": machine, "rounds": rounds, "figures": figures}
-
-
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
-
-
-def _ratio(series: Series, limit: Series | None) -> float | None:
-    if limit is None or not limit.median or series.median is None:
-        return None
-    return series.median / limit.median
-
-
-def _table(results: Results, variants: list[str]) -> Table:
-    table = Table(title="Medians (quartiles), and the ratio to the plain kernel")
-    table.add_column("workload")
-    for variant in variants:
-        table.add_column(variant, justify="right")
-    units = {workload.name: workload.unit for workload in WORKLOADS}
-    for workload, by_variant in results.items():
-        cells = [_cell(by_variant[variant], by_variant.get(KERNEL)) for variant in variants]
-        table.add_row(f"{workload} [{units[workload]}]".replace("[", "\\["), *cells)
-    return table
-
-
-def _cell(series: Series, limit: Series | None) -> str:
-    if series.median is None or series.spread is None:
-        return "failed" if series.errors else "–"
-    low, high = series.spread
-    ratio = _ratio(series, limit)
-    return f"{_figure(series.median)} ({_figure(low)}–{_figure(high)})" + (f" ×{ratio:.2f}" if ratio else "")
-
-
-def _figure(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _write(folder: Path, report: dict[str, Any], results: Results, console: Console) -> None:
+def _write(folder: Path, results: Results, rounds: int, console: Console) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "benchmark.json").write_text(json.dumps(report, indent=2) + "\n")
-    (folder / "benchmark.md").write_text(_markdown(report, results))
-    if _plot(folder / "benchmark.png", results):
+    (folder / "benchmark.json").write_text(json.dumps(report.as_json(results, rounds), indent=2) + "\n")
+    (folder / "benchmark.md").write_text(report.as_markdown(results, rounds))
+    if report.plot(folder / "benchmark.png", results):
         console.print(f"written: {folder}/benchmark.json, benchmark.md, benchmark.png")
     else:
-        console.print(
-            f"written: {folder}/benchmark.json, benchmark.md (no plot: matplotlib is not installed)"
-        )
-
-
-def _markdown(report: dict[str, Any], results: Results) -> str:
-    machine = report["machine"]
-    variants = list(next(iter(results.values()))) if results else []
-    units = {workload.name: workload.unit for workload in WORKLOADS}
-    lines = [
-        f"{machine['cpu']}, {machine['cores']} cores, Linux {machine['kernel']}; medians (quartiles) of "
-        f"{report['rounds']} interleaved rounds, and the ratio to the plain kernel.",
-        "",
-        "| workload | " + " | ".join(variants) + " |",
-        "|---|" + "---:|" * len(variants),
-    ]
-    for workload, by_variant in results.items():
-        cells = [_cell(by_variant[variant], by_variant.get(KERNEL)) for variant in variants]
-        lines.append(f"| {workload}, {units[workload]} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _plot(file: Path, results: Results) -> bool:
-    """Bars of the throughputs; False where matplotlib, an optional extra, is not installed."""
-    try:
-        from matplotlib import pyplot  # noqa: PLC0415  # seconds to import, and rarely wanted
-    except ImportError:
-        return False
-    shown = [
-        workload for workload in WORKLOADS if workload.name in results and workload.name.startswith("TCP")
-    ]
-    if not shown:
-        return False
-    figure, axes = pyplot.subplots(figsize=(10, 4.5), layout="constrained")
-    variants = list(results[shown[0].name])
-    width = 0.8 / len(variants)
-    for n, variant in enumerate(variants):
-        heights = [results[workload.name][variant].median or 0.0 for workload in shown]
-        bars = axes.bar([x + n * width for x in range(len(shown))], heights, width, label=variant)
-        axes.bar_label(bars, fmt="%.2g", fontsize=7)
-    axes.set_xticks([x + 0.4 - width / 2 for x in range(len(shown))], [workload.name for workload in shown])
-    axes.set_ylabel("Gb/s")
-    axes.legend()
-    figure.savefig(file, dpi=150)
-    return True
+        why = "matplotlib is not installed, or there is no throughput to show"
+        console.print(f"written: {folder}/benchmark.json, benchmark.md (no plot: {why})")
 
 
 def main() -> None:

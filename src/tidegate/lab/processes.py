@@ -121,13 +121,21 @@ class Process:
         wait_until(printed, f"`{text}` in the output of {self.name}", timeout=timeout)
 
     def cpu_seconds(self) -> float:
-        """User and system time that the process has used, from /proc (resolution: one tick, usually 10 ms)."""
-        # The fields after the command name, which may contain blanks: proc(5), fields 3 and on.
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        utime, stime = int(fields[11]), int(fields[12])  # fields 14 and 15
-        return (utime + stime) / os.sysconf("SC_CLK_TCK")
+        """User and system time that the process and its children have used, from /proc (resolution: one tick,
+        usually 10 ms)."""
+        ticks = 0
+        for pid in self._family():
+            # The fields after the command name, which may contain blanks: proc(5), fields 3 and on.
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])  # fields 14 and 15, utime and stime
+        return ticks / os.sysconf("SC_CLK_TCK")
 
     def resident_bytes(self) -> int:
-        """Resident set size."""
-        pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+        """Resident set size, with its children's."""
+        pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self._family())
         return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def _family(self) -> list[int]:
+        """The process and its children: a daemon may be the child of a watchdog."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return [self.pid, *map(int, children)]

@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +24,13 @@ from tidegate.lab.waiting import wait_until
 
 INNER_GATEWAY = "10.66.77.1"
 LISTEN_PORT = 51820
+REPOSITORY = Path(__file__).parents[3]
+"""Where the lab runs from: what only the benchmark needs is built below it, by ``scripts/bootstrap --bench``."""
 _FWMARK = 51820  # as wg-quick's
+
+WIREGUARD_GO = ("wireguard-go", "-f")
+# boringtun gives up root before it has made its control socket, if it is not told not to.
+BORINGTUN = (str(REPOSITORY / "target/tools/bin/boringtun-cli"), "--foreground", "--disable-drop-privileges")
 
 _serial = itertools.count()
 
@@ -66,9 +72,16 @@ class TidegateGateway:
     """The real thing: ``tidegate serve``."""
 
     def __init__(
-        self, lab: Lab, *, config: str | None = None, state: Path | None = None, cipher: str | None = None
+        self,
+        lab: Lab,
+        *,
+        config: str | None = None,
+        state: Path | None = None,
+        cipher: str | None = None,
+        address: str = INNER_GATEWAY,
     ) -> None:
         self._lab = lab
+        self._address = address  # inside the tunnel, as `config` makes it
         self._config = config
         self._cipher = cipher  # of the peers; None: WireGuard's
         self.state = state or lab.scratch / f"state-{next(_serial)}"
@@ -87,7 +100,7 @@ class TidegateGateway:
             if not self.process.running:
                 raise CommandError(command, self.process.returncode or 0, self.process.output())
             transport = self._lab.gateway.run(["ss", "-Hulna", f"sport = :{LISTEN_PORT}"]).stdout
-            dns = self._lab.gateway.run(["ss", "-Htln", f"src {INNER_GATEWAY}:53"]).stdout
+            dns = self._lab.gateway.run(["ss", "-Htln", f"src {self._address}:53"]).stdout
             return bool(transport.strip() and dns.strip())
 
         wait_until(serving, "the gateway to serve", timeout=20.0, interval=0.05)
@@ -121,10 +134,14 @@ class TidegateGateway:
 
 
 class WireguardGoGateway:
-    """wireguard-go, with routing and NAT by the gateway's kernel, and dnsmasq for DNS."""
+    """wireguard-go, with routing and NAT by the gateway's kernel, and dnsmasq for DNS.
 
-    def __init__(self, lab: Lab) -> None:
+    `program` may be another user-space WireGuard with the same control socket, as in `WireguardGoClient`.
+    """
+
+    def __init__(self, lab: Lab, *, program: Sequence[str] = WIREGUARD_GO) -> None:
         self._lab = lab
+        self._program = program
         self._interface = _wireguard_interface()
         self._keys = _Keys.make()
         self._addresses = itertools.count(2)
@@ -132,7 +149,7 @@ class WireguardGoGateway:
 
     def start(self) -> None:
         gateway = self._lab.gateway
-        self.process = start_wireguard_go(gateway, self._interface)
+        self.process = start_wireguard(gateway, self._program, self._interface)
         settings = f"[Interface]\nPrivateKey = {self._keys.private}\nListenPort = {LISTEN_PORT}\n"
         gateway.run(["wg", "setconf", self._interface, "/dev/stdin"], stdin=settings)
         gateway.ip(f"address add {INNER_GATEWAY}/24 dev {self._interface}")
@@ -171,16 +188,21 @@ class KernelGateway:
 class TidegateClient:
     """The real thing: ``tidegate connect PROFILE``."""
 
-    def __init__(self, host: Namespace, profile: Path, *, set_resolver: bool = True) -> None:
+    def __init__(
+        self, host: Namespace, profile: Path, *, set_resolver: bool = True, offloads: bool = True
+    ) -> None:
         self._host = host
         self._profile = profile
         self._set_resolver = set_resolver
+        self._offloads = offloads
         self.process: Process
 
     def start(self) -> None:
         if self._set_resolver:
             self._host.resolve_with(INNER_GATEWAY)
         command = [*tidegate_command(), "connect", str(self._profile)]
+        if not self._offloads:
+            command.append("--no-offloads")
         self.process = self._host.popen(command, name="tidegate-connect")
         wait_for_gateway(self._host, self.process)
 
@@ -191,8 +213,9 @@ class TidegateClient:
 class WireguardGoClient:
     """A client that is not ours: Debian's wireguard-go, set up with `wg` and `ip` the way wg-quick does it."""
 
-    def __init__(self, host: Namespace, profile: Path) -> None:
+    def __init__(self, host: Namespace, profile: Path, *, program: Sequence[str] = WIREGUARD_GO) -> None:
         self._host = host
+        self._program = program
         self._profile = read_profile(profile)
         self.interface = _wireguard_interface()
         self.process: Process
@@ -200,7 +223,7 @@ class WireguardGoClient:
     def start(self) -> None:
         interface, peer = self._profile["Interface"], self._profile["Peer"]
         self._host.resolve_with(interface["DNS"])
-        self.process = start_wireguard_go(self._host, self.interface)
+        self.process = start_wireguard(self._host, self._program, self.interface)
         settings = f"[Interface]\nPrivateKey = {interface['PrivateKey']}\nFwMark = {_FWMARK}\n\n[Peer]\n"
         settings += "".join(f"{key} = {value}\n" for key, value in peer.items())
         self._host.run(["wg", "setconf", self.interface, "/dev/stdin"], stdin=settings)
@@ -231,11 +254,20 @@ def read_profile(path: Path) -> Mapping[str, Mapping[str, str]]:
     return {section: dict(parser[section]) for section in parser.sections()}
 
 
-def start_wireguard_go(host: Namespace, interface: str) -> Process:
-    """Starts wireguard-go in the foreground and returns once `wg` can talk to it."""
-    process = host.popen(["wireguard-go", "-f", interface], name="wireguard-go", env={"LOG_LEVEL": "error"})
+def start_wireguard(host: Namespace, program: Sequence[str], interface: str) -> Process:
+    """Starts a user-space WireGuard in the foreground and returns once `wg` can talk to it."""
+    name = Path(program[0]).name
+    process = host.popen(
+        [*program, interface], name=name, env={"LOG_LEVEL": "error", "WG_LOG_LEVEL": "error"}
+    )
     control = Path(f"/run/wireguard/{interface}.sock")
-    wait_until(control.exists, f"wireguard-go ({interface})")
+
+    def ready() -> bool:
+        if not process.running:
+            raise CommandError(process.command, process.returncode or 0, process.output())
+        return control.exists()
+
+    wait_until(ready, f"{name} ({interface})")
     return process
 
 

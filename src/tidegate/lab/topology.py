@@ -80,6 +80,7 @@ class Namespace:
         for process in reversed(self._processes):
             process.stop()
         self._processes.clear()
+        _end_processes_of(self.name)  # what they have forked off, as SoftEther's watchdog does
         _remove_namespace(self.name)
 
     def ip(self, arguments: str) -> None:

@@ -173,6 +173,11 @@ class OffloadSettings(_Section):
     external: bool = True
     coalesce: bool = True
 
+    @classmethod
+    def none(cls) -> Self:
+        """Everything switched off: one packet a call."""
+        return cls(**dict.fromkeys(cls.model_fields, False))
+
 
 class LogSettings(_Section):
     """``[log]``"""

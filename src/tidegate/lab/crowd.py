@@ -1,0 +1,79 @@
+"""How much memory a gateway takes for many peers and many mappings.
+
+A gateway in a lab of its own serves 10.66.0.0/16 and translates to several external addresses; its peers are written
+to the store before it starts. ``engine/examples/crowd.rs`` then plays all of them from the client's namespace: real
+handshakes, and a request that must be answered for every mapping. A tenth of the mappings are UDP ports, each of which
+the gateway reserves with a socket; an open file each, and processes may commonly have 20,000. The rest are ICMP
+identifiers, which cost none. In the gateway's tables a mapping is as large with either.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from ipaddress import IPv4Address, IPv4Network
+
+from tidegate.identity.keys import load_or_make_private_key, make_private_key, public_key_of
+from tidegate.lab import udpecho
+from tidegate.lab.processes import CommandError
+from tidegate.lab.services import start_echo_server
+from tidegate.lab.stacks import LISTEN_PORT, REPOSITORY, TidegateGateway
+from tidegate.lab.topology import GATEWAY_ACCESS, INTERNET, Lab
+from tidegate.state_dir import StateDir
+from tidegate.store.sqlite import SqliteStore
+
+COMMAND = REPOSITORY / "target/release/examples/crowd"
+
+_SUBNET = IPv4Network("10.66.0.0/16")
+_INNER_GATEWAY = IPv4Address("10.66.0.1")
+_EXTERNAL = [f"203.0.113.{n}" for n in range(1, 5)]
+_SETTINGS = f"""
+[gateway]
+subnet = "{_SUBNET}"
+[external]
+addresses = {json.dumps(_EXTERNAL)}
+"""
+
+
+def resident_mib(peers: int, mappings: int) -> float:
+    """A gateway's resident set, in MiB, with so many live sessions and mappings."""
+    with Lab() as lab:
+        start_echo_server(lab.internet, INTERNET).wait_for(udpecho.READY)
+        for address in _EXTERNAL[1:]:
+            lab.gateway.ip(f"address add {address}/24 dev external")
+        gateway = TidegateGateway(lab, config=_SETTINGS, address=str(_INNER_GATEWAY))
+        gateway_key, clients = _register(StateDir(gateway.state), peers)
+        gateway.start()
+        endpoint = f"{GATEWAY_ACCESS}:{LISTEN_PORT}"
+        command = [str(COMMAND), endpoint, gateway_key, str(_INNER_GATEWAY), INTERNET, str(mappings)]
+        lab.client.run(command, stdin=clients, timeout=120.0)
+        resident = gateway.process.resident_bytes()
+        counted = json.loads(gateway.command("nat", "stats", "--json"))["mappings"]
+        if sum(counted.values()) < mappings:
+            raise CommandError(command, 0, f"{mappings} mappings were answered, the gateway has {counted}")
+        return resident / (1 << 20)
+
+
+def _register(state: StateDir, peers: int) -> tuple[str, str]:
+    """Writes peers to the store; the gateway's public key and the clients, as the crowd reads them."""
+    state.prepare()
+    gateway_key = public_key_of(load_or_make_private_key(state.key)).hex()
+    store = SqliteStore(state.database)
+    lines = []
+    try:
+        for number, address in enumerate(itertools.islice(_SUBNET.hosts(), 1, peers + 1)):
+            key = make_private_key()
+            store.add_peer(
+                f"client{number}",
+                public_key_of(key),
+                None,
+                subnet=_SUBNET,
+                reserved=frozenset((_INNER_GATEWAY,)),
+                address=address,
+                now=time.time(),
+            )
+            lines.append(f"{key.hex()} {address}\n")
+    finally:
+        store.close()
+    return gateway_key, "".join(lines)
