@@ -20,6 +20,7 @@ import pytest
 from tidegate.lab.processes import Process
 from tidegate.lab.services import start_services
 from tidegate.lab.stacks import (
+    WITHOUT_OFFLOADS,
     Client,
     Gateway,
     TidegateClient,
@@ -28,8 +29,6 @@ from tidegate.lab.stacks import (
     WireguardGoGateway,
 )
 from tidegate.lab.topology import INTERNET, Lab, Namespace
-
-from .plain_client import GATEWAY_WITHOUT, PlainTidegateClient
 
 # Another user, who may read the working tree wherever it lies, and nothing else that root may.
 AS_NOBODY = (
@@ -79,9 +78,12 @@ class World:
     def connect(self, host: Namespace, kind: ClientKind | None = None, name: str | None = None) -> Client:
         """Registers a peer and connects it from `host`; by default with the gateway's own kind of client."""
         kind = kind or (WireguardGoClient if self.reference else TidegateClient)
-        if kind is TidegateClient and not self.offloads:
-            kind = PlainTidegateClient
-        client = kind(host, self.gateway.add_peer(name or host.role))
+        profile = self.gateway.add_peer(name or host.role)
+        client: Client
+        if kind is TidegateClient:
+            client = TidegateClient(host, profile, offloads=self.offloads)
+        else:
+            client = kind(host, profile)
         client.start()
         return client
 
@@ -107,7 +109,7 @@ def make_world(request: pytest.FixtureRequest) -> Iterator[MakeWorld]:
         ) -> World:
             offloads = offloads and not request.config.getoption("--offloads-off")
             if not offloads and "[offloads]" not in (config or ""):
-                config = (config or "") + GATEWAY_WITHOUT
+                config = (config or "") + WITHOUT_OFFLOADS
             lab = stack.enter_context(Lab(clients=clients, beyond_mtu=beyond_mtu))
             for address in more_addresses:
                 lab.gateway.ip(f"address add {address}/24 dev external")

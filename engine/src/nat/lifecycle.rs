@@ -212,8 +212,9 @@ impl Nat {
             && client.by_protocol[protocol.index()] as usize > share()
     }
 
-    /// A port for a new mapping: a free one, unless the client has its share of them; else, for TCP, that of a closed connection of the same client; else, if no
-    /// more ports will come, one that is in use, but not towards `remote` (RFC 7857 §3).
+    /// A port for a new mapping: a free one, unless the client has its share of them; else, for TCP, that of a closed
+    /// connection of the same client; else, if no more ports will come, one that is in use, but not towards `remote`
+    /// (RFC 7857 §3).
     fn draw_port(
         &mut self,
         protocol: Proto,

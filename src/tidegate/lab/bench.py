@@ -111,7 +111,9 @@ def _measure(console: Console, variants: list[Variant], workloads: list[Workload
             try:
                 rigs[name, clients] = by_name[name].set_up(lab)
             except (CommandError, WaitTimeoutError) as failure:
-                cannot = [(w, v) for w, v in pairs if v.name == name and w.clients == clients and not w.own_lab]
+                cannot = [
+                    (w, v) for w, v in pairs if v.name == name and w.clients == clients and not w.own_lab
+                ]
                 for workload, variant in cannot:
                     results[workload.name][name].errors.append(f"{name} cannot be set up: {failure}")
                     pairs.remove((workload, variant))

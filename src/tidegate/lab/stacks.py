@@ -21,6 +21,7 @@ from tidegate.lab.processes import CommandError, Process, run
 from tidegate.lab.services import start_dns_server
 from tidegate.lab.topology import GATEWAY_ACCESS, Lab, Namespace
 from tidegate.lab.waiting import wait_until
+from tidegate.settings import OffloadSettings
 
 INNER_GATEWAY = "10.66.77.1"
 LISTEN_PORT = 51820
@@ -31,6 +32,9 @@ _FWMARK = 51820  # as wg-quick's
 WIREGUARD_GO = ("wireguard-go", "-f")
 # boringtun gives up root before it has made its control socket, if it is not told not to.
 BORINGTUN = (str(REPOSITORY / "target/tools/bin/boringtun-cli"), "--foreground", "--disable-drop-privileges")
+
+WITHOUT_OFFLOADS = "\n[offloads]\n" + "".join(f"{name} = false\n" for name in OffloadSettings.model_fields)
+"""Settings of a gateway that moves one packet a call; `TidegateClient` has a parameter for it."""
 
 _serial = itertools.count()
 

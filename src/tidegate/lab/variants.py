@@ -12,6 +12,7 @@ from tidegate.lab.openvpn import OpenVpnClient, OpenVpnGateway
 from tidegate.lab.softether import SoftEtherClient, SoftEtherGateway
 from tidegate.lab.stacks import (
     BORINGTUN,
+    WITHOUT_OFFLOADS,
     Client,
     Gateway,
     KernelGateway,
@@ -39,15 +40,6 @@ SETTINGS = """
 [nat]
 max_new_mappings_per_second = 100000
 max_mappings_per_client = 65536
-"""
-_WITHOUT_OFFLOADS = """
-[offloads]
-tun = false
-tun_uso = false
-udp_gso = false
-udp_gro = false
-external = false
-coalesce = false
 """
 
 KERNEL = "kernel forwarding + masquerade"
@@ -121,7 +113,7 @@ VARIANTS = [
     ),
     Variant(
         TIDEGATE_BARE,
-        partial(TidegateGateway, config=SETTINGS + _WITHOUT_OFFLOADS),
+        partial(TidegateGateway, config=SETTINGS + WITHOUT_OFFLOADS),
         partial(TidegateClient, offloads=False),
         only=BULK,
     ),
