@@ -159,6 +159,27 @@ fn established(c: &mut Criterion) {
     let parse: Way =
         (|_, _| (), |_, bytes| _ = black_box(Ipv4Packet::parse(bytes, 0, Offload::NONE).is_ok()));
     per_packet(c, "parsing alone", &shuffled(100), leaving, &mut nat(0), parse);
+    random_line(c);
+}
+
+/// The bound of a lookup in a table that does not fit the cache: reading one cache line of as much memory as 100,000
+/// sessions take, each read depending on the one before. (What is fetched ahead, as the NAT does, can be faster.)
+fn random_line(c: &mut Criterion) {
+    const LINES: u32 = 100_000;
+    #[repr(align(64))]
+    struct Line(u32);
+    let order = shuffled(LINES);
+    let mut lines: Vec<Line> = (0..LINES).map(Line).collect();
+    for (at, &line) in order.iter().enumerate() {
+        lines[line as usize] = Line(order[(at + 1) % order.len()]);
+    }
+    let mut at = 0;
+    c.bench_function("bound: one random cache line of 100000", |b| {
+        b.iter(|| {
+            at = lines[at as usize].0;
+            at
+        });
+    });
 }
 
 fn creation(c: &mut Criterion) {

@@ -1,4 +1,4 @@
-//! What a packet costs in the tunnel, beside the AEAD alone.
+//! What a packet costs in the tunnel, beside its physical bound, the AEAD alone, in the same group.
 //!
 //! `cargo bench -p tidegate-engine --bench tunnel`
 #![allow(missing_docs, reason = "criterion_group! makes a public function")]
@@ -8,7 +8,10 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
-use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::measurement::WallTime;
+use criterion::{
+    BatchSize, BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
+};
 use tidegate_engine::clock::Timestamp;
 use tidegate_engine::tunnel::{
     Cipher, Outgoing, PeerConfig, PeerId, Received, Sealer, Tunnel, TunnelConfig, public_key,
@@ -76,36 +79,34 @@ fn tunnel(criterion: &mut Criterion) {
                 };
                 bencher.iter_batched_ref(sealed, open, BatchSize::SmallInput);
             });
+            aead_alone(&mut group, cipher, size);
         }
         group.finish();
     }
 }
 
-fn ring_alone(criterion: &mut Criterion) {
-    for (name, algorithm) in [("ChaCha20Poly1305", &CHACHA20_POLY1305), ("Aes256Gcm", &AES_256_GCM)] {
-        let mut group = criterion.benchmark_group(format!("aead/{name}"));
-        let key = LessSafeKey::new(UnboundKey::new(algorithm, &[7; 32]).expect("a key of 32 bytes"));
-        let nonce = || Nonce::assume_unique_for_key([0; 12]);
-        for size in SIZES {
-            group.throughput(Throughput::Bytes(size as u64));
-            let mut buffer = vec![0x45; size];
-            group.bench_function(BenchmarkId::new("seal", size), |bencher| {
-                bencher.iter(|| {
-                    black_box(key.seal_in_place_separate_tag(nonce(), Aad::empty(), &mut buffer).is_ok())
-                });
-            });
-            let mut sealed = vec![0x45; size];
-            key.seal_in_place_append_tag(nonce(), Aad::empty(), &mut sealed).expect("a short plaintext");
-            group.bench_function(BenchmarkId::new("open", size), |bencher| {
-                let open = |datagram: &mut Vec<u8>| {
-                    assert!(key.open_in_place(nonce(), Aad::empty(), datagram).is_ok());
-                };
-                bencher.iter_batched_ref(|| sealed.clone(), open, BatchSize::SmallInput);
-            });
-        }
-        group.finish();
-    }
+/// The bound of sealing and opening: the AEAD without a tunnel around it.
+fn aead_alone(group: &mut BenchmarkGroup<'_, WallTime>, cipher: Cipher, size: usize) {
+    let algorithm = match cipher {
+        Cipher::ChaCha20Poly1305 => &CHACHA20_POLY1305,
+        Cipher::Aes256Gcm => &AES_256_GCM,
+    };
+    let key = LessSafeKey::new(UnboundKey::new(algorithm, &[7; 32]).expect("a key of 32 bytes"));
+    let nonce = || Nonce::assume_unique_for_key([0; 12]);
+    let mut buffer = vec![0x45; size];
+    group.bench_function(BenchmarkId::new("bound: AEAD seals", size), |bencher| {
+        bencher
+            .iter(|| black_box(key.seal_in_place_separate_tag(nonce(), Aad::empty(), &mut buffer).is_ok()));
+    });
+    let mut sealed = vec![0x45; size];
+    key.seal_in_place_append_tag(nonce(), Aad::empty(), &mut sealed).expect("a short plaintext");
+    group.bench_function(BenchmarkId::new("bound: AEAD opens", size), |bencher| {
+        let open = |datagram: &mut Vec<u8>| {
+            assert!(key.open_in_place(nonce(), Aad::empty(), datagram).is_ok());
+        };
+        bencher.iter_batched_ref(|| sealed.clone(), open, BatchSize::SmallInput);
+    });
 }
 
-criterion_group!(benches, tunnel, ring_alone);
+criterion_group!(benches, tunnel);
 criterion_main!(benches);

@@ -1,11 +1,15 @@
-//! What the packet's way costs per byte: the checksum, splitting a superpacket, coalescing its segments.
+//! What the packet's way costs per byte: the checksum, splitting a superpacket, coalescing its segments; each beside its
+//! physical bound in the same group: copying the same bytes, and one system call, which is what they save.
+//!
+//! `cargo bench -p tidegate-engine --bench wire`
 
 #![allow(missing_docs, reason = "criterion's macros")]
 #![allow(clippy::unwrap_used, reason = "a benchmark is a test")]
 
 use std::hint::black_box;
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use tidegate_engine::arena::{Arena, Span};
 use tidegate_engine::wire::{
     ChecksumState, CoalesceOptions, Coalescer, Gso, GsoKind, Ipv4Packet, Offload, Segments, checksum,
@@ -30,6 +34,26 @@ fn superpacket() -> (Vec<u8>, Offload) {
     (packet, Offload { gso: Some(gso), checksum: ChecksumState::Partial })
 }
 
+/// The bound of what touches every byte once: a copy of `len` bytes, from and to memory that is in the cache, as a
+/// packet is that has just been received.
+fn copy(group: &mut BenchmarkGroup<'_, WallTime>, len: usize) {
+    let from = vec![0x45u8; len];
+    let mut to = vec![0u8; len];
+    group.throughput(Throughput::Bytes(len as u64));
+    group.bench_function(BenchmarkId::new("bound: copy", len), |b| {
+        b.iter(|| black_box(&mut to[..]).copy_from_slice(black_box(&from)));
+    });
+}
+
+/// The bound of what saves calls: one that does nothing.
+fn system_call(c: &mut Criterion) {
+    let mut group = c.benchmark_group("system call");
+    group.bench_function("bound: getppid", |b| {
+        // SAFETY: it takes no arguments and cannot fail.
+        b.iter(|| black_box(unsafe { libc::getppid() }));
+    });
+}
+
 fn sums(c: &mut Criterion) {
     let mut group = c.benchmark_group("checksum");
     for len in [20usize, 64, 1420, 65_000] {
@@ -38,6 +62,7 @@ fn sums(c: &mut Criterion) {
         group.bench_with_input(BenchmarkId::from_parameter(len), &bytes, |b, bytes| {
             b.iter(|| checksum::checksum(black_box(bytes)));
         });
+        copy(&mut group, len);
     }
 }
 
@@ -57,6 +82,7 @@ fn split(c: &mut Criterion) {
             at
         });
     });
+    copy(&mut group, packet.total_len());
 }
 
 fn coalesce(c: &mut Criterion) {
@@ -86,7 +112,8 @@ fn coalesce(c: &mut Criterion) {
             assert_eq!(tails, SEGMENTS - 1);
         });
     });
+    copy(&mut group, at);
 }
 
-criterion_group!(benches, sums, split, coalesce);
+criterion_group!(benches, system_call, sums, split, coalesce);
 criterion_main!(benches);

@@ -59,7 +59,7 @@ def run_bench(
     except LabError as error:
         console.print(f"[red]The benchmark cannot run here:[/] {error}")
         return 1
-    console.print(report.as_table(results, [variant.name for variant in chosen]))
+    console.print(report.as_table(results))
     if (goals := report.goals_table(results)) is not None:
         console.print(goals)
     if json_output:
@@ -96,7 +96,9 @@ def _measured(workload: Workload, variant: Variant) -> bool:
 
 def _measure(console: Console, variants: list[Variant], workloads: list[Workload], rounds: int) -> Results:
     pairs = [(w, v) for w in workloads for v in variants if _measured(w, v)]
-    results: Results = {w.name: {v.name: Series() for of, v in pairs if of is w} for w in workloads}
+    results: Results = {}
+    for workload, variant in pairs:
+        results.setdefault(workload.name, {})[variant.name] = Series()
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     with ExitStack() as labs, Progress(*columns, TimeElapsedColumn(), console=console) as progress:
         needed = dict.fromkeys((v.name, w.clients) for w, v in pairs if not w.own_lab)

@@ -67,16 +67,21 @@ def _cpu() -> str:
     return platform.processor()
 
 
-def as_table(results: Results, variants: list[str]) -> Table:
-    """For a terminal."""
-    title = "Medians (quartiles), ×: ratio to the plain kernel, w×: to wireguard-go + kernel NAT"
-    table = Table(title=title)
+def as_table(results: Results) -> Table:
+    """For a terminal: a line a figure, for there are more variants than columns fit."""
+    table = Table(title="Medians (quartiles), and ratios to the plain kernel and to wireguard-go")
     table.add_column("workload")
-    for variant in variants:
-        table.add_column(variant, justify="right")
-    for workload in results:
-        cells = [cell(results, workload, variant) for variant in variants]
-        table.add_row(f"{workload} [{_WORKLOADS[workload].unit}]".replace("[", "\\["), *cells)
+    table.add_column("variant")
+    for column in ("figure", "to kernel", "to wg-go"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for workload, by_variant in results.items():
+        for n, variant in enumerate(by_variant):
+            name = f"{workload} [{_WORKLOADS[workload].unit}]".replace("[", "\\[") if n == 0 else ""
+            ratios = (ratio(results, workload, variant, reference) for reference in (KERNEL, WIREGUARD_GO))
+            shown = (_NOT_MEASURED if value is None else f"×{figure(value)}" for value in ratios)
+            table.add_row(
+                name, variant, spread(by_variant[variant]), *shown, end_section=n == len(by_variant) - 1
+            )
     return table
 
 
@@ -117,15 +122,19 @@ def as_markdown(results: Results, rounds: int) -> str:
 
 def cell(results: Results, workload: str, variant: str) -> str:
     """A median with its spread and its ratios."""
-    series = results[workload].get(variant, Series())
-    if series.median is None or series.spread is None:
-        return "failed" if series.errors else _NOT_MEASURED
-    low, high = series.spread
-    text = f"{figure(series.median)} ({figure(low)}–{figure(high)})"
+    text = spread(results[workload].get(variant, Series()))
     for mark, reference in (("×", KERNEL), ("w×", WIREGUARD_GO)):
         if variant != reference and (value := ratio(results, workload, variant, reference)) is not None:
             text += f" {mark}{figure(value)}"
     return text
+
+
+def spread(series: Series) -> str:
+    """A median with its quartiles."""
+    if series.median is None or series.spread is None:
+        return "failed" if series.errors else _NOT_MEASURED
+    low, high = series.spread
+    return f"{figure(series.median)} ({figure(low)}–{figure(high)})"
 
 
 def figure(value: float) -> str:
