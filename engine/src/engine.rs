@@ -8,18 +8,18 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::OwnedFd;
-use std::sync::mpsc::{self, Sender, SyncSender};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
-use std::time::Duration;
 
-use zeroize::Zeroize;
-
+mod client;
 mod external;
+mod settings;
+mod shards;
 
-use crate::client::{Client, ClientConfig};
+pub use client::ClientEngine;
+use external::{Publication, open_external};
+pub use settings::{ClientSettings, GatewaySettings, OffloadSettings};
+use shards::{Shards, link_up};
+
 use crate::clock::{Timestamp, monotonic_now, unix_time};
-use crate::core::Core;
 use crate::external::next_hop::ExternalLink;
 use crate::external::reservation::{
     PortOwnership, PortProtocol, PortReservation, Reserver, budget, raise_nofile_limit,
@@ -27,8 +27,7 @@ use crate::external::reservation::{
 use crate::gateway::{Gateway, GatewayConfig};
 use crate::messages::{Command, EventKind, Events, MappingLog, ShardStatus};
 use crate::nat::{Endpoint, MappingView, NatConfig, Proto};
-use crate::prefix::Prefix;
-use crate::shard::{CROSSING_QUEUE, CrossingSender, Devices, Links, Shard};
+use crate::shard::{Devices, Shard};
 use crate::sys::{Context, DeviceError};
 use crate::transport::udp::{UdpOptions, UdpTransport};
 use crate::tun::{Tun, TunOffloads};
@@ -36,14 +35,10 @@ use crate::tunnel::{Cipher, PeerConfig, TunnelConfig};
 use crate::wake::EventFd;
 use crate::wire::CoalesceOptions;
 
-/// How long a question to a shard may take. A shard answers between two turns, so this is generous.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Bytes of a transport socket's buffers: a few milliseconds at full speed.
 const SOCKET_BUFFER: usize = 4 << 20;
 /// More shards than this do not fit the receiver index's low byte with room to spare.
 const MAX_SHARDS: u8 = 64;
-
-use external::{Publication, open_external};
 
 /// Why an engine refuses.
 #[derive(Debug)]
@@ -68,188 +63,6 @@ impl fmt::Display for EngineError {
 impl From<DeviceError> for EngineError {
     fn from(error: DeviceError) -> Self {
         Self::Device(error)
-    }
-}
-
-/// Which offloads to try.
-#[derive(Clone, Copy, Debug)]
-pub struct OffloadSettings {
-    /// TCP superpackets on the TUN device.
-    pub tun: bool,
-    /// UDP superpackets on the TUN device.
-    pub tun_uso: bool,
-    /// `UDP_SEGMENT`.
-    pub udp_gso: bool,
-    /// `UDP_GRO`.
-    pub udp_gro: bool,
-    /// Superpackets towards the external interface.
-    pub external: bool,
-    /// Gathering of consecutive segments.
-    pub coalesce: bool,
-}
-
-/// What a gateway's engine is made of.
-#[derive(Clone)]
-#[allow(missing_docs, reason = "described in _engine.pyi")]
-pub struct GatewaySettings {
-    pub private_key: [u8; 32],
-    pub listen: SocketAddrV4,
-    pub subnet: Prefix,
-    pub gateway_address: Ipv4Addr,
-    pub tun_name: String,
-    pub tunnel_mtu: usize,
-    pub external: ExternalLink,
-    pub host_addresses: Vec<Ipv4Addr>,
-    pub nat: NatConfig,
-    pub port_range: (u16, u16),
-    pub offloads: OffloadSettings,
-    pub shards: u8,
-}
-
-impl Drop for GatewaySettings {
-    fn drop(&mut self) {
-        self.private_key.zeroize();
-    }
-}
-
-/// What a client's engine is made of.
-#[derive(Clone)]
-#[allow(missing_docs, reason = "described in _engine.pyi")]
-pub struct ClientSettings {
-    pub private_key: [u8; 32],
-    pub address: Ipv4Addr,
-    pub tun_name: String,
-    pub mtu: usize,
-    pub peer_public_key: [u8; 32],
-    pub preshared_key: Option<[u8; 32]>,
-    pub endpoint: SocketAddrV4,
-    pub allowed_ips: Vec<Prefix>,
-    pub persistent_keepalive: Option<Duration>,
-    pub listen_port: u16,
-    pub fwmark: u32,
-    pub cipher: Cipher,
-    pub offloads: OffloadSettings,
-}
-
-impl Drop for ClientSettings {
-    fn drop(&mut self) {
-        self.private_key.zeroize();
-        if let Some(key) = &mut self.preshared_key {
-            key.zeroize();
-        }
-    }
-}
-
-/// A shard that has not been started yet.
-type Waiting = Box<dyn FnOnce() -> std::io::Result<()> + Send>;
-
-/// The threads of an engine, from before their start until after their end.
-struct Shards {
-    waiting: Mutex<Vec<Waiting>>,
-    running: Vec<JoinHandle<()>>,
-    senders: Vec<CommandSender>,
-    events: Events,
-    started: bool,
-}
-
-/// The way to one shard.
-#[derive(Clone)]
-struct CommandSender {
-    queue: Sender<Command>,
-    wake: Arc<EventFd>,
-}
-
-impl CommandSender {
-    /// A shard that has ended takes no commands, and needs none.
-    fn send(&self, command: Command) -> bool {
-        self.queue.send(command).is_ok() && self.wake.notify().is_ok()
-    }
-}
-
-impl Shards {
-    fn new(events: Events) -> Self {
-        Self { waiting: Mutex::default(), running: Vec::new(), senders: Vec::new(), events, started: false }
-    }
-
-    fn add<C: Core + Send + 'static>(&mut self, shard: Shard<C>, sender: CommandSender) {
-        self.waiting.get_mut().unwrap_or_else(PoisonError::into_inner).push(Box::new(move || shard.run()));
-        self.senders.push(sender);
-    }
-
-    fn start(&mut self) -> Result<(), EngineError> {
-        if self.started {
-            return Err(EngineError::State("the engine was started before; it starts once".into()));
-        }
-        self.started = true;
-        let waiting = std::mem::take(self.waiting.get_mut().unwrap_or_else(PoisonError::into_inner));
-        for (number, run) in waiting.into_iter().enumerate() {
-            let events = self.events.clone();
-            let name = format!("shard-{number}");
-            let thread = std::thread::Builder::new()
-                .name(name.clone())
-                .spawn(move || {
-                    // A panic is a defect; it must take the gateway down by name, not leave half of it running.
-                    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
-                        Ok(Ok(())) => {}
-                        Ok(Err(error)) => events.push(EventKind::ShardFailed, format!("{name}: {error}")),
-                        Err(panic) => {
-                            let what = panic
-                                .downcast_ref::<String>()
-                                .map(String::as_str)
-                                .or_else(|| panic.downcast_ref::<&str>().copied())
-                                .unwrap_or("panic");
-                            events.push(EventKind::ShardFailed, format!("{name}: {what}"));
-                        }
-                    }
-                })
-                .map_err(|error| DeviceError::new(format!("start the thread of shard {number}"), error))?;
-            self.running.push(thread);
-        }
-        Ok(())
-    }
-
-    fn stop(&mut self) {
-        self.waiting.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
-        for sender in &self.senders {
-            sender.send(Command::Stop);
-        }
-        for thread in self.running.drain(..) {
-            if thread.join().is_err() {
-                self.events.push(EventKind::ShardFailed, "a shard's thread could not be joined");
-            }
-        }
-        self.senders.clear();
-    }
-
-    /// Asks every shard the same question.
-    fn ask<T>(&self, question: impl Fn(SyncSender<T>) -> Command) -> Result<Vec<T>, EngineError> {
-        if self.running.is_empty() {
-            return Err(EngineError::State("the engine is not running".into()));
-        }
-        let answers: Vec<_> = self
-            .senders
-            .iter()
-            .map(|sender| {
-                let (reply, answer) = mpsc::sync_channel(1);
-                sender.send(question(reply));
-                answer
-            })
-            .collect();
-        answers
-            .into_iter()
-            .enumerate()
-            .map(|(number, answer)| {
-                answer.recv_timeout(ANSWER_TIMEOUT).map_err(|_| {
-                    EngineError::State(format!("shard {number} did not answer within {ANSWER_TIMEOUT:?}"))
-                })
-            })
-            .collect()
-    }
-
-    fn tell_all(&self, command: impl Fn() -> Command) {
-        for sender in &self.senders {
-            sender.send(command());
-        }
     }
 }
 
@@ -358,27 +171,6 @@ fn udp_options(offloads: OffloadSettings, reuse_port: bool, fwmark: u32) -> UdpO
 
 fn coalescing(offloads: OffloadSettings, tun: &Tun) -> CoalesceOptions {
     CoalesceOptions { enabled: offloads.coalesce, udp: offloads.coalesce && tun.offloads().uso }
-}
-
-/// The queues between the shards, and from Python to each.
-fn link_up(shards: u8, events: &Events) -> Result<Vec<(Links, CommandSender)>, DeviceError> {
-    let mut receivers = Vec::new();
-    let mut crossing_senders = Vec::new();
-    for _ in 0..shards {
-        let wake = Arc::new(EventFd::new()?);
-        let (queue, crossings) = mpsc::sync_channel(CROSSING_QUEUE);
-        crossing_senders.push(CrossingSender { queue, wake: Arc::clone(&wake) });
-        receivers.push((wake, crossings));
-    }
-    Ok(receivers
-        .into_iter()
-        .map(|(wake, crossings)| {
-            let (queue, commands) = mpsc::channel();
-            let sender = CommandSender { queue, wake: Arc::clone(&wake) };
-            let shards = crossing_senders.clone();
-            (Links { wake, commands, crossings, shards, reserver: None, events: events.clone() }, sender)
-        })
-        .collect())
 }
 
 /// `0` means one per core.
@@ -538,88 +330,6 @@ impl GatewayEngine {
 }
 
 impl Drop for GatewayEngine {
-    fn drop(&mut self) {
-        self.stop();
-    }
-}
-
-/// A client's engine: one shard.
-pub struct ClientEngine {
-    shards: Shards,
-}
-
-impl ClientEngine {
-    /// Opens the TUN device and the transport.
-    ///
-    /// # Errors
-    /// What the kernel refuses, or a cipher that this processor cannot run. Nothing is left open then.
-    pub fn new(settings: ClientSettings) -> Result<Self, EngineError> {
-        check_cipher(settings.cipher)?;
-        let offloads = settings.offloads;
-        let events = Events::new(EventFd::new()?);
-        let tun = open_tun(&settings.tun_name, offloads)?;
-        let listen = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, settings.listen_port);
-        let transport = UdpTransport::open(listen, udp_options(offloads, false, settings.fwmark))?;
-        let core = Client::new(
-            ClientConfig {
-                tunnel: tunnel_config(settings.private_key, 0, 1, settings.mtu),
-                gateway: PeerConfig {
-                    public_key: settings.peer_public_key,
-                    preshared_key: settings.preshared_key,
-                    endpoint: Some(settings.endpoint),
-                    persistent_keepalive: settings.persistent_keepalive,
-                    cipher: settings.cipher,
-                },
-                allowed_ips: settings.allowed_ips.clone(),
-                coalesce: coalescing(offloads, &tun),
-            },
-            monotonic_now(),
-        );
-        let mut shards = Shards::new(events.clone());
-        if let Some((links, sender)) = link_up(1, &events)?.pop() {
-            let transport = Box::new(transport);
-            let devices =
-                Devices { transport, tun, reads_tun: true, tun_offload: offloads.tun, external: None };
-            shards.add(Shard::new(core, devices, links)?, sender);
-        }
-        Ok(Self { shards })
-    }
-
-    /// Starts the thread, and the first handshake.
-    ///
-    /// # Errors
-    /// If it was started before, or the thread cannot be started.
-    pub fn start(&mut self) -> Result<(), EngineError> {
-        self.shards.start()?;
-        self.shards.tell_all(|| Command::StartHandshake);
-        Ok(())
-    }
-
-    /// Stops and joins the thread, and closes everything. The second time nothing happens.
-    pub fn stop(&mut self) {
-        self.shards.stop();
-    }
-
-    /// What happened.
-    pub fn events(&self) -> &Events {
-        &self.shards.events
-    }
-
-    /// Sends to another address from now on, as when the gateway's name resolves anew.
-    pub fn set_endpoint(&mut self, endpoint: SocketAddrV4) {
-        self.shards.tell_all(|| Command::SetEndpoint(endpoint));
-    }
-
-    /// The counters.
-    ///
-    /// # Errors
-    /// If the engine is not running, or does not answer.
-    pub fn status(&self) -> Result<Vec<ShardStatus>, EngineError> {
-        self.shards.ask(Command::Status)
-    }
-}
-
-impl Drop for ClientEngine {
     fn drop(&mut self) {
         self.stop();
     }

@@ -1,0 +1,150 @@
+//! The shards' threads: started once, told and asked while they run, joined at the end.
+
+use std::sync::mpsc::{self, Sender, SyncSender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::EngineError;
+use crate::core::Core;
+use crate::messages::{Command, EventKind, Events};
+use crate::shard::{CROSSING_QUEUE, CrossingSender, Links, Shard};
+use crate::sys::DeviceError;
+use crate::wake::EventFd;
+
+/// How long a question to a shard may take. A shard answers between two turns, so this is generous.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A shard that has not been started yet.
+type Waiting = Box<dyn FnOnce() -> std::io::Result<()> + Send>;
+
+/// The threads of an engine, from before their start until after their end.
+pub(super) struct Shards {
+    waiting: Mutex<Vec<Waiting>>,
+    running: Vec<JoinHandle<()>>,
+    pub(super) senders: Vec<CommandSender>,
+    pub(super) events: Events,
+    started: bool,
+}
+
+/// The way to one shard.
+#[derive(Clone)]
+pub(super) struct CommandSender {
+    queue: Sender<Command>,
+    wake: Arc<EventFd>,
+}
+
+impl CommandSender {
+    /// A shard that has ended takes no commands, and needs none.
+    pub(super) fn send(&self, command: Command) -> bool {
+        self.queue.send(command).is_ok() && self.wake.notify().is_ok()
+    }
+}
+
+impl Shards {
+    pub(super) fn new(events: Events) -> Self {
+        Self { waiting: Mutex::default(), running: Vec::new(), senders: Vec::new(), events, started: false }
+    }
+
+    pub(super) fn add<C: Core + Send + 'static>(&mut self, shard: Shard<C>, sender: CommandSender) {
+        self.waiting.get_mut().unwrap_or_else(PoisonError::into_inner).push(Box::new(move || shard.run()));
+        self.senders.push(sender);
+    }
+
+    pub(super) fn start(&mut self) -> Result<(), EngineError> {
+        if self.started {
+            return Err(EngineError::State("the engine was started before; it starts once".into()));
+        }
+        self.started = true;
+        let waiting = std::mem::take(self.waiting.get_mut().unwrap_or_else(PoisonError::into_inner));
+        for (number, run) in waiting.into_iter().enumerate() {
+            let events = self.events.clone();
+            let name = format!("shard-{number}");
+            let thread = std::thread::Builder::new()
+                .name(name.clone())
+                .spawn(move || {
+                    // A panic is a defect; it must take the gateway down by name, not leave half of it running.
+                    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
+                        Ok(Ok(())) => {}
+                        Ok(Err(error)) => events.push(EventKind::ShardFailed, format!("{name}: {error}")),
+                        Err(panic) => {
+                            let what = panic
+                                .downcast_ref::<String>()
+                                .map(String::as_str)
+                                .or_else(|| panic.downcast_ref::<&str>().copied())
+                                .unwrap_or("panic");
+                            events.push(EventKind::ShardFailed, format!("{name}: {what}"));
+                        }
+                    }
+                })
+                .map_err(|error| DeviceError::new(format!("start the thread of shard {number}"), error))?;
+            self.running.push(thread);
+        }
+        Ok(())
+    }
+
+    pub(super) fn stop(&mut self) {
+        self.waiting.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
+        for sender in &self.senders {
+            sender.send(Command::Stop);
+        }
+        for thread in self.running.drain(..) {
+            if thread.join().is_err() {
+                self.events.push(EventKind::ShardFailed, "a shard's thread could not be joined");
+            }
+        }
+        self.senders.clear();
+    }
+
+    /// Asks every shard the same question.
+    pub(super) fn ask<T>(&self, question: impl Fn(SyncSender<T>) -> Command) -> Result<Vec<T>, EngineError> {
+        if self.running.is_empty() {
+            return Err(EngineError::State("the engine is not running".into()));
+        }
+        let answers: Vec<_> = self
+            .senders
+            .iter()
+            .map(|sender| {
+                let (reply, answer) = mpsc::sync_channel(1);
+                sender.send(question(reply));
+                answer
+            })
+            .collect();
+        answers
+            .into_iter()
+            .enumerate()
+            .map(|(number, answer)| {
+                answer.recv_timeout(ANSWER_TIMEOUT).map_err(|_| {
+                    EngineError::State(format!("shard {number} did not answer within {ANSWER_TIMEOUT:?}"))
+                })
+            })
+            .collect()
+    }
+
+    pub(super) fn tell_all(&self, command: impl Fn() -> Command) {
+        for sender in &self.senders {
+            sender.send(command());
+        }
+    }
+}
+
+/// The queues between the shards, and from Python to each.
+pub(super) fn link_up(shards: u8, events: &Events) -> Result<Vec<(Links, CommandSender)>, DeviceError> {
+    let mut receivers = Vec::new();
+    let mut crossing_senders = Vec::new();
+    for _ in 0..shards {
+        let wake = Arc::new(EventFd::new()?);
+        let (queue, crossings) = mpsc::sync_channel(CROSSING_QUEUE);
+        crossing_senders.push(CrossingSender { queue, wake: Arc::clone(&wake) });
+        receivers.push((wake, crossings));
+    }
+    Ok(receivers
+        .into_iter()
+        .map(|(wake, crossings)| {
+            let (queue, commands) = mpsc::channel();
+            let sender = CommandSender { queue, wake: Arc::clone(&wake) };
+            let shards = crossing_senders.clone();
+            (Links { wake, commands, crossings, shards, reserver: None, events: events.clone() }, sender)
+        })
+        .collect())
+}
