@@ -32,13 +32,14 @@ test-rust: build
 test-python: build
 	$(AS_ROOT) $(VENV)/bin/pytest
 
-check: build ## formatters, linters, types, and the declared border against the built one
+check: build ## formatters, linters, types, the declared border against the built one, breakages that fit
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy src tests
 	cargo fmt --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	$(VENV)/bin/stubtest tidegate._engine --mypy-config-file pyproject.toml
+	$(VENV)/bin/python scripts/mutants --list >/dev/null
 
 format: build ## writes what `check` wants to read
 	$(VENV)/bin/ruff check --fix .
