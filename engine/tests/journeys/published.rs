@@ -177,24 +177,25 @@ fn a_port_published_for_a_client_of_one_shard_is_not_lent_by_another() {
 #[test]
 fn a_port_that_was_published_while_its_batch_was_under_way_is_lent_by_nobody() {
     // Shard 0 has two ports, and a third is on its way when client 1, who lives on shard 1, publishes it.
-    let plan = Plan { shards: 2, port_range: (40_000, 40_003), ..Plan::default() };
+    const LATE: u16 = 40_004;
+    let plan = Plan { shards: 2, port_range: (40_000, 40_005), ..Plan::default() };
     let mut world = World::of(plan).connected();
-    world.publish(Proto::Udp, PORTS[0], endpoint(client_address(1), 53)).unwrap();
+    world.publish(Proto::Udp, LATE, endpoint(client_address(1), 53)).unwrap();
     let request = ReserveRequest {
         protocol: PortProtocol::Udp,
         address: EXTERNAL,
         shard: 0,
         shards: 2,
-        ports: PORTS[0]..=PORTS[0],
+        ports: LATE..=LATE,
         count: 1,
         returned: Vec::new(),
     };
-    world.tell(0, Command::Ports(Batch { request, ports: vec![PORTS[0]], shortage: None }));
+    world.tell(0, Command::Ports(Batch { request, ports: vec![LATE], shortage: None }));
     let lent = |world: &mut World, port| {
         world.send(0, &Ip::udp(endpoint(client_address(0), port), endpoint(SERVER, 9), b"query"));
         world.take_outside().len()
     };
     assert_eq!([6_000, 6_001, 6_002, 6_003].map(|port| lent(&mut world, port)), [1, 1, 0, 0]);
-    world.arrive(&Ip::udp(endpoint(SERVER, 4_000), endpoint(EXTERNAL, PORTS[0]), b"query"));
+    world.arrive(&Ip::udp(endpoint(SERVER, 4_000), endpoint(EXTERNAL, LATE), b"query"));
     assert_eq!(world.take_one(1).data(), b"query");
 }
