@@ -1,7 +1,8 @@
-//! The buffers of one turn of the loop.
+//! The buffers of a shard.
 //!
 //! A shard receives into an [`Arena`], opens and rewrites in place, gathers superpackets from [`Span`]s of it, sends,
-//! and starts over: nothing on a packet's way allocates or copies payload. A span is a name, not a borrow, so that
+//! and starts over: nothing on a packet's way allocates or copies payload. Which buffers still hold packets that wait is
+//! known to [`crate::pool`]. A span is a name, not a borrow, so that
 //! many may be held while the bytes behind one of them change.
 
 use std::ops::Range;
@@ -53,6 +54,22 @@ impl Span {
     }
 }
 
+/// A place to receive into: what of a buffer lies behind `start`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Slot {
+    /// Which buffer.
+    pub buffer: usize,
+    /// The first byte.
+    pub start: usize,
+}
+
+impl Slot {
+    /// The whole of a buffer.
+    pub const fn whole(buffer: usize) -> Self {
+        Self { buffer, start: 0 }
+    }
+}
+
 /// A fixed number of equal buffers.
 pub struct Arena {
     buffers: Vec<Box<[u8]>>,
@@ -79,9 +96,9 @@ impl Arena {
         &mut self.buffers[buffer]
     }
 
-    /// Several whole buffers, to receive into.
-    pub fn buffers_mut(&mut self, range: Range<usize>) -> &mut [Box<[u8]>] {
-        &mut self.buffers[range]
+    /// The room of a slot.
+    pub fn slot_mut(&mut self, slot: Slot) -> &mut [u8] {
+        self.buffers[slot.buffer].get_mut(slot.start..).unwrap_or_default()
     }
 
     /// The bytes of a span.

@@ -1,6 +1,6 @@
 //! What the event loop drives: a gateway's shard or a client.
 
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use crate::arena::{Arena, Span};
 use crate::clock::Timestamp;
@@ -8,7 +8,7 @@ use crate::drop_reason::DropCounters;
 use crate::external::reservation::ReserveRequest;
 use crate::messages::{Command, ShardStatus};
 use crate::outbox::{Crossing, Outbox};
-use crate::tunnel::Tunnel;
+use crate::tunnel::{PeerId, Tunnel};
 use crate::wire::Offload;
 
 /// A packet core without I/O: packets and `now` come in as arguments, packets and the next wake-up come out.
@@ -23,6 +23,12 @@ pub trait Core {
         from: SocketAddrV4,
         outbox: &mut Outbox,
     );
+
+    /// Whose datagrams these seem to be, so that they wait in that peer's queue. Nobody has verified it yet; what cannot be
+    /// told waits in a queue of its own.
+    fn sender(&self, _train: &[u8], _from: SocketAddrV4) -> Option<PeerId> {
+        None
+    }
 
     /// Routes what was opened since the last flush.
     fn flush_peers(&mut self, now: Timestamp, arena: &mut Arena, outbox: &mut Outbox);
@@ -62,6 +68,11 @@ pub trait Core {
 
     /// A packet of the external interface will soon be handed over.
     fn expect_external(&self, _arena: &Arena, _packet: Span) {}
+
+    /// The same for a packet of the external interface: which client it seems to be for.
+    fn recipient(&self, _packet: &[u8]) -> Option<Ipv4Addr> {
+        None
+    }
 
     /// Takes a packet of the external interface.
     fn receive_external(

@@ -130,6 +130,10 @@ drop_reasons! {
     // Queues and devices.
     /// A bounded queue was full.
     QueueFull = "queue_full",
+    /// It had waited too long in a queue that did not get shorter (CoDel).
+    QueueDelay = "queue_delay",
+    /// More packets waited than may, and this one's client had the most of them.
+    QueueShare = "queue_share",
     /// The kernel refused the packet.
     SendFailed = "send_failed",
     /// The kernel reported an error while receiving.

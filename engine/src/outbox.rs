@@ -190,15 +190,24 @@ pub struct TrainBuffer {
     bytes: Box<[u8]>,
     used: usize,
     trains: Vec<Train>,
+    /// Whose the last datagram is.
+    last_peer: Option<PeerId>,
 }
 
 /// Enough for four full trains, and little enough to stay in the cache.
 const TRAIN_BUFFER_SIZE: usize = 256 * 1024;
+/// Bytes whose sealing takes longer than sending what is ready.
+const MUCH: usize = 16 * 1024;
 /// What sealing adds to a packet, at most: header and tag, and padding to a multiple of 16.
 const MAX_SEALING_OVERHEAD: usize = Sealer::OVERHEAD + 15;
 impl Default for TrainBuffer {
     fn default() -> Self {
-        Self { bytes: vec![0; TRAIN_BUFFER_SIZE].into_boxed_slice(), used: 0, trains: Vec::new() }
+        Self {
+            bytes: vec![0; TRAIN_BUFFER_SIZE].into_boxed_slice(),
+            used: 0,
+            trains: Vec::new(),
+            last_peer: None,
+        }
     }
 }
 
@@ -213,6 +222,14 @@ impl TrainBuffer {
         &self.bytes[train.range.clone()]
     }
 
+    /// Whether what is in it is to be sent before up to `bytes` bytes for `peer` are sealed: because they do not fit, or
+    /// because a ping of somebody else's should not wait until they are done.
+    fn is_due(&self, peer: PeerId, bytes: usize) -> bool {
+        let is_full = self.used + bytes > self.bytes.len();
+        let others_wait = self.last_peer != Some(peer) && bytes >= MUCH;
+        self.used > 0 && (is_full || others_wait)
+    }
+
     /// The room behind the last datagram.
     fn room(&mut self) -> &mut [u8] {
         &mut self.bytes[self.used..]
@@ -222,6 +239,7 @@ impl TrainBuffer {
     pub fn clear(&mut self) {
         self.used = 0;
         self.trains.clear();
+        self.last_peer = None;
     }
 
     /// Takes the `len` bytes that were just written behind the last datagram as the next one.
@@ -260,9 +278,10 @@ pub fn seal_frames(
         let slices = frame.packet.tails_of(&outbox.tails).iter().map(|&tail| arena.get(tail));
         let mut segments = Segments::new(frame.packet.head.get(arena), frame.shape, slices);
         let worst = segments.segment_count() * (segments.max_segment_len() + MAX_SEALING_OVERHEAD);
-        if buffer.used > 0 && buffer.used + worst > buffer.bytes.len() {
+        if buffer.is_due(frame.peer, worst) {
             return true;
         }
+        buffer.last_peer = Some(frame.peer);
         *next += 1;
         if worst > buffer.bytes.len() {
             // Segments so small that their headers outweigh them a hundred times: nobody sends that in earnest.
@@ -287,4 +306,24 @@ pub fn seal_frames(
         }
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn what_is_sealed_for_one_peer_does_not_wait_for_anothers_superpacket() {
+        let (one, other) = (PeerId(1), PeerId(2));
+        let mut buffer = TrainBuffer::default();
+        assert!(!buffer.is_due(other, 60_000), "there is nothing to send yet");
+        buffer.last_peer = Some(one);
+        buffer.commit(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 1), 120);
+        assert!(buffer.is_due(other, 60_000));
+        assert!(!buffer.is_due(one, 60_000), "its own packets travel together");
+        assert!(!buffer.is_due(other, 120), "small packets of many peers do, too");
+        assert!(buffer.is_due(one, TRAIN_BUFFER_SIZE));
+    }
 }

@@ -1,37 +1,38 @@
 //! The event loop of one thread, and the only place that reads the clock.
 //!
-//! Theory of operation. A turn: wait for a device, a command or a deadline; receive a bounded batch from every device
-//! that is ready; let the core route it; send what the core put into the outbox; start over. A turn takes at most
-//! [`TRANSPORT_BUFFERS`] trains, [`EXTERNAL_BUFFERS`] frames and [`TUN_PACKETS`] packets: segments of one flow are
-//! gathered over as many trains, and nobody waits long behind a bulk flow. Readiness is level-triggered, so what a turn
-//! left is taken by the next. When nothing is ready and nothing is due, the thread waits in the kernel without a
-//! timeout: idle costs nothing.
+//! Theory of operation. A turn: wait for a device, a command or a deadline; empty what is ready into the fair queues
+//! ([`crate::intake`]); let the core route a bounded share of what waits there; send what the core put into the outbox;
+//! start over, at once if something still waits. So nobody waits long behind somebody else's bulk flow. Packets of the
+//! TUN device are routed as they come, [`TUN_PACKETS`] a turn: the device has a queue of its own in the kernel. Readiness is
+//! level-triggered, so what a turn left is taken by the next. When nothing waits, is ready or is due, the thread waits
+//! in the kernel without a timeout: idle costs nothing.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::mpsc::{Receiver, SyncSender};
+use std::time::Duration;
 
 use crate::arena::{Arena, BUFFER_SIZE, LARGEST_PACKET};
 use crate::clock::{Timestamp, monotonic_now};
 use crate::core::Core;
 use crate::drop_reason::DropReason;
 use crate::external::ExternalGateway;
+use crate::external::packet_socket::Frame;
 use crate::external::reservation::ReserverHandle;
+use crate::intake::Intake;
 use crate::messages::{Command, EventKind, Events};
 use crate::outbox::{Crossing, Outbox, TrainBuffer, seal_frames};
 use crate::transport::{SendTrain, Train, Transport};
 use crate::tun::Tun;
+use crate::tunnel::PeerId;
 use crate::wake::{Epoll, EventFd, Events as Readiness, Interest};
 use crate::wire::{Offload, Segments, VirtioNetHeader};
 
-const TRANSPORT_BUFFERS: usize = 8;
-const EXTERNAL_BUFFERS: usize = 32;
-/// Frames of the first read of a turn. Superpackets, if that is what they are, are enough for a turn then; small
-/// packets are followed by as many more as there is room for.
-const EXTERNAL_FIRST: usize = 8;
-/// Bytes of the external interface after which a turn reads no more: as much as the transport gives it.
-const EXTERNAL_BYTES: usize = 128 * 1024;
+/// Enough for all that may wait, in whatever order it goes. Buffers that are never written to cost no memory.
+const TRANSPORT_BUFFERS: usize = 96;
+const EXTERNAL_BUFFERS: usize = 96;
 const TUN_BUFFERS: usize = 8;
 const TUN_PACKETS: usize = 64;
 
@@ -41,7 +42,7 @@ const EXTERNAL_RANGE: Range<usize> = TRANSPORT_RANGE.end..TRANSPORT_RANGE.end + 
 const TUN_RANGE: Range<usize> = EXTERNAL_RANGE.end..EXTERNAL_RANGE.end + TUN_BUFFERS;
 
 /// What the scheduler should give a shard at a time: about a turn.
-const SLICE: std::time::Duration = std::time::Duration::from_micros(200);
+const SLICE: Duration = Duration::from_micros(200);
 
 /// Packets between two shards that have not been taken yet, at most.
 pub const CROSSING_QUEUE: usize = 1_024;
@@ -109,7 +110,10 @@ pub struct Shard<C> {
     arena: Arena,
     outbox: Outbox,
     sealed: TrainBuffer,
-    trains: Vec<Train>,
+    /// What the transport has brought, by the peer that seems to have sent it.
+    trains: Intake<PeerId, Train>,
+    /// What the external interface has brought, by the client that it seems to be for.
+    frames: Intake<Ipv4Addr, Frame>,
     segment: Box<[u8]>,
     /// What the transport said of its overruns last.
     overruns: u32,
@@ -146,7 +150,8 @@ impl<C: Core> Shard<C> {
             arena: Arena::new(TUN_RANGE.end),
             outbox: Outbox::default(),
             sealed: TrainBuffer::default(),
-            trains: Vec::with_capacity(TRANSPORT_BUFFERS),
+            trains: Intake::new(TRANSPORT_RANGE),
+            frames: Intake::new(EXTERNAL_RANGE),
             segment: vec![0; crate::wire::ipv4::MAX_PACKET_LEN].into_boxed_slice(),
             overruns: 0,
         })
@@ -161,7 +166,11 @@ impl<C: Core> Shard<C> {
         crate::sys::run_in_slices_of(SLICE).ok();
         let mut ready = Readiness::with_capacity(8);
         loop {
-            let timeout = self.core.next_wakeup().map(|deadline| deadline.since(monotonic_now()));
+            let timeout = if self.trains.is_waiting() || self.frames.is_waiting() {
+                Some(Duration::ZERO)
+            } else {
+                self.core.next_wakeup().map(|deadline| deadline.since(monotonic_now()))
+            };
             self.epoll.wait(&mut ready, timeout)?;
             let now = monotonic_now();
             for event in ready.iter() {
@@ -169,10 +178,14 @@ impl<C: Core> Shard<C> {
                     return Ok(());
                 }
             }
+            self.serve_datagrams(now);
+            self.serve_external(now);
             if self.core.next_wakeup().is_some_and(|deadline| deadline <= now) {
                 self.core.poll(now, &mut self.outbox);
             }
             self.send(now);
+            self.trains.end_turn();
+            self.frames.end_turn();
             self.request_ports();
         }
     }
@@ -195,23 +208,33 @@ impl<C: Core> Shard<C> {
     // ---- What comes in, in the order of a packet's walk.
 
     fn receive_datagrams(&mut self, now: Timestamp) {
-        self.trains.clear();
-        match self.devices.transport.receive(&mut self.arena, TRANSPORT_RANGE, &mut self.trains) {
-            Ok(_) => {}
-            // An ICMP error about an earlier datagram (a client that went away): the next read goes on.
-            Err(_) => self.core.drops().count(DropReason::ReceiveFailed),
+        let Self { core, devices, arena, trains, .. } = self;
+        while let Some((slots, arrived)) = trains.room(now) {
+            if devices.transport.receive(arena, slots, arrived).is_err() {
+                // An ICMP error about an earlier datagram (a client that went away): the next read goes on.
+                core.drops().count(DropReason::ReceiveFailed);
+            }
+            if !trains.accept(now, |train| core.sender(arena.get(train.span), train.from)) {
+                return;
+            }
         }
-        for train in &self.trains {
-            self.core.receive_datagrams(
-                now,
-                &mut self.arena,
-                train.span,
-                train.segment_size,
-                train.from,
-                &mut self.outbox,
-            );
+    }
+
+    fn receive_external(&mut self, now: Timestamp) {
+        let Self { core, devices, links, arena, frames, .. } = self;
+        let Some(external) = &mut devices.external else { return };
+        while let Some((slots, arrived)) = frames.room(now) {
+            if let Err(error) = external.packets.receive(arena, slots, arrived) {
+                core.drops().count(DropReason::ReceiveFailed);
+                links.events.push(EventKind::ExternalDown, format!("the external interface: {error}"));
+            }
+            for frame in &*arrived {
+                core.expect_external(arena, frame.span);
+            }
+            if !frames.accept(now, |frame| core.recipient(arena.get(frame.span))) {
+                return;
+            }
         }
-        self.core.flush_peers(now, &mut self.arena, &mut self.outbox);
     }
 
     /// Small packets come one by one, at a system call each, and are packed one behind another: so many of them fit
@@ -246,42 +269,9 @@ impl<C: Core> Shard<C> {
         }
     }
 
-    fn receive_external(&mut self, now: Timestamp) {
-        let first = EXTERNAL_RANGE.start..EXTERNAL_RANGE.start + EXTERNAL_FIRST;
-        let rest = first.end..EXTERNAL_RANGE.end;
-        let bytes = self.receive_frames(now, first);
-        if (1..EXTERNAL_BYTES).contains(&bytes) {
-            self.receive_frames(now, rest);
-        }
-    }
-
-    /// Receives one frame into each of `buffers`, as far as there are any. Returns their bytes; 0 if there may be no more.
-    fn receive_frames(&mut self, now: Timestamp, buffers: Range<usize>) -> usize {
-        let Some(external) = &mut self.devices.external else { return 0 };
-        let room = buffers.len();
-        if let Err(error) = external.receive(&mut self.arena, buffers) {
-            self.core.drops().count(DropReason::ReceiveFailed);
-            self.links.events.push(EventKind::ExternalDown, format!("the external interface: {error}"));
-        }
-        for frame in external.frames() {
-            self.core.expect_external(&self.arena, frame.span);
-        }
-        let mut bytes = 0;
-        for frame in external.frames() {
-            bytes += frame.span.len as usize;
-            match frame.header.offload() {
-                Some(offload) => {
-                    self.core.receive_external(now, &mut self.arena, frame.span, offload, &mut self.outbox);
-                }
-                None => self.core.drops().count(DropReason::UnknownOffload),
-            }
-        }
-        if external.frames().len() < room { 0 } else { bytes }
-    }
-
     fn receive_arp(&mut self, now: Timestamp) {
         let Some(external) = &mut self.devices.external else { return };
-        for _ in 0..EXTERNAL_BUFFERS {
+        for _ in 0..MESSAGES_PER_TURN {
             match external.arp.receive(&mut self.segment) {
                 Ok(Some(frame)) => self.core.receive_arp(now, frame, &mut self.outbox),
                 Ok(None) => return,
@@ -331,6 +321,8 @@ impl<C: Core> Shard<C> {
             Command::Status(reply) => {
                 self.count_overruns();
                 let mut status = self.core.status(now);
+                status.drops.merge(self.trains.drops());
+                status.drops.merge(self.frames.drops());
                 status.offloads = self.offloads_in_use();
                 // Whoever asked may have given up: then nobody misses the answer.
                 drop(reply.try_send(status));
@@ -394,6 +386,33 @@ impl<C: Core> Shard<C> {
             offloads.push(("external", external.offload));
         }
         offloads
+    }
+
+    // ---- What waits, in fair order.
+
+    fn serve_datagrams(&mut self, now: Timestamp) {
+        while let Some(train) = self.trains.next(now) {
+            self.core.receive_datagrams(
+                now,
+                &mut self.arena,
+                train.span,
+                train.segment_size,
+                train.from,
+                &mut self.outbox,
+            );
+        }
+        self.core.flush_peers(now, &mut self.arena, &mut self.outbox);
+    }
+
+    fn serve_external(&mut self, now: Timestamp) {
+        while let Some(frame) = self.frames.next(now) {
+            match frame.header.offload() {
+                Some(offload) => {
+                    self.core.receive_external(now, &mut self.arena, frame.span, offload, &mut self.outbox);
+                }
+                None => self.core.drops().count(DropReason::UnknownOffload),
+            }
+        }
     }
 
     // ---- What goes out.

@@ -20,7 +20,7 @@ use std::io::IoSlice;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 
 use packets::{GATEWAY, NEIGHBOR, Probe, tcp_flags};
-use tidegate_engine::arena::Arena;
+use tidegate_engine::arena::{Arena, Slot};
 use tidegate_engine::clock::Timestamp;
 use tidegate_engine::external::arp_socket::ArpSocket;
 use tidegate_engine::external::neighbor::{NeighborCache, Resolution};
@@ -56,10 +56,15 @@ fn receive(socket: &mut PacketSocket, count: usize) -> Vec<(Frame, Vec<u8>)> {
     while packets.len() < count {
         assert!(readable(&*socket), "only {} of {count} frames arrived", packets.len());
         let mut frames = Vec::new();
-        socket.receive(&mut arena, 0..32, &mut frames).unwrap();
+        socket.receive(&mut arena, &slots(32), &mut frames).unwrap();
         packets.extend(frames.iter().map(|&frame| (frame, arena.get(frame.span).to_vec())));
     }
     packets
+}
+
+/// The first `count` buffers of an arena, whole.
+fn slots(count: usize) -> Vec<Slot> {
+    (0..count).map(Slot::whole).collect()
 }
 
 /// Sends packets as they are, in one call.
@@ -323,9 +328,9 @@ fn the_fanout_steers_by_port_and_identifier_and_survives_a_link_flap() {
             ip(&["link", "set", "g0", "down"]);
             ip(&["link", "set", "g0", "up"]);
             for socket in &mut sockets {
-                let error = socket.receive(&mut Arena::new(1), 0..1, &mut Vec::new()).unwrap_err();
+                let error = socket.receive(&mut Arena::new(1), &slots(1), &mut Vec::new()).unwrap_err();
                 assert_eq!(error.raw_os_error(), Some(libc::ENETDOWN));
-                assert_eq!(socket.receive(&mut Arena::new(1), 0..1, &mut Vec::new()).unwrap(), 0);
+                assert_eq!(socket.receive(&mut Arena::new(1), &slots(1), &mut Vec::new()).unwrap(), 0);
             }
             sockets
         });
@@ -378,7 +383,7 @@ fn datagrams_are_steered_by_receiver_index_to_the_shard_that_gave_it() {
             assert_eq!(outcome.sent, 1);
             let mut arena = Arena::new(2);
             let received =
-                shards.iter_mut().map(|shard| shard.receive(&mut arena, 0..2, &mut Vec::new()).unwrap());
+                shards.iter_mut().map(|shard| shard.receive(&mut arena, &slots(2), &mut Vec::new()).unwrap());
             let counts: Vec<_> = received.collect();
             assert_eq!(counts.iter().sum::<usize>(), 1);
             counts.iter().position(|&count| count == 1).unwrap() as u8
@@ -466,7 +471,7 @@ fn a_superpacket_is_injected_through_the_tun_device() {
         assert!(readable(&receiver));
         let mut trains = Vec::new();
         let mut arena = Arena::new(8);
-        receiver.receive(&mut arena, 0..8, &mut trains).unwrap();
+        receiver.receive(&mut arena, &slots(8), &mut trains).unwrap();
         let lengths: Vec<_> =
             trains.iter().flat_map(|train| train.datagrams()).map(|span| span.len).collect();
         assert_eq!(lengths, [1000, 1000, 1000, 1000, 1000, 500]);

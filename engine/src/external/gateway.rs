@@ -1,11 +1,10 @@
 //! The external interface as one device of a shard: packets out, packets in, and ARP beside them.
 
-use std::io::{self, IoSlice};
-use std::ops::Range;
+use std::io::IoSlice;
 
 use super::arp_socket::ArpSocket;
 use super::next_hop::ExternalLink;
-use super::packet_socket::{FilterRules, Frame, PacketSocket, SendFrame};
+use super::packet_socket::{FilterRules, PacketSocket, SendFrame};
 use crate::arena::{Arena, Span};
 use crate::outbox::DeviceFrame;
 use crate::sys::DeviceError;
@@ -19,7 +18,6 @@ pub struct ExternalGateway {
     pub arp: ArpSocket,
     /// Whether superpackets go out whole.
     pub offload: bool,
-    frames: Vec<Frame>,
     refused: Vec<usize>,
 }
 
@@ -32,7 +30,7 @@ impl ExternalGateway {
     pub fn open(link: &ExternalLink, offload: bool) -> Result<Self, DeviceError> {
         let packets = PacketSocket::open(link.index, link.mac)?;
         let arp = ArpSocket::open(link.index, &link.addresses)?;
-        Ok(Self { packets, arp, offload, frames: Vec::new(), refused: Vec::new() })
+        Ok(Self { packets, arp, offload, refused: Vec::new() })
     }
 
     /// Takes the link's addresses and the ports to let through, at the beginning and whenever they change.
@@ -43,20 +41,6 @@ impl ExternalGateway {
         self.packets.set_filter(filter)?;
         self.packets.set_source_mac(link.mac);
         self.arp.set_addresses(&link.addresses)
-    }
-
-    /// Receives one frame into each of `buffers`, as far as there are any; [`Self::frames`] has them then.
-    ///
-    /// # Errors
-    /// What the kernel says, as `ENETDOWN` when the interface went down.
-    pub fn receive(&mut self, arena: &mut Arena, buffers: Range<usize>) -> io::Result<()> {
-        self.frames.clear();
-        self.packets.receive(arena, buffers, &mut self.frames).map(drop)
-    }
-
-    /// The frames of the last [`Self::receive`].
-    pub fn frames(&self) -> &[Frame] {
-        &self.frames
     }
 
     /// Sends packets to their next hops, and returns how many packets the kernel had no room for.

@@ -15,13 +15,13 @@
 
 use std::io::{self, IoSlice};
 use std::net::Ipv4Addr;
-use std::ops::{Range, RangeInclusive};
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use libc::c_int;
 
 use super::{ETHERTYPE_IPV4, LINK_HEADER_LEN, MAX_ADDRESSES, MacAddress, PACKET_HOST, require_address};
-use crate::arena::{Arena, Span};
+use crate::arena::{Arena, Slot, Span};
 use crate::bpf::{Assembler, AssemblyError, DROP, DROP_ALL, Instruction, KEEP, Test};
 use crate::sys::batch::{AfterError, Body, Head, MAX_MESSAGES, Message, ReceiveBatch, SendBatch};
 use crate::sys::{self, Buffer, Context, DeviceError, SocketAddress};
@@ -173,7 +173,7 @@ impl PacketSocket {
         self.source_mac = mac;
     }
 
-    /// Receives what is there, one frame into each of the arena's `buffers`, without waiting.
+    /// Receives what is there, one frame into each of the arena's `slots`, without waiting.
     ///
     /// Appends to `frames` and returns how many.
     ///
@@ -182,17 +182,16 @@ impl PacketSocket {
     pub fn receive(
         &mut self,
         arena: &mut Arena,
-        buffers: Range<usize>,
+        slots: &[Slot],
         frames: &mut Vec<Frame>,
     ) -> io::Result<usize> {
         let before = frames.len();
         for _ in 0..MAX_UNDESCRIBABLE {
-            match self.incoming.receive(self.fd.as_fd(), arena.buffers_mut(buffers.clone())) {
+            match self.incoming.receive(self.fd.as_fd(), arena, slots) {
                 Ok(received) => {
-                    for i in 0..received {
-                        let buffer = buffers.start + i;
-                        let len = self.incoming.len(i);
-                        match parse_frame(&arena.buffer_mut(buffer)[..len], buffer) {
+                    for (i, &slot) in slots.iter().take(received).enumerate() {
+                        let bytes = arena.slot_mut(slot).get(..self.incoming.len(i)).unwrap_or_default();
+                        match parse_frame(bytes, slot) {
                             Some(frame) if !self.incoming.truncated(i) => frames.push(frame),
                             _ => self.undescribable += 1,
                         }
@@ -292,7 +291,7 @@ pub(super) fn open_deaf(ifindex: u32, ethertype: u16) -> Result<OwnedFd, DeviceE
 }
 
 /// Takes a received buffer apart; `None` if it is shorter than its headers.
-fn parse_frame(bytes: &[u8], buffer: usize) -> Option<Frame> {
+fn parse_frame(bytes: &[u8], slot: Slot) -> Option<Frame> {
     let (header, rest) = bytes.split_first_chunk::<{ VirtioNetHeader::SIZE }>()?;
     let (link_header, _) = rest.split_first_chunk::<{ LINK_HEADER_LEN as usize }>()?;
     let mut source_mac = [0; 6];
@@ -304,7 +303,7 @@ fn parse_frame(bytes: &[u8], buffer: usize) -> Option<Frame> {
         header[at..at + 2].copy_from_slice(&from_frame.saturating_sub(LINK_HEADER_LEN).to_ne_bytes());
     }
     Some(Frame {
-        span: Span::new(buffer, PACKET_OFFSET..bytes.len()),
+        span: Span::new(slot.buffer, slot.start + PACKET_OFFSET..slot.start + bytes.len()),
         header: VirtioNetHeader::from_bytes(header),
         source_mac,
     })
@@ -570,12 +569,12 @@ mod tests {
             .flatten()
             .collect();
         let frame = [&header[..], &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 8, 0], &[0x45; 40]].concat();
-        let parsed = parse_frame(&frame, 5).unwrap();
-        assert_eq!(parsed.span, Span::new(5, 24..64));
+        let parsed = parse_frame(&frame, Slot { buffer: 5, start: 100 }).unwrap();
+        assert_eq!(parsed.span, Span::new(5, 124..164));
         assert_eq!(parsed.source_mac, [7, 8, 9, 10, 11, 12]);
         let bytes = parsed.header.to_bytes();
         assert_eq!(bytes[2..4], 40u16.to_ne_bytes());
         assert_eq!(bytes[6..8], 20u16.to_ne_bytes());
-        assert!((0..24).all(|len| parse_frame(&frame[..len], 0).is_none()));
+        assert!((0..24).all(|len| parse_frame(&frame[..len], Slot::whole(0)).is_none()));
     }
 }

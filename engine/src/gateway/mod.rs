@@ -189,6 +189,10 @@ impl Core for Gateway {
         }
     }
 
+    fn sender(&self, train: &[u8], from: SocketAddrV4) -> Option<PeerId> {
+        self.tunnel.sender(train, from)
+    }
+
     fn flush_peers(&mut self, now: Timestamp, arena: &mut Arena, outbox: &mut Outbox) {
         self.route_from_peers(now, arena, outbox);
     }
@@ -206,6 +210,10 @@ impl Core for Gateway {
 
     fn expect_external(&self, arena: &Arena, packet: Span) {
         self.nat.prefetch_inbound(arena.get(packet));
+    }
+
+    fn recipient(&self, packet: &[u8]) -> Option<Ipv4Addr> {
+        self.nat.recipient(packet)
     }
 
     fn receive_external(

@@ -85,6 +85,22 @@ impl Nat {
         }
     }
 
+    /// Which client a packet from outside is for that nobody has checked yet, as far as its ports or its identifier tell.
+    pub fn recipient(&self, packet: &[u8]) -> Option<Ipv4Addr> {
+        const FRAGMENT_BITS: u16 = 0x3fff; // RFC 791 §3.1: More Fragments, and the offset
+        let fragment = u16::from_be_bytes([*packet.get(6)?, *packet.get(7)?]) & FRAGMENT_BITS;
+        if fragment != 0 {
+            return None; // the pieces of a datagram stay together
+        }
+        let (protocol, remote, external) = ends(packet).or_else(|| echo_reply_ends(packet))?;
+        let table = &self.table;
+        if let Some(id) = table.find_inbound(protocol, external, remote) {
+            return Some(table.sessions[id as usize].internal.address);
+        }
+        let mapping = table.find_external(protocol, external)?;
+        Some(table.mappings[mapping as usize].internal.address)
+    }
+
     /// Whether the datagram from outside that begins with this first fragment would have been let in. Changes nothing.
     pub fn awaits_fragment(&self, first: &Ipv4Packet<'_>) -> bool {
         let ports = match (Proto::from_number(first.protocol()), first.transport_bytes()) {
@@ -226,6 +242,19 @@ fn ends(packet: &[u8]) -> Option<(Proto, Endpoint, Endpoint)> {
     let destination =
         Endpoint::new(Ipv4Addr::new(h[16], h[17], h[18], h[19]), u16::from_be_bytes([h[22], h[23]]));
     (h[0] == WITHOUT_OPTIONS).then_some((protocol, source, destination))
+}
+
+/// The same for the reply to an echo request.
+fn echo_reply_ends(packet: &[u8]) -> Option<(Proto, Endpoint, Endpoint)> {
+    const WITHOUT_OPTIONS: u8 = 0x45;
+    const ECHO_REPLY: u8 = 0;
+    let h: &[u8; 26] = packet.first_chunk()?;
+    let is_reply =
+        h[0] == WITHOUT_OPTIONS && Proto::from_number(h[9]) == Some(Proto::Icmp) && h[20] == ECHO_REPLY;
+    let source = Endpoint::new(Ipv4Addr::new(h[12], h[13], h[14], h[15]), 0);
+    let identifier = u16::from_be_bytes([h[24], h[25]]);
+    let destination = Endpoint::new(Ipv4Addr::new(h[16], h[17], h[18], h[19]), identifier);
+    is_reply.then_some((Proto::Icmp, source, destination))
 }
 
 /// What a packet is about.

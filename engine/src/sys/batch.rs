@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use libc::{c_int, c_void};
 
 use super::{MAX_SLICES, SocketAddress, check, vector};
+use crate::arena::{Arena, Slot};
 
 /// The most messages that one call receives or sends.
 pub(crate) const MAX_MESSAGES: usize = 64;
@@ -54,12 +55,18 @@ impl ReceiveBatch {
         }
     }
 
-    /// Receives as many messages as there are, one into each buffer, and at most [`MAX_MESSAGES`].
-    pub(crate) fn receive(&mut self, fd: BorrowedFd<'_>, buffers: &mut [Box<[u8]>]) -> io::Result<usize> {
-        let count = buffers.len().min(MAX_MESSAGES);
-        for (i, buffer) in buffers.iter_mut().take(count).enumerate() {
+    /// Receives as many messages as there are, one into each of the arena's `slots`, and at most [`MAX_MESSAGES`].
+    pub(crate) fn receive(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        arena: &mut Arena,
+        slots: &[Slot],
+    ) -> io::Result<usize> {
+        let count = slots.len().min(MAX_MESSAGES);
+        for (i, &slot) in slots.iter().take(count).enumerate() {
+            let room = arena.slot_mut(slot);
             self.vectors[i] =
-                libc::iovec { iov_base: buffer.as_mut_ptr().cast::<c_void>(), iov_len: buffer.len() };
+                libc::iovec { iov_base: room.as_mut_ptr().cast::<c_void>(), iov_len: room.len() };
             let header = &mut self.headers[i].msg_hdr;
             header.msg_name = self.names[i].bytes.as_mut_ptr().cast::<c_void>();
             header.msg_namelen = SocketAddress::CAPACITY;
@@ -69,8 +76,9 @@ impl ReceiveBatch {
             header.msg_controllen = CONTROL_SIZE as _;
             header.msg_flags = 0;
         }
-        // SAFETY: the first `count` headers were pointed above at buffers, names and controls that live through the
-        // call, are exclusively borrowed, and have the lengths given.
+        // SAFETY: the first `count` headers were pointed above at buffers of the arena, names and controls that live
+        // through the call, are exclusively borrowed, and have the lengths given. Should two slots overlap, the kernel
+        // writes one after the other.
         let received = check(unsafe {
             libc::recvmmsg(
                 fd.as_raw_fd(),

@@ -6,10 +6,9 @@
 
 use std::io;
 use std::net::SocketAddrV4;
-use std::ops::Range;
 use std::os::fd::AsFd;
 
-use crate::arena::{Arena, Span};
+use crate::arena::{Arena, Slot, Span};
 
 pub mod udp;
 
@@ -60,18 +59,13 @@ impl SendTrain<'_> {
 
 /// A way for sealed datagrams to travel.
 pub trait Transport: AsFd {
-    /// Receives what is there, at most one train into each of the arena's `buffers`, without waiting.
+    /// Receives what is there, at most one train into each of the arena's `slots`, without waiting.
     ///
     /// Appends to `trains` and returns how many; 0 if there is nothing.
     ///
     /// # Errors
     /// What the kernel says.
-    fn receive(
-        &mut self,
-        arena: &mut Arena,
-        buffers: Range<usize>,
-        trains: &mut Vec<Train>,
-    ) -> io::Result<usize>;
+    fn receive(&mut self, arena: &mut Arena, slots: &[Slot], trains: &mut Vec<Train>) -> io::Result<usize>;
 
     /// Sends trains in their order, without waiting: what the kernel has no room for is dropped and counted.
     fn send(&mut self, trains: &[SendTrain<'_>]) -> SendOutcome;

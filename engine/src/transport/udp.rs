@@ -13,11 +13,10 @@
 
 use std::io;
 use std::net::SocketAddrV4;
-use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use super::{MAX_TRAIN_BYTES, MAX_TRAIN_SEGMENTS, SendOutcome, SendTrain, Train, Transport};
-use crate::arena::{Arena, Span};
+use crate::arena::{Arena, Slot, Span};
 use crate::bpf::{Assembler, AssemblyError, Instruction, Test};
 use crate::sys::batch::{AfterError, Body, Head, MAX_MESSAGES, Message, ReceiveBatch, SOL_UDP, SendBatch};
 use crate::sys::{self, Buffer, Context, DeviceError, SocketAddress};
@@ -209,24 +208,18 @@ impl Transport for UdpTransport {
         self.receive_overruns().unwrap_or(0)
     }
 
-    fn receive(
-        &mut self,
-        arena: &mut Arena,
-        buffers: Range<usize>,
-        trains: &mut Vec<Train>,
-    ) -> io::Result<usize> {
-        let first = buffers.start;
-        let received = match self.incoming.receive(self.fd.as_fd(), arena.buffers_mut(buffers)) {
+    fn receive(&mut self, arena: &mut Arena, slots: &[Slot], trains: &mut Vec<Train>) -> io::Result<usize> {
+        let received = match self.incoming.receive(self.fd.as_fd(), arena, slots) {
             Ok(received) => received,
             Err(error) if sys::would_block(&error) => return Ok(0),
             Err(error) => return Err(error),
         };
-        trains.extend((0..received).filter_map(|i| {
+        trains.extend(slots.iter().take(received).enumerate().filter_map(|(i, slot)| {
             let len = self.incoming.len(i);
             // Always an IPv4 address: the socket is AF_INET.
             let from = self.incoming.from(i).to_inet()?;
             let segment_size = self.incoming.gro_segment_size(i).unwrap_or(len).min(len);
-            Some(Train { span: Span::new(first + i, 0..len), segment_size, from })
+            Some(Train { span: Span::new(slot.buffer, slot.start..slot.start + len), segment_size, from })
         }));
         Ok(received)
     }
@@ -342,7 +335,8 @@ mod tests {
             epoll.wait(&mut events, Some(std::time::Duration::from_secs(5))).unwrap();
             assert!(events.iter().count() > 0, "only {trains:?} arrived");
             let next = trains.len();
-            transport.receive(arena, next..arena.len(), &mut trains).unwrap();
+            let slots: Vec<_> = (next..arena.len()).map(Slot::whole).collect();
+            transport.receive(arena, &slots, &mut trains).unwrap();
         }
         trains
     }
@@ -399,8 +393,9 @@ mod tests {
         assert_eq!(outcome.error.and_then(|error| error.raw_os_error()), Some(libc::EINVAL));
         let mut arena = Arena::new(64);
         let mut trains = Vec::new();
+        let slots: Vec<_> = (0..64).map(Slot::whole).collect();
         for _ in 0..5 {
-            receiver.receive(&mut arena, 0..64, &mut trains).unwrap();
+            receiver.receive(&mut arena, &slots, &mut trains).unwrap();
         }
         assert_eq!(trains.len(), 300);
 

@@ -68,6 +68,14 @@ impl Tunnel {
         }
     }
 
+    /// Whose datagram this seems to be, before it is opened: the peer that its index was given to, if it comes from where
+    /// that peer is. Handshakes are nobody's.
+    pub fn sender(&self, datagram: &[u8], from: SocketAddrV4) -> Option<PeerId> {
+        let Ok(Message::Data(header)) = Message::parse(datagram) else { return None };
+        let id = self.indices.get(header.receiver)?;
+        self.peers.get(id).filter(|peer| peer.endpoint == Some(from)).map(|_| id)
+    }
+
     fn walk(
         &mut self,
         now: Timestamp,

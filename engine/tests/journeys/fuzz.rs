@@ -22,8 +22,8 @@ const WALKS: u32 = 200;
 const MAX_MAPPINGS: usize = 16;
 const MAX_MAPPINGS_PER_CLIENT: usize = 10;
 const PORTS: (u16, u16) = (40_000, 40_015);
-/// What no walk here comes to: it takes floods, or a kernel.
-const OUT_OF_REACH: [DropReason; 12] = [
+/// What no walk here comes to: it takes floods, or a kernel, or the loop around the core.
+const OUT_OF_REACH: [DropReason; 14] = [
     DropReason::CookieRequired,
     DropReason::HandshakeRateLimited,
     DropReason::NoRandomness,
@@ -33,6 +33,8 @@ const OUT_OF_REACH: [DropReason; 12] = [
     DropReason::PortHeldByHost,
     DropReason::FragmentLimit,
     DropReason::QueueFull,
+    DropReason::QueueDelay,
+    DropReason::QueueShare,
     DropReason::SendFailed,
     DropReason::ReceiveFailed,
     DropReason::ReceiveOverrun,

@@ -291,3 +291,30 @@ fn a_lower_cap_ends_nothing_and_a_stricter_filter_holds_at_once() {
     assert_eq!(world.receive(udp(other_port, external, b"")), Err(DropReason::Filtered));
     assert_eq!(world.send(udp(client(20), at(SERVER), b"")), Err(DropReason::ClientMappingLimit));
 }
+
+#[test]
+fn whose_a_packet_from_outside_is_can_be_told_before_it_is_checked() {
+    let mut world = World::new();
+    let (one, two) = ("10.66.77.2:5000", "10.66.77.3:5000");
+    let [for_one, for_two] =
+        [one, two].map(|client| source(&world.send(udp(at(client), at(SERVER), b"")).unwrap()));
+    let ping = icmp(8, address("10.66.77.3"), at(SERVER).address, 77);
+    let identifier = u16::from_be_bytes(world.send(ping).unwrap()[24..26].try_into().unwrap());
+    let published = Endpoint::new(EXTERNAL, 8_080);
+    world.nat.publish(Proto::Tcp, published, at("10.66.77.4:80"), world.now).unwrap();
+
+    let recipient = |packet: &[u8]| world.nat.recipient(packet).map(|client| client.octets()[3]);
+    assert_eq!(recipient(&udp(at(SERVER), for_one, b"")), Some(2));
+    assert_eq!(recipient(&udp(at(SERVER), for_two, b"")), Some(3));
+    let stranger = at("192.0.2.7:999");
+    assert_eq!(recipient(&udp(stranger, for_two, b"")), Some(3), "the port is the client's");
+    assert_eq!(recipient(&tcp(stranger, published, "S", 1, 0, b"")), Some(4));
+    assert_eq!(recipient(&icmp(0, at(SERVER).address, EXTERNAL, identifier)), Some(3));
+    assert_eq!(recipient(&icmp(0, at(SERVER).address, EXTERNAL, identifier ^ 1)), None);
+    assert_eq!(recipient(&tcp(at(SERVER), for_one, "A", 1, 0, b"")), None, "another protocol's port");
+
+    let mut fragment = udp(at(SERVER), for_one, b"");
+    fragment[6] |= 0x20; // More Fragments
+    assert_eq!(recipient(&fragment), None, "the pieces of a datagram stay together");
+    assert!((0..24).all(|len| recipient(&udp(at(SERVER), for_one, b"")[..len]).is_none()));
+}

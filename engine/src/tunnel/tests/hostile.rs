@@ -271,3 +271,17 @@ proptest! {
         prop_assert_eq!(dropped.len(), usize::from(!meaningless));
     }
 }
+
+#[test]
+fn only_a_datagram_from_where_a_peer_is_seems_to_be_the_peers() {
+    let world = World::connected();
+    let data = world.recorded(ALICE, 4);
+    let sender = |datagram: &[u8], from| world.bob.tunnel.sender(datagram, from);
+    assert_eq!(sender(&data, ALICE), Some(world.bob.peer));
+    assert_eq!(sender(&data, EVE), None, "whoever has only seen the index does not get into Alice's queue");
+    let mut other = data.clone();
+    other[5] ^= 1;
+    assert_eq!(sender(&other, ALICE), None, "an index that nobody has");
+    assert_eq!(sender(&world.recorded(ALICE, 1), ALICE), None, "handshakes are nobody's yet");
+    assert_eq!(sender(&data[..20], ALICE), None);
+}

@@ -1,0 +1,194 @@
+//! Packets that wait for the core, those of each client in a queue of their own (FQ-CoDel, RFC 8290).
+//!
+//! Theory of operation. What has arrived is sorted by whose it is. The queues take turns by deficit round robin: each is
+//! served a [`QUANTUM`] of bytes, then the next. A queue that was empty is served before those that were not, so that
+//! whoever sends a packet now and then (a ping, a keystroke, an ACK) waits for nobody's bulk. Each queue is watched by
+//! [`codel`]: where its head always waits too long, heads are dropped. When all queues together outgrow their bounds,
+//! the heads of the longest one are dropped, so that nobody's flood costs somebody else's packets.
+//!
+//! It holds descriptions of packets, not their bytes, and reads no clock.
+
+pub mod codel;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::hash::Hash;
+
+use foldhash::fast::RandomState;
+use hashbrown::HashMap;
+use slab::Slab;
+
+use self::codel::CoDel;
+use crate::clock::Timestamp;
+
+/// Bytes that a queue is served before the others have their turn: one superpacket.
+pub const QUANTUM: usize = 65_535;
+
+/// So many packets, and so many bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Amount {
+    /// Packets (trains, superpackets).
+    pub packets: usize,
+    /// Their bytes.
+    pub bytes: usize,
+}
+
+impl Amount {
+    /// Whether it is `limit` or more of packets or of bytes.
+    pub fn reaches(self, limit: Self) -> bool {
+        self.packets >= limit.packets || self.bytes >= limit.bytes
+    }
+}
+
+/// A packet that waits.
+#[derive(Debug)]
+struct Waiting<T> {
+    packet: T,
+    bytes: usize,
+    arrived: Timestamp,
+}
+
+/// What waits for one client.
+#[derive(Debug)]
+struct Queue<K, T> {
+    key: K,
+    packets: VecDeque<Waiting<T>>,
+    bytes: usize,
+    /// What it may still be served in this round.
+    deficit: isize,
+    codel: CoDel,
+}
+
+/// Fair queues of packets `T`, one for each key `K`. A queue that is found empty at its turn ends, and all end when
+/// nothing waits any more.
+#[derive(Debug)]
+pub struct FairQueue<K, T> {
+    bounds: Amount,
+    queues: Slab<Queue<K, T>>,
+    by_key: HashMap<K, usize, RandomState>,
+    /// The queues that were empty when their first packet came, in its order.
+    new: VecDeque<usize>,
+    /// The others, in the order of their turns.
+    old: VecDeque<usize>,
+    packets: usize,
+    bytes: usize,
+    /// The memory of queues that ended.
+    spare: Vec<VecDeque<Waiting<T>>>,
+}
+
+/// Queues whose memory is kept for the next ones.
+const SPARE: usize = 16;
+
+impl<K: Copy + Eq + Hash, T> FairQueue<K, T> {
+    /// No queues, in which together no more than `bounds` may wait.
+    pub fn new(bounds: Amount) -> Self {
+        Self {
+            bounds,
+            queues: Slab::new(),
+            by_key: HashMap::default(),
+            new: VecDeque::new(),
+            old: VecDeque::new(),
+            packets: 0,
+            bytes: 0,
+            spare: Vec::new(),
+        }
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.packets == 0
+    }
+
+    /// How much waits.
+    pub fn waiting(&self) -> Amount {
+        Amount { packets: self.packets, bytes: self.bytes }
+    }
+
+    /// A packet of `bytes` bytes arrived for `key`. What has to go for it is handed to `overflow`.
+    pub fn push(&mut self, key: K, packet: T, bytes: usize, now: Timestamp, mut overflow: impl FnMut(T)) {
+        let id = *self.by_key.entry(key).or_insert_with(|| {
+            let packets = self.spare.pop().unwrap_or_default();
+            let deficit = QUANTUM as isize;
+            let id = self.queues.insert(Queue { key, packets, bytes: 0, deficit, codel: CoDel::default() });
+            self.new.push_back(id);
+            id
+        });
+        let queue = &mut self.queues[id];
+        queue.packets.push_back(Waiting { packet, bytes, arrived: now });
+        queue.bytes += bytes;
+        self.packets += 1;
+        self.bytes += bytes;
+        while self.packets > self.bounds.packets || self.bytes > self.bounds.bytes {
+            self.shorten_longest(&mut overflow);
+        }
+    }
+
+    /// The packet to be served next. What has waited too long is handed to `dropped`.
+    pub fn pop(&mut self, now: Timestamp, mut dropped: impl FnMut(T)) -> Option<(T, usize)> {
+        loop {
+            let is_new = !self.new.is_empty();
+            let list = if is_new { &mut self.new } else { &mut self.old };
+            let id = *list.front()?;
+            let queue = &mut self.queues[id];
+            if queue.deficit <= 0 {
+                queue.deficit += QUANTUM as isize;
+                list.pop_front();
+                self.old.push_back(id);
+                continue;
+            }
+            while let Some(Waiting { packet, bytes, arrived }) = queue.packets.pop_front() {
+                queue.bytes -= bytes;
+                self.packets -= 1;
+                self.bytes -= bytes;
+                if queue.codel.drops(now.since(arrived), queue.bytes <= QUANTUM, now) {
+                    dropped(packet);
+                    continue;
+                }
+                queue.deficit -= bytes as isize;
+                if self.packets == 0 {
+                    self.forget_all();
+                }
+                return Some((packet, bytes));
+            }
+            // A queue that comes back at once must not overtake the others again (RFC 8290 §4.2).
+            list.pop_front();
+            if is_new && !self.old.is_empty() {
+                self.old.push_back(id);
+            } else {
+                self.forget(id);
+            }
+        }
+    }
+
+    /// Takes heads of the queue with the most bytes: one superpacket, or so many small ones that the search for it pays.
+    fn shorten_longest(&mut self, overflow: &mut impl FnMut(T)) {
+        let longest = self.queues.iter_mut().map(|(_, queue)| queue).max_by_key(|queue| queue.bytes);
+        let Some(longest) = longest else { return };
+        let goal = longest.bytes - longest.bytes.min(QUANTUM) / 2;
+        while let Some(Waiting { packet, bytes, .. }) = longest.packets.pop_front() {
+            longest.bytes -= bytes;
+            self.packets -= 1;
+            self.bytes -= bytes;
+            overflow(packet);
+            if longest.bytes <= goal {
+                return;
+            }
+        }
+    }
+
+    fn forget(&mut self, id: usize) {
+        let queue = self.queues.remove(id);
+        self.by_key.remove(&queue.key);
+        if self.spare.len() < SPARE {
+            self.spare.push(queue.packets);
+        }
+    }
+
+    /// Nothing waits, so nobody owes anybody a turn.
+    fn forget_all(&mut self) {
+        while let Some(id) = self.new.pop_front().or_else(|| self.old.pop_front()) {
+            self.forget(id);
+        }
+    }
+}

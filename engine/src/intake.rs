@@ -1,0 +1,312 @@
+//! What one device has brought and the core has not taken yet: its buffers, and fair queues of what lies in them.
+//!
+//! Theory of operation. A kernel's socket buffer serves first come, first served, and does not let anybody look into it.
+//! So in each turn the shard first empties it into a [`FairQueue`] ([`Intake::room`], [`Intake::accept`]), and then takes
+//! from there what the turn may serve ([`Intake::next`]). Packets that were taken are rewritten in place and sent at the
+//! turn's end; then their buffers are free again ([`Intake::end_turn`]).
+//!
+//! A turn reads about twice what it serves: so a backlog moves out of the kernel's buffer, and a flood beyond what the
+//! gateway can carry dies in the kernel, at less cost. Looking ahead has its price, since what waits here leaves the
+//! processor's cache. So as long as one client is alone, and nobody can be in another's way, a turn reads no more than it
+//! serves.
+
+use std::hash::Hash;
+use std::ops::Range;
+use std::time::Duration;
+
+use crate::arena::{Slot, Span};
+use crate::clock::Timestamp;
+use crate::drop_reason::{DropCounters, DropReason};
+use crate::external::packet_socket::Frame;
+use crate::fair_queue::{Amount, FairQueue, QUANTUM};
+use crate::pool::Pool;
+use crate::transport::Train;
+
+/// After how much a turn of one client alone serves no more. The longer a turn is, the less it costs per byte.
+const ALONE: Amount = Amount { packets: 32, bytes: 8 * QUANTUM };
+/// With how much waiting it reads no more: the first read, if that brought superpackets.
+const STOCK: Amount = Amount { packets: 32, bytes: 2 * QUANTUM };
+/// After how much a turn serves no more while packets of several clients come: nobody can overtake what it has begun.
+const CONTESTED: Amount = Amount { packets: 32, bytes: 3 * QUANTUM };
+/// After how much it then reads no more.
+const LOOK_AHEAD: Amount = Amount { packets: 64, bytes: 16 * QUANTUM };
+/// For how long it counts that several clients' packets have come.
+const CONTEST: Duration = Duration::from_secs(10);
+/// Packets of the first read of a turn.
+const FIRST_READ: usize = 8;
+/// Packets of each further read.
+const NEXT_READ: usize = 24;
+
+/// What may wait for one device: as much as in the kernel's buffer before it.
+const BOUNDS: Amount = Amount { packets: 8_192, bytes: 8 * 1024 * 1024 };
+
+/// A received packet or train.
+pub trait Arrival: Copy {
+    /// Where it lies.
+    fn span(&self) -> Span;
+    /// How many packets it is, for the drop counters.
+    fn packets(&self) -> u64;
+}
+
+impl Arrival for Train {
+    fn span(&self) -> Span {
+        self.span
+    }
+
+    fn packets(&self) -> u64 {
+        self.datagrams().count() as u64
+    }
+}
+
+impl Arrival for Frame {
+    fn span(&self) -> Span {
+        self.span
+    }
+
+    fn packets(&self) -> u64 {
+        1
+    }
+}
+
+/// What one device has brought.
+pub struct Intake<K, T> {
+    pool: Pool,
+    /// What nobody knows the client of waits under `None`.
+    queue: FairQueue<Option<K>, T>,
+    /// Whose packet came last, and until when it counts that others' came, too.
+    last: Option<K>,
+    contested_until: Timestamp,
+    slots: Vec<Slot>,
+    arrived: Vec<T>,
+    read: Amount,
+    served: Amount,
+    taken: Vec<Span>,
+    drops: DropCounters,
+}
+
+impl<K: Copy + Eq + Hash, T: Arrival> Intake<K, T> {
+    /// Nothing, and `buffers` of the arena to receive into.
+    pub fn new(buffers: Range<usize>) -> Self {
+        Self {
+            pool: Pool::new(buffers),
+            queue: FairQueue::new(BOUNDS),
+            last: None,
+            contested_until: Timestamp::ORIGIN,
+            slots: Vec::with_capacity(NEXT_READ),
+            arrived: Vec::with_capacity(NEXT_READ),
+            read: Amount::default(),
+            served: Amount::default(),
+            taken: Vec::with_capacity(ALONE.packets),
+            drops: DropCounters::default(),
+        }
+    }
+
+    /// Whether something waits for the next turn.
+    pub fn is_waiting(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    /// Packets that died while they waited.
+    pub fn drops(&self) -> &DropCounters {
+        &self.drops
+    }
+
+    /// Where to receive next, and the list to append to; `None` if that was enough for this turn, or all buffers are full.
+    pub fn room(&mut self, now: Timestamp) -> Option<(&[Slot], &mut Vec<T>)> {
+        let enough = if self.is_contested(now) {
+            self.read.reaches(LOOK_AHEAD)
+        } else {
+            self.queue.waiting().reaches(STOCK)
+        };
+        if enough {
+            return None;
+        }
+        let limit = if self.read.packets == 0 { FIRST_READ } else { NEXT_READ };
+        self.pool.lend(limit, &mut self.slots);
+        self.arrived.clear();
+        (!self.slots.is_empty()).then_some((&self.slots, &mut self.arrived))
+    }
+
+    /// Queues what the last read has brought, each packet under the key that `key` finds. Returns whether there may be more.
+    pub fn accept(&mut self, now: Timestamp, mut key: impl FnMut(&T) -> Option<K>) -> bool {
+        let Self { pool, queue, last, contested_until, arrived, read, slots, drops, .. } = self;
+        let more = arrived.len() == slots.len();
+        for &packet in &*arrived {
+            pool.keep(packet.span());
+        }
+        for packet in arrived.drain(..) {
+            let bytes = packet.span().len as usize;
+            read.packets += 1;
+            read.bytes += bytes;
+            let key = key(&packet);
+            if key.is_some() && key != *last {
+                if last.is_some() {
+                    *contested_until = now + CONTEST;
+                }
+                *last = key;
+            }
+            queue.push(key, packet, bytes, now, |packet| {
+                drops.add(DropReason::QueueShare, packet.packets());
+                pool.release(packet.span());
+            });
+        }
+        more
+    }
+
+    /// The packet to be served next in this turn; `None` if that was enough.
+    pub fn next(&mut self, now: Timestamp) -> Option<T> {
+        if self.served.reaches(if self.is_contested(now) { CONTESTED } else { ALONE }) {
+            return None;
+        }
+        let (packet, bytes) = self.queue.pop(now, |packet| {
+            self.drops.add(DropReason::QueueDelay, packet.packets());
+            self.pool.release(packet.span());
+        })?;
+        self.served.packets += 1;
+        self.served.bytes += bytes;
+        self.taken.push(packet.span());
+        Some(packet)
+    }
+
+    /// Whether packets of several clients have come lately.
+    fn is_contested(&self, now: Timestamp) -> bool {
+        now < self.contested_until
+    }
+
+    /// What was taken in this turn has been sent.
+    pub fn end_turn(&mut self) {
+        for packet in self.taken.drain(..) {
+            self.pool.release(packet);
+        }
+        self.read = Amount::default();
+        self.served = Amount::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    struct Packet {
+        client: char,
+        span: Span,
+    }
+
+    impl Arrival for Packet {
+        fn span(&self) -> Span {
+            self.span
+        }
+
+        fn packets(&self) -> u64 {
+            10
+        }
+    }
+
+    const SUPERPACKET: usize = 65_000;
+    const NOW: Timestamp = Timestamp::from_secs(10);
+
+    /// The kernel's buffer: what a device would hand over, in the order of its arrival.
+    type Kernel = Vec<(char, usize)>;
+
+    fn read(intake: &mut Intake<char, Packet>, kernel: &mut Kernel, now: Timestamp) {
+        while let Some((slots, arrived)) = intake.room(now) {
+            let count = kernel.len().min(slots.len());
+            arrived.extend(slots.iter().zip(kernel.drain(..count)).map(|(slot, (client, len))| Packet {
+                client,
+                span: Span::new(slot.buffer, slot.start..slot.start + len),
+            }));
+            if !intake.accept(now, |packet| Some(packet.client)) {
+                return;
+            }
+        }
+    }
+
+    fn turn(intake: &mut Intake<char, Packet>, kernel: &mut Kernel, now: Timestamp) -> String {
+        read(intake, kernel, now);
+        let mut order = String::new();
+        while let Some(packet) = intake.next(now) {
+            order.push(packet.client);
+        }
+        intake.end_turn();
+        order
+    }
+
+    #[test]
+    fn a_client_alone_gets_long_turns_and_its_backlog_stays_in_the_kernel() {
+        let mut intake = Intake::new(0..96);
+        let mut kernel = vec![('a', SUPERPACKET); 20];
+        assert_eq!(turn(&mut intake, &mut kernel, NOW), "aaaaaaaa");
+        assert_eq!((kernel.len(), intake.is_waiting()), (12, false));
+        let mut kernel = vec![('a', 100); 1_000];
+        assert_eq!(turn(&mut intake, &mut kernel, NOW).len(), ALONE.packets);
+        assert_eq!((kernel.len(), intake.is_waiting()), (1_000 - ALONE.packets, false));
+    }
+
+    #[test]
+    fn a_ping_behind_a_backlog_in_the_kernel_is_served_in_the_turn_that_finds_it() {
+        let mut intake = Intake::new(0..96);
+        turn(&mut intake, &mut vec![('a', 84), ('b', 84)], NOW);
+        let mut kernel = vec![('a', SUPERPACKET); 20];
+        kernel.push(('b', 84));
+        let order = turn(&mut intake, &mut kernel, NOW);
+        assert_eq!(order.find('b'), Some(2), "{order}: a quantum for each");
+        assert!(kernel.is_empty() && intake.is_waiting(), "what waits is where one can choose");
+    }
+
+    #[test]
+    fn a_contest_is_remembered_for_some_seconds_and_handshakes_are_none() {
+        let mut intake = Intake::new(0..96);
+        turn(&mut intake, &mut vec![('a', 84)], NOW);
+        let (slots, arrived) = intake.room(NOW).unwrap();
+        arrived.push(Packet { client: '?', span: Span::new(slots[0].buffer, 0..148) });
+        intake.accept(NOW, |_| None);
+        turn(&mut intake, &mut vec![('a', 84)], NOW);
+        assert!(!intake.is_contested(NOW), "nobody else's packets have come");
+        turn(&mut intake, &mut vec![('b', 84)], NOW);
+        assert!(intake.is_contested(NOW + CONTEST - Duration::from_millis(1)));
+        assert!(!intake.is_contested(NOW + CONTEST));
+    }
+
+    #[test]
+    fn a_turn_reads_little_more_than_it_serves() {
+        let mut intake = Intake::new(0..96);
+        turn(&mut intake, &mut vec![('a', 84), ('b', 84)], NOW);
+        let mut kernel = vec![('a', 100); 1_000];
+        assert_eq!(turn(&mut intake, &mut kernel, NOW).len(), CONTESTED.packets);
+        assert!(1_000 - kernel.len() < 3 * CONTESTED.packets, "a flood stays in the kernel");
+    }
+
+    #[test]
+    fn what_waits_too_long_is_counted_and_so_is_what_does_not_fit() {
+        let mut intake = Intake::new(0..96);
+        let mut now = NOW;
+        for _ in 0..400 {
+            // Twice as much arrives as is served, and somebody else is there.
+            let mut kernel = vec![('a', SUPERPACKET); 6];
+            kernel.push(('b', 84));
+            turn(&mut intake, &mut kernel, now);
+            now = now + Duration::from_millis(1);
+        }
+        assert!(intake.drops().get(DropReason::QueueDelay) > 0, "{:?}", intake.drops());
+        assert!(intake.drops().get(DropReason::QueueShare) > 0, "{:?}", intake.drops());
+        assert_eq!(intake.drops().get(DropReason::QueueShare) % 10, 0, "a train counts as its datagrams");
+    }
+
+    #[test]
+    fn every_buffer_comes_back() {
+        let mut intake = Intake::new(0..8);
+        let mut now = NOW;
+        for n in (0..=255u8).cycle().take(1_000) {
+            let kernel = &mut vec![(char::from(b'a' + n % 7), if n % 3 == 0 { SUPERPACKET } else { 500 }); 5];
+            turn(&mut intake, kernel, now);
+            now = now + Duration::from_millis(u64::from(n % 4));
+        }
+        while intake.is_waiting() {
+            turn(&mut intake, &mut Kernel::new(), now);
+        }
+        assert_eq!(intake.pool.kept(), 0);
+    }
+}

@@ -1,0 +1,189 @@
+//! Which buffers of the arena one device may receive into, and which still hold packets that wait.
+//!
+//! Theory of operation. A device receives into *slots*: the rest of a buffer, behind what came into it before. A buffer
+//! with room for another packet of the largest size is *ready*; one that has none rests until all of its packets have
+//! gone, and begins anew. So many small packets share a buffer without being copied, and the buffer that was used last is
+//! used next, while it is still in the processor's cache.
+
+use crate::arena::{BUFFER_SIZE, LARGEST_PACKET, Slot, Span};
+
+/// Where the next packet of a buffer may begin: on a cache line of its own.
+const ALIGNMENT: usize = 64;
+
+/// What is known of one buffer.
+#[derive(Clone, Copy, Default, Debug)]
+struct Use {
+    /// Packets that lie in it.
+    packets: u32,
+    /// Bytes up to the end of the last one.
+    end: usize,
+    /// Whether it is in the list of those with room.
+    ready: bool,
+}
+
+impl Use {
+    fn has_room(&self) -> bool {
+        self.end + LARGEST_PACKET <= BUFFER_SIZE
+    }
+}
+
+/// The buffers of one device: a range of the arena's.
+#[derive(Debug)]
+pub struct Pool {
+    first: usize,
+    uses: Vec<Use>,
+    /// Those with room, by their place in `uses`; the last one is lent first.
+    ready: Vec<usize>,
+}
+
+impl Pool {
+    /// All of the arena's `buffers`, empty.
+    pub fn new(buffers: std::ops::Range<usize>) -> Self {
+        Self {
+            first: buffers.start,
+            ready: (0..buffers.len()).rev().collect(),
+            uses: vec![Use { ready: true, ..Use::default() }; buffers.len()],
+        }
+    }
+
+    /// Fills `slots` with places to receive into, `limit` at most, each in another buffer. They stay lent until the next
+    /// call; what was received is named by [`Self::keep`].
+    pub fn lend(&mut self, limit: usize, slots: &mut Vec<Slot>) {
+        slots.clear();
+        let mut at = self.ready.len();
+        while at > 0 && slots.len() < limit {
+            at -= 1;
+            let place = self.ready[at];
+            let buffer = &mut self.uses[place];
+            if buffer.has_room() {
+                slots.push(Slot { buffer: self.first + place, start: buffer.end });
+            } else {
+                // Rare: once for every 66,000 bytes. The order of the others is worth the move.
+                buffer.ready = false;
+                self.ready.remove(at);
+            }
+        }
+    }
+
+    /// A packet has been received into a slot that was lent: it stays until [`Self::release`].
+    pub fn keep(&mut self, packet: Span) {
+        let buffer = &mut self.uses[packet.buffer as usize - self.first];
+        buffer.packets += 1;
+        buffer.end = packet.range().end.next_multiple_of(ALIGNMENT);
+    }
+
+    /// A packet that was kept is gone.
+    pub fn release(&mut self, packet: Span) {
+        let place = packet.buffer as usize - self.first;
+        let buffer = &mut self.uses[place];
+        buffer.packets -= 1;
+        if buffer.packets == 0 {
+            buffer.end = 0;
+            if !buffer.ready {
+                buffer.ready = true;
+                self.ready.push(place);
+            }
+        }
+    }
+
+    /// How many packets lie in the buffers.
+    #[cfg(test)]
+    pub fn kept(&self) -> usize {
+        self.uses.iter().map(|buffer| buffer.packets as usize).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn lend(pool: &mut Pool, limit: usize) -> Vec<Slot> {
+        let mut slots = Vec::new();
+        pool.lend(limit, &mut slots);
+        slots
+    }
+
+    /// A packet of `len` bytes in `slot`, behind some headers.
+    fn packet(slot: Slot, len: usize) -> Span {
+        Span::new(slot.buffer, slot.start + 24..slot.start + 24 + len)
+    }
+
+    #[test]
+    fn the_buffer_that_was_used_last_is_used_next() {
+        let mut pool = Pool::new(3..10);
+        for _ in 0..100 {
+            let slot = lend(&mut pool, 1)[0];
+            assert_eq!(slot, Slot::whole(3));
+            pool.keep(packet(slot, 1_400));
+            pool.release(packet(slot, 1_400));
+        }
+    }
+
+    #[test]
+    fn small_packets_share_a_buffer_and_large_ones_fill_it() {
+        let mut pool = Pool::new(0..1);
+        let mut small = 0;
+        while let [slot] = lend(&mut pool, 8)[..] {
+            pool.keep(packet(slot, 100));
+            small += 1;
+        }
+        assert!(small > 500, "only {small} packets of 100 bytes");
+
+        let mut pool = Pool::new(0..1);
+        let slot = lend(&mut pool, 8)[0];
+        pool.keep(packet(slot, 65_535));
+        let slot = lend(&mut pool, 8)[0];
+        pool.keep(packet(slot, 65_535));
+        assert_eq!(lend(&mut pool, 8), []);
+    }
+
+    #[test]
+    fn a_buffer_begins_anew_when_all_of_its_packets_have_gone() {
+        let mut pool = Pool::new(0..1);
+        let first = packet(lend(&mut pool, 1)[0], 60_000);
+        pool.keep(first);
+        let second = packet(lend(&mut pool, 1)[0], 60_000);
+        pool.keep(second);
+        assert_eq!(lend(&mut pool, 1), []);
+        pool.release(first);
+        assert_eq!(lend(&mut pool, 1), [], "the second one is still there");
+        pool.release(second);
+        assert_eq!(lend(&mut pool, 1), [Slot::whole(0)]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_two_packets_that_wait_overlap_and_every_buffer_comes_back(
+            steps in prop::collection::vec((1..9usize, prop_oneof![Just(65_535usize), 1..3_000usize], any::<prop::sample::Index>()), 1..200)
+        ) {
+            let mut pool = Pool::new(2..6);
+            let mut waiting: Vec<Span> = Vec::new();
+            for (limit, len, which) in steps {
+                for slot in lend(&mut pool, limit) {
+                    prop_assert!((2..6).contains(&slot.buffer) && slot.start + LARGEST_PACKET <= BUFFER_SIZE);
+                    let packet = packet(slot, len);
+                    let apart = |other: &Span| {
+                        other.buffer != packet.buffer
+                            || other.range().end <= packet.range().start
+                            || packet.range().end <= other.range().start
+                    };
+                    prop_assert!(waiting.iter().all(apart), "{:?} over {:?}", packet, waiting);
+                    pool.keep(packet);
+                    waiting.push(packet);
+                }
+                if !waiting.is_empty() {
+                    pool.release(waiting.swap_remove(which.index(waiting.len())));
+                }
+            }
+            for packet in waiting {
+                pool.release(packet);
+            }
+            prop_assert_eq!(pool.kept(), 0);
+            let mut slots = lend(&mut pool, 100);
+            slots.sort_by_key(|slot| slot.buffer);
+            prop_assert_eq!(slots, (2..6).map(Slot::whole).collect::<Vec<_>>());
+        }
+    }
+}
