@@ -44,7 +44,8 @@ const BOUNDS: Amount = Amount { packets: 8_192, bytes: 8 * 1024 * 1024 };
 pub trait Arrival: Copy {
     /// Where it lies.
     fn span(&self) -> Span;
-    /// How many packets it is, for the drop counters.
+    /// How many packets it is, for the drop counters: a superpacket of the external interface is one, as in all that is
+    /// dropped before the router.
     fn packets(&self) -> u64;
 }
 
