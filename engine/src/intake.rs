@@ -32,6 +32,8 @@ const CONTESTED: Amount = Amount { packets: 32, bytes: 3 * QUANTUM };
 const LOOK_AHEAD: Amount = Amount { packets: 64, bytes: 16 * QUANTUM };
 /// For how long it counts that several clients' packets have come.
 const CONTEST: Duration = Duration::from_secs(10);
+/// The same for packets of nobody known: a flood of them is a contest, a handshake or a scan now and then hardly.
+const STRANGERS: Duration = Duration::from_millis(100);
 /// Packets of the first read of a turn.
 const FIRST_READ: usize = 8;
 /// Packets of each further read.
@@ -74,7 +76,7 @@ pub struct Intake<K, T> {
     pool: Pool,
     /// What nobody knows the client of waits under `None`.
     queue: FairQueue<Option<K>, T>,
-    /// Whose packet came last, and until when it counts that others' came, too.
+    /// Whose packet came last, of those known, and until when it counts that others' came, too.
     last: Option<K>,
     contested_until: Timestamp,
     slots: Vec<Slot>,
@@ -140,12 +142,11 @@ impl<K: Copy + Eq + Hash, T: Arrival> Intake<K, T> {
             read.packets += 1;
             read.bytes += bytes;
             let key = key(&packet);
-            if key.is_some() && key != *last {
-                if last.is_some() {
-                    *contested_until = now + CONTEST;
-                }
-                *last = key;
+            if last.is_some() && key != *last {
+                let counts_for = if key.is_some() { CONTEST } else { STRANGERS };
+                *contested_until = (*contested_until).max(now + counts_for);
             }
+            *last = key.or(*last);
             queue.push(key, packet, bytes, now, |packet| {
                 drops.add(DropReason::QueueShare, packet.packets());
                 pool.release(packet.span());
@@ -219,7 +220,7 @@ mod tests {
                 client,
                 span: Span::new(slot.buffer, slot.start..slot.start + len),
             }));
-            if !intake.accept(now, |packet| Some(packet.client)) {
+            if !intake.accept(now, |packet| Some(packet.client).filter(|&client| client != '?')) {
                 return;
             }
         }
@@ -258,15 +259,16 @@ mod tests {
     }
 
     #[test]
-    fn a_contest_is_remembered_for_some_seconds_and_handshakes_are_none() {
+    fn a_contest_is_remembered_for_some_seconds_and_a_strangers_packet_for_a_moment() {
         let mut intake = Intake::new(0..96);
+        turn(&mut intake, &mut vec![('?', 148)], NOW);
         turn(&mut intake, &mut vec![('a', 84)], NOW);
-        let (slots, arrived) = intake.room(NOW).unwrap();
-        arrived.push(Packet { client: '?', span: Span::new(slots[0].buffer, 0..148) });
-        intake.accept(NOW, |_| None);
+        assert!(!intake.is_contested(NOW), "a client and its own handshake");
+        turn(&mut intake, &mut vec![('?', 148)], NOW);
         turn(&mut intake, &mut vec![('a', 84)], NOW);
-        assert!(!intake.is_contested(NOW), "nobody else's packets have come");
-        turn(&mut intake, &mut vec![('b', 84)], NOW);
+        assert!(intake.is_contested(NOW), "a flood of strangers would come on");
+        assert!(!intake.is_contested(NOW + STRANGERS));
+        turn(&mut intake, &mut vec![('b', 84), ('?', 148)], NOW);
         assert!(intake.is_contested(NOW + CONTEST - Duration::from_millis(1)));
         assert!(!intake.is_contested(NOW + CONTEST));
     }
