@@ -4,13 +4,14 @@
 //! that is ready; let the core route it; send what the core put into the outbox; start over. A turn takes at most
 //! [`TRANSPORT_BUFFERS`] trains, [`EXTERNAL_BUFFERS`] frames and [`TUN_PACKETS`] packets: segments of one flow are
 //! gathered over as many trains, and nobody waits long behind a bulk flow. Readiness is level-triggered, so what a turn
-//! left is taken by the next. When nothing is ready and nothing is due, the thread waits in the kernel without a
-//! timeout: idle costs nothing.
+//! left is taken by the next. When nothing is ready and nothing is due, the thread looks again for some microseconds if
+//! more is likely to come ([`PollWindow`]), and then waits in the kernel without a timeout: idle costs nothing.
 
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::mpsc::{Receiver, SyncSender};
+use std::time::Duration;
 
 use crate::arena::{Arena, BUFFER_SIZE, LARGEST_PACKET};
 use crate::clock::{Timestamp, monotonic_now};
@@ -20,6 +21,7 @@ use crate::external::ExternalGateway;
 use crate::external::reservation::ReserverHandle;
 use crate::messages::{Command, EventKind, Events};
 use crate::outbox::{Crossing, Outbox, TrainBuffer, seal_frames};
+use crate::poll_window::PollWindow;
 use crate::transport::{SendTrain, Train, Transport};
 use crate::tun::Tun;
 use crate::wake::{Epoll, EventFd, Events as Readiness, Interest};
@@ -41,7 +43,7 @@ const EXTERNAL_RANGE: Range<usize> = TRANSPORT_RANGE.end..TRANSPORT_RANGE.end + 
 const TUN_RANGE: Range<usize> = EXTERNAL_RANGE.end..EXTERNAL_RANGE.end + TUN_BUFFERS;
 
 /// What the scheduler should give a shard at a time: about a turn.
-const SLICE: std::time::Duration = std::time::Duration::from_micros(200);
+const SLICE: Duration = Duration::from_micros(200);
 
 /// Packets between two shards that have not been taken yet, at most.
 pub const CROSSING_QUEUE: usize = 1_024;
@@ -106,6 +108,7 @@ pub struct Shard<C> {
     devices: Devices,
     links: Links,
     epoll: Epoll,
+    poll_window: PollWindow,
     arena: Arena,
     outbox: Outbox,
     sealed: TrainBuffer,
@@ -143,6 +146,7 @@ impl<C: Core> Shard<C> {
             devices,
             links,
             epoll,
+            poll_window: PollWindow::default(),
             arena: Arena::new(TUN_RANGE.end),
             outbox: Outbox::default(),
             sealed: TrainBuffer::default(),
@@ -161,9 +165,7 @@ impl<C: Core> Shard<C> {
         crate::sys::run_in_slices_of(SLICE).ok();
         let mut ready = Readiness::with_capacity(8);
         loop {
-            let timeout = self.core.next_wakeup().map(|deadline| deadline.since(monotonic_now()));
-            self.epoll.wait(&mut ready, timeout)?;
-            let now = monotonic_now();
+            let now = self.wait(&mut ready)?;
             for event in ready.iter() {
                 if self.receive(now, event.token) == Turn::Stop {
                     return Ok(());
@@ -175,6 +177,26 @@ impl<C: Core> Shard<C> {
             self.send(now);
             self.request_ports();
         }
+    }
+
+    /// Waits until a device is ready or a deadline has come, and returns what time it is then.
+    fn wait(&mut self, ready: &mut Readiness) -> io::Result<Timestamp> {
+        let began = monotonic_now();
+        let timeout = self.core.next_wakeup().map(|deadline| deadline.since(began));
+        let look = timeout.unwrap_or(Duration::MAX).min(self.poll_window.length());
+        let mut now = began;
+        while now.since(began) < look {
+            self.epoll.wait(ready, Some(Duration::ZERO))?;
+            if !ready.is_empty() {
+                return Ok(monotonic_now());
+            }
+            std::thread::yield_now();
+            now = monotonic_now();
+        }
+        self.epoll.wait(ready, timeout.map(|timeout| timeout.saturating_sub(now.since(began))))?;
+        now = monotonic_now();
+        self.poll_window.slept(now.since(began));
+        Ok(now)
     }
 
     fn receive(&mut self, now: Timestamp, token: u64) -> Turn {
