@@ -15,8 +15,10 @@ use crate::transport::{MAX_TRAIN_BYTES, MAX_TRAIN_SEGMENTS};
 use crate::tunnel::{Outgoing, PeerId, Sealer, Tunnel};
 use crate::wire::{Offload, Segments, Shape, VirtioNetHeader};
 
+mod alike;
 mod round_robin;
 
+use self::alike::Run;
 use self::round_robin::RoundRobin;
 
 /// Where a packet's head lies.
@@ -274,10 +276,13 @@ pub fn seal_frames(
     now: Timestamp,
     drops: &mut DropCounters,
 ) -> bool {
+    let mut run = Run::default();
     while let Some(frame) = outbox.peers.get(*next) {
+        let padded_len = run.padded_len(&outbox.peers, *next);
         let slices = frame.packet.tails_of(&outbox.tails).iter().map(|&tail| arena.get(tail));
         let mut segments = Segments::new(frame.packet.head.get(arena), frame.shape, slices);
-        let worst = segments.segment_count() * (segments.max_segment_len() + MAX_SEALING_OVERHEAD);
+        let worst =
+            segments.segment_count() * (segments.max_segment_len().max(padded_len) + MAX_SEALING_OVERHEAD);
         if buffer.is_due(frame.peer, worst) {
             return true;
         }
@@ -290,6 +295,7 @@ pub fn seal_frames(
         }
         if let Some(mut sealer) = tunnel.sealer(frame.peer, now) {
             let to = sealer.endpoint();
+            sealer.pad_to(padded_len);
             while let Some(len) = segments.next_into(&mut buffer.room()[Sealer::HEADER_LEN..]) {
                 match sealer.seal(buffer.room(), len) {
                     Ok(sealed) => buffer.commit(to, sealed),

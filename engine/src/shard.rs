@@ -4,8 +4,9 @@
 //! ([`crate::intake`]); let the core route a bounded share of what waits there; send what the core put into the outbox;
 //! start over, at once if something still waits. So nobody waits long behind somebody else's bulk flow. Packets of the
 //! TUN device are routed as they come, [`TUN_PACKETS`] a turn: the device has a queue of its own in the kernel. Readiness is
-//! level-triggered, so what a turn left is taken by the next. When nothing waits, is ready or is due, the thread waits
-//! in the kernel without a timeout: idle costs nothing.
+//! level-triggered, so what a turn left is taken by the next. When nothing waits, is ready or is due, the thread looks
+//! again for some microseconds if more is likely to come ([`PollWindow`]), and then waits in the kernel without a timeout:
+//! idle costs nothing.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -24,6 +25,7 @@ use crate::external::reservation::ReserverHandle;
 use crate::intake::Intake;
 use crate::messages::{Command, EventKind, Events};
 use crate::outbox::{Crossing, Outbox, TrainBuffer, seal_frames};
+use crate::poll_window::PollWindow;
 use crate::transport::{SendTrain, Train, Transport};
 use crate::tun::Tun;
 use crate::tunnel::PeerId;
@@ -107,6 +109,7 @@ pub struct Shard<C> {
     devices: Devices,
     links: Links,
     epoll: Epoll,
+    poll_window: PollWindow,
     arena: Arena,
     outbox: Outbox,
     sealed: TrainBuffer,
@@ -147,6 +150,7 @@ impl<C: Core> Shard<C> {
             devices,
             links,
             epoll,
+            poll_window: PollWindow::default(),
             arena: Arena::new(TUN_RANGE.end),
             outbox: Outbox::default(),
             sealed: TrainBuffer::default(),
@@ -166,13 +170,7 @@ impl<C: Core> Shard<C> {
         crate::sys::run_in_slices_of(SLICE).ok();
         let mut ready = Readiness::with_capacity(8);
         loop {
-            let timeout = if self.trains.is_waiting() || self.frames.is_waiting() {
-                Some(Duration::ZERO)
-            } else {
-                self.core.next_wakeup().map(|deadline| deadline.since(monotonic_now()))
-            };
-            self.epoll.wait(&mut ready, timeout)?;
-            let now = monotonic_now();
+            let now = self.wait(&mut ready)?;
             for event in ready.iter() {
                 if self.receive(now, event.token) == Turn::Stop {
                     return Ok(());
@@ -188,6 +186,31 @@ impl<C: Core> Shard<C> {
             self.frames.end_turn();
             self.request_ports();
         }
+    }
+
+    /// Waits until a device is ready or a deadline has come, and returns what time it is then. While packets wait in the
+    /// queues, it only looks.
+    fn wait(&mut self, ready: &mut Readiness) -> io::Result<Timestamp> {
+        if self.trains.is_waiting() || self.frames.is_waiting() {
+            self.epoll.wait(ready, Some(Duration::ZERO))?;
+            return Ok(monotonic_now());
+        }
+        let began = monotonic_now();
+        let timeout = self.core.next_wakeup().map(|deadline| deadline.since(began));
+        let look = timeout.unwrap_or(Duration::MAX).min(self.poll_window.length());
+        let mut now = began;
+        while now.since(began) < look {
+            self.epoll.wait(ready, Some(Duration::ZERO))?;
+            if !ready.is_empty() {
+                return Ok(monotonic_now());
+            }
+            std::thread::yield_now();
+            now = monotonic_now();
+        }
+        self.epoll.wait(ready, timeout.map(|timeout| timeout.saturating_sub(now.since(began))))?;
+        now = monotonic_now();
+        self.poll_window.slept(now.since(began));
+        Ok(now)
     }
 
     fn receive(&mut self, now: Timestamp, token: u64) -> Turn {

@@ -142,6 +142,11 @@ impl Events {
         Self { list: vec![libc::epoll_event { events: 0, u64: 0 }; capacity.max(1)], ready: 0 }
     }
 
+    /// Whether the last wait ended without an event.
+    pub fn is_empty(&self) -> bool {
+        self.ready == 0
+    }
+
     /// The events of the last wait.
     pub fn iter(&self) -> impl Iterator<Item = Ready> + '_ {
         const ERROR: u32 = (libc::EPOLLERR | libc::EPOLLHUP) as u32;

@@ -10,13 +10,21 @@ from __future__ import annotations
 
 import subprocess
 import time
+from socket import AF_INET, SOCK_DGRAM, socket
 
 import pytest
 
-from tidegate.lab import checks
+from tidegate.lab import checks, udpecho
 from tidegate.lab.blob import blob_sha256
-from tidegate.lab.stacks import INNER_GATEWAY, TidegateClient, WireguardGoClient
-from tidegate.lab.topology import GATEWAY_ACCESS, INTERNET
+from tidegate.lab.services import start_services
+from tidegate.lab.stacks import (
+    INNER_GATEWAY,
+    TidegateClient,
+    TidegateGateway,
+    WireguardGoClient,
+    WireguardGoGateway,
+)
+from tidegate.lab.topology import GATEWAY_ACCESS, INTERNET, Lab
 from tidegate.lab.waiting import pause, wait_until
 
 from .conftest import ClientKind, LongSession, MakeWorld
@@ -55,6 +63,31 @@ def test_a_client_may_change_its_source_address_in_the_middle_of_a_download(
     assert checks.ping(host, INTERNET, count=5).complete
     client.stop()
     world.gateway.stop()
+
+
+@pytest.mark.parametrize("ours", ["client", "gateway"])
+def test_wireguard_go_cuts_off_what_small_packets_are_padded_with(
+    ours: str, request: pytest.FixtureRequest
+) -> None:
+    if request.config.getoption("--reference"):
+        pytest.skip("about Tidegate only")
+    with Lab() as lab:
+        start_services(lab)
+        gateway = WireguardGoGateway(lab) if ours == "client" else TidegateGateway(lab)
+        gateway.start()
+        kind = TidegateClient if ours == "client" else WireguardGoClient
+        client = kind(lab.client, gateway.add_peer("client"))
+        client.start()
+        # Neighbours of one turn are padded to the longest of them; how many meet in a turn is up to the scheduler.
+        burst = sorted(bytes([number]) * (1 + 37 * number % 130) for number in range(48))
+        with lab.client.call(lambda: socket(AF_INET, SOCK_DGRAM)) as echo:
+            echo.settimeout(5)
+            for _ in range(20):
+                for datagram in burst:
+                    echo.sendto(datagram, (INTERNET, udpecho.PORT))
+                assert sorted(echo.recv(1000) for _ in burst) == burst
+        client.stop()
+        gateway.stop()
 
 
 @pytest.mark.rekey

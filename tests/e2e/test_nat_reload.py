@@ -69,17 +69,19 @@ def test_another_port_range_holds_for_new_mappings_and_leaves_those_alone_that_t
     world = make_world(config=settings(BEFORE))
     lab, gateway = world.lab, world.tidegate
     world.connect(lab.client)
+    offloads = gateway.settings_file.read_text().removeprefix(settings(BEFORE))  # as --offloads-off has them
     with flow(lab) as old, flow(lab) as new, flow(lab) as last:
         kept = port_of(old)
         assert kept is not None and kept in BEFORE
         assert ports_of_the_host(lab, BEFORE) == set(), "a range as small as this is reserved whole"
 
-        gateway.settings_file.write_text(settings(AFTER, 'filtering = "none"\n'))
+        gateway.settings_file.write_text(settings(AFTER, 'filtering = "none"\n') + offloads)
         with pytest.raises(CommandError, match=r"settings-\d+.toml:5: nat.filtering"):
             gateway.command("reload")
         assert port_of(old) == kept
 
-        gateway.settings_file.write_text(settings(AFTER).replace("shards = 2", "shards = 1"))
+        fewer_shards = settings(AFTER).replace("shards = 2", "shards = 1")
+        gateway.settings_file.write_text(fewer_shards + offloads)
         answer = json.loads(gateway.command("reload", "--json"))
         assert (answer["applied"], answer["needs_restart"]) == (["nat.port_range"], ["gateway.shards"])
         assert port_of(old) == kept, "what was mapped stays mapped"
@@ -89,7 +91,7 @@ def test_another_port_range_holds_for_new_mappings_and_leaves_those_alone_that_t
             lambda: ports_of_the_host(lab, BEFORE) == everything_else, "the host to have its ports again"
         )
 
-        gateway.settings_file.write_text(settings(LAST))
+        gateway.settings_file.write_text(settings(LAST) + offloads)
         gateway.process.send_signal(signal.SIGHUP)
         wait_until(lambda: gateway.process.output().count("settings read anew") == 2, "the second reload")
         wait_until(lambda: port_of(last) in LAST, "a mapping from the last range")

@@ -8,7 +8,9 @@ use pyo3::create_exception;
 use pyo3::exceptions::{PyException, PyRuntimeError};
 use pyo3::prelude::*;
 
-use super::{Mapping, NatOptions, addresses, key, seconds, value_error};
+use super::arguments::{addresses, key, seconds, value_error};
+use super::options::NatOptions;
+use super::status::Mapping;
 use crate::clock::Timestamp;
 use crate::drop_reason::DropReason;
 use crate::nat::{Nat as Core, NatConfig, Proto, ShardSlice};
@@ -33,7 +35,7 @@ impl Nat {
         let external = addresses(&external)?;
         let (config, port_range) = match options {
             Some(options) => (options.config.clone(), options.port_range),
-            None => (NatConfig::default(), super::DEFAULT_PORT_RANGE),
+            None => (NatConfig::default(), super::options::DEFAULT_PORT_RANGE),
         };
         let (first, last) = ports.unwrap_or(port_range);
         if first == 0 || first > last {

@@ -23,6 +23,8 @@ pub struct Sealer<'a> {
     traffic: &'a mut Traffic,
     endpoint: SocketAddrV4,
     mtu: usize,
+    /// Shorter packets are padded to this length.
+    least: usize,
 }
 
 impl Sealer<'_> {
@@ -36,9 +38,15 @@ impl Sealer<'_> {
         self.endpoint
     }
 
+    /// Pads packets from now on to `len` bytes at least, so that their datagrams are of one length. (Zeros behind a packet
+    /// are nothing new to a receiver, which cuts them off by the packet's own length.)
+    pub fn pad_to(&mut self, len: usize) {
+        self.least = len;
+    }
+
     /// The length of the datagram that a packet of `plaintext_len` bytes becomes.
     pub fn datagram_len(&self, plaintext_len: usize) -> usize {
-        Self::OVERHEAD + plaintext_len + padding(plaintext_len, self.mtu)
+        Self::OVERHEAD + plaintext_len + padding(plaintext_len, self.least, self.mtu)
     }
 
     /// Seals one packet in place. `buffer` is [`Self::HEADER_LEN`] bytes of room, the packet, and room for padding
@@ -47,7 +55,7 @@ impl Sealer<'_> {
     /// # Errors
     /// [`DropReason::TooBig`] if `buffer` is too short, [`DropReason::NoSession`] if the session is used up.
     pub fn seal(&mut self, buffer: &mut [u8], plaintext_len: usize) -> Result<usize, DropReason> {
-        let len = self.session.seal(buffer, plaintext_len, padding(plaintext_len, self.mtu))?;
+        let len = self.session.seal(buffer, plaintext_len, padding(plaintext_len, self.least, self.mtu))?;
         self.traffic.sent_packets += 1;
         self.traffic.sent_bytes += plaintext_len as u64;
         Ok(len)
@@ -62,9 +70,9 @@ impl Sealer<'_> {
     }
 }
 
-/// Zero bytes behind a packet: up to a multiple of 16, but not beyond the tunnel's MTU.
-fn padding(plaintext_len: usize, mtu: usize) -> usize {
-    let padded = plaintext_len.next_multiple_of(PADDING_MULTIPLE).min(mtu);
+/// Zero bytes behind a packet: up to a multiple of 16, of at least `least` bytes, but not beyond the tunnel's MTU.
+fn padding(plaintext_len: usize, least: usize, mtu: usize) -> usize {
+    let padded = plaintext_len.max(least).next_multiple_of(PADDING_MULTIPLE).min(mtu);
     padded.saturating_sub(plaintext_len)
 }
 
@@ -176,7 +184,7 @@ impl Peer {
 
     fn sealer(&mut self, mtu: usize, now: Timestamp) -> Option<Sealer<'_>> {
         let (endpoint, session) = (self.endpoint?, self.sessions.sealing(now)?);
-        Some(Sealer { session, traffic: &mut self.traffic, endpoint, mtu })
+        Some(Sealer { session, traffic: &mut self.traffic, endpoint, mtu, least: 0 })
     }
 
     /// Sends an empty data message, if there is a session; whether there is.

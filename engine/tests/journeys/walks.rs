@@ -256,6 +256,19 @@ fn packets_of_any_lengths_share_the_trains_of_one_turn() {
 }
 
 #[test]
+fn the_small_packets_of_one_turn_leave_as_one_train() {
+    let mut world = World::new().connected();
+    for (buffer, len) in [12, 24, 100, 12].into_iter().enumerate() {
+        let packet = Ip::udp(endpoint(GATEWAY, 53), endpoint(client_address(0), 5_353), &payload(len));
+        world.hand_from_host(buffer, &packet);
+    }
+    let trains = world.shards[0].finish(world.now).trains;
+    let [(_, segment_size, bytes)] = &trains[..] else { panic!("{} trains", trains.len()) };
+    // Packet and padding, header and tag: the longest is of 128 bytes, and the last one may stay shorter.
+    assert_eq!((*segment_size, bytes.len()), (128 + 32, 3 * (128 + 32) + 48 + 32));
+}
+
+#[test]
 fn the_host_has_its_packets_cut_only_where_it_allows() {
     let mut world = World::new().connected();
     let packet = Ip::udp(endpoint(GATEWAY, 53), endpoint(client_address(0), 5_353), &payload(2_000));

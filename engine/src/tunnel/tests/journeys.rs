@@ -201,6 +201,20 @@ fn data_is_padded_to_sixteen_bytes_but_not_beyond_the_mtu() {
 }
 
 #[test]
+fn packets_can_be_padded_to_a_length_but_not_beyond_the_mtu() {
+    let mut world = World::connected();
+    let mut sealer = world.alice.tunnel.sealer(world.alice.peer, world.now).unwrap();
+    let mut buffer = [0x45; 2_000];
+    for (packet, least, datagram) in
+        [(52, 136, 144 + 32), (150, 136, 160 + 32), (52, 0, 64 + 32), (1400, 1500, 1420 + 32)]
+    {
+        sealer.pad_to(least);
+        assert_eq!(sealer.datagram_len(packet), datagram);
+        assert_eq!(sealer.seal(&mut buffer, packet), Ok(datagram));
+    }
+}
+
+#[test]
 fn changing_a_peer_leaves_its_session_alone_unless_its_secrets_change() {
     let mut world = World::connected();
     let mut config = peer_config(BOB_KEY, None);

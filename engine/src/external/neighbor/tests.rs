@@ -1,0 +1,235 @@
+use super::tests_support::reply;
+use super::*;
+
+const OUR_MAC: MacAddress = [2, 0, 0, 0, 0, 0xa];
+const ROUTER_MAC: MacAddress = [2, 0, 0, 0, 0, 1];
+const OTHER_MAC: MacAddress = [2, 0, 0, 0, 0, 9];
+const OURS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
+const ROUTER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+
+fn at(seconds: u64) -> Timestamp {
+    Timestamp::from_secs(seconds)
+}
+
+fn cache() -> NeighborCache<u32> {
+    NeighborCache::new(OUR_MAC, OURS, Some(ROUTER))
+}
+
+/// The frames to send and the packets that died.
+fn poll(cache: &mut NeighborCache<u32>, now: Timestamp) -> (Vec<ArpFrame>, Vec<u32>) {
+    let (mut frames, mut dead) = (Vec::new(), Vec::new());
+    cache.poll(now, |frame| frames.push(frame), |packet| dead.push(packet));
+    (frames, dead)
+}
+
+fn answer(cache: &mut NeighborCache<u32>, mac: MacAddress, now: Timestamp) -> Result<Ipv4Addr, Ignored> {
+    cache.receive(&reply(ROUTER, mac, OURS, OUR_MAC), now)
+}
+
+/// A cache that learnt the router at second 0.
+fn learnt() -> NeighborCache<u32> {
+    let mut cache = cache();
+    assert_eq!(cache.resolve(ROUTER, at(0)), Resolution::Pending);
+    assert_eq!(poll(&mut cache, at(0)).0.len(), 1);
+    assert_eq!(answer(&mut cache, ROUTER_MAC, at(0)), Ok(ROUTER));
+    cache
+}
+
+#[test]
+fn a_neighbour_is_asked_for_and_its_packets_are_delivered_in_order() {
+    let mut cache = cache();
+    assert_eq!(cache.next_wakeup(), None);
+    assert_eq!(cache.resolve(ROUTER, at(5)), Resolution::Pending);
+    assert_eq!((cache.hold(ROUTER, 1), cache.hold(ROUTER, 2)), (Ok(()), Ok(())));
+    assert_eq!(cache.next_wakeup(), Some(at(5)));
+    let (frames, _) = poll(&mut cache, at(5));
+    #[rustfmt::skip]
+    let expected: ArpFrame = [
+        0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 0xa, 8, 6,
+        0, 1, 8, 0, 6, 4, 0, 1,
+        2, 0, 0, 0, 0, 0xa, 192, 0, 2, 10,
+        0, 0, 0, 0, 0, 0, 192, 0, 2, 1,
+    ];
+    assert_eq!(frames, [expected]);
+    assert_eq!(answer(&mut cache, ROUTER_MAC, at(5)), Ok(ROUTER));
+    assert_eq!(cache.drain(ROUTER).collect::<Vec<_>>(), [1, 2]);
+    assert_eq!(cache.resolve(ROUTER, at(6)), Resolution::Known(ROUTER_MAC));
+    assert_eq!(cache.hold(ROUTER, 3), Err(3));
+}
+
+#[test]
+fn a_neighbour_that_does_not_answer_is_asked_three_times_and_then_left_alone() {
+    let mut cache = cache();
+    cache.resolve(ROUTER, at(0));
+    cache.hold(ROUTER, 7).unwrap();
+    for second in 0..3 {
+        assert_eq!(poll(&mut cache, at(second)).0.len(), 1, "second {second}");
+        assert_eq!(poll(&mut cache, at(second)).0.len(), 0);
+        assert_eq!(cache.next_wakeup(), Some(at(second + 1)));
+    }
+    assert_eq!(poll(&mut cache, at(3)), (vec![], vec![7]));
+    assert_eq!(cache.resolve(ROUTER, at(7)), Resolution::Failed);
+    assert_eq!(answer(&mut cache, ROUTER_MAC, at(7)), Err(Ignored::Unsolicited));
+    assert_eq!(cache.next_wakeup(), Some(at(8)));
+    poll(&mut cache, at(8));
+    assert_eq!(cache.next_wakeup(), None);
+    assert_eq!(cache.resolve(ROUTER, at(8)), Resolution::Pending);
+}
+
+#[test]
+fn nobody_plants_an_address_unasked() {
+    let mut cache = cache();
+    assert_eq!(answer(&mut cache, OTHER_MAC, at(0)), Err(Ignored::Unsolicited));
+    cache.resolve(ROUTER, at(0));
+    // No request has left yet.
+    assert_eq!(answer(&mut cache, OTHER_MAC, at(0)), Err(Ignored::Unsolicited));
+
+    let mut cache = learnt();
+    assert_eq!(answer(&mut cache, OTHER_MAC, at(1)), Err(Ignored::Unsolicited));
+    assert_eq!(cache.resolve(ROUTER, at(1)), Resolution::Known(ROUTER_MAC));
+}
+
+#[test]
+fn a_neighbour_that_is_said_to_have_moved_is_asked_where_it_was_and_then_everywhere() {
+    let announcement = |mac| reply(ROUTER, mac, ROUTER, mac);
+    // It was replaced: nobody answers at the old address.
+    let mut cache = learnt();
+    assert_eq!(cache.receive(&announcement(OTHER_MAC), at(10)), Err(Ignored::NoReply));
+    assert_eq!(cache.next_wakeup(), Some(at(1)), "as it was");
+    assert_eq!(poll(&mut cache, at(10)).0[0][..6], ROUTER_MAC);
+    assert_eq!(answer(&mut cache, OTHER_MAC, at(10)), Err(Ignored::Unsolicited), "too easily said");
+    assert_eq!(cache.resolve(ROUTER, at(10)), Resolution::Known(ROUTER_MAC));
+    assert_eq!(poll(&mut cache, at(11)).0[0][..6], BROADCAST);
+    assert_eq!(answer(&mut cache, OTHER_MAC, at(11)), Ok(ROUTER));
+    assert_eq!(cache.resolve(ROUTER, at(11)), Resolution::Known(OTHER_MAC));
+
+    // Nothing else was due for a minute: the doubt wakes the cache.
+    let mut cache = learnt();
+    poll(&mut cache, at(1));
+    assert_eq!(cache.next_wakeup(), Some(at(60)));
+    assert!(cache.receive(&announcement(OTHER_MAC), at(10)).is_err());
+    assert_eq!(cache.next_wakeup(), Some(at(10)));
+
+    // Said too soon after the last answer, it is asked a little later.
+    let mut cache = learnt();
+    assert!(cache.receive(&announcement(OTHER_MAC), at(0)).is_err());
+    assert_eq!(poll(&mut cache, at(0)).0.len(), 0);
+    assert_eq!(poll(&mut cache, at(1)).0[0][..6], ROUTER_MAC);
+
+    // It is where it was: whoever says otherwise is not believed, and makes it be asked once a second at most.
+    let mut cache = learnt();
+    let mut asked = 0;
+    for n in 10..1_000 {
+        let now = at(0) + Duration::from_millis(10 * n);
+        let heard = cache.receive(&announcement(OTHER_MAC), now);
+        assert!(heard.is_err());
+        assert!(answer(&mut cache, OTHER_MAC, now).is_err());
+        for frame in poll(&mut cache, now).0 {
+            assert_eq!(frame[..6], ROUTER_MAC);
+            assert_eq!(answer(&mut cache, ROUTER_MAC, now), Ok(ROUTER));
+            asked += 1;
+        }
+        assert_eq!(cache.resolve(ROUTER, now), Resolution::Known(ROUTER_MAC));
+    }
+    assert!((8..=10).contains(&asked), "{asked}");
+
+    // A request of its own says as much as an announcement.
+    let mut cache = learnt();
+    let mut request = reply(ROUTER, OTHER_MAC, OURS, [0; 6]);
+    request[arp::OPERATION + 1] = arp::REQUEST as u8;
+    assert!(cache.receive(&request, at(10)).is_err());
+    assert_eq!(poll(&mut cache, at(10)).0.len(), 1);
+}
+
+#[test]
+fn malformed_replies_teach_nothing() {
+    let mut cache = cache();
+    cache.resolve(ROUTER, at(0));
+    poll(&mut cache, at(0));
+    let good = reply(ROUTER, ROUTER_MAC, OURS, OUR_MAC);
+    for len in 0..good.len() {
+        assert_eq!(cache.receive(&good[..len], at(0)), Err(Ignored::Malformed));
+    }
+    // EtherType, hardware, protocol, lengths, operation, group address, target.
+    for position in [12, 14, 15, 16, 18, 19, 20, 21, 22, 38, 41] {
+        let mut bad = good;
+        bad[position] ^= 1;
+        assert_eq!(cache.receive(&bad, at(0)), Err(Ignored::Malformed), "byte {position}");
+    }
+    assert_eq!(answer(&mut cache, [0; 6], at(0)), Err(Ignored::Malformed));
+    let padded = [&good[..], &[0; 18]].concat();
+    assert_eq!(cache.receive(&padded, at(0)), Ok(ROUTER));
+}
+
+#[test]
+fn a_neighbour_in_use_is_confirmed_by_unicast_while_packets_go_on() {
+    let mut cache = learnt();
+    assert_eq!(cache.resolve(ROUTER, at(29)), Resolution::Known(ROUTER_MAC));
+    assert_eq!(poll(&mut cache, at(29)).0.len(), 0);
+    assert_eq!(cache.resolve(ROUTER, at(30)), Resolution::Known(ROUTER_MAC));
+    let (frames, _) = poll(&mut cache, at(30));
+    assert_eq!(frames.iter().map(|frame| &frame[..6]).collect::<Vec<_>>(), [ROUTER_MAC]);
+    // The router was replaced: what it answers to a question is believed.
+    assert_eq!(answer(&mut cache, OTHER_MAC, at(30)), Ok(ROUTER));
+    assert_eq!(cache.resolve(ROUTER, at(31)), Resolution::Known(OTHER_MAC));
+}
+
+#[test]
+fn a_neighbour_that_fell_silent_is_resolved_anew() {
+    let mut cache = learnt();
+    cache.resolve(ROUTER, at(30));
+    let mut broadcasts = 0;
+    for second in 30..36 {
+        let (frames, _) = poll(&mut cache, at(second));
+        assert_eq!(frames.len(), 1, "second {second}");
+        broadcasts += usize::from(frames[0][..6] == BROADCAST);
+        let expected = if second < 33 { Resolution::Known(ROUTER_MAC) } else { Resolution::Pending };
+        assert_eq!(cache.resolve(ROUTER, at(second)), expected);
+    }
+    assert_eq!(broadcasts, 3);
+    poll(&mut cache, at(36));
+    assert_eq!(cache.resolve(ROUTER, at(36)), Resolution::Failed);
+}
+
+#[test]
+fn an_unused_neighbour_is_forgotten_and_nothing_fires_any_more() {
+    let mut cache = learnt();
+    assert_eq!(cache.next_wakeup(), Some(at(1)));
+    poll(&mut cache, at(1)); // the retry's deadline, which the answer has made moot
+    assert_eq!(cache.next_wakeup(), Some(at(60)));
+    cache.resolve(ROUTER, at(20));
+    assert_eq!(poll(&mut cache, at(60)), (vec![], vec![]));
+    assert_eq!(cache.next_wakeup(), Some(at(80)));
+    poll(&mut cache, at(80));
+    assert_eq!((cache.next_wakeup(), cache.entries.len()), (None, 0));
+}
+
+#[test]
+fn a_client_that_scans_the_link_cannot_keep_the_router_out() {
+    let mut cache = cache();
+    for i in 0..MAX_NEIGHBORS as u32 {
+        assert_eq!(cache.resolve(Ipv4Addr::from(0xc633_6400 + i), at(0)), Resolution::Pending);
+    }
+    assert_eq!(cache.resolve(Ipv4Addr::new(203, 0, 113, 1), at(0)), Resolution::Failed);
+    assert_eq!(cache.resolve(ROUTER, at(0)), Resolution::Pending);
+    for second in 0..=8 {
+        poll(&mut cache, at(second));
+    }
+    assert_eq!(cache.entries.len(), 0);
+}
+
+#[test]
+fn held_packets_are_bounded_per_neighbour_and_in_total() {
+    let mut cache = cache();
+    let mut held = 0;
+    for i in 0..32 {
+        let neighbor = Ipv4Addr::new(198, 51, 100, i);
+        cache.resolve(neighbor, at(0));
+        let taken = (0..20).filter(|&packet| cache.hold(neighbor, packet).is_ok()).count();
+        assert!(taken <= MAX_HELD_PER_NEIGHBOR);
+        held += taken;
+    }
+    assert_eq!(held, MAX_HELD);
+    assert_eq!(cache.reset(OUR_MAC, OURS, None).len(), MAX_HELD);
+    assert_eq!(cache.held, 0);
+}

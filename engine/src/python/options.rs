@@ -1,0 +1,202 @@
+//! The settings of a gateway and of a client, checked when Python makes them.
+
+use std::time::Duration;
+
+use pyo3::prelude::*;
+
+use super::arguments::{self, address, addresses, endpoint, key, prefix, seconds, value_error};
+use crate::engine::{ClientSettings, GatewaySettings, OffloadSettings};
+use crate::external::next_hop::ExternalLink as Link;
+use crate::nat::{Filtering, NatConfig};
+
+/// External ports, inclusive.
+pub(super) const DEFAULT_PORT_RANGE: (u16, u16) = (1024, 65_535);
+
+#[pyclass(frozen, module = "tidegate._engine")]
+#[derive(Clone)]
+pub(super) struct Offloads(OffloadSettings);
+
+#[pymethods]
+impl Offloads {
+    #[new]
+    #[pyo3(signature = (*, tun=true, tun_uso=true, udp_gso=true, udp_gro=true, external=true, coalesce=true))]
+    fn new(tun: bool, tun_uso: bool, udp_gso: bool, udp_gro: bool, external: bool, coalesce: bool) -> Self {
+        Self(OffloadSettings { tun, tun_uso, udp_gso, udp_gro, external, coalesce })
+    }
+}
+
+#[pyclass(frozen, module = "tidegate._engine")]
+#[derive(Clone)]
+pub(super) struct NatOptions {
+    pub(super) config: NatConfig,
+    pub(super) port_range: (u16, u16),
+}
+
+#[pymethods]
+impl NatOptions {
+    #[new]
+    #[pyo3(signature = (*, filtering="address-dependent", udp_timeout=300.0, tcp_established_timeout=7440.0,
+        tcp_opening_timeout=240.0, tcp_closing_timeout=240.0, icmp_timeout=60.0, max_mappings=200_000, max_mappings_per_client=16_384,
+        max_new_mappings_per_second=2_000, max_sessions_per_mapping=4_096, port_range=DEFAULT_PORT_RANGE,
+        log_mappings=false))]
+    #[allow(clippy::too_many_arguments, reason = "keyword-only in Python")]
+    fn new(
+        filtering: &str,
+        udp_timeout: f64,
+        tcp_established_timeout: f64,
+        tcp_opening_timeout: f64,
+        tcp_closing_timeout: f64,
+        icmp_timeout: f64,
+        max_mappings: usize,
+        max_mappings_per_client: usize,
+        max_new_mappings_per_second: u32,
+        max_sessions_per_mapping: usize,
+        port_range: (u16, u16),
+        log_mappings: bool,
+    ) -> PyResult<Self> {
+        let filtering = match filtering {
+            "endpoint-independent" => Filtering::EndpointIndependent,
+            "address-dependent" => Filtering::AddressDependent,
+            "address-and-port-dependent" => Filtering::AddressAndPortDependent,
+            other => {
+                return Err(value_error(format!("{other:?} is not a filtering behaviour (RFC 4787 §5)")));
+            }
+        };
+        if port_range.0 < 1024 || port_range.0 > port_range.1 {
+            return Err(value_error(format!(
+                "port_range must go upwards from at least 1024, not {}-{}",
+                port_range.0, port_range.1
+            )));
+        }
+        let config = NatConfig {
+            filtering,
+            udp_timeout: seconds("udp_timeout", udp_timeout)?,
+            tcp_established_timeout: seconds("tcp_established_timeout", tcp_established_timeout)?,
+            tcp_opening_timeout: seconds("tcp_opening_timeout", tcp_opening_timeout)?,
+            tcp_closing_timeout: seconds("tcp_closing_timeout", tcp_closing_timeout)?,
+            icmp_timeout: seconds("icmp_timeout", icmp_timeout)?,
+            max_mappings,
+            max_mappings_per_client,
+            max_new_mappings_per_second,
+            max_sessions_per_mapping,
+            log_mappings,
+        };
+        Ok(Self { config, port_range })
+    }
+}
+
+#[pyclass(frozen, module = "tidegate._engine")]
+#[derive(Clone)]
+pub(super) struct ExternalLink(pub(super) Link);
+
+#[pymethods]
+impl ExternalLink {
+    #[new]
+    #[pyo3(signature = (*, interface, index, mac, mtu, addresses, on_link, next_hop))]
+    fn new(
+        interface: String,
+        index: u32,
+        mac: &[u8],
+        mtu: usize,
+        addresses: Vec<String>,
+        on_link: Vec<String>,
+        next_hop: Option<String>,
+    ) -> PyResult<Self> {
+        let mac = mac.try_into().map_err(|_| value_error("mac must be 6 bytes"))?;
+        let addresses = arguments::addresses(&addresses)?;
+        if addresses.is_empty() {
+            return Err(value_error(format!("interface {interface} has no IPv4 address to translate to")));
+        }
+        Ok(Self(Link {
+            interface,
+            index,
+            mac,
+            mtu,
+            addresses,
+            on_link: on_link.iter().map(|text| prefix(text)).collect::<PyResult<_>>()?,
+            router: next_hop.as_deref().map(address).transpose()?,
+        }))
+    }
+}
+
+#[pyclass(frozen, module = "tidegate._engine")]
+pub(super) struct GatewayOptions(pub(super) GatewaySettings);
+
+#[pymethods]
+impl GatewayOptions {
+    #[new]
+    #[pyo3(signature = (*, private_key, listen, subnet, gateway_address, tun_name, tunnel_mtu, external,
+        host_addresses, nat, offloads, shards))]
+    #[allow(clippy::too_many_arguments, reason = "keyword-only in Python")]
+    fn new(
+        private_key: &[u8],
+        listen: (String, u16),
+        subnet: &str,
+        gateway_address: &str,
+        tun_name: String,
+        tunnel_mtu: usize,
+        external: &ExternalLink,
+        host_addresses: Vec<String>,
+        nat: &NatOptions,
+        offloads: &Offloads,
+        shards: u8,
+    ) -> PyResult<Self> {
+        Ok(Self(GatewaySettings {
+            private_key: key("private_key", private_key)?,
+            listen: endpoint(&listen)?,
+            subnet: prefix(subnet)?,
+            gateway_address: address(gateway_address)?,
+            tun_name,
+            tunnel_mtu,
+            external: external.0.clone(),
+            host_addresses: addresses(&host_addresses)?,
+            nat: nat.config.clone(),
+            port_range: nat.port_range,
+            offloads: offloads.0,
+            shards,
+        }))
+    }
+}
+
+#[pyclass(frozen, module = "tidegate._engine")]
+pub(super) struct ClientOptions(pub(super) ClientSettings);
+
+#[pymethods]
+impl ClientOptions {
+    #[new]
+    #[pyo3(signature = (*, private_key, address, tun_name, mtu, peer_public_key, preshared_key, endpoint,
+        allowed_ips, persistent_keepalive, listen_port, fwmark, offloads, cipher="chacha20-poly1305"))]
+    #[allow(clippy::too_many_arguments, reason = "keyword-only in Python")]
+    fn new(
+        private_key: &[u8],
+        address: &str,
+        tun_name: String,
+        mtu: usize,
+        peer_public_key: &[u8],
+        preshared_key: Option<&[u8]>,
+        endpoint: (String, u16),
+        allowed_ips: Vec<String>,
+        persistent_keepalive: u16,
+        listen_port: u16,
+        fwmark: u32,
+        offloads: &Offloads,
+        cipher: &str,
+    ) -> PyResult<Self> {
+        Ok(Self(ClientSettings {
+            private_key: key("private_key", private_key)?,
+            address: arguments::address(address)?,
+            tun_name,
+            mtu,
+            peer_public_key: key("peer_public_key", peer_public_key)?,
+            preshared_key: preshared_key.map(|bytes| key("preshared_key", bytes)).transpose()?,
+            endpoint: arguments::endpoint(&endpoint)?,
+            allowed_ips: allowed_ips.iter().map(|text| prefix(text)).collect::<PyResult<_>>()?,
+            persistent_keepalive: (persistent_keepalive > 0)
+                .then(|| Duration::from_secs(u64::from(persistent_keepalive))),
+            listen_port,
+            fwmark,
+            cipher: arguments::cipher(cipher)?,
+            offloads: offloads.0,
+        }))
+    }
+}
