@@ -8,7 +8,7 @@
 //! A turn reads about twice what it serves: so a backlog moves out of the kernel's buffer, and a flood beyond what the
 //! gateway can carry dies in the kernel, at less cost. Looking ahead has its price, since what waits here leaves the
 //! processor's cache. So as long as one client is alone, and nobody can be in another's way, a turn reads no more than it
-//! serves.
+//! serves, unless its backlog stands in the kernel.
 
 use std::hash::Hash;
 use std::ops::Range;
@@ -18,6 +18,7 @@ use crate::arena::{Slot, Span};
 use crate::clock::Timestamp;
 use crate::drop_reason::{DropCounters, DropReason};
 use crate::external::packet_socket::Frame;
+use crate::fair_queue::codel::INTERVAL;
 use crate::fair_queue::{Amount, FairQueue, QUANTUM};
 use crate::pool::Pool;
 use crate::transport::Train;
@@ -30,7 +31,7 @@ const STOCK: Amount = Amount { packets: 32, bytes: 2 * QUANTUM };
 const CONTESTED: Amount = Amount { packets: 32, bytes: 3 * QUANTUM };
 /// After how much it then reads no more.
 const LOOK_AHEAD: Amount = Amount { packets: 64, bytes: 16 * QUANTUM };
-/// For how long it counts that several clients' packets have come.
+/// For how long it counts that several clients' packets have come, or that a backlog stood in the kernel.
 const CONTEST: Duration = Duration::from_secs(10);
 /// The same for packets of nobody known: a flood of them is a contest, a handshake or a scan now and then hardly.
 const STRANGERS: Duration = Duration::from_millis(100);
@@ -79,6 +80,8 @@ pub struct Intake<K, T> {
     /// Whose packet came last, of those known, and until when it counts that others' came, too.
     last: Option<K>,
     contested_until: Timestamp,
+    /// Since when the kernel has had more each time than was read.
+    backlog_since: Option<Timestamp>,
     slots: Vec<Slot>,
     arrived: Vec<T>,
     read: Amount,
@@ -95,6 +98,7 @@ impl<K: Copy + Eq + Hash, T: Arrival> Intake<K, T> {
             queue: FairQueue::new(BOUNDS),
             last: None,
             contested_until: Timestamp::ORIGIN,
+            backlog_since: None,
             slots: Vec::with_capacity(NEXT_READ),
             arrived: Vec::with_capacity(NEXT_READ),
             read: Amount::default(),
@@ -131,9 +135,25 @@ impl<K: Copy + Eq + Hash, T: Arrival> Intake<K, T> {
     }
 
     /// Queues what the last read has brought, each packet under the key that `key` finds. Returns whether there may be more.
-    pub fn accept(&mut self, now: Timestamp, mut key: impl FnMut(&T) -> Option<K>) -> bool {
-        let Self { pool, queue, last, contested_until, arrived, read, slots, drops, .. } = self;
+    ///
+    /// `half_full`, whether the kernel's buffer is so even now, is asked once an interval while there has always been more:
+    /// if it is, a queue stands there.
+    pub fn accept(
+        &mut self,
+        now: Timestamp,
+        half_full: impl FnOnce() -> bool,
+        mut key: impl FnMut(&T) -> Option<K>,
+    ) -> bool {
+        let Self { pool, queue, last, contested_until, backlog_since, arrived, read, slots, drops, .. } =
+            self;
         let more = arrived.len() == slots.len();
+        *backlog_since = more.then(|| backlog_since.unwrap_or(now));
+        if backlog_since.is_some_and(|since| now.since(since) >= INTERVAL) {
+            *backlog_since = Some(now);
+            if half_full() {
+                *contested_until = now + CONTEST;
+            }
+        }
         for &packet in &*arrived {
             pool.keep(packet.span());
         }
@@ -170,7 +190,7 @@ impl<K: Copy + Eq + Hash, T: Arrival> Intake<K, T> {
         Some(packet)
     }
 
-    /// Whether packets of several clients have come lately.
+    /// Whether packets of several clients have come lately, or those of one stood in the kernel.
     fn is_contested(&self, now: Timestamp) -> bool {
         now < self.contested_until
     }
@@ -213,6 +233,9 @@ mod tests {
     /// The kernel's buffer: what a device would hand over, in the order of its arrival.
     type Kernel = Vec<(char, usize)>;
 
+    /// As many superpackets as fill half of it.
+    const HALF: usize = 40;
+
     fn read(intake: &mut Intake<char, Packet>, kernel: &mut Kernel, now: Timestamp) {
         while let Some((slots, arrived)) = intake.room(now) {
             let count = kernel.len().min(slots.len());
@@ -220,7 +243,8 @@ mod tests {
                 client,
                 span: Span::new(slot.buffer, slot.start..slot.start + len),
             }));
-            if !intake.accept(now, |packet| Some(packet.client).filter(|&client| client != '?')) {
+            let known = |packet: &Packet| Some(packet.client).filter(|&client| client != '?');
+            if !intake.accept(now, || kernel.len() > HALF, known) {
                 return;
             }
         }
@@ -271,6 +295,42 @@ mod tests {
         turn(&mut intake, &mut vec![('b', 84), ('?', 148)], NOW);
         assert!(intake.is_contested(NOW + CONTEST - Duration::from_millis(1)));
         assert!(!intake.is_contested(NOW + CONTEST));
+    }
+
+    #[test]
+    fn a_backlog_of_one_client_that_stands_in_the_kernel_is_taken_out_and_watched() {
+        let mut intake = Intake::new(0..96);
+        let mut kernel = Kernel::new();
+        let mut dropped_after = None;
+        for ms in 0..1_000 {
+            let now = NOW + Duration::from_millis(ms);
+            kernel.extend([('a', SUPERPACKET); 9]); // one more than a turn serves
+            turn(&mut intake, &mut kernel, now);
+            if intake.drops().get(DropReason::QueueDelay) > 0 {
+                dropped_after.get_or_insert(ms);
+            }
+        }
+        let after = dropped_after.unwrap();
+        assert!((200..500).contains(&after), "one interval in the kernel, one in the queue, not {after} ms");
+    }
+
+    #[test]
+    fn a_backlog_that_is_short_or_gone_soon_stays_in_the_kernel() {
+        let mut intake = Intake::new(0..96);
+        let mut kernel = vec![('a', SUPERPACKET); HALF - 8];
+        for ms in 0..1_000 {
+            let now = NOW + Duration::from_millis(ms);
+            kernel.extend([('a', SUPERPACKET); 8]);
+            turn(&mut intake, &mut kernel, now);
+            assert!(!intake.is_contested(now), "short, after {ms} ms");
+        }
+        let mut intake = Intake::new(0..96);
+        for ms in 0..1_000 {
+            let now = NOW + Duration::from_millis(ms);
+            let waiting = if ms % 90 == 0 { 3 } else { 2 * HALF };
+            turn(&mut intake, &mut vec![('a', SUPERPACKET); waiting], now);
+            assert!(!intake.is_contested(now), "gone soon, after {ms} ms");
+        }
     }
 
     #[test]

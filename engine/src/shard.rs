@@ -237,7 +237,8 @@ impl<C: Core> Shard<C> {
                 // An ICMP error about an earlier datagram (a client that went away): the next read goes on.
                 core.drops().count(DropReason::ReceiveFailed);
             }
-            if !trains.accept(now, |train| core.sender(arena.get(train.span), train.from)) {
+            let half_full = || devices.transport.is_half_full();
+            if !trains.accept(now, half_full, |train| core.sender(arena.get(train.span), train.from)) {
                 return;
             }
         }
@@ -254,7 +255,8 @@ impl<C: Core> Shard<C> {
             for frame in &*arrived {
                 core.expect_external(arena, frame.span);
             }
-            if !frames.accept(now, |frame| core.recipient(arena.get(frame.span))) {
+            let half_full = || external.packets.is_half_full();
+            if !frames.accept(now, half_full, |frame| core.recipient(arena.get(frame.span))) {
                 return;
             }
         }

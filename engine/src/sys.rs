@@ -173,6 +173,15 @@ pub(crate) fn receive_overruns(fd: BorrowedFd<'_>) -> io::Result<u32> {
     get_option(fd, libc::SOL_SOCKET, libc::SO_MEMINFO, [0u32; 9]).map(|info| info[SK_MEMINFO_DROPS])
 }
 
+/// Whether the socket's receive buffer is more than half full, by the kernel's own accounting (`SO_MEMINFO`).
+pub(crate) fn is_half_full(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    // linux/sock_diag.h
+    const SK_MEMINFO_RMEM_ALLOC: usize = 0;
+    const SK_MEMINFO_RCVBUF: usize = 1;
+    get_option(fd, libc::SOL_SOCKET, libc::SO_MEMINFO, [0u32; 9])
+        .map(|info| info[SK_MEMINFO_RMEM_ALLOC] > info[SK_MEMINFO_RCVBUF] / 2)
+}
+
 /// Hands a classic BPF program to the kernel, by one of the options that take a `sock_fprog`.
 pub(crate) fn attach_program(
     fd: BorrowedFd<'_>,

@@ -246,6 +246,11 @@ impl PacketSocket {
         outcome
     }
 
+    /// Whether what waits fills more than half of the kernel's buffer; false where the kernel does not tell.
+    pub fn is_half_full(&self) -> bool {
+        sys::is_half_full(self.fd.as_fd()).unwrap_or(false)
+    }
+
     /// What the kernel counted since the last call.
     ///
     /// # Errors

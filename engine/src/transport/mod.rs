@@ -78,4 +78,7 @@ pub trait Transport: AsFd {
 
     /// Datagrams that the kernel had no room for since the beginning, modulo 2^32; 0 where nobody counts.
     fn overruns(&self) -> u32;
+
+    /// Whether what waits fills more than half of the kernel's buffer; false where nobody can tell.
+    fn is_half_full(&self) -> bool;
 }

@@ -208,6 +208,10 @@ impl Transport for UdpTransport {
         self.receive_overruns().unwrap_or(0)
     }
 
+    fn is_half_full(&self) -> bool {
+        sys::is_half_full(self.fd.as_fd()).unwrap_or(false)
+    }
+
     fn receive(&mut self, arena: &mut Arena, slots: &[Slot], trains: &mut Vec<Train>) -> io::Result<usize> {
         let received = match self.incoming.receive(self.fd.as_fd(), arena, slots) {
             Ok(received) => received,
@@ -416,6 +420,7 @@ mod tests {
         let train = SendTrain { to: receiver.local_addr().unwrap(), bytes: &bytes, segment_size: 1000 };
         let outcome = sender.send(&[train; 40]);
         assert_eq!(outcome.sent + outcome.dropped, 40 * 60);
+        assert!(receiver.is_half_full() && !sender.is_half_full());
         assert!(receiver.receive_overruns().unwrap() > 0);
     }
 
