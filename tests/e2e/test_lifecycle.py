@@ -169,7 +169,8 @@ def test_an_idle_gateway_uses_no_cpu_with_peers_connected(lab: Lab, scale: Scale
     woken = wakings(gateway.process), wakings(client.process)
     pause(scale.idle_seconds)
     woken = wakings(gateway.process) - woken[0], wakings(client.process) - woken[1]
-    used = gateway.process.cpu_seconds() - before[0], client.process.cpu_seconds() - before[1]
+    after = gateway.process.cpu_seconds(), client.process.cpu_seconds()
+    used = [round(until - since, 2) for since, until in zip(before, after, strict=True)]  # whole ticks
     one_tick = 0.01
     assert used[0] <= one_tick, f"the gateway used {used[0]:.2f} s of {scale.idle_seconds:g} s"
     assert used[1] <= one_tick, f"the client used {used[1]:.2f} s of {scale.idle_seconds:g} s"
