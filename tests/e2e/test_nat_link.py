@@ -28,6 +28,7 @@ pytestmark = pytest.mark.namespaces
 
 OTHER_ROUTER, OTHER_ROUTER_MAC = "203.0.113.10", "02:00:5e:00:01:0a"
 OTHER_FACE = "203.0.113.77"
+SLOW_NEIGHBOUR = "203.0.113.11"
 RECOVERY = 12.0
 """Seconds, generous for a busy machine: what is waited for takes one or two."""
 ECHO_PORT = 7_000
@@ -52,6 +53,11 @@ class Scene:
                     return None
 
         return self.lab.client.call(ask)
+
+    def packets_to_external(self) -> int:
+        """Packets that went to the external interface, or wait for their next hop there."""
+        count: int = self.gateway.status()["packets"].get("to_external", 0)
+        return count
 
     def recovers(self) -> str:
         """Waits until fresh flows are answered, and returns the address that they appear under."""
@@ -128,6 +134,27 @@ def test_without_a_default_route_the_client_is_told_and_with_one_it_is_served(sc
     assert checks.ping(scene.lab.client, INTERNET, count=3, interval=0.02).complete, "what is on the link"
     scene.lab.gateway.ip(f"route add default via {INTERNET}")
     assert scene.recovers() == GATEWAY_EXTERNAL
+
+
+def test_nothing_of_a_burst_is_lost_while_a_new_neighbour_is_resolved(scene: Scene) -> None:
+    internet = scene.lab.internet
+    internet.ip(f"address add {SLOW_NEIGHBOUR}/24 dev external")
+    echo = internet.popen([sys.executable, "-m", udpecho.__name__, SLOW_NEIGHBOUR], name="slow-udpecho")
+    echo.wait_for(udpecho.READY)
+    internet.sysctl("net.ipv4.conf.all.arp_ignore", "8")  # no answer: the next request comes after a second
+    # Of lengths that are no train. The kernel would hold about as many, in 208 KiB.
+    burst = sorted(bytes([number]) * (1 + 37 * number % 130) for number in range(100))
+    sent_before = scene.packets_to_external()
+    with scene.lab.client.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as client:
+        client.settimeout(RECOVERY)
+        for datagram in burst:
+            client.sendto(datagram, (SLOW_NEIGHBOUR, udpecho.PORT))
+        wait_until(
+            lambda: scene.packets_to_external() >= sent_before + len(burst), "the burst to reach the gateway"
+        )
+        internet.sysctl("net.ipv4.conf.all.arp_ignore", "1")
+        assert sorted(client.recv(1000) for _ in burst) == burst
+    echo.stop()
 
 
 def test_a_router_that_was_replaced_is_found_at_its_new_link_address(scene: Scene) -> None:

@@ -1,7 +1,7 @@
 //! The link addresses of our neighbours (RFC 826), without I/O.
 //!
 //! Theory of operation. [`NeighborCache::resolve`] answers at once: with the address, or that it is being asked for, or
-//! that nobody answers. Meanwhile the caller may leave packets here ([`NeighborCache::hold`], a few per neighbour).
+//! that nobody answers. Meanwhile the caller may leave packets here ([`NeighborCache::hold`], as much as is usual in a kernel).
 //! [`NeighborCache::poll`] is the one place where requests are made and entries expire; it wants to be called at
 //! [`NeighborCache::next_wakeup`]. ARP frames go to [`NeighborCache::receive`], which believes only what was asked for, so
 //! that nobody on the link can plant an address unasked. What says unasked that a neighbour has moved to another link
@@ -18,13 +18,15 @@ use std::time::Duration;
 
 use super::{ETHERTYPE_ARP, ETHERTYPE_IPV4, MacAddress};
 use crate::clock::Timestamp;
+use crate::fair_queue::Amount;
 
 /// Neighbours that are known or asked for at a time.
 pub const MAX_NEIGHBORS: usize = 1024;
-/// Packets that wait for one neighbour.
-pub const MAX_HELD_PER_NEIGHBOR: usize = 16;
-/// Packets that wait for all neighbours together.
-pub const MAX_HELD: usize = 256;
+/// What waits for one neighbour: about as much as a kernel lets wait (Linux' `unres_qlen_bytes`, 208 KiB), so that the
+/// first burst of a client is not cut short.
+pub const MAX_HELD_PER_NEIGHBOR: Amount = Amount { packets: 128, bytes: 256 * 1024 };
+/// What waits for all neighbours together.
+pub const MAX_HELD: Amount = Amount { packets: 1024, bytes: 4 * 1024 * 1024 };
 
 /// Requests before giving up, and the time between them (RFC 1122 §2.3.2.1: at most one a second).
 const REQUESTS: u8 = 3;
@@ -84,7 +86,7 @@ pub struct NeighborCache<P> {
     address: Ipv4Addr,
     router: Option<Ipv4Addr>,
     entries: HashMap<Ipv4Addr, Entry<P>>,
-    held: usize,
+    held: Amount,
     wakeup: Option<Timestamp>,
 }
 
@@ -92,7 +94,8 @@ pub struct NeighborCache<P> {
 struct Entry<P> {
     state: State,
     used: Timestamp,
-    held: VecDeque<P>,
+    held: VecDeque<(P, usize)>,
+    held_bytes: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -112,7 +115,7 @@ struct Asking {
 impl<P> NeighborCache<P> {
     /// An empty cache of an interface with this link address; requests come from `address`.
     pub fn new(mac: MacAddress, address: Ipv4Addr, router: Option<Ipv4Addr>) -> Self {
-        Self { mac, address, router, entries: HashMap::new(), held: 0, wakeup: None }
+        Self { mac, address, router, entries: HashMap::new(), held: Amount::default(), wakeup: None }
     }
 
     /// Looks a neighbour up, and begins to ask for it where needed.
@@ -133,18 +136,20 @@ impl<P> NeighborCache<P> {
         }
     }
 
-    /// Keeps a packet until the neighbour is known.
+    /// Keeps a packet of so many bytes until the neighbour is known.
     ///
     /// # Errors
-    /// The packet, if the neighbour is not being asked for, or too many packets wait.
-    pub fn hold(&mut self, neighbor: Ipv4Addr, packet: P) -> Result<(), P> {
+    /// The packet, if the neighbour is not being asked for, or too much waits.
+    pub fn hold(&mut self, neighbor: Ipv4Addr, packet: P, bytes: usize) -> Result<(), P> {
         let Some(entry) = self.entries.get_mut(&neighbor) else { return Err(packet) };
         let resolving = matches!(entry.state, State::Resolving(_));
-        if !resolving || entry.held.len() >= MAX_HELD_PER_NEIGHBOR || self.held >= MAX_HELD {
+        if !resolving || entry.held().reaches(MAX_HELD_PER_NEIGHBOR) || self.held.reaches(MAX_HELD) {
             return Err(packet);
         }
-        entry.held.push_back(packet);
-        self.held += 1;
+        entry.held.push_back((packet, bytes));
+        entry.held_bytes += bytes;
+        self.held.packets += 1;
+        self.held.bytes += bytes;
         Ok(())
     }
 
@@ -176,10 +181,8 @@ impl<P> NeighborCache<P> {
 
     /// Takes the packets held for a neighbour, in their order.
     pub fn drain(&mut self, neighbor: Ipv4Addr) -> impl Iterator<Item = P> + use<P> {
-        let held =
-            self.entries.get_mut(&neighbor).map(|entry| std::mem::take(&mut entry.held)).unwrap_or_default();
-        self.held -= held.len();
-        held.into_iter()
+        let held = self.entries.get_mut(&neighbor).map(|entry| entry.release(&mut self.held));
+        held.unwrap_or_default().into_iter().map(|(packet, _)| packet)
     }
 
     /// Makes the requests that are due, and forgets what has expired.
@@ -201,8 +204,7 @@ impl<P> NeighborCache<P> {
             let ask = |to| request_frame(mac, address, neighbor, to);
             let due = entry.advance(now, |to| request(ask(to)));
             if matches!(entry.state, State::Failed { .. }) {
-                *held -= entry.held.len();
-                entry.held.drain(..).for_each(&mut undeliverable);
+                entry.release(held).into_iter().for_each(|(packet, _)| undeliverable(packet));
             }
             wakeup = match (wakeup, due) {
                 (Some(wakeup), Some(due)) => Some(wakeup.min(due)),
@@ -221,7 +223,7 @@ impl<P> NeighborCache<P> {
     /// The link changed: everything is forgotten, and the packets that waited are returned.
     pub fn reset(&mut self, mac: MacAddress, address: Ipv4Addr, router: Option<Ipv4Addr>) -> Vec<P> {
         let old = std::mem::replace(self, Self::new(mac, address, router));
-        old.entries.into_values().flat_map(|entry| entry.held).collect()
+        old.entries.into_values().flat_map(|entry| entry.held).map(|(packet, _)| packet).collect()
     }
 
     /// Begins to ask for a neighbour. There is always room for the router, however many others a client scans for.
@@ -230,7 +232,7 @@ impl<P> NeighborCache<P> {
             return Resolution::Failed;
         }
         let state = State::Resolving(Asking { sent: 0, next: now });
-        self.entries.insert(neighbor, Entry { state, used: now, held: VecDeque::new() });
+        self.entries.insert(neighbor, Entry { state, used: now, held: VecDeque::new(), held_bytes: 0 });
         self.wake_at(now);
         Resolution::Pending
     }
@@ -241,6 +243,20 @@ impl<P> NeighborCache<P> {
 }
 
 impl<P> Entry<P> {
+    /// What waits for this neighbour.
+    fn held(&self) -> Amount {
+        Amount { packets: self.held.len(), bytes: self.held_bytes }
+    }
+
+    /// Takes what waits, and takes it off the `total` of all neighbours.
+    fn release(&mut self, total: &mut Amount) -> VecDeque<(P, usize)> {
+        let Amount { packets, bytes } = self.held();
+        total.packets -= packets;
+        total.bytes -= bytes;
+        self.held_bytes = 0;
+        std::mem::take(&mut self.held)
+    }
+
     /// Somebody says unasked that the neighbour is at `claimed`. If that is news, the neighbour is to be asked at the time
     /// that is returned: at once, but not more often than once a second, whatever is said.
     fn doubt(&mut self, claimed: MacAddress, now: Timestamp) -> Option<Timestamp> {

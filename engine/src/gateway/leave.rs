@@ -173,8 +173,9 @@ impl Gateway {
             }
             Resolution::Pending => {
                 let packet = outbox.to_vec(&packet, arena);
+                let bytes = packet.len();
                 let held = HeldFrame { packet, header, shape };
-                if self.neighbors.hold(next_hop, held).is_err() {
+                if self.neighbors.hold(next_hop, held, bytes).is_err() {
                     self.drops.count(DropReason::NextHopUnresolved);
                 }
             }

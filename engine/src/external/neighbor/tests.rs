@@ -40,7 +40,7 @@ fn a_neighbour_is_asked_for_and_its_packets_are_delivered_in_order() {
     let mut cache = cache();
     assert_eq!(cache.next_wakeup(), None);
     assert_eq!(cache.resolve(ROUTER, at(5)), Resolution::Pending);
-    assert_eq!((cache.hold(ROUTER, 1), cache.hold(ROUTER, 2)), (Ok(()), Ok(())));
+    assert_eq!((cache.hold(ROUTER, 1, 100), cache.hold(ROUTER, 2, 100)), (Ok(()), Ok(())));
     assert_eq!(cache.next_wakeup(), Some(at(5)));
     let (frames, _) = poll(&mut cache, at(5));
     #[rustfmt::skip]
@@ -54,14 +54,14 @@ fn a_neighbour_is_asked_for_and_its_packets_are_delivered_in_order() {
     assert_eq!(answer(&mut cache, ROUTER_MAC, at(5)), Ok(ROUTER));
     assert_eq!(cache.drain(ROUTER).collect::<Vec<_>>(), [1, 2]);
     assert_eq!(cache.resolve(ROUTER, at(6)), Resolution::Known(ROUTER_MAC));
-    assert_eq!(cache.hold(ROUTER, 3), Err(3));
+    assert_eq!(cache.hold(ROUTER, 3, 100), Err(3));
 }
 
 #[test]
 fn a_neighbour_that_does_not_answer_is_asked_three_times_and_then_left_alone() {
     let mut cache = cache();
     cache.resolve(ROUTER, at(0));
-    cache.hold(ROUTER, 7).unwrap();
+    cache.hold(ROUTER, 7, 100).unwrap();
     for second in 0..3 {
         assert_eq!(poll(&mut cache, at(second)).0.len(), 1, "second {second}");
         assert_eq!(poll(&mut cache, at(second)).0.len(), 0);
@@ -220,16 +220,28 @@ fn a_client_that_scans_the_link_cannot_keep_the_router_out() {
 
 #[test]
 fn held_packets_are_bounded_per_neighbour_and_in_total() {
-    let mut cache = cache();
-    let mut held = 0;
-    for i in 0..32 {
-        let neighbor = Ipv4Addr::new(198, 51, 100, i);
-        cache.resolve(neighbor, at(0));
-        let taken = (0..20).filter(|&packet| cache.hold(neighbor, packet).is_ok()).count();
-        assert!(taken <= MAX_HELD_PER_NEIGHBOR);
-        held += taken;
+    // Short ones reach the bound of packets, long ones that of bytes; the last one may exceed it.
+    for (bytes, each, total) in [(100, 128, 1024), (60_000, 5, 70)] {
+        let mut cache = cache();
+        let mut held = 0;
+        for i in 0..32 {
+            let neighbor = Ipv4Addr::new(198, 51, 100, i);
+            cache.resolve(neighbor, at(0));
+            let taken = (0..200).filter(|&packet| cache.hold(neighbor, packet, bytes).is_ok()).count();
+            assert_eq!(taken, each.min(total - held));
+            held += taken;
+        }
+        assert_eq!((held, cache.held), (total, Amount { packets: total, bytes: total * bytes }));
+        poll(&mut cache, at(0)); // the requests
+        let first = Ipv4Addr::new(198, 51, 100, 0);
+        assert_eq!(cache.receive(&reply(first, OTHER_MAC, OURS, OUR_MAC), at(0)), Ok(first));
+        assert_eq!(cache.drain(first).count(), each);
+        assert_eq!(cache.held, Amount { packets: total - each, bytes: (total - each) * bytes });
+        cache.resolve(ROUTER, at(0));
+        assert_eq!(cache.hold(ROUTER, 1, bytes), Ok(()), "there is room again");
+        for second in 1..=4 {
+            poll(&mut cache, at(second));
+        }
+        assert_eq!(cache.held, Amount::default(), "nobody answered");
     }
-    assert_eq!(held, MAX_HELD);
-    assert_eq!(cache.reset(OUR_MAC, OURS, None).len(), MAX_HELD);
-    assert_eq!(cache.held, 0);
 }
