@@ -22,7 +22,7 @@ use shards::{Shards, link_up};
 use crate::clock::{Timestamp, monotonic_now, unix_time};
 use crate::external::next_hop::ExternalLink;
 use crate::external::reservation::{
-    PortOwnership, PortProtocol, PortReservation, Reserver, budget, raise_nofile_limit,
+    PortOwnership, PortProtocol, PortReservation, Reserver, budget, first_ports, raise_nofile_limit,
 };
 use crate::gateway::{Gateway, GatewayConfig};
 use crate::messages::{Command, EventKind, Events, MappingLog, ShardStatus};
@@ -97,7 +97,8 @@ impl GatewayEngine {
         let offloads = settings.offloads;
         let events = Events::new(EventFd::new()?);
         let descriptors = raise_nofile_limit().context(|| "raise the limit of open files".into())?;
-        let reservation = PortReservation::new(budget(descriptors));
+        let budget = budget(descriptors);
+        let reservation = PortReservation::new(budget);
         let mut engine = Self {
             shards: Shards::new(events.clone()),
             reserver: None,
@@ -136,6 +137,7 @@ impl GatewayEngine {
                 host_addresses: settings.host_addresses.clone(),
                 nat: settings.nat.clone(),
                 port_range: settings.port_range,
+                first_tcp_ports: first_ports(budget, usize::from(shards), settings.external.addresses.len()),
                 ownership: engine.ownership.clone(),
                 mapping_log: engine.mapping_log.clone(),
                 coalesce: coalescing(offloads, &tun),

@@ -255,6 +255,17 @@ pub fn budget(descriptors: u64) -> usize {
     usize::try_from(descriptors.saturating_sub((descriptors / 10).max(256))).unwrap_or(usize::MAX)
 }
 
+/// The fewest ports that [`first_ports`] says.
+pub const FEWEST_FIRST_PORTS: usize = 256;
+/// The most: a burst of that many connections finds its ports made, instead of having them made in its midst.
+pub const MOST_FIRST_PORTS: usize = 2_048;
+
+/// How many TCP ports a shard reserves of each of its addresses before the first packet: together a quarter of the
+/// `budget`, so that most of it goes to whoever turns out to need it.
+pub fn first_ports(budget: usize, shards: usize, addresses: usize) -> usize {
+    (budget / 4 / (shards * addresses).max(1)).clamp(FEWEST_FIRST_PORTS, MOST_FIRST_PORTS)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -265,6 +276,15 @@ mod tests {
     /// Ports above the ephemeral range, so that the tests' own connections do not get in the way.
     fn ports(start: u16) -> impl Iterator<Item = u16> {
         start..start + 200
+    }
+
+    #[test]
+    fn the_first_ports_are_a_quarter_of_the_budget_within_bounds() {
+        assert_eq!(first_ports(18_000, 2, 1), 2_048, "of 2,250: a burst's worth is enough");
+        assert_eq!(first_ports(18_000, 4, 1), 1_125);
+        assert_eq!(first_ports(18_000, 4, 2), 562);
+        assert_eq!(first_ports(768, 2, 1), 256, "1,024 descriptors");
+        assert_eq!(first_ports(768, 2, 0), 256, "no address yet");
     }
 
     #[test]

@@ -6,14 +6,15 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::*;
-use crate::external::reservation::{Batch, PortProtocol};
+use crate::external::reservation::{Batch, FEWEST_FIRST_PORTS, MOST_FIRST_PORTS, PortProtocol};
 use crate::messages::PeerSnapshot;
 use crate::nat::{PortClass, PublishError};
 
-/// Ports of a batch to begin with, and after which a pool counts as large enough to be asked for in larger steps.
-const FIRST_BATCH: usize = 256;
+/// UDP ports of a batch to begin with, and after which a pool counts as large enough to be asked for in larger steps. (A
+/// resolver's or QUIC client's flows are few beside the TCP connections of a page.)
+const FIRST_BATCH: usize = FEWEST_FIRST_PORTS;
 /// Ports of a batch at most: reserving one takes some 6 us of the reserver's time.
-const LARGEST_BATCH: usize = 2_048;
+const LARGEST_BATCH: usize = MOST_FIRST_PORTS;
 /// Ports below 1024 that the NAT wants: few clients use such source ports (NTP, IKE).
 const PRIVILEGED_BATCH: usize = 16;
 /// How long the reserver is left in peace after it had fewer ports than were wanted.
@@ -31,6 +32,8 @@ pub(super) struct Publication {
 /// How the pools of external ports are refilled: what was asked for and has not come yet, and how much to ask for.
 pub(super) struct PortSupply {
     range: (u16, u16),
+    /// TCP ports of a batch to begin with.
+    first_tcp: usize,
     asked: Vec<(Proto, Ipv4Addr, PortClass)>,
     /// Pools that stay in `asked` until then, because there are no more ports for them.
     short: Vec<((Proto, Ipv4Addr, PortClass), Timestamp)>,
@@ -40,8 +43,15 @@ pub(super) struct PortSupply {
 }
 
 impl PortSupply {
-    pub(super) fn new(range: (u16, u16)) -> Self {
-        Self { range, asked: Vec::new(), short: Vec::new(), granted: HashMap::default(), begun: false }
+    pub(super) fn new(range: (u16, u16), first_tcp: usize) -> Self {
+        Self {
+            range,
+            first_tcp,
+            asked: Vec::new(),
+            short: Vec::new(),
+            granted: HashMap::default(),
+            begun: false,
+        }
     }
 
     /// Ends the shortages that have lasted long enough. They wake nobody: the next packet that finds no port asks.
@@ -94,7 +104,8 @@ impl PortSupply {
             PortClass::Privileged => PRIVILEGED_BATCH,
             PortClass::Unprivileged => {
                 let granted = self.granted.get(&(protocol, address)).copied().unwrap_or(0);
-                granted.clamp(FIRST_BATCH, LARGEST_BATCH)
+                let first = if protocol == Proto::Tcp { self.first_tcp } else { FIRST_BATCH };
+                granted.clamp(first, LARGEST_BATCH)
             }
         }
     }

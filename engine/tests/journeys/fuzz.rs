@@ -117,6 +117,7 @@ fn walk(shards: u8, steps: &[(Step, u64)]) -> Vec<&'static str> {
     let reached = world.drops().into_keys().collect();
     // And it works as on the first day.
     world.all_datagrams_to = None;
+    world.arp_is_silent = false;
     world.is_strict = true;
     world.set_router(ROUTER);
     world.set_peer(1, world.home_of(1) as u8);
@@ -210,6 +211,7 @@ fn take_step(
         }
         Step::Command => command(world, dice, client, published),
         Step::Pass => {
+            world.arp_is_silent = dice.below(4) == 0; // from now on
             let seconds = *dice.choose(&[0, 1, 5, 15, 16, 60, 121, 200, 301, 8_000]);
             world.pass(Duration::from_secs(seconds) + Duration::from_millis(dice.below(1_000) as u64));
         }
