@@ -99,6 +99,9 @@ impl GatewayEngine {
         let descriptors = raise_nofile_limit().context(|| "raise the limit of open files".into())?;
         let budget = budget(descriptors);
         let reservation = PortReservation::new(budget);
+        let addresses = settings.external.addresses.len();
+        let range = usize::from(settings.port_range.1.abs_diff(settings.port_range.0)) + 1;
+        let first_tcp_ports = first_ports(budget.min(range), usize::from(shards), addresses);
         let mut engine = Self {
             shards: Shards::new(events.clone()),
             reserver: None,
@@ -137,7 +140,7 @@ impl GatewayEngine {
                 host_addresses: settings.host_addresses.clone(),
                 nat: settings.nat.clone(),
                 port_range: settings.port_range,
-                first_tcp_ports: first_ports(budget, usize::from(shards), settings.external.addresses.len()),
+                first_tcp_ports,
                 ownership: engine.ownership.clone(),
                 mapping_log: engine.mapping_log.clone(),
                 coalesce: coalescing(offloads, &tun),

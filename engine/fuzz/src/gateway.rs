@@ -15,7 +15,7 @@ use tidegate_engine::core::Core;
 use tidegate_engine::external::MacAddress;
 use tidegate_engine::external::next_hop::ExternalLink;
 use tidegate_engine::external::packet_socket::FilterRules;
-use tidegate_engine::external::reservation::{Batch, FEWEST_FIRST_PORTS, PortOwnership};
+use tidegate_engine::external::reservation::{Batch, FEWEST_FIRST_PORTS, PortOwnership, Shortage};
 use tidegate_engine::gateway::{Gateway, GatewayConfig};
 use tidegate_engine::messages::{Command, Events, MappingLog};
 use tidegate_engine::nat::{Endpoint, Filtering, NatConfig, Proto};
@@ -467,7 +467,8 @@ impl World {
             for &port in &ports {
                 assert!(self.ownership.set(protocol, SocketAddrV4::new(address, port), true));
             }
-            self.obey(Command::Ports(Batch { request, ports, shortage: None }));
+            let shortage = (ports.len() < request.count).then_some(Shortage::NoFreePort);
+            self.obey(Command::Ports(Batch { request, ports, shortage }));
         }
     }
 

@@ -115,6 +115,13 @@ impl PortReservation {
         (ports, None)
     }
 
+    /// How many of `count` ports to reserve at once: pools grow by doubling, and as long as there is enough for all, the
+    /// last one to grow should not find that the others' halves took it. Who needs more asks again.
+    fn step(&self, count: usize) -> usize {
+        let free = self.budget.saturating_sub(self.sockets.len());
+        count.min((free / STEP_PART).max(FEWEST_FIRST_PORTS))
+    }
+
     /// How many of `count` ports a shard may have. When the budget runs low, a shard with more than its part of it leaves
     /// the rest to the others: else the clients of one would take the ports of all.
     fn room(&self, shard: u8, shards: u8, count: usize) -> usize {
@@ -232,6 +239,8 @@ pub fn silence_protocol(protocol: u8, address: Ipv4Addr) -> io::Result<OwnedFd> 
     Ok(socket)
 }
 
+/// A pool grows by this part of what is left of the budget, at most.
+const STEP_PART: usize = 8;
 /// This part of the budget is kept for shards that have less than their part of it.
 const KEPT_PART: usize = 8;
 /// asm-generic/socket.h
@@ -260,10 +269,10 @@ pub const FEWEST_FIRST_PORTS: usize = 256;
 /// The most: a burst of that many connections finds its ports made, instead of having them made in its midst.
 pub const MOST_FIRST_PORTS: usize = 2_048;
 
-/// How many TCP ports a shard reserves of each of its addresses before the first packet: together a quarter of the
-/// `budget`, so that most of it goes to whoever turns out to need it.
-pub fn first_ports(budget: usize, shards: usize, addresses: usize) -> usize {
-    (budget / 4 / (shards * addresses).max(1)).clamp(FEWEST_FIRST_PORTS, MOST_FIRST_PORTS)
+/// How many TCP ports a shard reserves of each of its addresses before the first packet: together a quarter of those
+/// `available`, so that most go to whoever turns out to need them.
+pub fn first_ports(available: usize, shards: usize, addresses: usize) -> usize {
+    (available / 4 / (shards * addresses).max(1)).clamp(FEWEST_FIRST_PORTS, MOST_FIRST_PORTS)
 }
 
 #[cfg(test)]
@@ -279,7 +288,15 @@ mod tests {
     }
 
     #[test]
-    fn the_first_ports_are_a_quarter_of_the_budget_within_bounds() {
+    fn a_pool_grows_by_a_part_of_what_is_left() {
+        assert_eq!(PortReservation::new(40_000).step(2_048), 2_048);
+        assert_eq!(PortReservation::new(8_000).step(2_048), 1_000);
+        assert_eq!(PortReservation::new(8_000).step(20), 20);
+        assert_eq!(PortReservation::new(1_000).step(2_048), 256, "but not by drops");
+    }
+
+    #[test]
+    fn the_first_ports_are_a_quarter_of_all_within_bounds() {
         assert_eq!(first_ports(18_000, 2, 1), 2_048, "of 2,250: a burst's worth is enough");
         assert_eq!(first_ports(18_000, 4, 1), 1_125);
         assert_eq!(first_ports(18_000, 4, 2), 562);

@@ -244,7 +244,7 @@ impl Gateway {
         let class = PortClass::of(*batch.request.ports.end());
         let pool = (protocol, address, class);
         self.supply.short.retain(|&(short, _)| short != pool);
-        if batch.ports.len() < batch.request.count {
+        if batch.shortage.is_some() {
             self.supply.short.push((pool, now + SHORTAGE_LASTS));
         } else {
             self.supply.asked.retain(|&asked| asked != pool);

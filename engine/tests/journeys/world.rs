@@ -34,7 +34,9 @@ use tidegate_engine::core::Core;
 use tidegate_engine::drop_reason::{DropCounters, DropReason};
 use tidegate_engine::external::MacAddress;
 use tidegate_engine::external::next_hop::ExternalLink;
-use tidegate_engine::external::reservation::{Batch, FEWEST_FIRST_PORTS, PortOwnership, PortProtocol};
+use tidegate_engine::external::reservation::{
+    Batch, FEWEST_FIRST_PORTS, PortOwnership, PortProtocol, Shortage,
+};
 use tidegate_engine::gateway::{Gateway, GatewayConfig};
 use tidegate_engine::messages::{Command, Events, MappingLog, ShardStatus};
 use tidegate_engine::nat::{Endpoint, NatConfig, Proto, PublishError};
@@ -539,7 +541,8 @@ impl World {
                 assert!(self.ownership.set(protocol, SocketAddrV4::new(address, port), true));
             }
             let (now, node) = (self.now, &mut self.shards[shard]);
-            let batch = Batch { request, ports, shortage: None };
+            let shortage = (ports.len() < request.count).then_some(Shortage::NoFreePort);
+            let batch = Batch { request, ports, shortage };
             node.core.carry_out(now, Command::Ports(batch), &mut node.outbox);
         }
     }

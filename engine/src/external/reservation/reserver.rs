@@ -38,7 +38,7 @@ pub struct Batch {
     pub request: ReserveRequest,
     /// The ports, in random order.
     pub ports: Vec<u16>,
-    /// Why there are fewer than were asked for.
+    /// Why there are no more. Without it, there may be fewer than were asked for, and more for those who ask again.
     pub shortage: Option<Shortage>,
 }
 
@@ -158,10 +158,11 @@ fn work(mut reservation: PortReservation, commands: &Receiver<Command>, mut deli
                     continue; // nobody waits for an answer
                 }
                 let candidates = Candidates::new(&request, &ownership);
-                let room = reservation.room(request.shard, request.shards, request.count);
+                let step = reservation.step(request.count);
+                let room = reservation.room(request.shard, request.shards, step);
                 let (ports, shortage) =
                     reservation.reserve(request.protocol, request.address, candidates, room);
-                let shortage = shortage.or_else(|| (room < request.count).then_some(Shortage::Descriptors));
+                let shortage = shortage.or_else(|| (room < step).then_some(Shortage::Descriptors));
                 deliver(Batch { request, ports, shortage });
             }
             Command::Claim(protocol, port, reply) => {
