@@ -1,8 +1,9 @@
-"""What all tests share: the rule that tests of network namespaces are not skipped where they must run."""
+"""What all tests share: signals as at a terminal, and that tests of namespaces are not skipped where they must run."""
 
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 from hypothesis import settings
@@ -12,6 +13,10 @@ from tidegate.lab.topology import LabError, require_lab_abilities
 # How long an example takes says more about the machine than about the code; whole tests have a timeout.
 settings.register_profile("tidegate", deadline=None)
 settings.load_profile("tidegate")
+
+# `make test &` in a script begins with SIGINT ignored, which programs under test would inherit; some are sent it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
