@@ -22,7 +22,7 @@ use shards::{Shards, link_up};
 use crate::clock::{Timestamp, monotonic_now, unix_time};
 use crate::external::next_hop::ExternalLink;
 use crate::external::reservation::{
-    PortOwnership, PortProtocol, PortReservation, Reserver, budget, first_ports, raise_nofile_limit,
+    PortOwnership, PortProtocol, PortReservation, Reserver, budget, raise_nofile_limit,
 };
 use crate::gateway::{Gateway, GatewayConfig};
 use crate::messages::{Command, EventKind, Events, MappingLog, ShardStatus};
@@ -99,9 +99,6 @@ impl GatewayEngine {
         let descriptors = raise_nofile_limit().context(|| "raise the limit of open files".into())?;
         let budget = budget(descriptors);
         let reservation = PortReservation::new(budget);
-        let addresses = settings.external.addresses.len();
-        let range = usize::from(settings.port_range.1.abs_diff(settings.port_range.0)) + 1;
-        let first_tcp_ports = first_ports(budget.min(range), usize::from(shards), addresses);
         let mut engine = Self {
             shards: Shards::new(events.clone()),
             reserver: None,
@@ -140,7 +137,7 @@ impl GatewayEngine {
                 host_addresses: settings.host_addresses.clone(),
                 nat: settings.nat.clone(),
                 port_range: settings.port_range,
-                first_tcp_ports,
+                port_budget: budget,
                 ownership: engine.ownership.clone(),
                 mapping_log: engine.mapping_log.clone(),
                 coalesce: coalescing(offloads, &tun),

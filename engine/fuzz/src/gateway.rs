@@ -15,7 +15,7 @@ use tidegate_engine::core::Core;
 use tidegate_engine::external::MacAddress;
 use tidegate_engine::external::next_hop::ExternalLink;
 use tidegate_engine::external::packet_socket::FilterRules;
-use tidegate_engine::external::reservation::{Batch, FEWEST_FIRST_PORTS, PortOwnership, Shortage};
+use tidegate_engine::external::reservation::{Batch, PortOwnership, Shortage};
 use tidegate_engine::gateway::{Gateway, GatewayConfig};
 use tidegate_engine::messages::{Command, Events, MappingLog};
 use tidegate_engine::nat::{Endpoint, Filtering, NatConfig, Proto};
@@ -105,7 +105,7 @@ impl World {
             host_addresses: vec![EXTERNAL],
             nat: nat_config(flags),
             port_range: (40_000, 44_095),
-            first_tcp_ports: FEWEST_FIRST_PORTS,
+            port_budget: 0, // small first batches
             ownership: ownership.clone(),
             mapping_log: MappingLog::new(Events::new(EventFd::new().expect("a descriptor"))),
             coalesce: CoalesceOptions { udp: flags & 2 != 0, enabled: true },

@@ -269,10 +269,10 @@ pub const FEWEST_FIRST_PORTS: usize = 256;
 /// The most: a burst of that many connections finds its ports made, instead of having them made in its midst.
 pub const MOST_FIRST_PORTS: usize = 2_048;
 
-/// How many TCP ports a shard reserves of each of its addresses before the first packet: together a quarter of those
-/// `available`, so that most go to whoever turns out to need them.
-pub fn first_ports(available: usize, shards: usize, addresses: usize) -> usize {
-    (available / 4 / (shards * addresses).max(1)).clamp(FEWEST_FIRST_PORTS, MOST_FIRST_PORTS)
+/// How many TCP ports to reserve before the first packet in each of so many pools (an address of a shard): together a quarter
+/// of those `available`, so that most go to whoever turns out to need them.
+pub fn first_ports(available: usize, pools: usize) -> usize {
+    (available / 4 / pools.max(1)).clamp(FEWEST_FIRST_PORTS, MOST_FIRST_PORTS)
 }
 
 #[cfg(test)]
@@ -297,11 +297,11 @@ mod tests {
 
     #[test]
     fn the_first_ports_are_a_quarter_of_all_within_bounds() {
-        assert_eq!(first_ports(18_000, 2, 1), 2_048, "of 2,250: a burst's worth is enough");
-        assert_eq!(first_ports(18_000, 4, 1), 1_125);
-        assert_eq!(first_ports(18_000, 4, 2), 562);
-        assert_eq!(first_ports(768, 2, 1), 256, "1,024 descriptors");
-        assert_eq!(first_ports(768, 2, 0), 256, "no address yet");
+        assert_eq!(first_ports(18_000, 2), 2_048, "of 2,250: a burst's worth is enough");
+        assert_eq!(first_ports(18_000, 4), 1_125);
+        assert_eq!(first_ports(18_000, 8), 562);
+        assert_eq!(first_ports(768, 2), 256, "1,024 descriptors");
+        assert_eq!(first_ports(768, 0), 256, "no address yet");
     }
 
     #[test]

@@ -72,9 +72,8 @@ pub struct GatewayConfig {
     pub nat: NatConfig,
     /// The external ports that the NAT may use, first and last.
     pub port_range: (u16, u16),
-    /// TCP ports of each external address to reserve before the first packet, of
-    /// [`first_ports`](crate::external::reservation::first_ports).
-    pub first_tcp_ports: usize,
+    /// How many ports all shards together may reserve, of [`budget`](crate::external::reservation::budget).
+    pub port_budget: usize,
     /// Which ports the NAT owns, on every shard.
     pub ownership: PortOwnership,
     /// Where records of mappings go, if they are wanted.
@@ -143,7 +142,7 @@ impl Gateway {
             neighbors: NeighborCache::new(external.mac, own_face(&external), external.router),
             external,
             ownership: config.ownership,
-            supply: PortSupply::new(config.port_range, config.first_tcp_ports),
+            supply: PortSupply::new(config.port_range, config.port_budget),
             mapping_log: config.mapping_log,
             published: HashMap::default(),
             places: HashMap::default(),

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::*;
-use crate::external::reservation::{Batch, FEWEST_FIRST_PORTS, MOST_FIRST_PORTS, PortProtocol};
+use crate::external::reservation::{Batch, FEWEST_FIRST_PORTS, MOST_FIRST_PORTS, PortProtocol, first_ports};
 use crate::messages::PeerSnapshot;
 use crate::nat::{PortClass, PublishError};
 
@@ -32,8 +32,8 @@ pub(super) struct Publication {
 /// How the pools of external ports are refilled: what was asked for and has not come yet, and how much to ask for.
 pub(super) struct PortSupply {
     range: (u16, u16),
-    /// TCP ports of a batch to begin with.
-    first_tcp: usize,
+    /// How many ports all shards together may reserve.
+    budget: usize,
     asked: Vec<(Proto, Ipv4Addr, PortClass)>,
     /// Pools that stay in `asked` until then, because there are no more ports for them.
     short: Vec<((Proto, Ipv4Addr, PortClass), Timestamp)>,
@@ -43,10 +43,10 @@ pub(super) struct PortSupply {
 }
 
 impl PortSupply {
-    pub(super) fn new(range: (u16, u16), first_tcp: usize) -> Self {
+    pub(super) fn new(range: (u16, u16), budget: usize) -> Self {
         Self {
             range,
-            first_tcp,
+            budget,
             asked: Vec::new(),
             short: Vec::new(),
             granted: HashMap::default(),
@@ -99,12 +99,16 @@ impl PortSupply {
     }
 
     /// How many ports to ask for: as many as there are, so that growth keeps pace with the need.
-    fn batch(&self, protocol: Proto, address: Ipv4Addr, class: PortClass) -> usize {
+    /// `pools`: how many addresses of how many shards share what there is.
+    fn batch(&self, protocol: Proto, address: Ipv4Addr, class: PortClass, pools: usize) -> usize {
         match class {
             PortClass::Privileged => PRIVILEGED_BATCH,
             PortClass::Unprivileged => {
                 let granted = self.granted.get(&(protocol, address)).copied().unwrap_or(0);
-                let first = if protocol == Proto::Tcp { self.first_tcp } else { FIRST_BATCH };
+                let first = match protocol {
+                    Proto::Tcp => first_ports(self.budget.min(self.ports(class).count()), pools),
+                    Proto::Udp | Proto::Icmp => FIRST_BATCH,
+                };
                 granted.clamp(first, LARGEST_BATCH)
             }
         }
@@ -294,13 +298,14 @@ impl Gateway {
             return None;
         }
         self.supply.asked.push((protocol, address, class));
+        let pools = usize::from(self.shards) * self.external.addresses.len();
         Some(ReserveRequest {
             protocol: reserved,
             address,
             shard: self.shard,
             shards: self.shards,
             ports: self.supply.ports(class),
-            count: self.supply.batch(protocol, address, class),
+            count: self.supply.batch(protocol, address, class, pools),
             returned: Vec::new(),
         })
     }

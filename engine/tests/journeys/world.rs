@@ -34,9 +34,7 @@ use tidegate_engine::core::Core;
 use tidegate_engine::drop_reason::{DropCounters, DropReason};
 use tidegate_engine::external::MacAddress;
 use tidegate_engine::external::next_hop::ExternalLink;
-use tidegate_engine::external::reservation::{
-    Batch, FEWEST_FIRST_PORTS, PortOwnership, PortProtocol, Shortage,
-};
+use tidegate_engine::external::reservation::{Batch, PortOwnership, PortProtocol, Shortage};
 use tidegate_engine::gateway::{Gateway, GatewayConfig};
 use tidegate_engine::messages::{Command, Events, MappingLog, ShardStatus};
 use tidegate_engine::nat::{Endpoint, NatConfig, Proto, PublishError};
@@ -183,7 +181,7 @@ impl World {
                 host_addresses: vec![EXTERNAL],
                 nat: plan.nat.clone(),
                 port_range: plan.port_range,
-                first_tcp_ports: FEWEST_FIRST_PORTS,
+                port_budget: 0, // small first batches
                 ownership: ownership.clone(),
                 mapping_log: mapping_log.clone(),
                 coalesce: plan.coalesce,

@@ -245,3 +245,15 @@ fn held_packets_are_bounded_per_neighbour_and_in_total() {
         assert_eq!(cache.held, Amount::default(), "nobody answered");
     }
 }
+
+#[test]
+fn what_waits_comes_back_when_the_link_changes() {
+    let mut cache = cache();
+    for i in 0..32 {
+        let neighbor = Ipv4Addr::new(198, 51, 100, i);
+        cache.resolve(neighbor, at(0));
+        while cache.hold(neighbor, 1, 100).is_ok() {}
+    }
+    assert_eq!(cache.reset(OUR_MAC, OURS, None).len(), MAX_HELD.packets);
+    assert_eq!(cache.held, Amount::default());
+}
