@@ -32,6 +32,7 @@ pub mod router;
 pub mod shard;
 pub mod sys;
 pub mod tcp_reset;
+pub mod time_slice;
 pub mod traffic;
 pub mod transport;
 pub mod tun;

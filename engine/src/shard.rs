@@ -26,6 +26,7 @@ use crate::intake::Intake;
 use crate::messages::{Command, EventKind, Events};
 use crate::outbox::{Crossing, Outbox, TrainBuffer, seal_frames};
 use crate::poll_window::PollWindow;
+use crate::time_slice::TimeSlice;
 use crate::transport::{SendTrain, Train, Transport};
 use crate::tun::Tun;
 use crate::tunnel::PeerId;
@@ -42,9 +43,6 @@ const TUN_PACKETS: usize = 64;
 const TRANSPORT_RANGE: Range<usize> = 0..TRANSPORT_BUFFERS;
 const EXTERNAL_RANGE: Range<usize> = TRANSPORT_RANGE.end..TRANSPORT_RANGE.end + EXTERNAL_BUFFERS;
 const TUN_RANGE: Range<usize> = EXTERNAL_RANGE.end..EXTERNAL_RANGE.end + TUN_BUFFERS;
-
-/// What the scheduler should give a shard at a time: about a turn.
-const SLICE: Duration = Duration::from_micros(200);
 
 /// Packets between two shards that have not been taken yet, at most.
 pub const CROSSING_QUEUE: usize = 1_024;
@@ -110,6 +108,7 @@ pub struct Shard<C> {
     links: Links,
     epoll: Epoll,
     poll_window: PollWindow,
+    time_slice: TimeSlice,
     arena: Arena,
     outbox: Outbox,
     sealed: TrainBuffer,
@@ -151,6 +150,7 @@ impl<C: Core> Shard<C> {
             links,
             epoll,
             poll_window: PollWindow::default(),
+            time_slice: TimeSlice::default(),
             arena: Arena::new(TUN_RANGE.end),
             outbox: Outbox::default(),
             sealed: TrainBuffer::default(),
@@ -166,11 +166,13 @@ impl<C: Core> Shard<C> {
     /// # Errors
     /// What the kernel says of the epoll instance; a device's trouble is counted or told as an event, and survived.
     pub fn run(mut self) -> io::Result<()> {
-        // A kernel that does not know short slices does without.
-        crate::sys::run_in_slices_of(SLICE).ok();
         let mut ready = Readiness::with_capacity(8);
         loop {
             let now = self.wait(&mut ready)?;
+            if let Some(slice) = self.time_slice.change(now) {
+                // A kernel that does not know slices does without.
+                crate::sys::run_in_slices_of(slice).ok();
+            }
             for event in ready.iter() {
                 if self.receive(now, event.token) == Turn::Stop {
                     return Ok(());
@@ -202,7 +204,9 @@ impl<C: Core> Shard<C> {
         while now.since(began) < look {
             self.epoll.wait(ready, Some(Duration::ZERO))?;
             if !ready.is_empty() {
-                return Ok(monotonic_now());
+                now = monotonic_now();
+                self.time_slice.waited(now.since(began));
+                return Ok(now);
             }
             std::thread::yield_now();
             now = monotonic_now();
@@ -210,6 +214,7 @@ impl<C: Core> Shard<C> {
         self.epoll.wait(ready, timeout.map(|timeout| timeout.saturating_sub(now.since(began))))?;
         now = monotonic_now();
         self.poll_window.slept(now.since(began));
+        self.time_slice.waited(now.since(began));
         Ok(now)
     }
 
