@@ -12,7 +12,8 @@ use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use tidegate_engine::arena::{Arena, Span};
 use tidegate_engine::wire::{
-    ChecksumState, CoalesceOptions, Coalescer, Gso, GsoKind, Ipv4Packet, Offload, Segments, checksum,
+    ChecksumState, CoalesceOptions, Coalescer, Gso, GsoKind, Ipv4Packet, Offload, Segments, SegmentsInPlace,
+    checksum,
 };
 
 const MSS: u16 = 1368;
@@ -82,7 +83,19 @@ fn split(c: &mut Criterion) {
             at
         });
     });
-    copy(&mut group, packet.total_len());
+    let (shape, headers) = (packet.shape(), packet.head()[..packet.shape().headers_len()].to_vec());
+    copy(&mut group, shape.total_len());
+    group.bench_function("44 segments, in place", |b| {
+        b.iter(|| {
+            bytes[..headers.len()].copy_from_slice(&headers);
+            let mut segments = SegmentsInPlace::new(black_box(&mut bytes), shape);
+            let mut len = 0;
+            while let Some(segment) = segments.next_segment() {
+                len += segment.len();
+            }
+            len
+        });
+    });
 }
 
 fn coalesce(c: &mut Criterion) {

@@ -14,7 +14,8 @@ use tidegate_engine::tunnel::{
     Cipher, Outgoing, PeerConfig, PeerId, Received, Sealer, Tunnel, TunnelConfig, public_key,
 };
 use tidegate_engine::wire::{
-    ChecksumState, CoalesceOptions, Coalescer, Gso, GsoKind, Ipv4Packet, Offload, Segments, checksum,
+    ChecksumState, CoalesceOptions, Coalescer, Gso, GsoKind, Ipv4Packet, Offload, Segments, SegmentsInPlace,
+    checksum,
 };
 
 const NOW: Timestamp = Timestamp::from_secs(1);
@@ -23,17 +24,19 @@ const BOB: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(198, 51, 100, 1), 5182
 const MSS: u16 = 1368;
 const SEGMENTS: usize = 44;
 const PACKET_LEN: usize = 1420;
+const DATAGRAM_LEN: usize = PACKET_LEN + Sealer::OVERHEAD;
 
 /// A step of the packet's way: its name, and what repeats it.
 type Step = (&'static str, fn(usize));
 
-const STEPS: [Step; 6] = [
-    ("nat-outbound", nat_outbound),   // an established UDP session among 10,000
-    ("nat-inbound", nat_inbound),     // the same, the other way
-    ("split", split),                 // a superpacket into 44 segments
-    ("coalesce", coalesce),           // 44 segments into a superpacket
-    ("seal", seal),                   // 1,420 bytes, ChaCha20-Poly1305
-    ("seal-and-open", seal_and_open), // the same, and opened at the other end
+const STEPS: [Step; 7] = [
+    ("nat-outbound", nat_outbound),     // an established UDP session among 10,000
+    ("nat-inbound", nat_inbound),       // the same, the other way
+    ("split", split),                   // a superpacket into 44 segments
+    ("split-in-place", split_in_place), // the same, each where its payload lies
+    ("coalesce", coalesce),             // 44 segments into a superpacket
+    ("seal", seal),                     // 1,420 bytes, ChaCha20-Poly1305
+    ("seal-and-open", seal_and_open),   // the same, and opened at the other end
 ];
 
 fn main() -> ExitCode {
@@ -78,6 +81,20 @@ fn split(repetitions: usize) {
     }
 }
 
+fn split_in_place(repetitions: usize) {
+    let (mut bytes, offload) = superpacket();
+    let headers: [u8; 52] = std::array::from_fn(|at| bytes[at]);
+    for _ in 0..repetitions {
+        bytes[..52].copy_from_slice(&headers);
+        let shape = Ipv4Packet::parse(&mut bytes, 0, offload).map(|packet| packet.shape());
+        let count = shape.map(|shape| {
+            let mut segments = SegmentsInPlace::new(&mut bytes, shape);
+            std::iter::from_fn(|| segments.next_segment().map(<[u8]>::len)).count()
+        });
+        assert_eq!(count, Ok(SEGMENTS));
+    }
+}
+
 fn coalesce(repetitions: usize) {
     let (mut bytes, offload) = superpacket();
     let mut arena = Arena::new(1);
@@ -97,7 +114,7 @@ fn coalesce(repetitions: usize) {
 
 fn seal(repetitions: usize) {
     let (mut alice, _, peer) = connected();
-    let mut buffer = vec![0x45; PACKET_LEN + Sealer::OVERHEAD];
+    let mut buffer = [0; DATAGRAM_LEN];
     for _ in 0..repetitions {
         seal_one(&mut alice, peer, &mut buffer);
     }
@@ -106,7 +123,7 @@ fn seal(repetitions: usize) {
 fn seal_and_open(repetitions: usize) {
     let (mut alice, mut bob, peer) = connected();
     let mut out = Outgoing::default();
-    let mut buffer = vec![0x45; PACKET_LEN + Sealer::OVERHEAD];
+    let mut buffer = [0; DATAGRAM_LEN];
     for _ in 0..repetitions {
         seal_one(&mut alice, peer, &mut buffer);
         assert!(matches!(bob.receive(NOW, ALICE, &mut buffer, &mut out), Received::Packet { .. }));
@@ -114,8 +131,9 @@ fn seal_and_open(repetitions: usize) {
 }
 
 fn seal_one(tunnel: &mut Tunnel, peer: PeerId, buffer: &mut [u8]) {
-    let sealed = tunnel.sealer(peer, NOW).map(|mut sealer| sealer.seal(buffer, PACKET_LEN));
-    assert!(matches!(sealed, Some(Ok(_))));
+    let packet = [0x45; PACKET_LEN];
+    let sealed = tunnel.sealer(peer, NOW).map(|mut sealer| sealer.seal_from(&packet, buffer));
+    assert_eq!(sealed, Some(Ok(DATAGRAM_LEN)));
 }
 
 /// Two tunnels with a session, and Bob's name at Alice's.

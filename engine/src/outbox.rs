@@ -1,7 +1,7 @@
 //! What a turn of the loop produces: packets for the devices, sealed trains for the transport.
 //!
-//! The core decides and rewrites headers in place; the payload stays in the [`Arena`] and is only named here. The
-//! shell ([`crate::shard`]) hands the outbox to the devices at the end of the turn.
+//! The core decides and rewrites headers in place; the payload stays in the [`Arena`] and is only named here, until
+//! [`seal_frames`] seals it out of there. The shell ([`crate::shard`]) hands the outbox to the devices at the end of the turn.
 
 use std::net::SocketAddrV4;
 use std::ops::Range;
@@ -13,7 +13,7 @@ use crate::external::MacAddress;
 use crate::external::neighbor::ArpFrame;
 use crate::transport::{MAX_TRAIN_BYTES, MAX_TRAIN_SEGMENTS};
 use crate::tunnel::{Outgoing, PeerId, Sealer, Tunnel};
-use crate::wire::{Offload, Segments, Shape, VirtioNetHeader};
+use crate::wire::{Offload, Segments, SegmentsInPlace, Shape, VirtioNetHeader};
 
 mod alike;
 mod round_robin;
@@ -35,6 +35,14 @@ impl Bytes {
     pub fn get<'a>(&'a self, arena: &'a Arena) -> &'a [u8] {
         match self {
             Self::Arena(span) => arena.get(*span),
+            Self::Owned(bytes) => bytes,
+        }
+    }
+
+    /// The bytes, to be changed.
+    pub fn get_mut<'a>(&'a mut self, arena: &'a mut Arena) -> &'a mut [u8] {
+        match self {
+            Self::Arena(span) => arena.get_mut(*span),
             Self::Owned(bytes) => bytes,
         }
     }
@@ -266,48 +274,62 @@ impl TrainBuffer {
 /// Splits and seals the packets for peers, from `*next` on, until all are done or `buffer` is full.
 ///
 /// Returns whether there is more: the caller then sends the trains, clears `buffer`, and calls again. A packet for a
-/// peer without a session goes to the tunnel's queue, which starts a handshake.
+/// peer without a session goes to the tunnel's queue, which starts a handshake. Packets that lie in one piece are split
+/// where they lie: their bytes are of no use to anybody afterwards.
 pub fn seal_frames(
     outbox: &mut Outbox,
     next: &mut usize,
-    arena: &Arena,
+    arena: &mut Arena,
     tunnel: &mut Tunnel,
     buffer: &mut TrainBuffer,
     now: Timestamp,
     drops: &mut DropCounters,
 ) -> bool {
     let mut run = Run::default();
-    while let Some(frame) = outbox.peers.get(*next) {
+    while *next < outbox.peers.len() {
         let padded_len = run.padded_len(&outbox.peers, *next);
-        let slices = frame.packet.tails_of(&outbox.tails).iter().map(|&tail| arena.get(tail));
-        let mut segments = Segments::new(frame.packet.head.get(arena), frame.shape, slices);
-        let worst =
-            segments.segment_count() * (segments.max_segment_len().max(padded_len) + MAX_SEALING_OVERHEAD);
-        if buffer.is_due(frame.peer, worst) {
+        let Outbox { peers, tails, datagrams, .. } = &mut *outbox;
+        let PeerFrame { peer, packet, shape, .. } = &mut peers[*next];
+        let (peer, shape) = (*peer, *shape);
+        let worst = shape.segment_count() * (shape.segment_len().max(padded_len) + MAX_SEALING_OVERHEAD);
+        if buffer.is_due(peer, worst) {
             return true;
         }
-        buffer.last_peer = Some(frame.peer);
+        buffer.last_peer = Some(peer);
         *next += 1;
         if worst > buffer.bytes.len() {
             // Segments so small that their headers outweigh them a hundred times: nobody sends that in earnest.
-            drops.add(DropReason::TooBig, segments.segment_count() as u64);
+            drops.add(DropReason::TooBig, shape.segment_count() as u64);
             continue;
         }
-        if let Some(mut sealer) = tunnel.sealer(frame.peer, now) {
-            let to = sealer.endpoint();
-            sealer.pad_to(padded_len);
-            while let Some(len) = segments.next_into(&mut buffer.room()[Sealer::HEADER_LEN..]) {
-                match sealer.seal(buffer.room(), len) {
-                    Ok(sealed) => buffer.commit(to, sealed),
-                    Err(reason) => drops.count(reason),
-                }
-            }
-        } else {
+        let Some(mut sealer) = tunnel.sealer(peer, now) else {
+            let slices = packet.tails_of(tails).iter().map(|&tail| arena.get(tail));
+            let mut segments = Segments::new(packet.head.get(arena), shape, slices);
             while let Some(len) = segments.next_into(buffer.room()) {
-                let packet = &buffer.room()[..len];
-                if let Err(reason) = tunnel.enqueue(frame.peer, packet, now, &mut outbox.datagrams) {
+                if let Err(reason) = tunnel.enqueue(peer, &buffer.room()[..len], now, datagrams) {
                     drops.count(reason);
                 }
+            }
+            continue;
+        };
+        let to = sealer.endpoint();
+        sealer.pad_to(padded_len);
+        let mut commit = |buffer: &mut TrainBuffer, sealed| match sealed {
+            Ok(len) => buffer.commit(to, len),
+            Err(reason) => drops.count(reason),
+        };
+        if packet.tails.is_empty() {
+            let mut segments = SegmentsInPlace::new(packet.head.get_mut(arena), shape);
+            while let Some(segment) = segments.next_segment() {
+                let sealed = sealer.seal_from(segment, buffer.room());
+                commit(buffer, sealed);
+            }
+        } else {
+            let slices = packet.tails_of(tails).iter().map(|&tail| arena.get(tail));
+            let mut segments = Segments::new(packet.head.get(arena), shape, slices);
+            while let Some(len) = segments.next_into(&mut buffer.room()[Sealer::HEADER_LEN..]) {
+                let sealed = sealer.seal(buffer.room(), len);
+                commit(buffer, sealed);
             }
         }
     }

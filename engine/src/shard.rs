@@ -518,8 +518,15 @@ impl<C: Core> Shard<C> {
         let mut next = 0;
         loop {
             let (tunnel, drops) = self.core.sealing();
-            let more =
-                seal_frames(&mut self.outbox, &mut next, &self.arena, tunnel, &mut self.sealed, now, drops);
+            let more = seal_frames(
+                &mut self.outbox,
+                &mut next,
+                &mut self.arena,
+                tunnel,
+                &mut self.sealed,
+                now,
+                drops,
+            );
             self.send_sealed();
             if !more {
                 return;

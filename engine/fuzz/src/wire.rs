@@ -10,7 +10,8 @@ use std::net::Ipv4Addr;
 use tidegate_engine::arena::{Arena, Span};
 use tidegate_engine::drop_reason::DropReason;
 use tidegate_engine::wire::{
-    ChecksumState, CoalesceOptions, Coalescer, Ipv4Packet, Offload, Segments, Transport, VirtioNetHeader,
+    ChecksumState, CoalesceOptions, Coalescer, Ipv4Packet, Offload, Segments, SegmentsInPlace, Transport,
+    VirtioNetHeader,
 };
 
 use super::packets::{TCP, UDP, mend};
@@ -66,13 +67,17 @@ fn one_packet(mut script: Script<'_>) {
     let (count, max) = (segments.segment_count(), segments.max_segment_len());
     let mut out = vec![0; max];
     let (mut written, mut payload) = (0, 0);
+    let mut one_piece = [&*head, &*tail].concat();
+    let mut in_place = SegmentsInPlace::new(&mut one_piece, shape);
     while let Some(len) = segments.next_into(&mut out) {
+        assert_eq!(in_place.next_segment(), Some(&out[..len]), "in one piece or in two, it is the same");
         assert!(len <= max);
         written += 1;
         payload += len - shape.headers_len();
         let segment = Ipv4Packet::parse(&mut out[..len], 0, Offload::NONE).expect("well-formed");
         assert!(shape.gso().is_none() || segment.transport_checksum_ok(), "a segment's checksum");
     }
+    assert_eq!(in_place.next_segment(), None);
     assert_eq!((written, payload), (count, shape.payload_len()), "every byte, in as many segments as said");
 
     drop(segments);

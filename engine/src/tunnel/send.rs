@@ -56,17 +56,37 @@ impl Sealer<'_> {
     /// [`DropReason::TooBig`] if `buffer` is too short, [`DropReason::NoSession`] if the session is used up.
     pub fn seal(&mut self, buffer: &mut [u8], plaintext_len: usize) -> Result<usize, DropReason> {
         let len = self.session.seal(buffer, plaintext_len, padding(plaintext_len, self.least, self.mtu))?;
-        self.traffic.sent_packets += 1;
-        self.traffic.sent_bytes += plaintext_len as u64;
+        self.count(plaintext_len);
+        Ok(len)
+    }
+
+    /// Seals `packet` into `buffer`, which has [`Self::datagram_len`] bytes of room; the datagram begins where `buffer`
+    /// does. Returns its length.
+    ///
+    /// # Errors
+    /// As [`Self::seal`].
+    pub fn seal_from(&mut self, packet: &[u8], buffer: &mut [u8]) -> Result<usize, DropReason> {
+        if self.datagram_len(packet.len()) > Self::OVERHEAD + packet.len() {
+            // The zeros have to lie behind the packet.
+            let room = buffer.get_mut(DATA_HEADER_LEN..DATA_HEADER_LEN + packet.len());
+            room.ok_or(DropReason::TooBig)?.copy_from_slice(packet);
+            return self.seal(buffer, packet.len());
+        }
+        let len = self.session.seal_from(packet, buffer)?;
+        self.count(packet.len());
         Ok(len)
     }
 
     /// Seals a copy of `packet`.
     fn seal_copy(&mut self, packet: &[u8]) -> Result<Vec<u8>, DropReason> {
         let mut buffer = vec![0; self.datagram_len(packet.len())];
-        buffer[DATA_HEADER_LEN..DATA_HEADER_LEN + packet.len()].copy_from_slice(packet);
-        self.seal(&mut buffer, packet.len())?;
+        self.seal_from(packet, &mut buffer)?;
         Ok(buffer)
+    }
+
+    fn count(&mut self, plaintext_len: usize) {
+        self.traffic.sent_packets += 1;
+        self.traffic.sent_bytes += plaintext_len as u64;
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use aws_lc_rs::aead::{Aad, LessSafeKey};
+use aws_lc_rs::aead::{Aad, LessSafeKey, Nonce};
 use zeroize::Zeroizing;
 
 use super::cipher::Cipher;
@@ -99,24 +99,52 @@ impl Session {
         padding: usize,
     ) -> Result<usize, DropReason> {
         let padded_len = plaintext_len + padding;
-        let datagram_len = DATA_HEADER_LEN + padded_len + TAG_LEN;
-        let datagram = buffer.get_mut(..datagram_len).ok_or(DropReason::TooBig)?;
-        if self.counter >= self.cipher.reject_after_messages() {
-            return Err(DropReason::NoSession);
-        }
-        let (header, body) = datagram.split_first_chunk_mut().ok_or(DropReason::TooBig)?;
-        let (plaintext, tag_room) = body.split_at_mut(padded_len);
+        let (datagram, nonce) = self.begin(buffer, padded_len)?;
+        let len = datagram.len();
+        let (plaintext, tag_room) = datagram[DATA_HEADER_LEN..].split_at_mut(padded_len);
         plaintext[plaintext_len..].fill(0);
-        let nonce = self.cipher.nonce(self.counter);
-        DataHeader { receiver: self.remote_index, counter: self.counter }.write(header);
-        self.counter += 1;
         // The library refuses only plaintexts of 64 GiB and more.
         let tag = self
             .sealing
             .seal_in_place_separate_tag(nonce, Aad::empty(), plaintext)
             .map_err(|_| DropReason::TooBig)?;
         tag_room.copy_from_slice(tag.as_ref());
-        Ok(datagram_len)
+        Ok(len)
+    }
+
+    /// Seals `plaintext`, padding included, into `buffer`: one pass over the bytes, where copying and sealing in place
+    /// are two.
+    ///
+    /// Returns the length of the datagram, which begins where `buffer` does.
+    ///
+    /// # Errors
+    /// As [`Self::seal`].
+    pub fn seal_from(&mut self, plaintext: &[u8], buffer: &mut [u8]) -> Result<usize, DropReason> {
+        let (datagram, nonce) = self.begin(buffer, plaintext.len())?;
+        let len = datagram.len();
+        let (ciphertext, tag_room) = datagram[DATA_HEADER_LEN..].split_at_mut(plaintext.len());
+        self.sealing
+            .seal_out_of_place_scatter(nonce, Aad::empty(), plaintext, ciphertext, &[], tag_room)
+            .map_err(|_| DropReason::TooBig)?;
+        Ok(len)
+    }
+
+    /// The next datagram, for `plaintext_len` bytes, at the front of `buffer`, with its header; and its nonce.
+    fn begin<'b>(
+        &mut self,
+        buffer: &'b mut [u8],
+        plaintext_len: usize,
+    ) -> Result<(&'b mut [u8], Nonce), DropReason> {
+        let datagram_len = DATA_HEADER_LEN + plaintext_len + TAG_LEN;
+        let datagram = buffer.get_mut(..datagram_len).ok_or(DropReason::TooBig)?;
+        if self.counter >= self.cipher.reject_after_messages() {
+            return Err(DropReason::NoSession);
+        }
+        let header = datagram.first_chunk_mut().ok_or(DropReason::TooBig)?;
+        DataHeader { receiver: self.remote_index, counter: self.counter }.write(header);
+        let nonce = self.cipher.nonce(self.counter);
+        self.counter += 1;
+        Ok((datagram, nonce))
     }
 
     /// Opens in place `body`, the ciphertext and tag that followed a data header with `counter`.
@@ -173,6 +201,28 @@ mod tests {
     }
 
     #[test]
+    fn sealing_in_place_and_out_of_it_is_the_same() {
+        for cipher in Cipher::ALL {
+            for len in [0, 1, 20, 1420] {
+                let text: Vec<u8> = (0..len).map(|i| i as u8).collect();
+                let mut in_place = vec![0xaa; 16 + len + 16];
+                in_place[16..16 + len].copy_from_slice(&text);
+                let mut out_of_place = vec![0xaa; 16 + len + 16 + 5];
+                let (mut alice, mut twin) = (pair(cipher).0, pair(cipher).0);
+                for _ in 0..2 {
+                    in_place[16..16 + len].copy_from_slice(&text);
+                    assert_eq!(alice.seal(&mut in_place, len, 0), Ok(len + 32));
+                    assert_eq!(twin.seal_from(&text, &mut out_of_place), Ok(len + 32));
+                    assert_eq!(out_of_place[..len + 32], in_place);
+                }
+                assert_eq!(out_of_place[len + 32..], [0xaa; 5], "nothing is written behind the datagram");
+                assert_eq!(twin.seal_from(&text, &mut [0; 31]), Err(DropReason::TooBig));
+                assert_eq!(twin.counter, 2);
+            }
+        }
+    }
+
+    #[test]
     fn the_ciphers_do_not_understand_each_other() {
         let (mut alice, _) = pair(Cipher::Aes256Gcm);
         let (_, mut bob) = pair(Cipher::ChaCha20Poly1305);
@@ -198,6 +248,7 @@ mod tests {
             let mut buffer = [0; 64];
             assert_eq!(alice.seal(&mut buffer, 32, 0), Ok(64));
             assert_eq!(alice.seal(&mut buffer, 32, 0), Err(DropReason::NoSession));
+            assert_eq!(alice.seal_from(&[0; 32], &mut [0; 64]), Err(DropReason::NoSession));
             assert!(!alice.can_seal(Timestamp::ORIGIN));
             let opened = bob.open(limit, &mut buffer[16..], Timestamp::ORIGIN);
             assert_eq!(opened, Err(DropReason::UnknownSession));

@@ -64,6 +64,9 @@ pub struct Timers {
     pub persistent: Option<Timestamp>,
     /// The random delay of the running attempt's retries.
     jitter: Duration,
+    /// A packet has set a deadline where there was none. Only that brings the earliest one forward: deadlines that packets
+    /// move, they move back.
+    is_new: bool,
 }
 
 impl Timers {
@@ -71,6 +74,7 @@ impl Timers {
     pub fn want_handshake(&mut self, now: Timestamp) {
         self.attempt_until = now + REKEY_ATTEMPT_TIME;
         let earliest = self.last_initiation.map_or(now, |last| now.max(last + REKEY_TIMEOUT));
+        self.is_new |= self.handshake.is_none();
         self.handshake.get_or_insert(earliest);
     }
 
@@ -88,6 +92,7 @@ impl Timers {
 
     /// A data message with a packet goes out.
     pub fn sent_data(&mut self, now: Timestamp) {
+        self.is_new |= self.no_reply.is_none();
         self.no_reply.get_or_insert(now + NO_REPLY_TIMEOUT + self.jitter);
     }
 
@@ -95,19 +100,25 @@ impl Timers {
     pub fn sent(&mut self, now: Timestamp, persistent: Option<Duration>) {
         self.keepalive = None;
         self.another_keepalive = false;
-        self.persistent = persistent.map(|interval| now + interval);
+        self.move_persistent(now, persistent);
     }
 
     /// A data message with a packet has come in.
     pub fn received_data(&mut self, now: Timestamp) {
         self.another_keepalive = self.keepalive.is_some();
+        self.is_new |= self.keepalive.is_none();
         self.keepalive.get_or_insert(now + KEEPALIVE_TIMEOUT);
     }
 
     /// An authentic message has come in.
     pub fn received(&mut self, now: Timestamp, persistent: Option<Duration>) {
         self.no_reply = None;
-        self.persistent = persistent.map(|interval| now + interval);
+        self.move_persistent(now, persistent);
+    }
+
+    fn move_persistent(&mut self, now: Timestamp, interval: Option<Duration>) {
+        self.is_new |= self.persistent.is_none() && interval.is_some();
+        self.persistent = interval.map(|interval| now + interval);
     }
 
     /// The earliest of the deadlines above.
@@ -126,9 +137,12 @@ impl Schedule {
         self.0.first().map(|&(at, _)| at)
     }
 
-    /// Brings the peer's wake-up forward if a packet has set an earlier deadline. For the packet's way: usually it
-    /// compares four numbers and finds nothing to do.
+    /// Brings the peer's wake-up forward if a packet has set an earlier deadline. For the packet's way: usually there is
+    /// nothing to do.
     pub fn bring_forward(&mut self, peer: &mut Peer) {
+        if !std::mem::take(&mut peer.timers.is_new) {
+            return;
+        }
         if let Some(earliest) = peer.timers.earliest() {
             if peer.timers.wakeup.is_none_or(|wakeup| earliest < wakeup) {
                 self.set(peer, Some(earliest));

@@ -16,4 +16,4 @@ pub use coalesce::{CoalesceOptions, Coalescer, Gathered};
 pub use ipv4::{Ipv4Packet, Transport, protocol};
 pub use offload::{ChecksumState, Gso, GsoKind, Offload, VirtioNetHeader};
 pub use shape::Shape;
-pub use split::Segments;
+pub use split::{Segments, SegmentsInPlace};

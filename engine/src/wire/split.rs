@@ -3,10 +3,12 @@
 //! # Theory of operation
 //!
 //! A superpacket is a head (all headers, perhaps payload) and a gather list of payload slices. [`Segments`] walks it
-//! once: [`Segments::next_into`] writes one complete IPv4 packet after another into the caller's buffers, where they
-//! are sealed in place. Per superpacket the headers are summed once, without the words that differ from segment to
-//! segment; per segment the headers are copied, the payload is gathered with one copy, and the differing words are
-//! set and added:
+//! once: [`Segments::next_into`] writes one complete IPv4 packet after another into the caller's buffers. Where the whole
+//! superpacket lies in one piece, as almost always, [`SegmentsInPlace`] need not copy: it puts each segment together where
+//! its payload lies, by writing its headers over the end of the payload before it, which has been sealed by then.
+//!
+//! Per superpacket the headers are summed once, without the words that differ from segment to segment; per segment the
+//! headers are copied, and the differing words are set and added:
 //!
 //! | word | TCP | UDP (USO) |
 //! |---|---|---|
@@ -52,19 +54,13 @@ fn plan(shape: Shape) -> (Kind, usize) {
     }
 }
 
-/// The segments of one packet, in order.
-///
-/// `I` yields the slices of the gather list.
+/// Makes the headers of one segment after another.
 #[derive(Debug)]
-pub struct Segments<'a, I> {
+struct Cutter {
     shape: Shape,
     kind: Kind,
     segment_size: usize,
-    headers: &'a [u8],
-    /// The unread part of the slice that is being read.
-    slice: &'a [u8],
-    tails: I,
-    /// Payload bytes that have not been written yet.
+    /// Payload bytes of the segments to come.
     remaining: usize,
     next: usize,
     count: usize,
@@ -74,98 +70,46 @@ pub struct Segments<'a, I> {
     transport_sum: Sum,
 }
 
-impl<'a> Segments<'a, std::iter::Empty<&'a [u8]>> {
-    /// The segments of a packet that lies wholly in its head.
-    pub fn whole(packet: &'a Ipv4Packet<'_>) -> Self {
-        Self::new(packet.head(), packet.shape(), std::iter::empty())
-    }
-}
-
-impl<'a, I: Iterator<Item = &'a [u8]>> Segments<'a, I> {
-    /// The segments of the packet that `shape` was taken of, whose bytes are `head` and then the slices of `tails`.
-    ///
-    /// If the bytes are fewer than the shape says, the segments end where they do.
-    pub fn new(head: &'a [u8], shape: Shape, tails: impl IntoIterator<IntoIter = I>) -> Self {
+impl Cutter {
+    /// For the packet of which `shape` was taken; there are no segments if `headers`, its beginning, is `None`.
+    fn new(headers: Option<&[u8]>, shape: Shape) -> Self {
         let (kind, segment_size) = plan(shape);
-        let (headers, slice, count) = match head.split_at_checked(shape.headers_len()) {
-            Some((headers, payload)) => (headers, payload, shape.segment_count()),
-            None => (&[][..], &[][..], 0),
-        };
-        let (ip_sum, transport_sum) = match kind {
-            Kind::Tcp | Kind::Udp if count > 0 => constant_sums(headers, shape.ip_header_len(), kind),
+        let (ip_sum, transport_sum) = match (kind, headers) {
+            (Kind::Tcp | Kind::Udp, Some(headers)) => constant_sums(headers, shape.ip_header_len(), kind),
             _ => (Sum::ZERO, Sum::ZERO),
         };
-        Self {
-            shape,
-            kind,
-            segment_size,
-            headers,
-            slice,
-            tails: tails.into_iter(),
-            remaining: shape.payload_len(),
-            next: 0,
-            count,
-            ip_sum,
-            transport_sum,
-        }
+        let count = if headers.is_some() { shape.segment_count() } else { 0 };
+        let remaining = shape.payload_len();
+        Self { shape, kind, segment_size, remaining, next: 0, count, ip_sum, transport_sum }
     }
 
-    /// How many segments the whole packet stands for.
-    pub fn segment_count(&self) -> usize {
-        self.count
+    /// Payload bytes of the next segment; `None` when there are no more.
+    fn next_payload_len(&self) -> Option<usize> {
+        (self.next < self.count).then(|| self.remaining.min(self.segment_size))
     }
 
-    /// The length of the longest segment, IP header included: what `out` must hold.
-    pub fn max_segment_len(&self) -> usize {
-        self.shape.segment_len()
+    /// Bytes are missing: there are no more segments.
+    fn end(&mut self) {
+        self.count = self.next;
     }
 
-    /// Writes the next segment to the front of `out` and returns its length; `None` when there are no more.
-    ///
-    /// `out` shorter than [`Self::max_segment_len`] may also give `None`, and loses nothing: ask again with more.
-    pub fn next_into(&mut self, out: &mut [u8]) -> Option<usize> {
-        if self.next == self.count {
-            return None;
-        }
-        let payload_len = self.remaining.min(self.segment_size);
-        let segment = out.get_mut(..self.headers.len() + payload_len)?;
-        let (headers, payload) = segment.split_at_mut(self.headers.len());
-        headers.copy_from_slice(self.headers);
-        if !self.gather(payload) {
-            self.count = self.next;
-            return None;
-        }
+    /// Makes the next segment of `packet`: the superpacket's headers, and the segment's payload.
+    fn finish(&mut self, packet: &mut [u8]) {
+        let (headers, payload) = packet.split_at_mut(self.shape.headers_len());
+        self.remaining -= payload.len();
         match self.kind {
             Kind::Tcp => {
-                self.finish_ip(headers, payload_len);
+                self.finish_ip(headers, payload.len());
                 self.finish_tcp(headers, payload);
             }
             Kind::Udp => {
-                self.finish_ip(headers, payload_len);
+                self.finish_ip(headers, payload.len());
                 self.finish_udp(headers, payload);
             }
-            Kind::Unfinished => complete_checksum(segment, self.shape),
+            Kind::Unfinished => complete_checksum(packet, self.shape),
             Kind::Verbatim => {}
         }
-        self.remaining -= payload_len;
         self.next += 1;
-        Some(self.headers.len() + payload_len)
-    }
-
-    /// Fills `out` with the next payload bytes; false if there are too few.
-    fn gather(&mut self, out: &mut [u8]) -> bool {
-        let mut filled = 0;
-        while filled < out.len() {
-            if self.slice.is_empty() {
-                let Some(slice) = self.tails.next() else { return false };
-                self.slice = slice;
-            }
-            let (now, later) = self.slice.split_at(self.slice.len().min(out.len() - filled));
-            out[filled..filled + now.len()].copy_from_slice(now);
-            filled += now.len();
-            self.slice = later;
-        }
-        true
     }
 
     fn finish_ip(&self, headers: &mut [u8], payload_len: usize) {
@@ -203,6 +147,116 @@ impl<'a, I: Iterator<Item = &'a [u8]>> Segments<'a, I> {
         // The length is summed twice: in the pseudo-header and in the header (RFC 768).
         let sum = self.transport_sum.add_word(length).add_word(length).add_bytes(payload);
         put_u16(udp, 6, nonzero(sum.finish()));
+    }
+}
+
+/// The segments of one packet, in order, copied out of it.
+///
+/// `I` yields the slices of the gather list.
+#[derive(Debug)]
+pub struct Segments<'a, I> {
+    cutter: Cutter,
+    headers: &'a [u8],
+    /// The unread part of the slice that is being read.
+    slice: &'a [u8],
+    tails: I,
+}
+
+impl<'a> Segments<'a, std::iter::Empty<&'a [u8]>> {
+    /// The segments of a packet that lies wholly in its head.
+    pub fn whole(packet: &'a Ipv4Packet<'_>) -> Self {
+        Self::new(packet.head(), packet.shape(), std::iter::empty())
+    }
+}
+
+impl<'a, I: Iterator<Item = &'a [u8]>> Segments<'a, I> {
+    /// The segments of the packet that `shape` was taken of, whose bytes are `head` and then the slices of `tails`.
+    ///
+    /// If the bytes are fewer than the shape says, the segments end where they do.
+    pub fn new(head: &'a [u8], shape: Shape, tails: impl IntoIterator<IntoIter = I>) -> Self {
+        let parts = head.split_at_checked(shape.headers_len());
+        let (headers, slice) = parts.unwrap_or_default();
+        let cutter = Cutter::new(parts.map(|_| headers), shape);
+        Self { cutter, headers, slice, tails: tails.into_iter() }
+    }
+
+    /// How many segments the whole packet stands for.
+    pub fn segment_count(&self) -> usize {
+        self.cutter.count
+    }
+
+    /// The length of the longest segment, IP header included: what `out` must hold.
+    pub fn max_segment_len(&self) -> usize {
+        self.cutter.shape.segment_len()
+    }
+
+    /// Writes the next segment to the front of `out` and returns its length; `None` when there are no more.
+    ///
+    /// `out` shorter than [`Self::max_segment_len`] may also give `None`, and loses nothing: ask again with more.
+    pub fn next_into(&mut self, out: &mut [u8]) -> Option<usize> {
+        let len = self.headers.len() + self.cutter.next_payload_len()?;
+        let segment = out.get_mut(..len)?;
+        let (headers, payload) = segment.split_at_mut(self.headers.len());
+        headers.copy_from_slice(self.headers);
+        if !self.gather(payload) {
+            self.cutter.end();
+            return None;
+        }
+        self.cutter.finish(segment);
+        Some(len)
+    }
+
+    /// Fills `out` with the next payload bytes; false if there are too few.
+    fn gather(&mut self, out: &mut [u8]) -> bool {
+        let mut filled = 0;
+        while filled < out.len() {
+            if self.slice.is_empty() {
+                let Some(slice) = self.tails.next() else { return false };
+                self.slice = slice;
+            }
+            let (now, later) = self.slice.split_at(self.slice.len().min(out.len() - filled));
+            out[filled..filled + now.len()].copy_from_slice(now);
+            filled += now.len();
+            self.slice = later;
+        }
+        true
+    }
+}
+
+/// The longest IP and transport header together (RFC 791 §3.1, RFC 9293 §3.1).
+const MAX_HEADERS_LEN: usize = 60 + 60;
+
+/// The segments of one packet that lies in one piece, in order, each put together where its payload lies.
+#[derive(Debug)]
+pub struct SegmentsInPlace<'a> {
+    cutter: Cutter,
+    packet: &'a mut [u8],
+    headers: [u8; MAX_HEADERS_LEN],
+}
+
+impl<'a> SegmentsInPlace<'a> {
+    /// The segments of `packet`, which `shape` was taken of. Nothing of it may be needed afterwards.
+    ///
+    /// If the bytes are fewer than the shape says, the segments end where they do.
+    pub fn new(packet: &'a mut [u8], shape: Shape) -> Self {
+        let mut headers = [0; MAX_HEADERS_LEN];
+        let kept =
+            packet.get(..shape.headers_len()).inspect(|bytes| headers[..bytes.len()].copy_from_slice(bytes));
+        Self { cutter: Cutter::new(kept, shape), packet, headers }
+    }
+
+    /// The next segment, until the one after it is asked for; `None` when there are no more.
+    pub fn next_segment(&mut self) -> Option<&[u8]> {
+        let headers_len = self.cutter.shape.headers_len();
+        let len = headers_len + self.cutter.next_payload_len()?;
+        let begin = self.cutter.next * self.cutter.segment_size;
+        let Some(segment) = self.packet.get_mut(begin..begin + len) else {
+            self.cutter.end();
+            return None;
+        };
+        segment[..headers_len].copy_from_slice(&self.headers[..headers_len]);
+        self.cutter.finish(segment);
+        Some(segment)
     }
 }
 

@@ -11,7 +11,8 @@ fn gso(kind: GsoKind, segment_size: u16) -> Offload {
 
 const PARTIAL: Offload = Offload { gso: None, checksum: ChecksumState::Partial };
 
-/// Splits `bytes`, of which only the first `head_len` are in the head and the rest in slices of `slice_len`.
+/// Splits `bytes`, of which only the first `head_len` are in the head and the rest in slices of `slice_len`. In one piece,
+/// they are split in place as well, into the same segments.
 fn split(bytes: &[u8], head_len: usize, slice_len: usize, offload: Offload) -> Vec<Vec<u8>> {
     let (head, tail) = bytes.split_at(head_len);
     let mut head = head.to_vec();
@@ -25,6 +26,18 @@ fn split(bytes: &[u8], head_len: usize, slice_len: usize, offload: Offload) -> V
     }
     assert_eq!(all.len(), count);
     assert_eq!(all.iter().map(Vec::len).max(), Some(longest));
+    assert_eq!(split_in_place(bytes, offload), all);
+    all
+}
+
+fn split_in_place(bytes: &[u8], offload: Offload) -> Vec<Vec<u8>> {
+    let mut whole = bytes.to_vec();
+    let shape = Ipv4Packet::parse(&mut whole, 0, offload).unwrap().shape();
+    let mut segments = SegmentsInPlace::new(&mut whole, shape);
+    let mut all = Vec::new();
+    while let Some(segment) = segments.next_segment() {
+        all.push(segment.to_vec());
+    }
     all
 }
 
@@ -140,6 +153,13 @@ fn bytes_that_are_missing_end_the_segments() {
     assert_eq!(segments.next_into(&mut out), Some(140));
     assert_eq!(segments.next_into(&mut out), None);
     assert_eq!(segments.next_into(&mut out), None);
+
+    for len in 0..200 {
+        let mut bytes = packet.head()[..len].to_vec();
+        let mut segments = SegmentsInPlace::new(&mut bytes, shape);
+        assert_eq!(segments.next_segment().map(<[u8]>::len), (len >= 140).then_some(140), "{len}");
+        assert_eq!(segments.next_segment(), None);
+    }
 }
 
 proptest! {
@@ -197,6 +217,9 @@ proptest! {
             let mut out = vec![0; 65_536];
             let mut segments = Segments::new(head, packet.shape(), std::iter::empty());
             while segments.next_into(&mut out).is_some() {}
+            let (mut head, shape) = (head.to_vec(), packet.shape());
+            let mut segments = SegmentsInPlace::new(&mut head, shape);
+            while segments.next_segment().is_some() {}
         }
     }
 }
