@@ -5,47 +5,29 @@
 //! limits; nothing goes round in circles. When all is quiet, nobody but WireGuard has a timer, and soon nobody.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::sync::LazyLock;
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use tidegate_engine::arena::{Arena, Span};
 use tidegate_engine::clock::Timestamp;
 use tidegate_engine::core::Core;
-use tidegate_engine::external::MacAddress;
-use tidegate_engine::external::next_hop::ExternalLink;
 use tidegate_engine::external::packet_socket::FilterRules;
 use tidegate_engine::external::reservation::{Batch, PortOwnership, Shortage};
 use tidegate_engine::gateway::{Gateway, GatewayConfig};
 use tidegate_engine::messages::{Command, Events, MappingLog};
-use tidegate_engine::nat::{Endpoint, Filtering, NatConfig, Proto};
+use tidegate_engine::nat::{Endpoint, Proto};
 use tidegate_engine::outbox::{Crossing, DeviceFrame, Outbox, TrainBuffer, seal_frames};
-use tidegate_engine::prefix::Prefix;
-use tidegate_engine::tunnel::{
-    Cipher, Outgoing, PeerConfig, PeerId, Received, Sealer, Tunnel, TunnelConfig, public_key,
-};
+use tidegate_engine::tunnel::{Outgoing, PeerId, Received, Sealer, Tunnel};
 use tidegate_engine::wake::EventFd;
-use tidegate_engine::wire::{CoalesceOptions, Ipv4Packet, Offload, VirtioNetHeader};
+use tidegate_engine::wire::{CoalesceOptions, Ipv4Packet, Offload};
 
-use super::packets::{ICMP, TCP, UDP, address_at, answer, icmp_error, ipv4, mend};
+use super::packets::{address_at, answer, icmp_error, mend};
 use super::script::Script;
 
-const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 66, 77, 1);
-const EXTERNAL: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
-const ROUTER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
-const ENDPOINT: SocketAddrV4 = SocketAddrV4::new(EXTERNAL, 51_820);
-const STRANGER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 66), 6666);
-const KEY: [u8; 32] = [0x77; 32];
-/// The gateway's public key and the clients': computed once, for it takes longer than many a script.
-static PUBLIC_KEY: LazyLock<[u8; 32]> = LazyLock::new(|| public_key(&KEY));
-static PUBLIC_KEYS: LazyLock<[[u8; 32]; CLIENTS]> =
-    LazyLock::new(|| std::array::from_fn(|client| public_key(&client_key(client))));
-const MAC: MacAddress = [2, 0, 0, 0, 0, 10];
-const TUNNEL_MTU: usize = 1420;
-/// One of many shards has few ICMP identifiers, and is therefore made in no time.
-const SHARDS: u8 = 64;
-const CLIENTS: usize = 2;
-const MAX_MAPPINGS: usize = 24;
+mod scene;
+
+use self::scene::*;
+
 /// The longest timeout is that of established TCP connections.
 const LONG: Duration = Duration::from_secs(3 * 3600);
 /// More wake-ups and datagrams than a script can bring about honestly.
@@ -519,136 +501,4 @@ impl World {
         assert_eq!((status.mappings, status.sessions, status.peers.len()), ([0; 3], 0, 0));
         assert_eq!(self.gateway.next_wakeup(), None);
     }
-}
-
-// ---- The world's things.
-
-/// Arbitrary bytes behind a header that is right, mostly, or wholly arbitrary ones.
-fn packet(script: &mut Script<'_>, source: Ipv4Addr, destination: Ipv4Addr) -> Vec<u8> {
-    let mode = script.byte();
-    let protocol = script.pick([ICMP, TCP, UDP, TCP, UDP, 47]);
-    let body = script.some_bytes(96);
-    let mut bytes = match mode % 8 {
-        // As it is.
-        0 => return body,
-        // A header of the script's own: options, fragments, TTL.
-        1 | 2 => {
-            let mut bytes = body;
-            if bytes.len() < 20 {
-                bytes.resize(20, 0);
-            }
-            bytes[12..16].copy_from_slice(&source.octets());
-            bytes[16..20].copy_from_slice(&destination.octets());
-            bytes
-        }
-        // Too long for some MTU.
-        3 => {
-            let len = usize::from(script.word()) % 3000;
-            let body = body.into_iter().cycle().take(len).collect();
-            ipv4(protocol, source, destination, body)
-        }
-        _ => ipv4(protocol, source, destination, body),
-    };
-    if mode & 8 != 0 {
-        bytes[6] |= 0x40; // DF
-    }
-    mend(&mut bytes);
-    bytes
-}
-
-/// Makes of a packet the one that would follow it.
-fn follow(bytes: &mut [u8]) {
-    if bytes.len() < 40 || bytes[0] != 0x45 {
-        return;
-    }
-    let identification = u16::from_be_bytes([bytes[4], bytes[5]]).wrapping_add(1);
-    bytes[4..6].copy_from_slice(&identification.to_be_bytes());
-    if bytes[9] == TCP {
-        let headers_len = 20 + usize::from(bytes[32] >> 4) * 4;
-        let payload = bytes.len().saturating_sub(headers_len) as u32;
-        let sequence = u32::from_be_bytes([bytes[24], bytes[25], bytes[26], bytes[27]]).wrapping_add(payload);
-        bytes[24..28].copy_from_slice(&sequence.to_be_bytes());
-    }
-    mend(bytes);
-}
-
-/// Offload metadata as the kernel's header would say it: none, mostly.
-fn virtio(script: &mut Script<'_>) -> Offload {
-    match script.byte() % 4 {
-        0 => VirtioNetHeader::from_bytes(std::array::from_fn(|_| script.byte())).offload(),
-        _ => None,
-    }
-    .unwrap_or(Offload::NONE)
-}
-
-fn remote(byte: u8) -> Ipv4Addr {
-    match byte % 8 {
-        0 => EXTERNAL,
-        1 => ROUTER,
-        2 => client_address(0),
-        _ => Ipv4Addr::new(198, 51, 100, byte % 4),
-    }
-}
-
-fn to_client(to: SocketAddrV4, datagram: Vec<u8>) -> Option<(usize, Vec<u8>)> {
-    let client = (0..CLIENTS).find(|&client| client_endpoint(client) == to);
-    assert!(client.is_some() || to == STRANGER);
-    client.map(|client| (client, datagram))
-}
-
-fn arp_reply(request: &[u8], station: u8) -> Vec<u8> {
-    let Some(asked) = request.get(38..42) else { return Vec::new() };
-    let theirs = [2, 0, 0, 0, 1, station];
-    [&MAC[..], &theirs, &[8, 6, 0, 1, 8, 0, 6, 4, 0, 2], &theirs, asked, &MAC, &EXTERNAL.octets()].concat()
-}
-
-fn client_address(client: usize) -> Ipv4Addr {
-    Ipv4Addr::new(10, 66, 77, 2 + client as u8)
-}
-
-fn client_endpoint(client: usize) -> SocketAddrV4 {
-    SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 101 + client as u8), 40_000)
-}
-
-fn client_key(client: usize) -> [u8; 32] {
-    [client as u8 + 1; 32]
-}
-
-fn tunnel_config(private_key: [u8; 32], shards: u8) -> TunnelConfig {
-    let unix_time_at_origin = Duration::from_secs(1_795_000_000);
-    TunnelConfig { private_key, shard: 0, shards, mtu: TUNNEL_MTU, unix_time_at_origin }
-}
-
-fn peer_config(public_key: [u8; 32], endpoint: Option<SocketAddrV4>) -> PeerConfig {
-    let cipher = Cipher::default();
-    PeerConfig { public_key, preshared_key: None, endpoint, persistent_keepalive: None, cipher }
-}
-
-fn nat_config(flags: u8) -> NatConfig {
-    let filterings =
-        [Filtering::AddressDependent, Filtering::EndpointIndependent, Filtering::AddressAndPortDependent];
-    NatConfig {
-        filtering: filterings[usize::from(flags >> 4) % 3],
-        max_mappings: MAX_MAPPINGS * usize::from(SHARDS),
-        max_mappings_per_client: 10,
-        max_sessions_per_mapping: 5,
-        ..NatConfig::default()
-    }
-}
-
-fn external_link(mtu: usize, router: Option<Ipv4Addr>) -> ExternalLink {
-    ExternalLink {
-        interface: "eth0".into(),
-        index: 2,
-        mac: MAC,
-        mtu,
-        addresses: vec![EXTERNAL],
-        on_link: vec![prefix(EXTERNAL)],
-        router,
-    }
-}
-
-/// The /24 around an address.
-fn prefix(address: Ipv4Addr) -> Prefix {
-    Prefix::new(address, 24).expect("24 bits are a prefix")
 }
