@@ -8,8 +8,8 @@
 //! it, by bind(2) or by connect(2), nor does the NAT get a port that a program holds.
 //!
 //! The filter is attached before the socket can receive, and locked. All sockets share one program where the process may
-//! load one (eBPF, `CAP_BPF`); elsewhere each has a copy, which costs some 9 us and 4 KiB of the kernel's memory more. Neither SO_REUSEADDR nor SO_REUSEPORT is set:
-//! the kernel lets two sockets share a port only if both ask for it.
+//! load one (eBPF, `CAP_BPF`); elsewhere each has a copy, which costs some 9 us and 4 KiB of the kernel's memory more.
+//! Neither SO_REUSEADDR nor SO_REUSEPORT is set: the kernel lets two sockets share a port only if both ask for it.
 //!
 //! Sockets cost descriptors, so `RLIMIT_NOFILE` bounds the pool ([`raise_nofile_limit`], [`budget`]). Opening hundreds
 //! takes milliseconds, so it happens on a thread of its own ([`Reserver`]) and never on a packet's way.
@@ -119,7 +119,7 @@ impl PortReservation {
     /// last one to grow should not find that the others' halves took it. Who needs more asks again.
     fn step(&self, count: usize) -> usize {
         let free = self.budget.saturating_sub(self.sockets.len());
-        count.min((free / STEP_PART).max(FEWEST_FIRST_PORTS))
+        count.min((free / STEP_PART).max(SMALLEST_STEP))
     }
 
     /// How many of `count` ports a shard may have. When the budget runs low, a shard with more than its part of it leaves
@@ -241,6 +241,8 @@ pub fn silence_protocol(protocol: u8, address: Ipv4Addr) -> io::Result<OwnedFd> 
 
 /// A pool grows by this part of what is left of the budget, at most.
 const STEP_PART: usize = 8;
+/// But not by less than so many, while there are that many.
+const SMALLEST_STEP: usize = 16;
 /// This part of the budget is kept for shards that have less than their part of it.
 const KEPT_PART: usize = 8;
 /// asm-generic/socket.h
@@ -264,15 +266,14 @@ pub fn budget(descriptors: u64) -> usize {
     usize::try_from(descriptors.saturating_sub((descriptors / 10).max(256))).unwrap_or(usize::MAX)
 }
 
-/// The fewest ports that [`first_ports`] says.
-pub const FEWEST_FIRST_PORTS: usize = 256;
-/// The most: a burst of that many connections finds its ports made, instead of having them made in its midst.
-pub const MOST_FIRST_PORTS: usize = 2_048;
+/// This part of the budget all first ports of one kind may be.
+const FIRST_PART: usize = 4;
 
-/// How many TCP ports to reserve before the first packet in each of so many pools (an address of a shard): together a quarter
-/// of those `available`, so that most go to whoever turns out to need them.
-pub fn first_ports(available: usize, pools: usize) -> usize {
-    (available / 4 / pools.max(1)).clamp(FEWEST_FIRST_PORTS, MOST_FIRST_PORTS)
+/// How many ports of a kind to reserve before the first packet in each of so many pools (an address of a shard): `most`, as
+/// long as that is a quarter of those `available` for all together, so that every pool has some however few there are, and
+/// most go to whoever turns out to need them.
+pub fn first_ports(available: usize, pools: usize, most: usize) -> usize {
+    (available / FIRST_PART / pools.max(1)).clamp(1, most)
 }
 
 #[cfg(test)]
@@ -292,16 +293,18 @@ mod tests {
         assert_eq!(PortReservation::new(40_000).step(2_048), 2_048);
         assert_eq!(PortReservation::new(8_000).step(2_048), 1_000);
         assert_eq!(PortReservation::new(8_000).step(20), 20);
-        assert_eq!(PortReservation::new(1_000).step(2_048), 256, "but not by drops");
+        assert_eq!(PortReservation::new(1_000).step(2_048), 125);
+        assert_eq!(PortReservation::new(50).step(2_048), 16, "but not by drops");
     }
 
     #[test]
-    fn the_first_ports_are_a_quarter_of_all_within_bounds() {
-        assert_eq!(first_ports(18_000, 2), 2_048, "of 2,250: a burst's worth is enough");
-        assert_eq!(first_ports(18_000, 4), 1_125);
-        assert_eq!(first_ports(18_000, 8), 562);
-        assert_eq!(first_ports(768, 2), 256, "1,024 descriptors");
-        assert_eq!(first_ports(768, 0), 256, "no address yet");
+    fn the_first_ports_are_a_quarter_of_all_at_most() {
+        assert_eq!(first_ports(18_000, 2, 2_048), 2_048, "of 2,250: a burst's worth is enough");
+        assert_eq!(first_ports(18_000, 4, 2_048), 1_125);
+        assert_eq!(first_ports(18_000, 64, 2_048), 70);
+        assert_eq!(first_ports(768, 4, 2_048), 48, "1,024 descriptors");
+        assert_eq!(first_ports(768, 0, 2_048), 192, "no address yet");
+        assert_eq!(first_ports(100, 64, 2_048), 1);
     }
 
     #[test]

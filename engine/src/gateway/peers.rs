@@ -6,17 +6,20 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::*;
-use crate::external::reservation::{Batch, FEWEST_FIRST_PORTS, MOST_FIRST_PORTS, PortProtocol, first_ports};
+use crate::external::reservation::{Batch, PortProtocol, first_ports};
 use crate::messages::PeerSnapshot;
 use crate::nat::{PortClass, PublishError};
 
-/// UDP ports of a batch to begin with, and after which a pool counts as large enough to be asked for in larger steps. (A
-/// resolver's or QUIC client's flows are few beside the TCP connections of a page.)
-const FIRST_BATCH: usize = FEWEST_FIRST_PORTS;
-/// Ports of a batch at most: reserving one takes some 6 us of the reserver's time.
-const LARGEST_BATCH: usize = MOST_FIRST_PORTS;
-/// Ports below 1024 that the NAT wants: few clients use such source ports (NTP, IKE).
+/// TCP ports of the first batch at most: a burst of that many connections finds its ports made, instead of having them made
+/// in its midst. And of any batch: reserving one takes some 6 us of the reserver's time.
+const LARGEST_BATCH: usize = 2_048;
+/// UDP ports of the first batch at most (a resolver's or QUIC client's flows are few beside the TCP connections of a page);
+/// and as many TCP ports, however small the range is.
+const FIRST_BATCH: usize = 256;
+/// Ports below 1024 that the NAT wants, at most: few clients use such source ports (NTP, IKE).
 const PRIVILEGED_BATCH: usize = 16;
+/// This part of what there is for others is for them.
+const PRIVILEGED_PART: usize = 4;
 /// How long the reserver is left in peace after it had fewer ports than were wanted.
 const SHORTAGE_LASTS: Duration = Duration::from_secs(10);
 
@@ -101,17 +104,22 @@ impl PortSupply {
     /// How many ports to ask for: as many as there are, so that growth keeps pace with the need.
     /// `pools`: how many addresses of how many shards share what there is.
     fn batch(&self, protocol: Proto, address: Ipv4Addr, class: PortClass, pools: usize) -> usize {
-        match class {
-            PortClass::Privileged => PRIVILEGED_BATCH,
-            PortClass::Unprivileged => {
-                let granted = self.granted.get(&(protocol, address)).copied().unwrap_or(0);
-                let first = match protocol {
-                    Proto::Tcp => first_ports(self.budget.min(self.ports(class).count()), pools),
-                    Proto::Udp | Proto::Icmp => FIRST_BATCH,
-                };
-                granted.clamp(first, LARGEST_BATCH)
+        match (class, protocol) {
+            (PortClass::Privileged, _) => first_ports(self.budget / PRIVILEGED_PART, pools, PRIVILEGED_BATCH),
+            (PortClass::Unprivileged, Proto::Tcp) => {
+                // Of a small range, most are left to the host's own programs until somebody needs them.
+                let of_range = first_ports(self.ports(class).count(), pools, LARGEST_BATCH);
+                let most = of_range.max(FIRST_BATCH);
+                self.grown(protocol, address, first_ports(self.budget, pools, most))
+            }
+            (PortClass::Unprivileged, _) => {
+                self.grown(protocol, address, first_ports(self.budget, pools, FIRST_BATCH))
             }
         }
+    }
+
+    fn grown(&self, protocol: Proto, address: Ipv4Addr, first: usize) -> usize {
+        self.granted.get(&(protocol, address)).map_or(first, |&granted| granted.clamp(first, LARGEST_BATCH))
     }
 }
 

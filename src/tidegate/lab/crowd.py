@@ -13,6 +13,7 @@ import itertools
 import json
 import time
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 
 from tidegate.identity.keys import load_or_make_private_key, make_private_key, public_key_of
 from tidegate.lab import udpecho
@@ -29,29 +30,45 @@ _SUBNET = IPv4Network("10.66.0.0/16")
 _INNER_GATEWAY = IPv4Address("10.66.0.1")
 _EXTERNAL = [f"203.0.113.{n}" for n in range(1, 5)]
 _SETTINGS = f"""
-[gateway]
-subnet = "{_SUBNET}"
 [external]
 addresses = {json.dumps(_EXTERNAL)}
+[gateway]
+subnet = "{_SUBNET}"
 """
 
 
-def resident_mib(peers: int, mappings: int) -> float:
-    """A gateway's resident set, in MiB, with so many live sessions and mappings."""
+def resident_mib(
+    peers: int,
+    mappings: int,
+    *,
+    command: Path = COMMAND,
+    shards: int = 0,
+    open_files: int | None = None,
+) -> float:
+    """A gateway's resident set, in MiB, with so many live sessions and mappings.
+
+    The gateway has so many shards (0: its default) and may have so many open files (None: as many as this process).
+    Raises CommandError if not every handshake and every request was answered.
+    """
     with Lab() as lab:
         start_echo_server(lab.internet, INTERNET).wait_for(udpecho.READY)
         for address in _EXTERNAL[1:]:
             lab.gateway.ip(f"address add {address}/24 dev external")
-        gateway = TidegateGateway(lab, config=_SETTINGS, address=str(_INNER_GATEWAY))
+        gateway = TidegateGateway(
+            lab,
+            config=f"{_SETTINGS}shards = {shards}\n",
+            address=str(_INNER_GATEWAY),
+            open_files=open_files,
+        )
         gateway_key, clients = _register(StateDir(gateway.state), peers)
         gateway.start()
         endpoint = f"{GATEWAY_ACCESS}:{LISTEN_PORT}"
-        command = [str(COMMAND), endpoint, gateway_key, str(_INNER_GATEWAY), INTERNET, str(mappings)]
-        lab.client.run(command, stdin=clients, timeout=120.0)
+        play = [str(command), endpoint, gateway_key, str(_INNER_GATEWAY), INTERNET, str(mappings)]
+        lab.client.run(play, stdin=clients, timeout=120.0)
         resident = gateway.process.resident_bytes()
         counted = json.loads(gateway.command("nat", "stats", "--json"))["mappings"]
         if sum(counted.values()) < mappings:
-            raise CommandError(command, 0, f"{mappings} mappings were answered, the gateway has {counted}")
+            raise CommandError(play, 0, f"{mappings} mappings were answered, the gateway has {counted}")
         return resident / (1 << 20)
 
 

@@ -83,9 +83,11 @@ class TidegateGateway:
         state: Path | None = None,
         cipher: str | None = None,
         address: str = INNER_GATEWAY,
+        open_files: int | None = None,
     ) -> None:
         self._lab = lab
         self._address = address  # inside the tunnel, as `config` makes it
+        self._open_files = open_files  # the hard limit; None: as this process
         self._config = config
         self._cipher = cipher  # of the peers; None: WireGuard's
         self.state = state or lab.scratch / f"state-{next(_serial)}"
@@ -98,6 +100,8 @@ class TidegateGateway:
         if self._config is not None:
             self.settings_file.write_text(self._config)
             command += ["--config", str(self.settings_file)]
+        if self._open_files is not None:
+            command = ["prlimit", f"--nofile={self._open_files}:{self._open_files}", *command]
         self.process = self._lab.gateway.popen(command, name="tidegate-serve")
 
         def serving() -> bool:

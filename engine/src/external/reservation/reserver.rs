@@ -208,6 +208,7 @@ impl Iterator for Candidates {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{budget, first_ports};
     use super::*;
     use std::collections::HashSet;
     use std::sync::mpsc::channel;
@@ -281,16 +282,54 @@ mod tests {
         let (sender, batches) = channel();
         let reserver =
             Reserver::start(PortReservation::new(160), move |batch| sender.send(batch).unwrap()).unwrap();
+        // Asks until there are no more, and counts what it got.
         let ask = |shard| {
-            let wish = ReserveRequest { address: ALONE, ports: 61_600..=62_399, ..request(shard, 100) };
-            reserver.handle().request(wish).unwrap();
-            let batch = batches.recv_timeout(Duration::from_secs(10)).unwrap();
-            (batch.ports.len(), matches!(batch.shortage, Some(Shortage::Descriptors)))
+            let mut ports = 0;
+            loop {
+                let wish = ReserveRequest { address: ALONE, ports: 61_600..=62_399, ..request(shard, 100) };
+                reserver.handle().request(wish).unwrap();
+                let batch = batches.recv_timeout(Duration::from_secs(10)).unwrap();
+                ports += batch.ports.len();
+                match batch.shortage {
+                    None => assert!(!batch.ports.is_empty(), "nothing, and no reason"),
+                    Some(Shortage::Descriptors) => return ports,
+                    Some(other) => panic!("{other}"),
+                }
+            }
         };
-        assert_eq!(ask(0), (100, false), "while there is enough, one may have more than its part");
-        assert_eq!(ask(0), (40, true), "but not the last eighth");
-        assert_eq!(ask(0), (0, true));
-        assert_eq!(ask(1), (20, true), "which is for those that have little");
+        assert_eq!(
+            ask(0),
+            140,
+            "while there is enough, one may have more than its part, but not the last eighth"
+        );
+        assert_eq!(ask(0), 0);
+        assert_eq!(ask(1), 20, "which is for those that have little");
+    }
+
+    #[test]
+    fn with_few_descriptors_every_shard_has_its_first_ports_of_both_protocols() {
+        let (sender, batches) = channel();
+        let (available, shards) = (budget(1_024), 4);
+        let reserver =
+            Reserver::start(PortReservation::new(available), move |batch| sender.send(batch).unwrap())
+                .unwrap();
+        let first = first_ports(available, shards, 2_048);
+        for protocol in [PortProtocol::Tcp, PortProtocol::Udp] {
+            for shard in 0..shards as u8 {
+                let address = Ipv4Addr::new(127, 0, 0, 81);
+                let wish =
+                    ReserveRequest { protocol, address, ports: 61_600..=62_399, ..request(shard, first) };
+                reserver.handle().request(wish).unwrap();
+                let batch = batches.recv_timeout(Duration::from_secs(10)).unwrap();
+                assert_eq!(
+                    (batch.ports.len(), batch.shortage.is_some()),
+                    (first, false),
+                    "{protocol:?} {shard}"
+                );
+            }
+        }
+        let taken = 2 * shards * first;
+        assert!(taken <= available / 2, "{taken} of {available}: the rest is for who needs it");
     }
 
     #[test]
