@@ -24,14 +24,15 @@ use crate::external::packet_socket::Frame;
 use crate::external::reservation::ReserverHandle;
 use crate::intake::Intake;
 use crate::messages::{Command, EventKind, Events};
-use crate::outbox::{Crossing, Outbox, TrainBuffer, seal_frames};
+use crate::outbox::{Crossing, Outbox, TrainBuffer};
 use crate::poll_window::PollWindow;
 use crate::time_slice::TimeSlice;
-use crate::transport::{SendTrain, Train, Transport};
+use crate::transport::{Train, Transport};
 use crate::tun::Tun;
 use crate::tunnel::PeerId;
 use crate::wake::{Epoll, EventFd, Events as Readiness, Interest};
-use crate::wire::{Offload, Segments, VirtioNetHeader};
+
+mod send;
 
 /// Enough for all that may wait, in whatever order it goes. Buffers that are never written to cost no memory.
 const TRANSPORT_BUFFERS: usize = 96;
@@ -445,127 +446,6 @@ impl<C: Core> Shard<C> {
         }
     }
 
-    // ---- What goes out.
-
-    fn send(&mut self, now: Timestamp) {
-        self.send_external();
-        self.send_tun();
-        self.send_peers(now);
-        self.send_datagrams();
-        self.send_crossings();
-        self.outbox.clear();
-    }
-
-    fn send_external(&mut self) {
-        let Some(external) = &mut self.devices.external else { return };
-        for frame in self.outbox.arp.drain(..) {
-            if external.arp.send(&frame).is_err() {
-                self.core.drops().count(DropReason::SendFailed);
-            }
-        }
-        if self.outbox.external.is_empty() {
-            return;
-        }
-        let offload_before = external.offload;
-        let dropped =
-            external.send_outbound(&self.outbox.external, &self.outbox.tails, &self.arena, &mut self.segment);
-        self.core.drops().add(DropReason::SendFailed, dropped as u64);
-        if offload_before && !external.offload {
-            self.links.events.push(
-                EventKind::OffloadDisabled,
-                "the external interface refused a superpacket: packets are split before they are sent",
-            );
-        }
-    }
-
-    fn send_tun(&mut self) {
-        for frame in &self.outbox.tun {
-            let tails = frame.packet.tails_of(&self.outbox.tails);
-            let head = frame.packet.head.get(&self.arena);
-            let sent = if self.devices.tun_offload || frame.shape.offload() == Offload::NONE {
-                let mut slices = Vec::with_capacity(1 + tails.len());
-                slices.push(io::IoSlice::new(head));
-                slices.extend(tails.iter().map(|&tail| io::IoSlice::new(self.arena.get(tail))));
-                self.devices.tun.send(frame.header, &slices)
-            } else {
-                Err(io::Error::from_raw_os_error(libc::EINVAL))
-            };
-            let Err(error) = sent else { continue };
-            if error.raw_os_error() != Some(libc::EINVAL) || frame.shape.offload() == Offload::NONE {
-                self.core.drops().add(DropReason::SendFailed, frame.shape.segment_count() as u64);
-                continue;
-            }
-            if self.devices.tun_offload {
-                self.devices.tun_offload = false;
-                self.links.events.push(
-                    EventKind::OffloadDisabled,
-                    "the TUN device refused a superpacket: packets are split before they are injected",
-                );
-            }
-            let slices = tails.iter().map(|&tail| self.arena.get(tail));
-            let mut segments = Segments::new(head, frame.shape, slices);
-            while let Some(len) = segments.next_into(&mut self.segment) {
-                let segment = io::IoSlice::new(&self.segment[..len]);
-                if self.devices.tun.send(VirtioNetHeader::default(), &[segment]).is_err() {
-                    self.core.drops().count(DropReason::SendFailed);
-                }
-            }
-        }
-    }
-
-    fn send_peers(&mut self, now: Timestamp) {
-        self.outbox.arrange_peers();
-        let mut next = 0;
-        loop {
-            let (tunnel, drops) = self.core.sealing();
-            let more = seal_frames(
-                &mut self.outbox,
-                &mut next,
-                &mut self.arena,
-                tunnel,
-                &mut self.sealed,
-                now,
-                drops,
-            );
-            self.send_sealed();
-            if !more {
-                return;
-            }
-        }
-    }
-
-    fn send_sealed(&mut self) {
-        if self.sealed.trains().is_empty() {
-            return;
-        }
-        let trains: Vec<SendTrain<'_>> = self
-            .sealed
-            .trains()
-            .iter()
-            .map(|train| SendTrain {
-                to: train.to,
-                bytes: self.sealed.bytes(train),
-                segment_size: train.segment_size,
-            })
-            .collect();
-        send_trains(&mut *self.devices.transport, &trains, &mut self.core, &self.links.events);
-        self.sealed.clear();
-    }
-
-    /// Handshakes and the like, which the tunnel made itself.
-    fn send_datagrams(&mut self) {
-        let trains: Vec<SendTrain<'_>> = self
-            .outbox
-            .datagrams
-            .datagrams
-            .iter()
-            .map(|(to, datagram)| SendTrain { to: *to, bytes: datagram, segment_size: datagram.len() })
-            .collect();
-        if !trains.is_empty() {
-            send_trains(&mut *self.devices.transport, &trains, &mut self.core, &self.links.events);
-        }
-    }
-
     fn request_ports(&mut self) {
         let Some(reserver) = &self.links.reserver else { return };
         for request in self.core.reserve_requests() {
@@ -573,35 +453,5 @@ impl<C: Core> Shard<C> {
                 self.links.events.push(EventKind::PortsExhausted, "the port reserver is too busy, or gone");
             }
         }
-    }
-
-    fn send_crossings(&mut self) {
-        for (shard, crossing) in self.outbox.crossings.drain(..) {
-            let sent =
-                self.links.shards.get(usize::from(shard)).is_some_and(|other| {
-                    other.queue.try_send(crossing).is_ok() && other.wake.notify().is_ok()
-                });
-            if !sent {
-                self.core.drops().count(DropReason::QueueFull);
-            }
-        }
-    }
-}
-
-fn send_trains(
-    transport: &mut dyn Transport,
-    trains: &[SendTrain<'_>],
-    core: &mut impl Core,
-    events: &Events,
-) {
-    let gso_before = transport.gso();
-    let outcome = transport.send(trains);
-    core.drops().add(DropReason::SendFailed, outcome.dropped as u64);
-    if gso_before && !transport.gso() {
-        let why = outcome.error.map_or_else(String::new, |error| format!(" ({error})"));
-        events.push(
-            EventKind::OffloadDisabled,
-            format!("the kernel refused UDP_SEGMENT{why}: datagrams are sent one by one"),
-        );
     }
 }
