@@ -140,13 +140,15 @@ impl Schedule {
     /// Brings the peer's wake-up forward if a packet has set an earlier deadline. For the packet's way: usually there is
     /// nothing to do.
     pub fn bring_forward(&mut self, peer: &mut Peer) {
-        if !std::mem::take(&mut peer.timers.is_new) {
+        let Timers { wakeup, is_new, .. } = &mut peer.timers;
+        let (wakeup, is_new) = (*wakeup, std::mem::take(is_new));
+        let is_late = |earliest: Timestamp| wakeup.is_none_or(|wakeup| earliest < wakeup);
+        if !is_new {
+            debug_assert!(!peer.timers.earliest().is_some_and(is_late), "a deadline came forward unseen");
             return;
         }
-        if let Some(earliest) = peer.timers.earliest() {
-            if peer.timers.wakeup.is_none_or(|wakeup| earliest < wakeup) {
-                self.set(peer, Some(earliest));
-            }
+        if let Some(earliest) = peer.timers.earliest().filter(|&earliest| is_late(earliest)) {
+            self.set(peer, Some(earliest));
         }
     }
 
