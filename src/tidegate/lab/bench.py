@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tidegate.lab import crowd, report, shortserver
-from tidegate.lab.figures import Results, Series
+from tidegate.lab.figures import Results, Series, has_failed
 from tidegate.lab.processes import CommandError
 from tidegate.lab.services import start_services
 from tidegate.lab.topology import INTERNET, Lab, LabError
@@ -38,7 +38,7 @@ def run_bench(
     workloads: Sequence[str] = (),
     output: Path | None = None,
 ) -> int:
-    """Measures and reports; returns the exit code (1: a measurement failed, 130: interrupted).
+    """Measures and reports; returns the exit code (1: `has_failed`, 130: interrupted).
 
     `variants` and `workloads` choose by a part of the name. The table goes to standard output, or JSON with
     `json_output`; `output` names a folder for ``benchmark.json``, ``benchmark.md`` and, where matplotlib is installed,
@@ -71,7 +71,7 @@ def run_bench(
     ]
     for failure in failures:
         console.print(f"[red]failed:[/] {failure}")
-    return 1 if failures else 0
+    return 1 if has_failed(results) else 0
 
 
 def _chosen(name: str, parts: Sequence[str]) -> bool:

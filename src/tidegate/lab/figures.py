@@ -54,6 +54,18 @@ Results = dict[str, dict[str, Series]]
 """Workload, then variant; a variant that a workload is not measured with is not there."""
 
 
+def has_failed(results: Results) -> bool:
+    """Whether the run is not to be relied on: something of ours failed, or something was never measured.
+
+    That another program fails now and then is a finding about it; the report has it, and the rounds that went well.
+    """
+    return any(
+        series.errors and (variant.startswith(TIDEGATE) or not series.values)
+        for by_variant in results.values()
+        for variant, series in by_variant.items()
+    )
+
+
 def median_of(results: Results, workload: str, variant: str) -> float | None:
     series = results.get(workload, {}).get(variant)
     return series.median if series else None

@@ -130,11 +130,12 @@ def cell(results: Results, workload: str, variant: str) -> str:
 
 
 def spread(series: Series) -> str:
-    """A median with its quartiles."""
+    """A median with its quartiles, and how many rounds gave no figure."""
     if series.median is None or series.spread is None:
         return "failed" if series.errors else _NOT_MEASURED
     low, high = series.spread
-    return f"{figure(series.median)} ({figure(low)}–{figure(high)})"
+    failed = f", {len(series.errors)} failed" if series.errors else ""
+    return f"{figure(series.median)} ({figure(low)}–{figure(high)}{failed})"
 
 
 def figure(value: float) -> str:

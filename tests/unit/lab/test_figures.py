@@ -9,8 +9,15 @@ import pytest
 from rich.console import Console
 
 from tidegate.lab import report
-from tidegate.lab.figures import GOALS, Goal, Results, Series, Verdict, ratio, verdicts
-from tidegate.lab.variants import KERNEL, TIDEGATE, TIDEGATE_AES, WIREGUARD_GO, chosen_variants
+from tidegate.lab.figures import GOALS, Goal, Results, Series, Verdict, has_failed, ratio, verdicts
+from tidegate.lab.variants import (
+    BORINGTUN_KERNEL,
+    KERNEL,
+    TIDEGATE,
+    TIDEGATE_AES,
+    WIREGUARD_GO,
+    chosen_variants,
+)
 from tidegate.lab.workloads import CROWD_MEMORY, PING, TCP_1_UP, WORKLOADS
 
 RESULTS: Results = {
@@ -127,3 +134,25 @@ def test_shards_are_measured_only_where_they_are_asked_for() -> None:
         "OpenVPN + kernel NAT",
         "SoftEther with SecureNAT",
     ]
+
+
+@pytest.mark.parametrize(
+    ("variant", "series", "failed"),
+    [
+        (TIDEGATE, Series([3.0, 3.0]), False),
+        (TIDEGATE_AES, Series([3.0, 3.0], ["it broke once"]), True),
+        (BORINGTUN_KERNEL, Series([3.0], ["it broke"] * 4), False),
+        (BORINGTUN_KERNEL, Series(errors=["it broke"] * 5), True),
+        (BORINGTUN_KERNEL, Series(), False),  # left out
+    ],
+)
+def test_a_run_fails_with_anything_of_ours_or_where_there_is_no_figure_at_all(
+    variant: str, series: Series, failed: bool
+) -> None:
+    assert has_failed({TCP_1_UP: {variant: series}}) is failed
+
+
+def test_the_report_says_how_many_rounds_failed() -> None:
+    assert report.spread(Series([2.0, 1.0], ["it broke"])) == "1.5 (1–2, 1 failed)"
+    assert report.spread(Series([2.0, 1.0])) == "1.5 (1–2)"
+    assert report.spread(Series(errors=["it broke"])) == "failed"
