@@ -4,7 +4,8 @@
 //! served a [`QUANTUM`] of bytes, then the next. A queue that was empty is served before those that were not, so that
 //! whoever sends a packet now and then (a ping, a keystroke, an ACK) waits for nobody's bulk. Each queue is watched by
 //! [`codel`]: where its head always waits too long, heads are dropped. When all queues together outgrow their bounds,
-//! the heads of the longest one are dropped, so that nobody's flood costs somebody else's packets.
+//! the heads of the longest one are dropped, so that nobody's flood costs somebody else's packets. A packet has its price
+//! however short it is ([`LEAST_COST`]): what counts only bytes would serve a flood of empty datagrams for nothing.
 //!
 //! It holds descriptions of packets, not their bytes, and reads no clock.
 
@@ -24,6 +25,10 @@ use crate::clock::Timestamp;
 
 /// Bytes that a queue is served before the others have their turn: one superpacket.
 pub const QUANTUM: usize = 65_535;
+
+/// What a packet counts for at least, in bytes: about what the kernel's buffers, which are bounded likewise, charge for a
+/// small one.
+const LEAST_COST: usize = 256;
 
 /// So many packets, and so many bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -49,12 +54,20 @@ struct Waiting<T> {
     arrived: Timestamp,
 }
 
+impl<T> Waiting<T> {
+    /// What it counts for in queues, turns and bounds.
+    fn cost(&self) -> usize {
+        self.bytes.max(LEAST_COST)
+    }
+}
+
 /// What waits for one client.
 #[derive(Debug)]
 struct Queue<K, T> {
     key: K,
     packets: VecDeque<Waiting<T>>,
-    bytes: usize,
+    /// What its packets count for.
+    cost: usize,
     /// What it may still be served in this round.
     deficit: isize,
     codel: CoDel,
@@ -72,7 +85,7 @@ pub struct FairQueue<K, T> {
     /// The others, in the order of their turns.
     old: VecDeque<usize>,
     packets: usize,
-    bytes: usize,
+    cost: usize,
     /// The memory of queues that ended.
     spare: Vec<VecDeque<Waiting<T>>>,
 }
@@ -90,7 +103,7 @@ impl<K: Copy + Eq + Hash, T> FairQueue<K, T> {
             new: VecDeque::new(),
             old: VecDeque::new(),
             packets: 0,
-            bytes: 0,
+            cost: 0,
             spare: Vec::new(),
         }
     }
@@ -100,9 +113,9 @@ impl<K: Copy + Eq + Hash, T> FairQueue<K, T> {
         self.packets == 0
     }
 
-    /// How much waits.
+    /// How much waits; short packets count for more bytes than they have.
     pub fn waiting(&self) -> Amount {
-        Amount { packets: self.packets, bytes: self.bytes }
+        Amount { packets: self.packets, bytes: self.cost }
     }
 
     /// A packet of `bytes` bytes arrived for `key`. What has to go for it is handed to `overflow`.
@@ -110,16 +123,18 @@ impl<K: Copy + Eq + Hash, T> FairQueue<K, T> {
         let id = *self.by_key.entry(key).or_insert_with(|| {
             let packets = self.spare.pop().unwrap_or_default();
             let deficit = QUANTUM as isize;
-            let id = self.queues.insert(Queue { key, packets, bytes: 0, deficit, codel: CoDel::default() });
+            let id = self.queues.insert(Queue { key, packets, cost: 0, deficit, codel: CoDel::default() });
             self.new.push_back(id);
             id
         });
         let queue = &mut self.queues[id];
-        queue.packets.push_back(Waiting { packet, bytes, arrived: now });
-        queue.bytes += bytes;
+        let waiting = Waiting { packet, bytes, arrived: now };
+        let cost = waiting.cost();
+        queue.packets.push_back(waiting);
+        queue.cost += cost;
         self.packets += 1;
-        self.bytes += bytes;
-        while self.packets > self.bounds.packets || self.bytes > self.bounds.bytes {
+        self.cost += cost;
+        while self.packets > self.bounds.packets || self.cost > self.bounds.bytes {
             self.shorten_longest(&mut overflow);
         }
     }
@@ -137,15 +152,17 @@ impl<K: Copy + Eq + Hash, T> FairQueue<K, T> {
                 self.old.push_back(id);
                 continue;
             }
-            while let Some(Waiting { packet, bytes, arrived }) = queue.packets.pop_front() {
-                queue.bytes -= bytes;
+            while let Some(waiting) = queue.packets.pop_front() {
+                let cost = waiting.cost();
+                let Waiting { packet, bytes, arrived } = waiting;
+                queue.cost -= cost;
                 self.packets -= 1;
-                self.bytes -= bytes;
-                if queue.codel.drops(now.since(arrived), queue.bytes <= QUANTUM, now) {
+                self.cost -= cost;
+                if queue.codel.drops(now.since(arrived), queue.cost <= QUANTUM, now) {
                     dropped(packet);
                     continue;
                 }
-                queue.deficit -= bytes as isize;
+                queue.deficit -= cost as isize;
                 if self.packets == 0 {
                     self.forget_all();
                 }
@@ -161,17 +178,19 @@ impl<K: Copy + Eq + Hash, T> FairQueue<K, T> {
         }
     }
 
-    /// Takes heads of the queue with the most bytes: one superpacket, or so many small ones that the search for it pays.
+    /// Takes heads of the longest queue: one superpacket, or so many small ones that the search for it pays. Every packet
+    /// counts for something, so where packets wait, the longest queue has one.
     fn shorten_longest(&mut self, overflow: &mut impl FnMut(T)) {
-        let longest = self.queues.iter_mut().map(|(_, queue)| queue).max_by_key(|queue| queue.bytes);
+        let longest = self.queues.iter_mut().map(|(_, queue)| queue).max_by_key(|queue| queue.cost);
         let Some(longest) = longest else { return };
-        let goal = longest.bytes - longest.bytes.min(QUANTUM) / 2;
-        while let Some(Waiting { packet, bytes, .. }) = longest.packets.pop_front() {
-            longest.bytes -= bytes;
+        let goal = longest.cost - longest.cost.min(QUANTUM) / 2;
+        while let Some(waiting) = longest.packets.pop_front() {
+            let cost = waiting.cost();
+            longest.cost -= cost;
             self.packets -= 1;
-            self.bytes -= bytes;
-            overflow(packet);
-            if longest.bytes <= goal {
+            self.cost -= cost;
+            overflow(waiting.packet);
+            if longest.cost <= goal {
                 return;
             }
         }

@@ -120,12 +120,8 @@ impl<K: Copy + Eq + Hash, T: Arrival> Intake<K, T> {
 
     /// Where to receive next, and the list to append to; `None` if that was enough for this turn, or all buffers are full.
     pub fn room(&mut self, now: Timestamp) -> Option<(&[Slot], &mut Vec<T>)> {
-        let enough = if self.is_contested(now) {
-            self.read.reaches(LOOK_AHEAD)
-        } else {
-            self.queue.waiting().reaches(STOCK)
-        };
-        if enough {
+        let stocked = !self.is_contested(now) && self.queue.waiting().reaches(STOCK);
+        if stocked || self.read.reaches(LOOK_AHEAD) {
             return None;
         }
         let limit = if self.read.packets == 0 { FIRST_READ } else { NEXT_READ };
@@ -161,6 +157,12 @@ impl<K: Copy + Eq + Hash, T: Arrival> Intake<K, T> {
             let bytes = packet.span().len as usize;
             read.packets += 1;
             read.bytes += bytes;
+            if bytes == 0 {
+                // A UDP datagram may be empty; there is nothing in it to wait for.
+                drops.count(DropReason::NotWireGuard);
+                pool.release(packet.span());
+                continue;
+            }
             let key = key(&packet);
             if last.is_some() && key != *last {
                 let counts_for = if key.is_some() { CONTEST } else { STRANGERS };
@@ -356,6 +358,21 @@ mod tests {
         assert!(intake.drops().get(DropReason::QueueDelay) > 0, "{:?}", intake.drops());
         assert!(intake.drops().get(DropReason::QueueShare) > 0, "{:?}", intake.drops());
         assert_eq!(intake.drops().get(DropReason::QueueShare) % 10, 0, "a train counts as its datagrams");
+    }
+
+    #[test]
+    fn empty_datagrams_are_counted_and_never_wait() {
+        let mut intake = Intake::new(0..96);
+        let mut kernel = vec![('?', 0); 1_000];
+        kernel.push(('a', 84));
+        let mut turns = 0;
+        while turn(&mut intake, &mut kernel, NOW).is_empty() {
+            turns += 1;
+            assert!(!intake.is_waiting(), "a turn reads a bounded share, and drops it");
+        }
+        assert!(turns >= 1_000 / (LOOK_AHEAD.packets + NEXT_READ), "{turns}");
+        assert_eq!(intake.drops().get(DropReason::NotWireGuard), 1_000);
+        assert_eq!(intake.pool.kept(), 0);
     }
 
     #[test]

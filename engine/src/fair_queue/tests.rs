@@ -132,11 +132,44 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        4 => (prop::char::range('a', 'f'), prop_oneof![Just(BULK), 0..2_000usize])
+        4 => (prop::char::range('a', 'f'), prop_oneof![Just(BULK), 0..2_000usize, Just(0)])
             .prop_map(|(client, bytes)| Step::Push { client, bytes }),
         3 => Just(Step::Pop),
         1 => (0..50u64).prop_map(|ms| Step::Pass { ms }),
     ]
+}
+
+#[test]
+fn empty_packets_have_their_price() {
+    let mut queue = FairQueue::new(BOUNDS);
+    for n in 0..900 {
+        queue.push('?', n, 0, at(0), none);
+    }
+    queue.push('b', 5_000, PING, at(0), none);
+    let place = served(&mut queue, at(0)).iter().position(|&packet| packet == 5_000).unwrap();
+    assert!(place <= QUANTUM / LEAST_COST + 1, "the others have their turn, at place {place}");
+}
+
+#[test]
+fn where_nothing_has_bytes_the_bound_holds_and_the_flood_pays_for_it() {
+    let mut queue = FairQueue::new(BOUNDS);
+    queue.push('?', 0, 0, at(0), none);
+    queue.push('b', 5_000, PING, at(0), none);
+    for n in 1..3_000 {
+        queue.push('?', n, 0, at(0), |packet| assert_ne!(packet, 5_000, "it waits in another queue"));
+        assert!(queue.waiting().packets <= BOUNDS.packets);
+    }
+}
+
+#[test]
+fn a_flood_of_tiny_packets_costs_nobody_a_superpacket() {
+    let mut queue = FairQueue::new(Amount { packets: 8_192, bytes: 128 * QUANTUM });
+    for n in 0..8_188 {
+        queue.push('?', n, 28, at(0), none);
+    }
+    for n in 0..8 {
+        queue.push('a', 100_000 + n, BULK, at(0), |packet| assert!(packet < 100_000));
+    }
 }
 
 proptest! {
@@ -160,12 +193,12 @@ proptest! {
                 }
                 Step::Pass { ms } => now = now + Duration::from_millis(ms),
             }
-            prop_assert!(queue.packets <= bounds.packets && queue.bytes <= bounds.bytes);
+            prop_assert!(queue.packets <= bounds.packets && queue.cost <= bounds.bytes);
             prop_assert_eq!(queue.is_empty(), queue.packets == 0);
             let sums = queue.queues.iter().fold((0, 0), |(packets, bytes), (_, queue)| {
-                (packets + queue.packets.len(), bytes + queue.bytes)
+                (packets + queue.packets.len(), bytes + queue.cost)
             });
-            prop_assert_eq!(sums, (queue.packets, queue.bytes));
+            prop_assert_eq!(sums, (queue.packets, queue.cost));
             prop_assert_eq!(queue.new.len() + queue.old.len(), queue.queues.len());
         }
         while let Some((packet, _)) = queue.pop(now, |packet| gone.push(packet)) {
