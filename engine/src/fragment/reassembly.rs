@@ -11,9 +11,12 @@
 //! expires (RFC 5722 §4, which says so for IPv6). A fragment that arrives twice, byte for byte, changes nothing.
 //!
 //! A flood of fragments must not stop anybody's fragments but its sender's (RFC 4787 REQ-14a): each source has its own
-//! share of datagrams and memory, and where there is no room, the oldest datagram of the *same* source makes it.
+//! share of datagrams and memory, within which its oldest datagram makes room. Where all shares together leave no room,
+//! the oldest datagram of the source that holds the most does: whoever forges a hundred sources holds as much of each as
+//! anybody, and must not keep what it has against those who come later.
 //! [`Reassembly::expire`] is the one place where time takes its toll.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -207,29 +210,40 @@ impl Reassembly {
     }
 
     fn make_room_for_datagram(&mut self, source: Ipv4Addr) -> Result<(), DropReason> {
-        let share = self.sources.get(&source).copied().unwrap_or_default();
-        if share.datagrams >= MAX_DATAGRAMS_PER_SOURCE || self.datagrams.len() >= MAX_DATAGRAMS {
-            self.evict_oldest(source, None)?;
+        if self.share(source).datagrams >= MAX_DATAGRAMS_PER_SOURCE {
+            self.evict_oldest(|key, _| key.source == source, |_| 0)?;
+        } else if self.datagrams.len() >= MAX_DATAGRAMS {
+            self.evict_oldest(|_, _| true, |share| share.datagrams)?;
         }
         Ok(())
     }
 
     fn make_room_for_bytes(&mut self, key: Key, cost: usize) -> Result<(), DropReason> {
-        let share =
-            |sources: &HashMap<Ipv4Addr, Share>| sources.get(&key.source).map_or(0, |share| share.bytes);
-        while self.bytes + cost > MAX_BYTES || share(&self.sources) + cost > MAX_BYTES_PER_SOURCE {
-            self.evict_oldest(key.source, Some(key))?;
+        while self.share(key.source).bytes + cost > MAX_BYTES_PER_SOURCE {
+            self.evict_oldest(|other, _| other.source == key.source && *other != key, |_| 0)?;
+        }
+        while self.bytes + cost > MAX_BYTES {
+            self.evict_oldest(|other, datagram| *other != key && datagram.bytes > 0, |share| share.bytes)?;
         }
         Ok(())
     }
 
-    /// Gives up the oldest datagram of `source`, but for `keep`.
-    fn evict_oldest(&mut self, source: Ipv4Addr, keep: Option<Key>) -> Result<(), DropReason> {
+    /// What `source` holds.
+    fn share(&self, source: Ipv4Addr) -> Share {
+        self.sources.get(&source).copied().unwrap_or_default()
+    }
+
+    /// Gives up one datagram of those that `may_go`: the oldest of the source with the most, by `measure`.
+    fn evict_oldest(
+        &mut self,
+        may_go: impl Fn(&Key, &Datagram) -> bool,
+        measure: impl Fn(Share) -> usize,
+    ) -> Result<(), DropReason> {
         let oldest = self
             .datagrams
             .iter()
-            .filter(|(key, _)| key.source == source && Some(**key) != keep)
-            .min_by_key(|(_, datagram)| datagram.expires)
+            .filter(|(key, datagram)| may_go(key, datagram))
+            .min_by_key(|(key, datagram)| (Reverse(measure(self.share(key.source))), datagram.expires))
             .map(|(key, _)| *key)
             .ok_or(DropReason::FragmentLimit)?;
         if let Some(datagram) = self.close(oldest) {
