@@ -203,10 +203,17 @@ impl Sender {
         }
     }
 
+    /// The window that the receiver offers.
+    fn window(&self) -> u32 {
+        self.limit
+            .wrapping_sub(self.unacknowledged)
+            .clamp(UNSCALED_WINDOW, UNSCALED_WINDOW << MAX_WINDOW_SCALE)
+    }
+
     /// Whether a segment of this sender that ends at `end` lies in the receiver's window, or not further behind it than
     /// a retransmission can be.
     fn fits(&self, end: u32) -> bool {
-        let window = self.limit.wrapping_sub(self.unacknowledged).clamp(UNSCALED_WINDOW, 1 << 30);
+        let window = self.window();
         !after(end, self.unacknowledged.wrapping_add(window))
             && !after(self.unacknowledged.wrapping_sub(window), end)
     }
@@ -281,11 +288,12 @@ impl Connection {
             return Verdict::Refresh;
         }
         let acknowledges = segment.has(tcp_flags::ACK) && self.client.has(Progress::STARTED);
-        let oldest = self.client.unacknowledged.wrapping_sub(UNSCALED_WINDOW << MAX_WINDOW_SCALE);
+        // RFC 5961 §5: further back than by a window no acknowledgment can be delayed.
+        let oldest = self.client.unacknowledged.wrapping_sub(self.client.window());
         if acknowledges
             && (after(segment.acknowledgment, self.client.next) || after(oldest, segment.acknowledgment))
         {
-            return Verdict::Pass; // it acknowledges what was never sent
+            return Verdict::Pass; // it acknowledges what was never sent, or was acknowledged long ago
         }
         if !self.remote.has(Progress::STARTED) {
             let answers = !acknowledges || after(segment.acknowledgment, self.client.initial);

@@ -229,6 +229,24 @@ fn no_bytes_whatsoever_make_the_nat_panic() {
 }
 
 #[test]
+fn a_guessed_segment_with_an_old_acknowledgment_does_not_prepare_a_reset() {
+    let mut world = World::new();
+    let external = connect(&mut world, CLIENT, SERVER);
+    // In the window by luck, and acknowledges what nobody could acknowledge so late (RFC 5961 §5).
+    for late in [70_000, 1_000_000_000] {
+        let guess = tcp(at(SERVER), external, "PA", 901 + 500, 101u32.wrapping_sub(late), b"x");
+        assert!(world.receive(guess).is_ok(), "the client judges it");
+        assert!(
+            world.receive(tcp(at(SERVER), external, "R", 901 + 501, 0, b"")).is_ok(),
+            "and challenges that"
+        );
+        assert_eq!(state(&world), MappingState::Established, "{late}");
+    }
+    world.pass(2 * 3600);
+    assert_eq!(state(&world), MappingState::Established, "it did not even look alive or dying");
+}
+
+#[test]
 fn two_clients_that_take_all_they_can_get_leave_ports_for_a_third() {
     for protocol in [Proto::Udp, Proto::Tcp] {
         let mut world = World::new(); // 2,000 ports of each protocol, and no more to come
