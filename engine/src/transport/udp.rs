@@ -4,8 +4,8 @@
 //! consecutive datagrams of one sender, and says of which size they were. `sendmmsg` sends several trains, each with
 //! `UDP_SEGMENT`. Nothing waits: where the kernel has no room, datagrams die and are counted, as on any link.
 //!
-//! UDP GSO is broken on some kernels and drivers. If the kernel refuses a train with `EIO` or `EINVAL`, GSO is switched
-//! off for good and the train goes out datagram by datagram; [`Transport::gso`] tells.
+//! UDP GSO is broken on some kernels and drivers. If the kernel refuses a train with `EIO` or `EINVAL`, the train goes out
+//! datagram by datagram; `EIO`, or many `EINVAL` in a row, switches GSO off for good, and [`Transport::gso`] tells.
 //!
 //! Several shards share the port by `SO_REUSEPORT`. A program in the kernel reads the *receiver index* of each message
 //! and picks the shard that handed it out, so that a peer stays on its shard wherever it roams
@@ -55,6 +55,7 @@ impl Default for UdpOptions {
 pub struct UdpTransport {
     fd: OwnedFd,
     gso: bool,
+    refusals: Refusals,
     gro: bool,
     incoming: ReceiveBatch,
     outgoing: SendBatch,
@@ -94,7 +95,14 @@ impl UdpTransport {
         let gro = options.gro && sys::set_option(socket, SOL_UDP, libc::UDP_GRO, 1u32).is_ok();
         sys::bind(socket, &SocketAddress::inet(listen))
             .context(|| format!("bind a UDP socket to {listen}"))?;
-        Ok(Self { fd, gso, gro, incoming: ReceiveBatch::new(), outgoing: SendBatch::new() })
+        Ok(Self {
+            fd,
+            gso,
+            refusals: Refusals::default(),
+            gro,
+            incoming: ReceiveBatch::new(),
+            outgoing: SendBatch::new(),
+        })
     }
 
     /// Makes the kernel pick the shard's socket by the receiver index (its lowest byte, modulo `shards`).
@@ -137,7 +145,7 @@ impl UdpTransport {
 
     /// Sends up to [`MAX_MESSAGES`] trains, each as one message.
     fn send_trains(&mut self, trains: &[SendTrain<'_>], outcome: &mut SendOutcome) {
-        let Self { fd, gso, outgoing, .. } = self;
+        let Self { fd, gso, refusals, outgoing, .. } = self;
         let messages = trains.iter().map(|train| Message {
             to: Some(SocketAddress::inet(train.to)),
             head: Head::EMPTY,
@@ -149,13 +157,18 @@ impl UdpTransport {
             let train = &trains[i];
             reported = i + 1;
             match result {
-                Ok(()) => outcome.sent += train.datagrams(),
+                Ok(()) => {
+                    if train.datagrams() > 1 {
+                        refusals.in_a_row = 0;
+                    }
+                    outcome.sent += train.datagrams();
+                }
                 Err(error) if sys::would_block(&error) => {
                     outcome.lose(train.datagrams(), error);
                     return AfterError::Stop;
                 }
                 Err(error) if train.datagrams() > 1 && refuses_trains(&error) => {
-                    *gso &= error.raw_os_error() == Some(libc::EMSGSIZE) || beyond_limits(train);
+                    *gso &= beyond_limits(train) || !refusals.are_for_good(error.raw_os_error());
                     outcome.error.get_or_insert(error);
                     send_apart(fd.as_fd(), train, outcome);
                 }
@@ -266,6 +279,31 @@ impl AsRawFd for UdpTransport {
 /// datagram is beyond the MTU, since a train cannot be fragmented.
 fn refuses_trains(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE))
+}
+
+/// How trains were refused lately.
+#[derive(Default)]
+struct Refusals {
+    /// With `EINVAL`, since a train was sent.
+    in_a_row: u32,
+}
+
+impl Refusals {
+    /// So many, and the kernel takes no trains at all.
+    const ENOUGH: u32 = 64;
+
+    /// Whether, after one more refusal, none should be tried any more. `EINVAL` alone does not say so: kernels before 6.14
+    /// mean the MTU of one route by it, and one peer there must not cost all the others their trains.
+    fn are_for_good(&mut self, errno: Option<i32>) -> bool {
+        match errno {
+            Some(libc::EIO) => true,
+            Some(libc::EINVAL) => {
+                self.in_a_row += 1;
+                self.in_a_row >= Self::ENOUGH
+            }
+            _ => false,
+        }
+    }
 }
 
 /// Whether the caller, not the kernel, is to blame for a refusal.
@@ -405,9 +443,23 @@ mod tests {
 
         // The kernel refuses to segment for a socket without UDP checksums: as on a device that cannot.
         sys::set_option(sender.fd.as_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, 1u32).unwrap();
-        let outcome = sender.send(&[SendTrain { to, bytes: &bytes, segment_size: 100 }]);
-        assert_eq!((outcome.sent, outcome.dropped, sender.gso()), (3, 0, false));
-        assert_eq!(sender.send(&[SendTrain { to, bytes: &bytes, segment_size: 100 }]).sent, 3);
+        let refused = |sender: &mut UdpTransport| {
+            let outcome = sender.send(&[SendTrain { to, bytes: &bytes, segment_size: 100 }]);
+            assert_eq!((outcome.sent, outcome.dropped), (3, 0));
+            (outcome.error.is_some(), sender.gso())
+        };
+        for _ in 1..Refusals::ENOUGH {
+            assert_eq!(refused(&mut sender), (true, true), "it may be the fault of one route");
+        }
+        // A train that passes proves it.
+        sys::set_option(sender.fd.as_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, 0u32).unwrap();
+        assert_eq!(refused(&mut sender), (false, true));
+        sys::set_option(sender.fd.as_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, 1u32).unwrap();
+        for _ in 1..Refusals::ENOUGH {
+            assert_eq!(refused(&mut sender), (true, true));
+        }
+        assert_eq!(refused(&mut sender), (true, false), "too many in a row: the kernel takes none");
+        assert_eq!(refused(&mut sender), (false, false), "and is not asked any more");
     }
 
     #[test]
