@@ -20,6 +20,8 @@ from tests.unit.running import serving
 from tidegate.errors import ConflictError, EngineError, LockedError
 from tidegate.gateway import Gateway
 from tidegate.host import MAIN_TABLE, Route
+from tidegate.identity import parse_profile
+from tidegate.net import Endpoint
 from tidegate.settings import Settings
 
 
@@ -88,6 +90,26 @@ def test_peers_are_added_listed_and_removed_at_once(
             assert (await running.cli("peer", "remove", "alice"))[0] == 0
             assert running.packets.peers == {}
             assert (await running.cli("peer", "remove", "alice"))[0] == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_profile_has_the_running_gateways_endpoint_and_port_and_not_what_the_command_line_knows(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = Endpoint("vpn.example.net", 443)
+    settings = settings.model_copy(
+        update={"gateway": settings.gateway.model_copy(update={"endpoint": named})}
+    )
+
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            code, out, err = await running.cli("peer", "add", "alice")
+            assert (code, err) == (0, "")
+            assert parse_profile(out).endpoint == named
+            code, out, err = await running.cli("peer", "add", "bob", "--endpoint", "vpn.example.com")
+            assert (code, err) == (0, "")
+            assert parse_profile(out).endpoint == Endpoint("vpn.example.com", settings.gateway.listen.port)
 
     asyncio.run(scenario())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from ipaddress import IPv4Address, IPv4Interface, ip_network
+from ipaddress import AddressValueError, IPv4Address, IPv4Interface, ip_network
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated
 
@@ -75,7 +75,7 @@ def add(
 
     settings = read_settings(context, config, state_dir)
     check_peer_name(name)
-    wanted = _endpoint(endpoint, settings.gateway.listen.port)
+    _endpoint(endpoint, settings.gateway.listen.port)  # a wrong one is refused before anything is done
     private_key, preshared_key = make_private_key(), make_preshared_key()
     command = PeerAdd(
         name=name,
@@ -90,10 +90,11 @@ def add(
         file = _begin_profile(files, out, force) if out is not None else None
         runtime = runtime_of(context)
         with administration(
-            settings, runtime.host(), make=True, suggest_endpoint=wanted is None, engine=runtime.engine
+            settings, runtime.host(), make=True, suggest_endpoint=endpoint is None, engine=runtime.engine
         ) as executor:
             added = executor.execute(command)
             try:
+                wanted = _endpoint(endpoint, added.listen_port)
                 profile = _profile(added, wanted, private_key, preshared_key)
                 text = profile.render(comment)
                 if file is not None:
@@ -172,10 +173,11 @@ def _warn_of_private_endpoint(profile: Profile, *, explicit: bool) -> None:
     from tidegate.cli.output import remark
     from tidegate.net import PRIVATE_NETWORKS
 
-    if explicit:
-        return
-    address = IPv4Address(profile.endpoint.host)
-    if any(address in network for network in PRIVATE_NETWORKS):
+    try:
+        address = IPv4Address(profile.endpoint.host)
+    except AddressValueError:
+        return  # a host name, which only settings give: the gateway may have others than this command
+    if not explicit and any(address in network for network in PRIVATE_NETWORKS):
         remark(f"the endpoint {profile.endpoint} is a private address; clients elsewhere need --endpoint")
 
 
