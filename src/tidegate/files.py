@@ -17,7 +17,8 @@ def atomic_write(path: Path, *, replace: bool) -> Iterator[IO[str]]:
     not.
 
     Without `replace` an existing file raises `FileExistsError`, also one that appears meanwhile. Raises
-    `OSError` before the block begins if the directory cannot be written.
+    `OSError` before the block begins if the directory cannot be written, and when the block ends if the file
+    does not get to its place.
     """
     if not replace and os.path.lexists(path):
         raise FileExistsError(17, "File exists", str(path))
@@ -31,11 +32,28 @@ def atomic_write(path: Path, *, replace: bool) -> Iterator[IO[str]]:
         if replace:
             temporary.replace(path)
         else:
-            os.link(temporary, path)
+            _move_to_free_name(temporary, path)
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
     _sync_directory(path.parent)
+
+
+def _move_to_free_name(temporary: Path, path: Path) -> None:
+    """Raises `FileExistsError` where the name is taken."""
+    try:
+        os.link(temporary, path)
+        return
+    except FileExistsError:
+        raise
+    except OSError:
+        pass  # there are file systems without hard links, such as FAT
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE))  # the name is ours, and empty
+    try:
+        temporary.replace(path)
+    except BaseException:
+        path.unlink()
+        raise
 
 
 def _sync_directory(path: Path) -> None:

@@ -13,6 +13,7 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from tidegate.cli.app import app
+from tidegate.cli.output import discard
 from tidegate.cli.runtime import Runtime
 from tidegate.errors import TidegateError
 
@@ -43,8 +44,7 @@ def main(arguments: Sequence[str] | None = None, runtime: Runtime | None = None)
     except (KeyboardInterrupt, Abort):
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has seen enough; Python would complain once more when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard(sys.stdout)  # whoever read it has seen enough
         return EXIT_FAILED
     except Exception as unexpected:
         if debug:

@@ -3,9 +3,10 @@ error."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -19,6 +20,22 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 def print_json(answer: BaseModel) -> None:
     print(answer.model_dump_json(indent=2))
+
+
+def hand_out(text: str) -> None:
+    """Prints what exists nowhere else, at once. Raises `OSError` if it does not get through."""
+    try:
+        print(text, end="", flush=True)
+    except OSError:
+        discard(sys.stdout)
+        raise
+
+
+def discard(stream: TextIO) -> None:
+    """Lets go of what is stuck in a stream: Python would complain once more when it closes it."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def print_rich(*things: RenderableType) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from ipaddress import AddressValueError, IPv4Address, IPv4Interface, ip_network
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -85,9 +86,7 @@ def add(
         cipher=cipher,
     )
     comment = f"Tidegate profile of {name}. It holds secret keys: keep it to yourself."
-    with ExitStack() as files:
-        # The file is begun before the peer is added, and appears once it was: nothing is ever half-done.
-        file = _begin_profile(files, out, force) if out is not None else None
+    with _delivery(name, out, force) as deliver:
         runtime = runtime_of(context)
         with administration(
             settings, runtime.host(), make=True, suggest_endpoint=endpoint is None, engine=runtime.engine
@@ -97,23 +96,20 @@ def add(
                 wanted = _endpoint(endpoint, added.listen_port)
                 profile = _profile(added, wanted, private_key, preshared_key)
                 text = profile.render(comment)
-                if file is not None:
-                    file.write(text)
-                files.close()
+                answer = _answer(added, profile, text, out)
+                deliver(answer if json and out is None else text)
             except BaseException:
                 executor.execute(PeerRemove(name=name))
                 raise
+    if out is not None and json:
+        print(answer, end="")
+    elif out is not None:
+        remark(f"peer {name} has address {added.peer.address}; its profile is in {out}")
     if profile.cipher != WIREGUARD_CIPHER:
         remark(
             f"{profile.cipher} works with `tidegate connect` only: other WireGuard programs will pass no data"
         )
-    _warn_of_private_endpoint(profile, explicit=wanted is not None or settings.gateway.endpoint is not None)
-    if json:
-        _print_added(added, profile, text, out)
-    elif out is None:
-        print(text, end="")
-    else:
-        remark(f"peer {name} has address {added.peer.address}; its profile is in {out}")
+    _warn_of_private_endpoint(profile, explicit=endpoint is not None or settings.gateway.endpoint is not None)
 
 
 def _endpoint(text: str | None, default_port: int) -> Endpoint | None:
@@ -128,12 +124,47 @@ def _endpoint(text: str | None, default_port: int) -> Endpoint | None:
         raise UsageError(f"--endpoint: {cause}") from None
 
 
-def _begin_profile(files: ExitStack, out: Path, force: bool) -> IO[str]:
+@contextmanager
+def _delivery(name: str, out: Path | None, force: bool) -> Iterator[Callable[[str], None]]:
+    """The way out of a profile, to be used once. A file is begun before the peer is added, and appears once it
+    was: nothing is ever half-done."""
+    from tidegate.cli.output import hand_out
     from tidegate.errors import TidegateError, UsageError
     from tidegate.files import atomic_write
 
+    def show(text: str) -> None:
+        try:
+            hand_out(text)
+        except OSError as cause:
+            raise TidegateError(
+                f"the profile cannot be printed: {cause.strerror}", hint=f"{name} was not added"
+            ) from cause
+
+    if out is None:
+        yield show
+        return
+    with ExitStack() as files:
+        with _explained(out):
+            if out.is_dir():
+                raise UsageError(
+                    f"{out} is a directory", hint=f"name a file in it, such as {out / name}.conf"
+                )
+            file = files.enter_context(atomic_write(out, replace=force))
+
+        def write(text: str) -> None:
+            with _explained(out):
+                file.write(text)
+                files.close()
+
+        yield write
+
+
+@contextmanager
+def _explained(out: Path) -> Iterator[None]:
+    from tidegate.errors import TidegateError, UsageError
+
     try:
-        return files.enter_context(atomic_write(out, replace=force))
+        yield
     except FileExistsError:
         raise UsageError(
             f"{out} exists, and may hold somebody's only key", hint="choose another --out, or add --force"
@@ -181,7 +212,7 @@ def _warn_of_private_endpoint(profile: Profile, *, explicit: bool) -> None:
         remark(f"the endpoint {profile.endpoint} is a private address; clients elsewhere need --endpoint")
 
 
-def _print_added(added: PeerAdded, profile: Profile, text: str, out: Path | None) -> None:
+def _answer(added: PeerAdded, profile: Profile, text: str, out: Path | None) -> str:
     from json import dumps
 
     answer = {
@@ -193,7 +224,7 @@ def _print_added(added: PeerAdded, profile: Profile, text: str, out: Path | None
         "file": str(out) if out is not None else None,
         "profile": text if out is None else None,
     }
-    print(dumps(answer, indent=2))
+    return dumps(answer, indent=2) + "\n"
 
 
 @app.command(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -93,6 +96,61 @@ def test_a_profile_that_cannot_be_written_adds_no_peer(tidegate: CommandLine, tm
     )
     assert "cannot be written" in message
     assert not (tmp_path / "state").exists()
+
+
+def _stdout_of_nobody() -> int:
+    """A pipe whose reader is gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+@pytest.mark.parametrize("json_too", [(), ("--json",)], ids=["text", "json"])
+@pytest.mark.parametrize(
+    "stdout", [lambda: os.open("/dev/full", os.O_WRONLY), _stdout_of_nobody], ids=["full", "nobody"]
+)
+def test_a_profile_that_cannot_be_printed_adds_no_peer(
+    tidegate: CommandLine, tmp_path: Path, stdout: Callable[[], int], json_too: tuple[str, ...]
+) -> None:
+    command = [sys.executable, "-m", "tidegate", "peer", "add", "alice", "--endpoint", "192.0.2.1:1"]
+    descriptor = stdout()
+    try:
+        done = subprocess.run(
+            [*command, "--state-dir", str(tmp_path), *json_too],
+            stdout=descriptor,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(descriptor)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "the profile cannot be printed" in line and "alice was not added" in line
+    assert json.loads(tidegate("peer", "list", "--state-dir", tmp_path, "--json").out)["peers"] == []
+
+
+def test_a_profile_that_cannot_get_to_its_place_adds_no_peer(
+    tidegate: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = ["--state-dir", tmp_path / "state", "--endpoint", "192.0.2.1"]
+    for force in ([], ["--force"]):
+        message = tidegate.refused(2, "peer", "add", "alice", *state, "--out", tmp_path, *force)
+        assert f"{tmp_path} is a directory" in message
+    assert not (tmp_path / "state").exists()
+
+    def disk_is_full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        assert tidegate("peer", "add", "first", *state).code == 0  # and the gateway has its key
+        patch.setattr(os, "fsync", disk_is_full)
+        out = tmp_path / "alice.conf"
+        message = tidegate.refused(1, "peer", "add", "alice", *state, "--out", out)
+    assert f"{out}: cannot be written: No space left on device" in message
+    assert list(tmp_path.glob("*alice*")) == []
+    listed = json.loads(tidegate("peer", "list", *state[:2], "--json").out)
+    assert [peer["name"] for peer in listed["peers"]] == ["first"]
 
 
 def test_a_peer_without_a_known_endpoint_is_not_added(tidegate: CommandLine, tmp_path: Path) -> None:
