@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Interface
 
 import structlog
 
@@ -261,9 +261,7 @@ class Gateway:
         return upstreams
 
     def _suggested_endpoint(self) -> Endpoint | None:
-        listen = self._settings.gateway.listen
-        address = listen.address if int(listen.address) else IPv4Address(self.external.addresses[0])
-        return Endpoint(str(address), listen.port)
+        return self._settings.gateway.listen.reached_at(self.external.addresses[0])
 
     def _announce(self, peers: int) -> None:
         external = self.external

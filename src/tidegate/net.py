@@ -1,5 +1,7 @@
 """Small values of the network that settings, profiles and commands share."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address, IPv4Network
 from typing import Self
@@ -53,6 +55,12 @@ class ListenAddress:
         except AddressValueError:
             raise ValueError(f"{host!r} is not an IPv4 address (write ADDRESS:PORT)") from None
         return cls(address, parse_port(port))
+
+    def reached_at(self, external: str) -> Endpoint:
+        """Where clients find the gateway if settings do not say: at this very address, or at the `external` one if
+        it listens on all."""
+        host = external if self.address.is_unspecified else str(self.address)
+        return Endpoint(host, self.port)
 
     def __str__(self) -> str:
         return f"{self.address}:{self.port}"

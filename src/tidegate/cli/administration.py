@@ -109,4 +109,4 @@ def _suggested_endpoint(settings: Settings, host: Host | None) -> Endpoint | Non
         link = external_link(host.read_network(), settings.external)
     except TidegateError:
         return None  # the command says that --endpoint is needed
-    return Endpoint(link.addresses[0], settings.gateway.listen.port)
+    return settings.gateway.listen.reached_at(link.addresses[0])

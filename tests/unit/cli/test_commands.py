@@ -74,6 +74,14 @@ def test_a_profile_is_printed_alone_and_can_be_redirected(tidegate: CommandLine,
     assert profile.preshared_key is not None
 
 
+def test_a_profile_names_the_address_that_the_gateway_is_to_listen_on(
+    tidegate: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIDEGATE_GATEWAY__LISTEN", "192.0.2.77:443")
+    profile = parse_profile(tidegate("peer", "add", "alice", "--state-dir", tmp_path).out)
+    assert str(profile.endpoint) == "192.0.2.77:443"
+
+
 def test_a_profile_goes_to_a_file_that_only_its_owner_reads(tidegate: CommandLine, tmp_path: Path) -> None:
     out = tmp_path / "alice.conf"
     arguments = ["--state-dir", tmp_path / "state", "--endpoint", "vpn.example.com", "--out", out]
