@@ -56,7 +56,8 @@ def remark(text: str) -> None:
 def table(
     title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str
 ) -> RenderableType:
-    """A table; columns whose name ends with ``>`` are aligned to the right."""
+    """A table; columns whose name ends with ``>`` are aligned to the right. Where it is too wide, a last column
+    that is not gives way: it may hold sentences."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table
@@ -65,9 +66,12 @@ def table(
         return f"[dim]{escape(empty)}[/]"
     made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        made.add_column(
-            column.removesuffix(">"), justify="right" if column.endswith(">") else "left", no_wrap=True
-        )
+        if column.endswith(">"):
+            made.add_column(column.removesuffix(">"), justify="right", no_wrap=True)
+        elif column is columns[-1]:
+            made.add_column(column, overflow="fold")
+        else:
+            made.add_column(column, no_wrap=True)
     for row in rows:
         made.add_row(*map(escape, row))
     return made

@@ -337,7 +337,7 @@ def peer_table(peers: list[PeerView], *, running: bool) -> RenderableType:
             for peer in peers
         ]
     if any(peer.cipher != WIREGUARD_CIPHER for peer in peers):  # seldom, and 80 columns are full
-        columns.append("cipher")
+        columns.insert(2, "cipher")
         for peer, row in zip(peers, rows, strict=True):
-            row.append(peer.cipher)
+            row.insert(2, peer.cipher)
     return table(None, columns, rows, empty=empty)
