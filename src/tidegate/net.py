@@ -19,9 +19,18 @@ PRIVATE_NETWORKS = (
 
 def parse_port(text: str) -> int:
     """A port from 1 to 65535. Raises `ValueError` with a text for people."""
-    if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:6]) <= MAX_PORT:
+    port = parse_number(text, 1, MAX_PORT)
+    if port is None:
         raise ValueError(f"{text!r} is not a port (1 to {MAX_PORT})")
-    return int(text)
+    return port
+
+
+def parse_number(text: str, least: int, most: int) -> int | None:
+    """A number from `least` to `most`, in no more digits than `most` has; `None` if the text is no such number."""
+    if not (text.isascii() and text.isdigit()) or len(text) > len(str(most)):
+        return None
+    number = int(text)
+    return number if least <= number <= most else None
 
 
 def is_host_name(text: str) -> bool:

@@ -27,7 +27,7 @@ from typing import NoReturn
 from tidegate.ciphers import CIPHERS, WIREGUARD_CIPHER, CipherName
 from tidegate.errors import ProfileError
 from tidegate.identity.keys import decode_key, encode_key
-from tidegate.net import Endpoint, is_host_name
+from tidegate.net import Endpoint, is_host_name, parse_number
 
 MAX_FILE_BYTES = 64 * 1024
 MAX_KEEPALIVE = 65535
@@ -234,11 +234,12 @@ class _Reader:
         entry = self._entry(section, key)
         if entry is None:
             return default
-        if not (entry.value.isascii() and entry.value.isdigit()) or not least <= int(entry.value[:9]) <= most:
+        number = parse_number(entry.value, least, most)
+        if number is None:
             self._fail(
                 f"{key} must be a number from {least} to {most}, not {_short(entry.value)!r}", entry.line
             )
-        return int(entry.value)
+        return number
 
     def _keepalive(self) -> int:
         entry = self._entry("peer", "PersistentKeepalive")

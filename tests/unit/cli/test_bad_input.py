@@ -126,6 +126,8 @@ def test_a_wrong_variable_is_named(tidegate: CommandLine, monkeypatch: pytest.Mo
         (["publish", "add", "sctp/80", "--to", "alice"], "sctp/80"),
         (["publish", "add", "tcp/90-80", "--to", "alice"], "ends before"),
         (["publish", "add", "tcp/0", "--to", "alice"], "'0'"),
+        (["publish", "add", "tcp/0000080801", "--to", "alice"], "'0000080801'"),
+        (["publish", "add", "tcp/80", "--to", "alice:0000080801"], "'0000080801'"),
         (["publish", "add", "tcp/80-90", "--to", "alice:8080-8085"], "11"),
     ],
 )
