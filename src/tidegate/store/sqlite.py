@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
+    URL,
     CheckConstraint,
     Column,
     Connection,
@@ -94,7 +95,8 @@ class SqliteStore:
             else:
                 path.touch(PRIVATE_FILE)
             self._engine = create_engine(
-                f"sqlite:///{path}", connect_args={"timeout": BUSY_TIMEOUT, "isolation_level": None}
+                URL.create("sqlite", database=str(path)),
+                connect_args={"timeout": BUSY_TIMEOUT, "isolation_level": None},
             )
             event.listen(self._engine, "connect", _configure)
             event.listen(self._engine, "begin", _begin_immediate)

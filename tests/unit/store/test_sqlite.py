@@ -70,6 +70,17 @@ def store(tmp_path: Path) -> SqliteStore:
     return SqliteStore(tmp_path / "tidegate.db")
 
 
+@pytest.mark.parametrize("name", ["a?b", "a%41b", "a#b", "a b", "?mode=ro", "file:x"])
+def test_the_file_is_where_its_path_says_whatever_characters_it_has(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    for _ in range(2):
+        SqliteStore(folder / "tidegate.db").close()
+    assert stat.S_IMODE((folder / "tidegate.db").stat().st_mode) == 0o600
+    assert [entry.name for entry in folder.iterdir()] == ["tidegate.db"]
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+
+
 def test_a_peer_gets_the_lowest_free_address(store: SqliteStore) -> None:
     assert [add(store, name) for name in "abc"] == ["10.66.77.2", "10.66.77.3", "10.66.77.4"]
     store.remove_peer("b")
