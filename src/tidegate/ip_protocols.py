@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tidegate.net import parse_number
+
 NUMBERS = {"ipip": 4, "ipv6": 41, "gre": 47, "esp": 50, "l2tp": 115, "sctp": 132}
 """The usual ones (IANA, "Assigned Internet Protocol Numbers")."""
 
@@ -21,22 +23,11 @@ def protocol_name(number: int) -> str:
     return f"{_NAMES[number]} ({number})" if number in _NAMES else f"protocol {number}"
 
 
-def parse_other_protocols(value: Any) -> Any:
-    """Peers by protocol number; names and texts of numbers become numbers. Raises `ValueError`."""
-    if not isinstance(value, dict):
-        return value
-    parsed: dict[int, Any] = {}
-    for key, peer in value.items():
-        number = _number(str(key))
-        if number in parsed:
-            raise ValueError(f"{protocol_name(number)} is there twice")
-        parsed[number] = peer
-    return parsed
-
-
-def _number(text: str) -> int:
-    number = NUMBERS.get(text.lower(), int(text) if text.isascii() and text.isdigit() else None)
-    if number is None or not 0 < number <= _MAX_NUMBER:
+def parse_protocol(key: Any) -> int:
+    """The number of a protocol that a peer may have to itself, from its name or number. Raises `ValueError`."""
+    text = str(key)
+    number = _number(text)
+    if number is None:
         known = ", ".join(NUMBERS)
         raise ValueError(f"{text!r} is not a protocol: a number from 1 to {_MAX_NUMBER}, or {known}")
     if number in _TRANSLATED:
@@ -44,3 +35,19 @@ def _number(text: str) -> int:
     if number in _BOUND_TO_ADDRESSES:
         raise ValueError(f"{_BOUND_TO_ADDRESSES[number]} does not survive the translation of its addresses")
     return number
+
+
+def refuse_doubles(value: Any) -> Any:
+    """A table of protocols as it is. Raises `ValueError` if one is in it by its name and by its number."""
+    seen: dict[int, str] = {}
+    for key in map(str, value) if isinstance(value, dict) else ():
+        number = _number(key)
+        if number in seen:
+            raise ValueError(f"{protocol_name(number)} is there twice, as {seen[number]!r} and {key!r}")
+        if number is not None:
+            seen[number] = key
+    return value
+
+
+def _number(text: str) -> int | None:
+    return NUMBERS.get(text.lower(), parse_number(text, 1, _MAX_NUMBER))

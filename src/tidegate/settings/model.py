@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from tidegate.ip_protocols import MAX_OTHER_PROTOCOLS, parse_other_protocols
+from tidegate.ip_protocols import MAX_OTHER_PROTOCOLS, parse_protocol, refuse_doubles
 from tidegate.net import Endpoint, ListenAddress, gateway_address_of, parse_subnet
 
 MAX_INTERFACE_NAME = 15  # IFNAMSIZ - 1, linux/if.h
@@ -69,8 +69,8 @@ Timeout = Annotated[float, Field(ge=1, le=7 * 86_400, allow_inf_nan=False)]
 
 
 OtherProtocols = Annotated[
-    dict[int, Annotated[str, Field(min_length=1, max_length=63)]],
-    BeforeValidator(parse_other_protocols),
+    dict[Annotated[int, BeforeValidator(parse_protocol)], Annotated[str, Field(min_length=1, max_length=63)]],
+    BeforeValidator(refuse_doubles),
     Field(max_length=MAX_OTHER_PROTOCOLS),
 ]
 """Peers by protocol number."""

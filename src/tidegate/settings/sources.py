@@ -11,12 +11,12 @@ import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 from tidegate.errors import SettingsError
-from tidegate.settings.locate import line_of
+from tidegate.settings.locate import key_lines, line_of
 from tidegate.settings.model import Settings
 
 DEFAULT_PATH = Path("/etc/tidegate/tidegate.toml")
@@ -124,6 +124,10 @@ class _Merged:
         for length in range(len(key), 0, -1):
             if key[:length] in self._origins:
                 return self._origins[key[:length]]
+        if key not in key_lines(self._text):  # a table of which only variables or flags have parts
+            for origin, where in self._origins.items():
+                if origin[: len(key)] == key:
+                    return where
         if self._path is None:
             return None
         line = line_of(self._text, key)
@@ -153,8 +157,12 @@ class _Merged:
             return SettingsError(f"{name}: {message}", where=self._where(key))
         if error["type"] == "missing":  # an item of a list of fixed length; every setting has a default
             return SettingsError(f"{name}: the list is too short", where=self._where(key))
-        wanted = _WANTED.get(error["type"], message.removeprefix("Input should be "))
-        return SettingsError(f"{name}: must be {wanted}, not {_shown(value)}", where=self._where(key))
+        subject, _, rule = message.partition(" should ")
+        if error["type"] in _WANTED:
+            rule = f"be {_WANTED[error['type']]}, not {_shown(value)}"
+        elif subject == "Input":
+            rule = f"{rule}, not {_shown(value)}"
+        return SettingsError(f"{name}: must {rule.replace(' after validation', '')}", where=self._where(key))
 
 
 def _unknown_key(key: Key, where: str | None) -> SettingsError:
@@ -181,6 +189,9 @@ def _field_type(key: Key) -> Any:
     """The annotation of a setting; `None` if there is none of that name."""
     kind: Any = Settings
     for part in key:
+        if get_origin(kind) is dict:  # whose keys are free
+            kind = get_args(kind)[1]
+            continue
         if not _is_model(kind) or part not in kind.model_fields:
             return None
         kind = kind.model_fields[part].annotation

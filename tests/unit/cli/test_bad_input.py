@@ -49,11 +49,18 @@ USAGE, FAILURE = 2, 1
         ("[nat]\nport_range = [5000, 4000]", 2, ["nat.port_range", "ends before it begins"]),
         ("[nat]\nport_range = [80, 4000]", 2, ["nat.port_range", "1024", "80"]),
         ('[nat]\nfiltering = "none"', 2, ["nat.filtering", "endpoint-independent", '"none"']),
-        ('[nat.other_protocols]\ntcp = "alice"', 1, ["nat.other_protocols", "'tcp'", "gre"]),
-        ('[nat.other_protocols]\n6 = "alice"', 1, ["nat.other_protocols", "TCP", "every peer"]),
-        ('[nat.other_protocols]\n51 = "alice"', 1, ["nat.other_protocols", "AH", "does not survive"]),
-        ('[nat.other_protocols]\ngre = "alice"\n47 = "bob"', 1, ["gre (47) is there twice"]),
-        ("[nat.other_protocols]\ngre = 5", 1, ["nat.other_protocols", "text", "5"]),
+        ('[nat.other_protocols]\ntcp = "alice"', 2, ["nat.other_protocols", "'tcp'", "gre"]),
+        ('[nat.other_protocols]\n6 = "alice"', 2, ["nat.other_protocols", "TCP", "every peer"]),
+        ('[nat.other_protocols]\n51 = "alice"', 2, ["nat.other_protocols", "AH", "does not survive"]),
+        (
+            '[nat.other_protocols]\ngre = "alice"\n47 = "bob"',
+            1,
+            ["gre (47) is there twice, as 'gre' and '47'"],
+        ),
+        ("[nat.other_protocols]\ngre = 5", 2, ["nat.other_protocols.gre", "text", "5"]),
+        ('[nat.other_protocols]\ngre = ""', 2, ["nat.other_protocols.gre: must have at least 1 character"]),
+        (f'[nat.other_protocols]\n{"4" * 5000} = "alice"', 2, ["is not a protocol"]),
+        (f"[dns]\nupstreams = {['192.0.2.1'] * 9}", 2, ["dns.upstreams: must have at most 8 items, not 9"]),
         ('[nat]\nother_protocols = "gre"', 2, ["nat.other_protocols", "a table"]),
         ('[nat]\ntcp_transitory_timeout = "x"', 2, ["nat.tcp_transitory_timeout", "a number"]),
         ("[nat]\nudp_timeout = inf", 2, ["nat.udp_timeout", "finite"]),
@@ -109,6 +116,30 @@ def test_a_wrong_variable_is_named(tidegate: CommandLine, monkeypatch: pytest.Mo
     assert '$TIDEGATE_NAT__UDP_TIMEOUT: nat.udp_timeout: must be a number, not the text "soon"' in (
         tidegate.refused(USAGE, "serve")
     )
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("TCP", "alice", "nat.other_protocols.tcp: 'tcp' is not a protocol"),
+        ("GRE", "", "nat.other_protocols.gre: must have at least 1 character"),
+        ("GRE__X", "alice", "nat.other_protocols.gre: must be text, not a table"),
+    ],
+)
+@pytest.mark.parametrize("text", ["", "[nat]\nudp_timeout = 300", '[nat.other_protocols]\nesp = "alice"'])
+def test_a_wrong_variable_is_named_and_not_the_file_that_says_nothing_of_it(
+    tidegate: CommandLine,
+    monkeypatch: pytest.MonkeyPatch,
+    write: Write,
+    text: str,
+    variable: str,
+    value: str,
+    told: str,
+) -> None:
+    name = f"TIDEGATE_NAT__OTHER_PROTOCOLS__{variable}"
+    monkeypatch.setenv(name, value)
+    message = tidegate.refused(USAGE, "serve", "--config", write(text))
+    assert message.startswith(f"tidegate: ${name}: {told}")
 
 
 @pytest.mark.parametrize(
