@@ -24,6 +24,7 @@ from tidegate.ip_protocols import MAX_OTHER_PROTOCOLS, parse_protocol, refuse_do
 from tidegate.net import Endpoint, ListenAddress, gateway_address_of, parse_subnet
 
 MAX_INTERFACE_NAME = 15  # IFNAMSIZ - 1, linux/if.h
+MAX_SHARDS = 64  # as in engine/src/engine.rs, to which a test holds it
 
 
 def _text(value: Any, parse: Any) -> Any:
@@ -90,7 +91,7 @@ class GatewaySettings(_Section):
     tun_name: InterfaceName = "tidegate0"
     tunnel_mtu: Annotated[int, Field(ge=576, le=65535)] = 1420
     """The MTU inside the tunnel; 1420 fits in 1500 with either IP version outside."""
-    shards: Annotated[int, Field(ge=0, le=128)] = 0
+    shards: Annotated[int, Field(ge=0, le=MAX_SHARDS)] = 0
     """Threads that move packets; 0: one per core."""
     endpoint: EndpointText | None = None
     """What profiles tell clients to connect to; by default the external address and the listening port."""

@@ -31,6 +31,7 @@ USAGE, FAILURE = 2, 1
         ("[gatewya]\nlisten = 1", 1, ['unknown key "gatewya"', 'did you mean "gateway"']),
         ("colour = 5", 1, ['unknown key "colour"', "known are state_dir, gateway"]),
         ('[gateway]\n\nshards = "two"', 3, ["gateway.shards", "an integer", '"two"']),
+        ("[gateway]\nshards = 65", 2, ["gateway.shards", "64", "65"]),
         ("[gateway]\nlisten = 51820", 2, ["gateway.listen", "must be text", "51820"]),
         ("[nat]\nudp_timeout = true", 2, ["nat.udp_timeout", "a number", "true"]),
         ('dns = "yes"', 1, ["dns", "a table", '"yes"']),
@@ -100,7 +101,7 @@ def test_a_settings_file_that_is_missing_or_a_directory_is_named(
     [
         ("--listen", "nowhere", ["--listen: gateway.listen", "nowhere"]),
         ("--subnet", "10.0.0.0/7", ["--subnet: gateway.subnet", "8 to 30"]),
-        ("--shards", "5000", ["--shards: gateway.shards", "128"]),
+        ("--shards", "5000", ["--shards: gateway.shards", "64"]),
         ("--tun", "a-name-that-is-too-long", ["--tun: gateway.tun_name", "15 bytes"]),
         ("--log-level", "loud", ["--log-level: log.level", "'warning'"]),
     ],
