@@ -150,6 +150,34 @@ def test_other_external_addresses_reach_the_engine_without_a_restart(
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[dns]\nupstreams = ["10.66.77.9"]\n', "dns.upstreams: 10.66.77.9 lies inside"),
+        ('[external]\naddresses = ["10.66.77.9"]\n', "external.addresses: 10.66.77.9 lies inside"),
+    ],
+)
+def test_what_fits_only_the_subnet_after_a_restart_does_not_come_into_force_before(
+    tmp_path: Path, free_port: int, capsys: pytest.CaptureFixture[str], text: str, words: str
+) -> None:
+    async def scenario() -> None:
+        async with edited(tmp_path, free_port, capsys) as editor:
+            before = editor.in_force
+            code, message = await editor.refused(
+                f'subnet = "10.99.0.0/24"\n[nat]\nudp_timeout = 150.0\n{text}'
+            )
+            assert code == USAGE
+            assert f"{words} the VPN's own subnet 10.66.77.0/24" in message
+            assert "restart" in message
+            assert editor.in_force == before
+            assert editor.running.packets.nat == []
+            answer = await editor.change('subnet = "10.99.0.0/24"\n[nat]\nudp_timeout = 150.0\n')
+            assert answer["applied"] == ["nat.udp_timeout"]
+            assert answer["needs_restart"] == ["gateway.subnet"]
+
+    asyncio.run(scenario())
+
+
 def test_sighup_reads_the_settings_anew_and_survives_a_wrong_file(
     tmp_path: Path, free_port: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
+from tidegate.errors import SettingsError
 from tidegate.settings.model import Settings
 from tidegate.settings.sources import Key
 
@@ -34,8 +35,9 @@ def changed_keys(before: BaseModel, after: BaseModel, above: Key = ()) -> list[K
 
 
 def with_live_changes(running: Settings, wanted: Settings) -> Settings:
-    """What is in force once everything that can be taken over has been."""
-    return running.model_copy(
+    """What is in force once everything that can be taken over has been. Raises `SettingsError` where that would be
+    no settings that a gateway could start with: an upstream outside the new subnet may lie inside the one in use."""
+    merged = running.model_copy(
         update={
             "nat": wanted.nat,
             "log": wanted.log,
@@ -44,3 +46,10 @@ def with_live_changes(running: Settings, wanted: Settings) -> Settings:
             "gateway": running.gateway.model_copy(update={"endpoint": wanted.gateway.endpoint}),
         }
     )
+    try:
+        return Settings.model_validate({name: getattr(merged, name) for name in Settings.model_fields})
+    except ValidationError as invalid:
+        told = invalid.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+        raise SettingsError(
+            f"{told}, which is in use until a restart", hint="restart the gateway to have both"
+        ) from None
