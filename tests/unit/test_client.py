@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +17,7 @@ import pytest
 
 from tests.unit.conftest import CommandLine
 from tests.unit.fakes import FakeClient, FakeClientHost, FakeEngine, FakeEvent, FakePeerStatus
+from tidegate.cli.output import discard
 from tidegate.client import Client, ClientEvent
 from tidegate.errors import EngineError, HostNetworkError
 from tidegate.identity import Profile
@@ -218,6 +220,31 @@ def test_the_command_tells_programs_and_ends_with_the_code_of_its_signal(
     events = [json.loads(line) for line in outcome.out.splitlines()]
     assert [event["event"] for event in events] == ["starting", "connected", "stopping"]
     assert events[1]["address"] == "10.66.77.2"
+    assert tidegate.client_host.journal == WHOLE
+
+
+@pytest.mark.parametrize(("stream", "flags"), [("stdout", ["--json"]), ("stderr", [])])
+@pytest.mark.parametrize("full", [False, True], ids=["nobody reads", "disk is full"])
+def test_the_tunnel_stays_up_where_nobody_reads_what_becomes_of_it(
+    tidegate: CommandLine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stream: str,
+    flags: list[str],
+    full: bool,
+) -> None:
+    file = tmp_path / "alice.conf"
+    file.write_text(PROFILE.render())
+    reader, writer = os.pipe()
+    os.close(reader)
+    if full:
+        os.dup2(os.open("/dev/full", os.O_WRONLY), writer)
+    with os.fdopen(writer, "w", buffering=1) as unread:
+        monkeypatch.setattr(sys, stream, unread)
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        outcome = tidegate("connect", file, *flags)
+        discard(unread)
+    assert outcome.code == 130, outcome
     assert tidegate.client_host.journal == WHOLE
 
 

@@ -37,10 +37,11 @@ def connect(
     """Connect this machine to a gateway, until Ctrl-C."""
     import asyncio
     import signal
+    import sys
     from json import dumps
 
     from tidegate.cli import EXIT_INTERRUPTED, EXIT_OK
-    from tidegate.cli.output import remark
+    from tidegate.cli.output import remark, say
     from tidegate.client import Client, ClientEvent
     from tidegate.errors import UsageError
     from tidegate.identity import read_profile
@@ -50,7 +51,7 @@ def connect(
 
     def report(event: ClientEvent) -> None:
         if json:
-            print(dumps({"event": event.event, **event.fields}), flush=True)
+            say(dumps({"event": event.event, **event.fields}), sys.stdout)
         else:
             remark(event.text)
 

@@ -50,7 +50,18 @@ def print_rich(*things: RenderableType) -> None:
 
 def remark(text: str) -> None:
     """One line for a person, beside the output proper."""
-    print(f"tidegate: {text}", file=sys.stderr)
+    say(f"tidegate: {text}", sys.stderr)
+
+
+def say(text: str, stream: TextIO) -> None:
+    """One line, at once. Where nobody reads it any more it is lost, and nothing else: there is more to do than to
+    tell."""
+    try:
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:
+        discard(stream)
+    except OSError:
+        pass  # a full disk, which may have room again for the next line
 
 
 def table(
