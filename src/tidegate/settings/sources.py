@@ -55,10 +55,8 @@ def load_settings(
     environment = environment or {}
     if config is None and (named := environment.get(PREFIX + "CONFIG")):
         config = Path(named)
-    path = config or (default_path if default_path.exists() else None)
     merged = _Merged()
-    if path is not None:
-        merged.add_file(path)
+    merged.add_file(config or default_path, required=config is not None)
     merged.add_environment(environment)
     for key, (flag, value) in (flags or {}).items():
         merged.put(key, value, where=flag)
@@ -77,13 +75,16 @@ class _Merged:
         self._path: Path | None = None
         self._text = ""
 
-    def add_file(self, path: Path) -> None:
+    def add_file(self, path: Path, *, required: bool) -> None:
+        hint = "name another with --config"
         try:
             raw = path.read_bytes()
-        except FileNotFoundError:
-            raise SettingsError("no such file", where=str(path), hint="name another with --config") from None
+        except (FileNotFoundError, NotADirectoryError):
+            if not required:
+                return
+            raise SettingsError("no such file", where=str(path), hint=hint) from None
         except OSError as cause:
-            raise SettingsError(f"cannot be read: {cause.strerror}", where=str(path)) from cause
+            raise SettingsError(f"cannot be read: {cause.strerror}", where=str(path), hint=hint) from cause
         if len(raw) > MAX_FILE_BYTES:
             raise SettingsError(f"is larger than {MAX_FILE_BYTES} bytes", where=str(path))
         try:

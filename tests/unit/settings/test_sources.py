@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -39,6 +40,26 @@ def test_the_environment_wins_over_the_file_and_flags_over_both(write: Write) ->
 def test_the_default_file_is_read_if_it_exists(write: Write) -> None:
     file = write("[gateway]\nshards = 4")
     assert load_settings(default_path=file).gateway.shards == 4
+
+
+@pytest.fixture
+def closed(tmp_path: Path) -> Iterator[Path]:
+    """A directory that belongs to somebody else."""
+    folder = tmp_path / "tidegate"
+    folder.mkdir(mode=0)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield folder
+    finally:
+        os.seteuid(user)
+
+
+def test_a_default_file_that_one_may_not_look_for_is_named(closed: Path) -> None:
+    file = closed / "tidegate.toml"
+    with pytest.raises(SettingsError, match=f"{file}: cannot be read: Permission denied; .*--config"):
+        load_settings(default_path=file)
 
 
 def test_a_named_file_is_read_instead_of_the_default_one(write: Write, tmp_path: Path) -> None:
