@@ -227,9 +227,15 @@ def test_a_profile_written_to_a_file_is_for_its_owner_only(
     host: Namespace, state: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "alice.conf"
-    command = [*tidegate_command(), "peer", "add", "alice", "--state-dir", str(state), "--out", str(out)]
-    host.run([*command, "--endpoint", f"{GATEWAY_ACCESS}:51820"])
+
+    def add(name: str) -> subprocess.CompletedProcess[str]:
+        command = [*tidegate_command(), "peer", "add", name, "--state-dir", str(state), "--out", str(out)]
+        return run(host.inside([*command, "--endpoint", f"{GATEWAY_ACCESS}:51820"]), check=False)
+
+    assert add("alice").returncode == 0
     assert out.stat().st_mode & 0o777 == 0o600
-    again = run(host.inside([*command[:4], "bob", *command[5:]]), check=False)
-    if again.returncode == 0:
-        pytest.fail("an existing file was overwritten with somebody else's secrets")
+    alices = out.read_text()
+    refused(add("bob"), USAGE, str(out), "--force")
+    assert out.read_text() == alices, "an existing file was overwritten with somebody else's secrets"
+    listed = host.run([*tidegate_command(), "peer", "list", "--state-dir", str(state)]).stdout
+    assert "alice" in listed and "bob" not in listed
