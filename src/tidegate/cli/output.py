@@ -3,6 +3,7 @@ error."""
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -24,10 +25,13 @@ def print_json(answer: BaseModel) -> None:
 
 def hand_out(text: str) -> None:
     """Prints what exists nowhere else, at once. Raises `OSError` if it does not get through."""
+    stdout: TextIO | None = sys.stdout
+    if stdout is None:  # closed by whoever started us; `print` would be content
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     try:
-        print(text, end="", flush=True)
+        print(text, end="", file=stdout, flush=True)
     except OSError:
-        discard(sys.stdout)
+        discard(stdout)
         raise
 
 
@@ -53,9 +57,11 @@ def remark(text: str) -> None:
     say(f"tidegate: {text}", sys.stderr)
 
 
-def say(text: str, stream: TextIO) -> None:
+def say(text: str, stream: TextIO | None) -> None:
     """One line, at once. Where nobody reads it any more it is lost, and nothing else: there is more to do than to
     tell."""
+    if stream is None:  # closed by whoever started us; `print` would take standard output
+        return
     try:
         print(text, file=stream, flush=True)
     except BrokenPipeError:

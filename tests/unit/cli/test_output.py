@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import sys
 
+import pytest
 from rich.console import Console
 
 from tidegate.ciphers import CIPHERS
-from tidegate.cli.output import table
+from tidegate.cli.output import hand_out, remark, table
 from tidegate.cli.peer import peer_table
 from tidegate.control.commands import PeerView
 
@@ -52,3 +54,14 @@ def test_the_ciphers_of_peers_do_not_vanish_where_the_table_is_too_wide() -> Non
         text = on_a_terminal(peer_table(peers, running=running))
         assert "aes-" in text and "chacha" in text
         assert all(len(line) <= 80 for line in text.splitlines())
+
+
+def test_a_closed_stream_swallows_no_secret_and_sends_no_remark_elsewhere(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)  # as Python has it then
+    remark("mind the gap")
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        hand_out("a secret")
