@@ -40,9 +40,10 @@ impl Timestamp {
     }
 }
 
-/// The time of the monotonic clock. Only the shell asks.
+/// The time of the monotonic clock that goes on while the machine sleeps: a key must not be older than it may be because a
+/// notebook was closed for a night. Only the shell asks.
 pub fn monotonic_now() -> Timestamp {
-    Timestamp::from_nanos(u64::try_from(read(libc::CLOCK_MONOTONIC).as_nanos()).unwrap_or(u64::MAX))
+    Timestamp::from_nanos(u64::try_from(read(libc::CLOCK_BOOTTIME).as_nanos()).unwrap_or(u64::MAX))
 }
 
 /// The time since 1970 of the wall clock, which people may set. Only the shell asks.

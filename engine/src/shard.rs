@@ -21,7 +21,7 @@ use crate::core::Core;
 use crate::drop_reason::DropReason;
 use crate::external::ExternalGateway;
 use crate::external::packet_socket::Frame;
-use crate::external::reservation::ReserverHandle;
+use crate::external::reservation::{PendingRequests, ReserverHandle};
 use crate::intake::Intake;
 use crate::messages::{Command, EventKind, Events};
 use crate::outbox::{Crossing, Outbox, TrainBuffer};
@@ -47,6 +47,8 @@ const TUN_RANGE: Range<usize> = EXTERNAL_RANGE.end..EXTERNAL_RANGE.end + TUN_BUF
 
 /// Packets between two shards that have not been taken yet, at most.
 pub const CROSSING_QUEUE: usize = 1_024;
+/// After what time a reserver that was too busy is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(10);
 /// Commands and crossings that one turn carries out, at most.
 const MESSAGES_PER_TURN: usize = 64;
 
@@ -118,6 +120,8 @@ pub struct Shard<C> {
     /// What the external interface has brought, by the client that it seems to be for.
     frames: Intake<Ipv4Addr, Frame>,
     segment: Box<[u8]>,
+    /// What the reserver will be asked for once it has room for another request.
+    port_requests: PendingRequests,
     /// What the transport said of its overruns last.
     overruns: u32,
 }
@@ -158,6 +162,7 @@ impl<C: Core> Shard<C> {
             trains: Intake::new(TRANSPORT_RANGE),
             frames: Intake::new(EXTERNAL_RANGE),
             segment: vec![0; crate::wire::ipv4::MAX_PACKET_LEN].into_boxed_slice(),
+            port_requests: PendingRequests::default(),
             overruns: 0,
         })
     }
@@ -165,7 +170,8 @@ impl<C: Core> Shard<C> {
     /// Runs until told to stop.
     ///
     /// # Errors
-    /// What the kernel says of the epoll instance; a device's trouble is counted or told as an event, and survived.
+    /// What the kernel says of the epoll instance, or that the TUN device was deleted; a device's other trouble is counted
+    /// or told as an event, and survived.
     pub fn run(mut self) -> io::Result<()> {
         let mut ready = Readiness::with_capacity(8);
         loop {
@@ -175,7 +181,7 @@ impl<C: Core> Shard<C> {
                 crate::sys::run_in_slices_of(slice).ok();
             }
             for event in ready.iter() {
-                if self.receive(now, event.token) == Turn::Stop {
+                if self.receive(now, event.token)? == Turn::Stop {
                     return Ok(());
                 }
             }
@@ -199,7 +205,9 @@ impl<C: Core> Shard<C> {
             return Ok(monotonic_now());
         }
         let began = monotonic_now();
-        let timeout = self.core.next_wakeup().map(|deadline| deadline.since(began));
+        let ask_again = (!self.port_requests.is_empty()).then(|| began + ASK_AGAIN);
+        let deadline = self.core.next_wakeup().into_iter().chain(ask_again).min();
+        let timeout = deadline.map(|deadline| deadline.since(began));
         let look = timeout.unwrap_or(Duration::MAX).min(self.poll_window.length());
         let mut now = began;
         while now.since(began) < look {
@@ -219,19 +227,19 @@ impl<C: Core> Shard<C> {
         Ok(now)
     }
 
-    fn receive(&mut self, now: Timestamp, token: u64) -> Turn {
+    fn receive(&mut self, now: Timestamp, token: u64) -> io::Result<Turn> {
         const WAKE: u64 = Token::Wake as u64;
         const TRANSPORT: u64 = Token::Transport as u64;
         const TUN: u64 = Token::Tun as u64;
         const EXTERNAL: u64 = Token::External as u64;
         match token {
-            WAKE => return self.receive_messages(now),
+            WAKE => return Ok(self.receive_messages(now)),
             TRANSPORT => self.receive_datagrams(now),
-            TUN => self.receive_host(now),
+            TUN => self.receive_host(now)?,
             EXTERNAL => self.receive_external(now),
             _ => self.receive_arp(now),
         }
-        Turn::Again
+        Ok(Turn::Again)
     }
 
     // ---- What comes in, in the order of a packet's walk.
@@ -270,11 +278,11 @@ impl<C: Core> Shard<C> {
 
     /// Small packets come one by one, at a system call each, and are packed one behind another: so many of them fit
     /// into a turn that they leave in long trains.
-    fn receive_host(&mut self, now: Timestamp) {
+    fn receive_host(&mut self, now: Timestamp) -> io::Result<()> {
         let (mut buffer, mut offset) = (TUN_RANGE.start, 0);
         for _ in 0..TUN_PACKETS {
             match self.devices.tun.receive(&mut self.arena, buffer, offset) {
-                Ok(Some(received)) => match received.offload.offload() {
+                Ok(Some(received)) => match received.offload.offload_of(self.arena.get_mut(received.span)) {
                     Some(offload) => {
                         self.core.receive_host(
                             now,
@@ -287,17 +295,24 @@ impl<C: Core> Shard<C> {
                     }
                     None => self.core.drops().count(DropReason::UnknownOffload),
                 },
-                Ok(None) => return,
-                // The device is down: nothing comes from it until it is up again.
-                Err(_) => return self.core.drops().count(DropReason::ReceiveFailed),
+                Ok(None) => break,
+                Err(error) if Tun::is_gone(&error) => {
+                    let name = self.devices.tun.name();
+                    return Err(io::Error::new(error.kind(), format!("the TUN device {name} was deleted")));
+                }
+                Err(_) => {
+                    self.core.drops().count(DropReason::ReceiveFailed);
+                    break;
+                }
             }
             if offset + LARGEST_PACKET > BUFFER_SIZE {
                 (buffer, offset) = (buffer + 1, 0);
                 if buffer == TUN_RANGE.end {
-                    return;
+                    break;
                 }
             }
         }
+        Ok(())
     }
 
     fn receive_arp(&mut self, now: Timestamp) {
@@ -391,6 +406,9 @@ impl<C: Core> Shard<C> {
         {
             self.core.drops().add(DropReason::ReceiveOverrun, u64::from(statistics.overruns));
         }
+        if let Some(external) = &mut self.devices.external {
+            self.core.drops().add(DropReason::UnknownOffload, external.packets.take_undescribable());
+        }
     }
 
     /// Turns to another interface. Of the old sockets, whatever they still hold is lost.
@@ -437,7 +455,7 @@ impl<C: Core> Shard<C> {
 
     fn serve_external(&mut self, now: Timestamp) {
         while let Some(frame) = self.frames.next(now) {
-            match frame.header.offload() {
+            match frame.header.offload_of(self.arena.get_mut(frame.span)) {
                 Some(offload) => {
                     self.core.receive_external(now, &mut self.arena, frame.span, offload, &mut self.outbox);
                 }
@@ -448,10 +466,8 @@ impl<C: Core> Shard<C> {
 
     fn request_ports(&mut self) {
         let Some(reserver) = &self.links.reserver else { return };
-        for request in self.core.reserve_requests() {
-            if reserver.request(request).is_err() {
-                self.links.events.push(EventKind::PortsExhausted, "the port reserver is too busy, or gone");
-            }
+        if !self.port_requests.send(self.core.reserve_requests(), reserver) {
+            self.links.events.push(EventKind::PortsExhausted, "the port reserver is gone");
         }
     }
 }

@@ -75,7 +75,8 @@ impl Tun {
     /// fit.
     ///
     /// # Errors
-    /// `EIO` while the device is down or after it was deleted, and what else the kernel says.
+    /// [`Self::is_gone`] after the device was deleted, and what else the kernel says. (From a device that is down nothing
+    /// comes, neither packets nor errors.)
     pub fn receive(
         &mut self,
         arena: &mut Arena,
@@ -107,6 +108,11 @@ impl Tun {
     /// is down; `WouldBlock` if its queue is full.
     pub fn send(&self, header: VirtioNetHeader, slices: &[IoSlice<'_>]) -> io::Result<()> {
         sys::write_vectored(self.fd.as_fd(), &header.to_bytes(), slices).map(drop)
+    }
+
+    /// Whether a read failed because the device was deleted: it will never bring anything again, and says so for ever.
+    pub fn is_gone(error: &io::Error) -> bool {
+        error.raw_os_error() == Some(libc::EBADFD)
     }
 
     /// Another handle of the same queue, for another shard to write to.

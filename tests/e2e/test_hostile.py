@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 import re
 import socket
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -84,6 +85,25 @@ def test_garbage_on_the_tunnel_port_is_counted_and_answered_with_silence(siege: 
     assert seen.lines(f"src host {GATEWAY_ACCESS}") == []
     added = len(siege.gateway.process.output().splitlines()) - log_before
     assert added <= LOG_LINES, f"{added} lines in the log"
+    assert checks.ping(siege.lab.client, INTERNET, count=5).complete
+
+
+def test_a_flood_of_empty_datagrams_beside_a_busy_client_stops_nobody(siege: Siege) -> None:
+    attacker, before = siege.lab.clients[1], siege.drops()
+    flood = (
+        "import socket, sys, time\n"
+        "sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+        f"sender.connect(({GATEWAY_ACCESS!r}, {LISTEN_PORT}))\n"
+        "end = time.monotonic() + 3\n"
+        "while time.monotonic() < end:\n"
+        "    for _ in range(100): sender.send(b'')\n"
+    )
+    upload = siege.lab.client.popen(["iperf3", "-c", INTERNET, "-t", "6"])
+    floods = [attacker.popen([sys.executable, "-c", flood]) for _ in range(3)]
+    for process in floods:
+        process.wait(20)
+    upload.wait(30)
+    siege.grows(before, "not_wireguard", by=FLOOD)
     assert checks.ping(siege.lab.client, INTERNET, count=5).complete
 
 

@@ -157,6 +157,23 @@ def test_a_peer_that_is_removed_is_cut_off_at_once_and_others_are_not(lab: Lab) 
     gateway.stop()
 
 
+def test_whose_tun_device_is_deleted_says_so_and_ends(lab: Lab) -> None:
+    gateway = TidegateGateway(lab)
+    gateway.start()
+    client = TidegateClient(lab.client, gateway.add_peer("alice"))
+    client.start()
+    for host, process, device in (
+        (lab.client, client.process, "tidegate-client"),
+        (lab.gateway, gateway.process, "tidegate0"),
+    ):
+        host.ip(f"link delete {device}")
+        wait_until(lambda process=process: not process.running, "a program without its device to end")
+        assert process.returncode == 1
+        assert f"the TUN device {device} was deleted" in process.output()
+        assert "Traceback" not in process.output()
+    assert not lab.client.run(["ip", "rule"]).stdout.count("29798"), "and takes its routes back"
+
+
 @pytest.mark.timeout(180)
 def test_an_idle_gateway_uses_no_cpu_with_peers_connected(lab: Lab, scale: Scale) -> None:
     gateway = TidegateGateway(lab)

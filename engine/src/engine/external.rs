@@ -261,8 +261,7 @@ impl GatewayEngine {
         if let Some(reservation) = &mut self.reservation {
             reservation.release(protocol, port);
         } else if let Some(reserver) = &self.reserver {
-            // A reserver too busy to take the port back keeps it: nobody else gets it, and nobody misses it.
-            reserver.handle().release(protocol, port).ok();
+            reserver.release(protocol, port);
         }
     }
 }

@@ -263,9 +263,9 @@ impl PacketSocket {
         Ok(PacketStatistics { passed, overruns })
     }
 
-    /// Frames lost so far because the kernel could not describe them, or because they were no whole frames.
-    pub fn undescribable(&self) -> u64 {
-        self.undescribable
+    /// Frames lost since the last call because the kernel could not describe them, or because they were no whole frames.
+    pub fn take_undescribable(&mut self) -> u64 {
+        std::mem::take(&mut self.undescribable)
     }
 }
 

@@ -27,7 +27,7 @@ mod ownership;
 mod reserver;
 
 pub use ownership::PortOwnership;
-pub use reserver::{Batch, ReserveRequest, Reserver, ReserverBusy, ReserverHandle};
+pub use reserver::{Batch, PendingRequests, Refused, ReserveRequest, Reserver, ReserverHandle};
 
 /// A protocol whose ports are reserved. (ICMP identifiers need not be: the host answers no echo replies.)
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

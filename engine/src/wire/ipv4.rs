@@ -17,6 +17,8 @@ pub mod protocol {
     pub const TCP: u8 = 6;
     /// UDP, RFC 768.
     pub const UDP: u8 = 17;
+    /// SCTP, RFC 9260.
+    pub const SCTP: u8 = 132;
 }
 
 /// TCP flags (RFC 9293 §3.1, RFC 3168 for CWR and ECE).

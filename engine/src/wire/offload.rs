@@ -3,7 +3,8 @@
 //! A superpacket is one IPv4 packet of up to 65,535 bytes that stands for a train of segments. It stays whole through
 //! router and NAT and is split only where it is sealed, or by the NIC.
 
-use super::ipv4::{Ipv4Packet, Transport};
+use super::checksum;
+use super::ipv4::{Ipv4Packet, Transport, protocol, put_u16};
 use super::shape::Shape;
 
 /// How a superpacket is to be split.
@@ -95,6 +96,39 @@ impl VirtioNetHeader {
         b
     }
 
+    /// The metadata of `packet`, an IPv4 packet that came with this header; `None` for a kind that Tidegate never asked for.
+    ///
+    /// A partial checksum that is not the packet's own, but of what it carries (in GRE, say), is finished here: from here
+    /// on a packet's checksum is that of its transport header, and nobody would know of another.
+    pub fn offload_of(self, packet: &mut [u8]) -> Option<Offload> {
+        let offload = self.offload()?;
+        if offload != (Offload { gso: None, checksum: ChecksumState::Partial }) {
+            return Some(offload);
+        }
+        let header_len = usize::from(packet.first()? & 0x0f) * 4;
+        let start = usize::from(self.csum_start);
+        let field = start + usize::from(self.csum_offset);
+        let own = match *packet.get(9)? {
+            protocol::TCP => (header_len, header_len + 16),
+            protocol::UDP => (header_len, header_len + 6),
+            protocol::SCTP => return None, // its checksum is none of the kind that can be finished (RFC 9260 §6.8)
+            _ => (0, 0),
+        };
+        if (start, field) == own {
+            return Some(offload);
+        }
+        let total_len = usize::from(u16::from_be_bytes([packet[2], packet[3]])).min(packet.len());
+        let covered = packet.get(start..total_len)?;
+        covered.get(field - start..field - start + 2)?;
+        // As the kernel's skb_checksum_help(): of zero, the other form, for in UDP zero means none.
+        let sum = match checksum::checksum(covered) {
+            0 => 0xffff,
+            sum => sum,
+        };
+        put_u16(packet, field, sum);
+        Some(Offload::NONE)
+    }
+
     /// The metadata that this header expresses, or `None` for a kind that Tidegate never asked for.
     pub fn offload(self) -> Option<Offload> {
         let checksum =
@@ -147,5 +181,68 @@ impl VirtioNetHeader {
             header.hdr_len = link_header + transport + transport_len;
         }
         header
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UDP_IN_GRE: usize = 20 + 4 + 20;
+
+    /// `struct virtio_net_hdr` of a packet whose checksum is partial.
+    fn partial(start: u16, offset: u16) -> VirtioNetHeader {
+        VirtioNetHeader { flags: F_NEEDS_CSUM, csum_start: start, csum_offset: offset, ..Default::default() }
+    }
+
+    /// IPv4, of `protocol`, that carries `payload`.
+    fn ipv4(protocol: u8, payload: &[u8]) -> Vec<u8> {
+        let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, protocol, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
+        packet.extend_from_slice(payload);
+        let total_len = packet.len() as u16;
+        put_u16(&mut packet, 2, total_len);
+        packet
+    }
+
+    /// IPv4, GRE, IPv4, UDP; the sum of the inner pseudo-header stands in the checksum field.
+    fn tunnelled() -> Vec<u8> {
+        let sum = checksum::pseudo_header([10, 0, 0, 1].into(), [10, 0, 0, 2].into(), protocol::UDP, 12);
+        let mut udp = vec![0, 53, 0, 53, 0, 12, 0, 0, 1, 2, 3, 4];
+        put_u16(&mut udp, 6, sum.partial());
+        ipv4(47, &[&[0, 0, 8, 0][..], &ipv4(protocol::UDP, &udp)].concat())
+    }
+
+    #[test]
+    fn a_checksum_of_what_a_packet_carries_is_finished() {
+        let mut packet = tunnelled();
+        packet.extend([0xff; 6]); // Ethernet's padding does not count
+        assert_eq!(partial(UDP_IN_GRE as u16, 6).offload_of(&mut packet), Some(Offload::NONE));
+        let sum = checksum::pseudo_header([10, 0, 0, 1].into(), [10, 0, 0, 2].into(), protocol::UDP, 12);
+        assert_eq!(sum.add_bytes(&packet[UDP_IN_GRE..packet.len() - 6]).finish(), 0, "it verifies");
+    }
+
+    #[test]
+    fn a_packets_own_is_carried_along() {
+        for (protocol, offset) in [(protocol::TCP, 16), (protocol::UDP, 6)] {
+            let before = ipv4(protocol, &[7; 40]);
+            let mut packet = before.clone();
+            let offload = Offload { gso: None, checksum: ChecksumState::Partial };
+            assert_eq!(partial(20, offset).offload_of(&mut packet), Some(offload));
+            assert_eq!(packet, before);
+        }
+        let mut packet = tunnelled();
+        assert_eq!(VirtioNetHeader::default().offload_of(&mut packet), Some(Offload::NONE));
+        assert_eq!(packet, tunnelled(), "nothing is to be finished");
+    }
+
+    #[test]
+    fn what_cannot_be_finished_is_refused() {
+        for (start, offset) in [(64, 6), (44, 11), (44, 12), (0, 0xffff), (0xffff, 0xffff)] {
+            assert_eq!(partial(start, offset).offload_of(&mut tunnelled()), None, "{start} {offset}");
+        }
+        assert_eq!(partial(20, 8).offload_of(&mut ipv4(protocol::SCTP, &[7; 12])), None, "a CRC");
+        for len in 0..20 {
+            assert_eq!(partial(20, 6).offload_of(&mut ipv4(47, &[])[..len]), None, "{len} bytes");
+        }
     }
 }

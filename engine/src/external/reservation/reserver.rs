@@ -1,9 +1,10 @@
 //! The thread that reserves ports, so that no packet waits for it.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::ops::RangeInclusive;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 
 use super::{PortOwnership, PortProtocol, PortReservation, Shortage};
@@ -42,9 +43,14 @@ pub struct Batch {
     pub shortage: Option<Shortage>,
 }
 
-/// The thread has too much to do, or has ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct ReserverBusy;
+/// Why the thread was not asked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Refused {
+    /// It has too much to do: ask again later.
+    Busy(ReserveRequest),
+    /// It has ended.
+    Gone,
+}
 
 enum Command {
     Reserve(ReserveRequest),
@@ -105,6 +111,12 @@ impl Reserver {
         answer.recv().map_err(gone)?
     }
 
+    /// Gives back one port. As [`Self::claim`], it may wait for the thread's current work.
+    pub fn release(&self, protocol: PortProtocol, port: SocketAddrV4) {
+        // Fails only after `Self::stop`, which has freed every port.
+        drop(self.handle.0.send(Command::Release(protocol, port)));
+    }
+
     /// Gives back the ports of all other addresses. As [`Self::claim`], it may wait for the thread's current work.
     pub fn retain_addresses(&self, addresses: &[Ipv4Addr]) {
         // Fails only after `Self::stop`, when there are no ports at all.
@@ -131,17 +143,44 @@ impl ReserverHandle {
     /// Asks for ports; the answer goes to the `deliver` of [`Reserver::start`].
     ///
     /// # Errors
-    /// [`ReserverBusy`]: ask again later.
-    pub fn request(&self, request: ReserveRequest) -> Result<(), ReserverBusy> {
-        self.0.try_send(Command::Reserve(request)).map_err(|_| ReserverBusy)
+    /// [`Refused`], with the request where it is to be asked again.
+    pub fn request(&self, request: ReserveRequest) -> Result<(), Refused> {
+        self.0.try_send(Command::Reserve(request)).map_err(|refused| match refused {
+            TrySendError::Full(Command::Reserve(request)) => Refused::Busy(request),
+            _ => Refused::Gone,
+        })
+    }
+}
+
+/// Requests on their way to the thread. Who asks counts on an answer, so what the thread has no room for is kept and asked
+/// for again.
+#[derive(Debug, Default)]
+pub struct PendingRequests(VecDeque<ReserveRequest>);
+
+impl PendingRequests {
+    /// Whether all requests have gone.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
-    /// Gives a port back.
-    ///
-    /// # Errors
-    /// [`ReserverBusy`]: try again later.
-    pub fn release(&self, protocol: PortProtocol, port: SocketAddrV4) -> Result<(), ReserverBusy> {
-        self.0.try_send(Command::Release(protocol, port)).map_err(|_| ReserverBusy)
+    /// Asks for what was kept and for `more`, in this order. Returns false if the thread has ended: then there is nobody to
+    /// ask any more.
+    pub fn send(&mut self, more: Vec<ReserveRequest>, reserver: &ReserverHandle) -> bool {
+        self.0.extend(more);
+        while let Some(request) = self.0.pop_front() {
+            match reserver.request(request) {
+                Ok(()) => {}
+                Err(Refused::Busy(request)) => {
+                    self.0.push_front(request);
+                    return true;
+                }
+                Err(Refused::Gone) => {
+                    self.0.clear();
+                    return false;
+                }
+            }
+        }
+        true
     }
 }
 
@@ -252,7 +291,7 @@ mod tests {
         reserver.stop();
         reserver.stop();
         assert_eq!(ownership.count(PortProtocol::Udp), 0);
-        assert_eq!(handle.request(request(0, 1)), Err(ReserverBusy));
+        assert_eq!(handle.request(request(0, 1)), Err(Refused::Gone));
     }
 
     #[test]
@@ -333,6 +372,32 @@ mod tests {
     }
 
     #[test]
+    fn no_request_is_lost_while_the_thread_is_busy() {
+        let (go_on, stopped) = channel::<()>();
+        let (sender, batches) = channel();
+        let mut reserver = Reserver::start(PortReservation::new(10), move |batch| {
+            stopped.recv().ok();
+            sender.send(batch).unwrap();
+        })
+        .unwrap();
+        let handle = reserver.handle();
+        let mut pending = PendingRequests::default();
+        // More than fit, beside the one that the thread is at.
+        let wanted = QUEUE + 10;
+        assert!(pending.send((0..wanted).map(|n| request(n as u8 % 4, 1)).collect(), &handle));
+        assert!(!pending.is_empty());
+        drop(go_on);
+        for n in 0..wanted {
+            let batch = batches.recv_timeout(Duration::from_secs(10)).unwrap();
+            assert_eq!(batch.request.shard, n as u8 % 4, "in order");
+            assert!(pending.send(Vec::new(), &handle));
+        }
+        assert!(pending.is_empty());
+        reserver.stop();
+        assert!(!pending.send(vec![request(0, 1)], &handle) && pending.is_empty());
+    }
+
+    #[test]
     fn a_published_port_is_claimed_or_its_holder_is_told_of() {
         let mut reserver = Reserver::start(PortReservation::new(10), drop).unwrap();
         let port = SocketAddrV4::new(HERE, 63_500);
@@ -342,7 +407,7 @@ mod tests {
         drop(holder);
         reserver.claim(PortProtocol::Tcp, port).unwrap();
         assert!(reserver.ownership().is_reserved(PortProtocol::Tcp, HERE, 63_500));
-        reserver.handle().release(PortProtocol::Tcp, port).unwrap();
+        reserver.release(PortProtocol::Tcp, port);
         reserver.stop();
         assert_eq!(reserver.claim(PortProtocol::Tcp, port).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
     }
