@@ -89,6 +89,9 @@ impl Core for Client {
         outbox: &mut Outbox,
     ) {
         for datagram in train.chunks(segment_size) {
+            if self.coalescer.is_full() {
+                self.flush_peers(now, arena, outbox);
+            }
             if let Err(reason) = self.receive_datagram(now, arena, datagram, from, outbox) {
                 self.drops.count(reason);
             }

@@ -328,3 +328,19 @@ fn a_protocol_without_ports_is_one_clients_both_ways_and_nobody_elses() {
         world.dies(DropReason::UnsupportedProtocol, |world| world.arrive(&gre));
     }
 }
+
+#[test]
+fn a_turn_may_bring_more_packets_than_can_be_gathered_at_once() {
+    let mut world = World::new().connected();
+    let packets = |from: std::net::SocketAddrV4, to: std::net::Ipv4Addr| -> Vec<Ip> {
+        (0..600).map(|n| Ip::udp(from, endpoint(to, 10_000 + n), &n.to_be_bytes())).collect()
+    };
+    let numbers = |packets: &[Ip]| -> Vec<u16> {
+        packets.iter().map(|packet| u16::from_be_bytes(packet.data().try_into().unwrap())).collect()
+    };
+    world.seal_train(0, &packets(endpoint(client_address(0), 5_000), SERVER));
+    assert_eq!(numbers(&world.take_outside()), (0..600).collect::<Vec<_>>());
+    world.seal_train_for_client(0, &packets(endpoint(SERVER, ECHO_PORT), client_address(0)));
+    assert_eq!(numbers(&world.take(0)), (0..600).collect::<Vec<_>>());
+    assert!(world.drops().is_empty(), "{:?}", world.drops());
+}

@@ -39,7 +39,7 @@ use tidegate_engine::gateway::{Gateway, GatewayConfig};
 use tidegate_engine::messages::{Command, Events, MappingLog, ShardStatus};
 use tidegate_engine::nat::{Endpoint, NatConfig, Proto, PublishError};
 use tidegate_engine::outbox::Crossing;
-use tidegate_engine::tunnel::{Cipher, PeerConfig, Sealer, TunnelConfig, public_key};
+use tidegate_engine::tunnel::{Cipher, PeerConfig, Sealer, Tunnel, TunnelConfig, public_key};
 use tidegate_engine::wake::EventFd;
 use tidegate_engine::wire::{CoalesceOptions, Offload, VirtioNetHeader};
 
@@ -385,7 +385,7 @@ impl World {
     fn receive_external(&mut self, shard: usize, packet: &DevicePacket) {
         let node = &mut self.shards[shard];
         let span = node.store(0, &packet.bytes);
-        match VirtioNetHeader::from_bytes(packet.virtio).offload() {
+        match VirtioNetHeader::from_bytes(packet.virtio).offload_of(node.arena.get_mut(span)) {
             Some(offload) => {
                 node.core.receive_external(self.now, &mut node.arena, span, offload, &mut node.outbox);
             }

@@ -23,7 +23,7 @@ impl World {
         let now = self.now;
         let node = &mut self.clients[client];
         let span = node.store(0, bytes);
-        match VirtioNetHeader::from_bytes(virtio).offload() {
+        match VirtioNetHeader::from_bytes(virtio).offload_of(node.arena.get_mut(span)) {
             Some(offload) => node.core.receive_host(now, &mut node.arena, span, offload, &mut node.outbox),
             None => node.core.drops().count(DropReason::UnknownOffload),
         }
@@ -40,7 +40,7 @@ impl World {
         let now = self.now;
         let node = &mut self.shards[0];
         let span = node.store(0, bytes);
-        match VirtioNetHeader::from_bytes(virtio).offload() {
+        match VirtioNetHeader::from_bytes(virtio).offload_of(node.arena.get_mut(span)) {
             Some(offload) => node.core.receive_host(now, &mut node.arena, span, offload, &mut node.outbox),
             None => node.core.drops().count(DropReason::UnknownOffload),
         }
@@ -111,16 +111,28 @@ impl World {
 
     /// The same, if the client has a session; whether it has.
     pub fn seal_if_possible(&mut self, client: usize, packet: &[u8]) -> bool {
-        let now = self.now;
         let (tunnel, _) = self.clients[client].core.sealing();
-        let gateway = tunnel.peer_by_key(&public_key(&GATEWAY_KEY)).unwrap().id;
-        let Some(mut sealer) = tunnel.sealer(gateway, now) else { return false };
-        let mut datagram = vec![0; sealer.datagram_len(packet.len())];
-        datagram[Sealer::HEADER_LEN..][..packet.len()].copy_from_slice(packet);
-        let len = sealer.seal(&mut datagram, packet.len()).unwrap();
-        let from = self.endpoints[client];
+        let Some(datagram) = sealed(tunnel, &GATEWAY_KEY, packet, self.now) else { return false };
+        let (from, len) = (self.endpoints[client], datagram.len());
         self.strike(from, datagram, len);
         true
+    }
+
+    /// Packets of one length arrive in one train at the gateway.
+    pub fn seal_train(&mut self, client: usize, packets: &[Ip]) {
+        let (tunnel, _) = self.clients[client].core.sealing();
+        let (bytes, segment_size) = train(tunnel, &GATEWAY_KEY, packets, self.now);
+        self.strike(self.endpoints[client], bytes, segment_size);
+        self.settle();
+    }
+
+    /// The same at a client.
+    pub fn seal_train_for_client(&mut self, client: usize, packets: &[Ip]) {
+        let home = self.home_of(client);
+        let (tunnel, _) = self.shards[home].core.sealing();
+        let (bytes, segment_size) = train(tunnel, &client_key(client), packets, self.now);
+        self.events.push_back(Event::ToClient(client, Train { from: GATEWAY_ENDPOINT, segment_size, bytes }));
+        self.settle();
     }
 
     /// The trains that clients send meanwhile.
@@ -163,4 +175,23 @@ impl World {
         let command = Command::SetPeer { config, address: client_address(client), shard: 0 };
         node.core.carry_out(now, command, &mut node.outbox);
     }
+}
+
+/// One packet, sealed for the peer with this private key; `None` without a session.
+fn sealed(tunnel: &mut Tunnel, peer: &[u8; 32], packet: &[u8], now: Timestamp) -> Option<Vec<u8>> {
+    let id = tunnel.peer_by_key(&public_key(peer)).unwrap().id;
+    let mut sealer = tunnel.sealer(id, now)?;
+    let mut datagram = vec![0; sealer.datagram_len(packet.len())];
+    datagram[Sealer::HEADER_LEN..][..packet.len()].copy_from_slice(packet);
+    let len = sealer.seal(&mut datagram, packet.len()).unwrap();
+    assert_eq!(len, datagram.len());
+    Some(datagram)
+}
+
+/// Packets of one length, sealed one behind another; and the length of each datagram.
+fn train(tunnel: &mut Tunnel, peer: &[u8; 32], packets: &[Ip], now: Timestamp) -> (Vec<u8>, usize) {
+    let datagrams: Vec<_> =
+        packets.iter().map(|packet| sealed(tunnel, peer, &packet.bytes(), now).unwrap()).collect();
+    assert!(datagrams.iter().all(|datagram| datagram.len() == datagrams[0].len()));
+    (datagrams.concat(), datagrams[0].len())
 }
