@@ -34,12 +34,12 @@ fn one_packet(mut script: Script<'_>) {
         0 => VirtioNetHeader::default(),
         _ => VirtioNetHeader::from_bytes(std::array::from_fn(|_| script.byte())),
     };
-    let Some(offload) = virtio.offload() else { return };
     let (in_tail, address, port) = (usize::from(script.word()), script.word(), script.word());
     let mut bytes = script.bytes(usize::MAX);
     if is_mended {
         mend(&mut bytes);
     }
+    let Some(offload) = virtio.offload_of(&mut bytes) else { return };
     let in_head = bytes.len().saturating_sub(in_tail);
     let (head, tail) = bytes.split_at_mut(in_head);
     let Ok(mut packet) = Ipv4Packet::parse(head, tail.len(), offload) else { return };
