@@ -7,7 +7,13 @@ import asyncio
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface
 from typing import Any, Protocol, TypeVar
@@ -109,11 +115,12 @@ class Client:
         self._supervisor = Supervisor()
 
     async def run(self) -> signal.Signals | None:
-        """Runs until SIGINT or SIGTERM, and gives back which. Raises `TidegateError`."""
+        """Runs until SIGINT, SIGTERM or SIGHUP, and gives back which. Raises `TidegateError`."""
         async with AsyncExitStack() as undo:
             await self._start(undo)
             await self._supervisor.wait()
-            self._report(ClientEvent("stopping", "disconnecting"))
+            with suppress(OSError):  # the terminal may be gone
+                self._report(ClientEvent("stopping", "disconnecting"))
         return self._supervisor.stop_signal
 
     def request_stop(self) -> None:
@@ -122,7 +129,7 @@ class Client:
 
     async def _start(self, undo: AsyncExitStack) -> None:
         profile = self._profile
-        undo.enter_context(self._supervisor.stop_on_signals(signal.SIGTERM, signal.SIGINT))
+        undo.enter_context(self._supervisor.stop_on_signals(*stop_signals()))
         self._host.check_privileges()
         check_cipher(
             profile.cipher,
@@ -212,6 +219,13 @@ class Client:
                 "here, and there what `tidegate peer show` says"
             )
             self._report(ClientEvent("silent", text, {"cipher": cipher}))
+
+
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """What ends a client. SIGHUP (its terminal was closed) only where it means something: nohup(1) has it
+    ignored."""
+    hung_up = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
+    return (signal.SIGTERM, signal.SIGINT, *hung_up)
 
 
 @asynccontextmanager

@@ -79,7 +79,8 @@ def test_the_host_reads_the_same_before_during_and_after(lab: Lab, number: signa
     assert hoststate.compare(before, HostState.read(lab.gateway), set()).differences == []
 
 
-def test_the_client_leaves_its_own_host_as_it_was(lab: Lab) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["SIGTERM", "SIGHUP"])
+def test_the_client_leaves_its_own_host_as_it_was(lab: Lab, number: signal.Signals) -> None:
     gateway = TidegateGateway(lab)
     gateway.start()
     profile = gateway.add_peer("alice")
@@ -89,7 +90,7 @@ def test_the_client_leaves_its_own_host_as_it_was(lab: Lab) -> None:
     client = TidegateClient(lab.client, profile, set_resolver=False)
     client.start()
     assert hoststate.tun_devices(lab.client)
-    taken = client.process.stop(grace=10.0)
+    taken = client.process.stop(number, grace=10.0)
     assert client.process.returncode == 0, client.process.output()[-2000:]
     assert taken < STOP_SECONDS
     assert lab.client.pids() == set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -208,7 +209,9 @@ def test_a_host_name_is_resolved_and_an_unknown_one_is_named(monkeypatch: pytest
         asyncio.run(made(FakeEngine(), FakeClientHost(), [], unknown).run())
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 0)], ids=str
+)
 def test_the_command_tells_programs_and_ends_with_the_code_of_its_signal(
     tidegate: CommandLine, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
@@ -246,6 +249,47 @@ def test_the_tunnel_stays_up_where_nobody_reads_what_becomes_of_it(
         discard(unread)
     assert outcome.code == 130, outcome
     assert tidegate.client_host.journal == WHOLE
+
+
+def test_a_hangup_that_is_ignored_as_under_nohup_stops_nothing() -> None:
+    host, events = FakeClientHost(), []  # type: ignore[var-annotated]
+
+    async def scenario() -> None:
+        client = made(FakeEngine(), host, events)
+        task = await until_connected(client, events)
+        os.kill(os.getpid(), signal.SIGHUP)
+        await asyncio.sleep(0.1)
+        assert not task.done()
+        client.request_stop()
+        await task
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        asyncio.run(scenario())
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert host.journal == WHOLE
+
+
+def test_a_terminal_that_is_gone_keeps_nothing_from_being_taken_back() -> None:
+    host, events = FakeClientHost(), []
+
+    def report(event: ClientEvent) -> None:
+        if event.event == "stopping":
+            raise OSError(errno.EIO, "Input/output error")
+        events.append(event)
+
+    async def scenario() -> None:
+        client = Client(
+            PROFILE, FakeEngine(), host, tun_name="test0", offloads=OffloadSettings(), report=report
+        )
+        task = await until_connected(client, events)
+        os.kill(os.getpid(), signal.SIGHUP)
+        async with asyncio.timeout(2):
+            assert await task == signal.SIGHUP
+
+    asyncio.run(scenario())
+    assert host.journal == WHOLE
 
 
 def test_switches_leave_dns_and_routes_alone(tidegate: CommandLine, tmp_path: Path) -> None:

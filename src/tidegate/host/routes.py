@@ -10,8 +10,10 @@ before it lets the main table's more specific routes (the local network) win:
 IPv6 is not carried, so where a profile claims it (``::/0``), the table has an *unreachable* route for it:
 programs fall back to IPv4 at once, and nothing leaks past the tunnel.
 
-Table, mark and priorities are constants, so that what a killed client left (its rules outlive it, its device
-and the device's routes do not) is recognised and replaced.
+A client that was killed (SIGKILL) cannot take anything back. Its device goes with it, and the device's routes;
+the rules stay, the *unreachable* route (which is no device's) and `src_valid_mark`: IPv4 goes its old way, IPv6
+is blocked. Table, mark and priorities are constants, so that the next client recognises what it finds, replaces
+it, and takes it back at its end. `src_valid_mark` stays as it is found: it may be the administrator's.
 """
 
 from __future__ import annotations
