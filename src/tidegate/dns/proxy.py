@@ -1,8 +1,8 @@
 """Carries one query to a resolver and its answer back.
 
 Resolvers are asked in order, each for `timeout` seconds, beginning with the one that answered last; when none
-answers, the client gets SERVFAIL. What is in flight is bounded; beyond it queries are dropped and counted:
-clients ask again.
+answers, the client gets SERVFAIL. What is in flight is bounded, for each source and in all; beyond it queries
+are dropped and counted: clients ask again.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from tidegate.dns.message import (
     rcode_of,
     truncate,
 )
+from tidegate.dns.places import Places
 from tidegate.dns.resolvers import Resolver
 from tidegate.dns.upstream import ask_tcp, ask_udp
 
@@ -37,33 +38,32 @@ class DnsProxy:
     ) -> None:
         self._upstreams = list(upstreams)
         self._timeout = timeout
-        self._max_in_flight = max_in_flight
-        self._in_flight = 0
+        self._in_flight = Places(max_in_flight)
         self._preferred = 0
         self.counters: Counter[str] = Counter()
-        """queries_udp, queries_tcp, answered, malformed, servfail, truncated, overloaded, refused_source,
-        upstream_timeout, upstream_error, upstream_mismatch, tcp_connections_refused."""
+        """queries_udp, queries_tcp, answered, malformed, servfail, truncated, overloaded, over_share,
+        refused_source, upstream_timeout, upstream_error, upstream_mismatch, tcp_connections_refused,
+        tcp_connections_over_share."""
 
     def set_upstreams(self, upstreams: Sequence[Resolver]) -> None:
         """Asks other resolvers from the next query on. May be called from another thread."""
         self._upstreams = list(upstreams)
 
-    async def answer(self, wire: bytes, *, over_tcp: bool) -> bytes | None:
-        """The answer to a query's bytes; `None`: silence."""
+    async def answer(self, wire: bytes, source: str, *, over_tcp: bool) -> bytes | None:
+        """The answer to a query's bytes, which came from the address `source`; `None`: silence."""
         self.counters["queries_tcp" if over_tcp else "queries_udp"] += 1
         try:
             query = parse_query(wire)
         except MalformedError as malformed:
             self.counters["malformed"] += 1
             return malformed.answer
-        if self._in_flight >= self._max_in_flight:
-            self.counters["overloaded"] += 1
+        if (refusal := self._in_flight.take(source)) is not None:
+            self.counters["over_share" if refusal == "over_share" else "overloaded"] += 1
             return None
-        self._in_flight += 1
         try:
             found = await self._forward(query, over_tcp)
         finally:
-            self._in_flight -= 1
+            self._in_flight.give_back(source)
         if over_tcp:
             return found
         fitting = truncate(found, query)

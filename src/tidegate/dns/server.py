@@ -15,6 +15,7 @@ from typing import cast
 
 import structlog
 
+from tidegate.dns.places import Places
 from tidegate.dns.proxy import DnsProxy
 from tidegate.dns.resolvers import DNS_PORT
 from tidegate.host.ports import explain_bind
@@ -41,7 +42,7 @@ class DnsServer:
         self._udp: socket.socket | None = None
         self._tcp: socket.socket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._connections = 0
+        self._connections = Places(MAX_TCP_CONNECTIONS)
 
     @property
     def port(self) -> int:
@@ -118,7 +119,7 @@ class DnsServer:
     async def _answer_datagram(
         self, data: bytes, source: tuple[str, int], transport: asyncio.DatagramTransport
     ) -> None:
-        answer = await self._proxy.answer(data, over_tcp=False)
+        answer = await self._proxy.answer(data, source[0], over_tcp=False)
         if answer is not None and not transport.is_closing():
             transport.sendto(answer, source)
 
@@ -137,30 +138,35 @@ class DnsServer:
         task = asyncio.current_task()
         assert task is not None, "asyncio runs the callback in a task"
         peer = writer.get_extra_info("peername")
-        if self._connections >= MAX_TCP_CONNECTIONS or not peer or not self.is_client(peer[0]):
+        if not peer or not self.is_client(peer[0]):
             self._proxy.counters["tcp_connections_refused"] += 1
             writer.close()
             return
-        self._connections += 1
+        source: str = peer[0]
+        if (refusal := self._connections.take(source)) is not None:
+            reason = "over_share" if refusal == "over_share" else "refused"
+            self._proxy.counters[f"tcp_connections_{reason}"] += 1
+            writer.close()
+            return
         self._tasks.add(task)
         pipeline = asyncio.Semaphore(MAX_PIPELINED)
         try:
             async with asyncio.TaskGroup() as answering:
                 while (query := await _read_query(reader)) is not None:
                     await pipeline.acquire()
-                    answering.create_task(self._answer_over_tcp(query, writer, pipeline))
+                    answering.create_task(self._answer_over_tcp(query, source, writer, pipeline))
         except* (OSError, TimeoutError):
             pass  # the client does not take its answers
         finally:
-            self._connections -= 1
+            self._connections.give_back(source)
             self._tasks.discard(task)
             writer.close()
 
     async def _answer_over_tcp(
-        self, query: bytes, writer: asyncio.StreamWriter, pipeline: asyncio.Semaphore
+        self, query: bytes, source: str, writer: asyncio.StreamWriter, pipeline: asyncio.Semaphore
     ) -> None:
         try:
-            answer = await self._proxy.answer(query, over_tcp=True)
+            answer = await self._proxy.answer(query, source, over_tcp=True)
             if answer is not None:
                 writer.write(struct.pack("!H", len(answer)) + answer)
                 async with asyncio.timeout(TCP_IDLE_TIMEOUT):

@@ -126,10 +126,12 @@ class _Catch(asyncio.DatagramProtocol):
         self.got.put_nowait(data)
 
 
-async def ask(server: DnsServer, wire: bytes, patience: float = 2.0) -> bytes | None:
+async def ask(
+    server: DnsServer, wire: bytes, patience: float = 2.0, source: str = "127.0.0.1"
+) -> bytes | None:
     """One datagram to the proxy; what comes back."""
     transport, catch = await asyncio.get_running_loop().create_datagram_endpoint(
-        _Catch, remote_addr=("127.0.0.1", server.port)
+        _Catch, local_addr=(source, 0), remote_addr=("127.0.0.1", server.port)
     )
     try:
         transport.sendto(wire)
@@ -191,7 +193,7 @@ def test_a_resolver_that_refuses_the_connection_is_passed_over_at_once() -> None
         async with alive.running():
             inner = DnsProxy([nobody, alive.address], timeout=30)
             async with asyncio.timeout(5):
-                wire = await inner.answer(query().to_wire(), over_tcp=False)
+                wire = await inner.answer(query().to_wire(), "127.0.0.1", over_tcp=False)
             assert wire is not None
             assert inner.counters["upstream_error"] == 1
 
@@ -342,19 +344,51 @@ def test_an_idle_tcp_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> No
     run(scenario)
 
 
+async def connect(server: DnsServer, source: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection("127.0.0.1", server.port, local_addr=(source, 0))
+
+
+async def is_refused(server: DnsServer, source: str) -> bool:
+    """Whether a new connection is closed at once."""
+    reader, writer = await connect(server, source)
+    try:
+        async with asyncio.timeout(0.5):
+            return await reader.read() == b""
+    except TimeoutError:
+        return False
+    finally:
+        writer.close()
+
+
 def test_tcp_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tidegate.dns.server.MAX_TCP_CONNECTIONS", 2)
 
     async def scenario() -> None:
         async with proxy(Resolver(good)) as server:
-            held = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(2)]
+            held = [await connect(server, f"127.0.0.{number}") for number in (1, 2)]
             await asyncio.sleep(0.05)
-            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-            async with asyncio.timeout(2):
-                assert await reader.read() == b""
+            assert await is_refused(server, "127.0.0.3")
             assert server.counters()["tcp_connections_refused"] == 1
-            for _, other in (*held, (reader, writer)):
-                other.close()
+            for _, writer in held:
+                writer.close()
+            await asyncio.sleep(0.05)
+            assert not await is_refused(server, "127.0.0.3")
+
+    run(scenario)
+
+
+def test_one_source_cannot_hold_all_tcp_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tidegate.dns.server.MAX_TCP_CONNECTIONS", 16)
+
+    async def scenario() -> None:
+        async with proxy(Resolver(good)) as server:
+            held = [await connect(server, "127.0.0.1") for _ in range(2)]
+            await asyncio.sleep(0.05)
+            assert await is_refused(server, "127.0.0.1")
+            assert not await is_refused(server, "127.0.0.2")
+            assert server.counters()["tcp_connections_over_share"] == 1
+            for _, writer in held:
+                writer.close()
 
     run(scenario)
 
@@ -362,9 +396,24 @@ def test_tcp_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_queries_in_flight_are_bounded() -> None:
     async def scenario() -> None:
         async with proxy(Resolver(silent), timeout=0.5, max_in_flight=3) as server:
-            answers = await asyncio.gather(*(ask(server, query().to_wire(), 1.5) for _ in range(5)))
+            sources = [f"127.0.0.{number}" for number in range(1, 6)]
+            asked = (ask(server, query().to_wire(), 1.5, source) for source in sources)
+            answers = await asyncio.gather(*asked)
             assert sum(answer is not None for answer in answers) == 3
             assert server.counters()["overloaded"] == 2
+
+    run(scenario)
+
+
+def test_one_source_cannot_hold_all_queries_in_flight() -> None:
+    async def scenario() -> None:
+        async with proxy(Resolver(silent), timeout=0.5, max_in_flight=16) as server:
+            greedy = (ask(server, query().to_wire(), 1.5) for _ in range(20))
+            *answers, others = await asyncio.gather(*greedy, ask(server, query().to_wire(), 1.5, "127.0.0.2"))
+            assert others is not None
+            assert sum(answer is not None for answer in answers) == 2
+            assert server.counters()["over_share"] == 18
+            assert await ask(server, query().to_wire(), 1.5) is not None, "its places are given back"
 
     run(scenario)
 
@@ -394,7 +443,7 @@ def test_sources_outside_the_vpn_get_silence() -> None:
 def test_a_malformed_query_gets_formerr_or_silence(wire: bytes, rcode: dns.rcode.Rcode | None) -> None:
     async def scenario() -> None:
         inner = DnsProxy([])
-        answer = await inner.answer(wire, over_tcp=False)
+        answer = await inner.answer(wire, "127.0.0.1", over_tcp=False)
         assert inner.counters["malformed"] == 1
         if rcode is None:
             assert answer is None

@@ -1,0 +1,37 @@
+"""Bounds that no source can use up alone: one client must not keep all others from DNS."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+SHARES = 8
+"""A source has at most this part of the places."""
+
+Refusal = Literal["full", "over_share"]
+
+
+class Places:
+    """So many places, and who holds them. State: one entry for each source that holds one."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._share = max(1, total // SHARES)
+        self._taken = 0
+        self._held: dict[str, int] = {}
+
+    def take(self, source: str) -> Refusal | None:
+        """Takes a place, to be given back; or says why there is none."""
+        held = self._held.get(source, 0)
+        if held >= self._share:
+            return "over_share"
+        if self._taken >= self._total:
+            return "full"
+        self._taken += 1
+        self._held[source] = held + 1
+        return None
+
+    def give_back(self, source: str) -> None:
+        self._taken -= 1
+        self._held[source] -= 1
+        if not self._held[source]:
+            del self._held[source]
