@@ -81,20 +81,28 @@ class ControlServer:
             with contextlib.suppress(OSError):
                 self._path.unlink(missing_ok=True)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None, "asyncio runs the callback in a task"
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Not a coroutine: of one, asyncio makes a task of its own, and Python 3.11 complains of each that is
+        cancelled."""
         if len(self._connections) >= MAX_CONNECTIONS:
             writer.close()
             return
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._connections.discard(task)
+            writer.close()
+            if not task.cancelled() and (cause := task.exception()) is not None:
+                log.error("a control connection failed unexpectedly", cause=repr(cause))
+
+        task = asyncio.create_task(self._serve(reader, writer))
         self._connections.add(task)
+        task.add_done_callback(ended)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await self._converse(reader, writer)
         except (OSError, TimeoutError) as cause:
             log.debug("control connection ended", cause=str(cause) or type(cause).__name__)
-        finally:
-            self._connections.discard(task)
-            writer.close()
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:

@@ -82,7 +82,7 @@ class DnsServer:
         transport, _ = await loop.create_datagram_endpoint(lambda: _UdpReceiver(self), sock=self._udp)
         server: asyncio.Server | None = None
         try:
-            server = await asyncio.start_server(self._converse, sock=self._tcp)
+            server = await asyncio.start_server(self._accept, sock=self._tcp)
             await loop.create_future()  # until cancelled
         finally:
             transport.close()
@@ -133,10 +133,9 @@ class DnsServer:
             self._proxy.counters["failed"] += 1
             log.error("a DNS query failed unexpectedly", cause=repr(cause))
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One TCP connection: several queries, answered as their answers come (RFC 7766 §7)."""
-        task = asyncio.current_task()
-        assert task is not None, "asyncio runs the callback in a task"
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Not a coroutine: of one, asyncio makes a task of its own, and Python 3.11 complains of each that is
+        cancelled."""
         peer = writer.get_extra_info("peername")
         if not peer or not self.is_client(peer[0]):
             self._proxy.counters["tcp_connections_refused"] += 1
@@ -148,7 +147,19 @@ class DnsServer:
             self._proxy.counters[f"tcp_connections_{reason}"] += 1
             writer.close()
             return
-        self._tasks.add(task)
+
+        def hung_up(_task: object) -> None:
+            self._connections.give_back(source)
+            writer.close()
+
+        task = asyncio.create_task(self._converse(source, reader, writer))
+        task.add_done_callback(hung_up)
+        self._keep(task)
+
+    async def _converse(
+        self, source: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """One TCP connection: several queries, answered as their answers come (RFC 7766 §7)."""
         pipeline = asyncio.Semaphore(MAX_PIPELINED)
         try:
             async with asyncio.TaskGroup() as answering:
@@ -157,10 +168,6 @@ class DnsServer:
                     answering.create_task(self._answer_over_tcp(query, source, writer, pipeline))
         except* (OSError, TimeoutError):
             pass  # the client does not take its answers
-        finally:
-            self._connections.give_back(source)
-            self._tasks.discard(task)
-            writer.close()
 
     async def _answer_over_tcp(
         self, query: bytes, source: str, writer: asyncio.StreamWriter, pipeline: asyncio.Semaphore

@@ -101,6 +101,22 @@ def test_connections_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     asyncio.run(scenario())
 
 
+def test_an_open_connection_ends_with_the_server_and_without_complaint(tmp_path: Path) -> None:
+    complaints: list[dict[str, Any]] = []
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+        async with server(tmp_path):
+            reader, writer = await asyncio.open_unix_connection(str(tmp_path / "control.sock"))
+            await asyncio.sleep(0.02)
+        async with asyncio.timeout(1):
+            assert await reader.read() == b""
+        writer.close()
+
+    asyncio.run(scenario())
+    assert complaints == []
+
+
 def test_a_refusal_keeps_its_words_and_its_exit_code(tmp_path: Path) -> None:
     def refuse(_command: Command[Any]) -> Answer:
         raise NotFoundError("no such peer", hint="look again")

@@ -377,6 +377,22 @@ def test_tcp_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     run(scenario)
 
 
+def test_an_open_tcp_connection_ends_with_the_server_and_without_complaint() -> None:
+    complaints: list[object] = []
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+        async with proxy(Resolver(good)) as server:
+            reader, writer = await connect(server, "127.0.0.1")
+            await asyncio.sleep(0.02)
+        async with asyncio.timeout(1):
+            assert await reader.read() == b""
+        writer.close()
+
+    run(scenario)
+    assert complaints == []
+
+
 def test_one_source_cannot_hold_all_tcp_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tidegate.dns.server.MAX_TCP_CONNECTIONS", 16)
 
