@@ -248,17 +248,14 @@ class Gateway:
         gateway = self._settings.gateway
         if not self._settings.dns.enabled:
             return
-        self._dns_proxy = DnsProxy(self._upstreams())
+        self._dns_proxy = DnsProxy(self._upstreams(), find_upstreams=self._upstreams)
         self._dns = DnsServer(self._dns_proxy, gateway.address, gateway.subnet)
         self._dns.open()
         undo.callback(self._dns.close)
 
     def _upstreams(self) -> list[Resolver]:
-        settings = self._settings
-        upstreams = choose_upstreams(settings.dns.upstreams, own=settings.gateway.address)
-        if not upstreams:
-            log.warning("no DNS resolver is known: clients get SERVFAIL", hint="set [dns] upstreams")
-        return upstreams
+        """Those of the settings, otherwise the host's of this moment."""
+        return choose_upstreams(self._settings.dns.upstreams, own=self._settings.gateway.address)
 
     def _suggested_endpoint(self) -> Endpoint | None:
         return self._settings.gateway.listen.reached_at(self.external.addresses[0])
@@ -287,12 +284,15 @@ class Gateway:
             notify("READY=1")
 
     async def _watch_link(self, changed: asyncio.Event) -> None:
-        """Tells the engine what became of the external link, whenever the host's network changed."""
+        """Tells the engine what became of the external link, and the DNS proxy whom to ask, whenever the host's
+        network changed."""
         while True:
             await changed.wait()
             if await self._supervisor.wait_for_stop(SETTLE):
                 return
             changed.clear()
+            if self._dns_proxy is not None:
+                await self._dns_proxy.look_up_upstreams()
             try:
                 network = await asyncio.to_thread(self._host.read_network)
                 link = external_link(network, self._settings.external)

@@ -8,7 +8,9 @@ import signal
 import socket
 import stat
 import time
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,17 @@ from typing import Any
 import pytest
 
 from tests.unit.fakes import FakeEngine, FakeEvent, FakeHost, ordinary_network
-from tests.unit.running import serving
+from tests.unit.running import serving, until
+from tidegate.dns import DnsProxy, DnsServer, choose_upstreams
 from tidegate.errors import ConflictError, EngineError, LockedError
 from tidegate.gateway import Gateway
 from tidegate.host import MAIN_TABLE, Route
 from tidegate.identity import parse_profile
 from tidegate.net import Endpoint
 from tidegate.settings import Settings
+
+
+from tidegate.settings import DnsSettings, Settings
 
 
 def only(items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -306,6 +312,39 @@ def test_a_change_of_the_hosts_network_reaches_the_engine_once(
             await asyncio.sleep(0.15)
             assert len(running.packets.links) == 1
             assert (await running.answer("status"))["next_hop"] == "192.0.2.254"
+
+    asyncio.run(scenario())
+
+
+def test_a_change_of_the_hosts_network_brings_its_resolvers(
+    settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As of a gateway that was started before DHCP had written resolv.conf."""
+    monkeypatch.setattr("tidegate.gateway.SETTLE", 0.02)
+    resolv_conf = tmp_path / "resolv.conf"
+    monkeypatch.setattr(
+        "tidegate.gateway.choose_upstreams", partial(choose_upstreams, resolv_conf=resolv_conf)
+    )
+    on_loopback = lambda proxy, _, clients: DnsServer(proxy, IPv4Address("127.0.0.1"), clients, port=0)  # noqa: E731
+    monkeypatch.setattr("tidegate.gateway.DnsServer", on_loopback)
+    serve_dns = settings.model_copy(update={"dns": DnsSettings()})
+    asked: list[list[tuple[str, int]]] = []
+    set_upstreams = DnsProxy.set_upstreams
+
+    def noted(proxy: DnsProxy, upstreams: Sequence[tuple[str, int]]) -> None:
+        asked.append(list(upstreams))
+        set_upstreams(proxy, upstreams)
+
+    monkeypatch.setattr(DnsProxy, "set_upstreams", noted)
+
+    async def scenario() -> None:
+        async with serving(serve_dns, capsys) as running:
+            assert asked == [[]]
+            resolv_conf.write_text("nameserver 192.0.2.53\n")
+            assert running.host.changed is not None
+            running.host.changed()
+            await until(lambda: len(asked) > 1)
+            assert asked[1] == [("192.0.2.53", 53)]
 
     asyncio.run(scenario())
 

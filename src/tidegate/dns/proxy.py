@@ -1,17 +1,21 @@
 """Carries one query to a resolver and its answer back.
 
-Resolvers are asked in order, each for `timeout` seconds, beginning with the one that answered last; when none
-answers, the client gets SERVFAIL. What is in flight is bounded, for each source and in all; beyond it queries
-are dropped and counted: clients ask again.
+Resolvers are asked in order, each for `timeout` seconds, beginning with the one that answered last. When none
+answers, or none is known, it is looked up anew who they are: the host may have come to another network, or only
+now to its first. When that does not help either, the client gets SERVFAIL. What is in flight is bounded, for each
+source and in all; beyond it queries are dropped and counted: clients ask again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import dns.rcode
+import structlog
 
 from tidegate.dns.message import (
     RETRY_ELSEWHERE,
@@ -26,28 +30,62 @@ from tidegate.dns.places import Places
 from tidegate.dns.resolvers import Resolver
 from tidegate.dns.upstream import ask_tcp, ask_udp
 
+log = structlog.get_logger("tidegate.dns")
+
 MAX_IN_FLIGHT = 1024
 TIMEOUT = 2.0  # seconds for each resolver
+LOOK_UP_PAUSE = 2.0
+"""Seconds at least after a look-up of the resolvers until queries that fail bring about the next."""
+
+
+@dataclass(slots=True)
+class _Upstreams:
+    """Who is asked."""
+
+    resolvers: list[Resolver]
+    preferred: int = 0
+    """Which of them answered last. It goes with the list: a query that was sent before another list was set has
+    nothing to say about that one."""
 
 
 class DnsProxy:
     """Answers queries, whatever they came over."""
 
     def __init__(
-        self, upstreams: Sequence[Resolver], *, timeout: float = TIMEOUT, max_in_flight: int = MAX_IN_FLIGHT
+        self,
+        upstreams: Sequence[Resolver],
+        *,
+        find_upstreams: Callable[[], Sequence[Resolver]] | None = None,
+        timeout: float = TIMEOUT,
+        max_in_flight: int = MAX_IN_FLIGHT,
     ) -> None:
-        self._upstreams = list(upstreams)
+        """`find_upstreams` looks up who the resolvers are; it is called in a worker thread."""
+        self._find_upstreams = find_upstreams
+        self._looked_up_at = -math.inf
         self._timeout = timeout
         self._in_flight = Places(max_in_flight)
-        self._preferred = 0
         self.counters: Counter[str] = Counter()
         """queries_udp, queries_tcp, answered, malformed, servfail, truncated, overloaded, over_share,
         refused_source, upstream_timeout, upstream_error, upstream_mismatch, tcp_connections_refused,
         tcp_connections_over_share."""
+        self.set_upstreams(upstreams)
 
     def set_upstreams(self, upstreams: Sequence[Resolver]) -> None:
-        """Asks other resolvers from the next query on. May be called from another thread."""
-        self._upstreams = list(upstreams)
+        """Asks other resolvers from the next query on, the first one first. May be called from another
+        thread."""
+        if not upstreams:
+            log.warning("no DNS resolver is known: clients get SERVFAIL", hint="set [dns] upstreams")
+        self._upstreams = _Upstreams(list(upstreams))
+
+    async def look_up_upstreams(self) -> None:
+        """Finds out anew who the resolvers are. If they are the same, nothing changes."""
+        if self._find_upstreams is None:
+            return
+        self._looked_up_at = asyncio.get_running_loop().time()
+        found = list(await asyncio.to_thread(self._find_upstreams))
+        if found != self._upstreams.resolvers:
+            log.info("the DNS resolvers are others now", resolvers=",".join(host for host, _ in found))
+            self.set_upstreams(found)
 
     async def answer(self, wire: bytes, source: str, *, over_tcp: bool) -> bytes | None:
         """The answer to a query's bytes, which came from the address `source`; `None`: silence."""
@@ -71,23 +109,36 @@ class DnsProxy:
         return fitting
 
     async def _forward(self, query: Query, over_tcp: bool) -> bytes:
+        asked = self._upstreams  # others may be set while this query waits
+        found = await self._ask_each(asked, query, over_tcp)
+        if not _settles(found):
+            if asyncio.get_running_loop().time() - self._looked_up_at >= LOOK_UP_PAUSE:
+                await self.look_up_upstreams()
+            if self._upstreams.resolvers != asked.resolvers:
+                found = await self._ask_each(self._upstreams, query, over_tcp)
+        self.counters["answered" if _settles(found) else "servfail"] += 1
+        return found or failure(query, dns.rcode.SERVFAIL)
+
+    async def _ask_each(self, upstreams: _Upstreams, query: Query, over_tcp: bool) -> bytes | None:
+        """The first answer that settles the matter, otherwise the first one at all, if there was any."""
         ask = ask_tcp if over_tcp else ask_udp
-        last: bytes | None = None
-        upstreams, first = self._upstreams, self._preferred  # others may be set while this query waits
-        for offset in range(len(upstreams)):
-            index = (first + offset) % len(upstreams)
+        unsettling: bytes | None = None
+        count, first = len(upstreams.resolvers), upstreams.preferred
+        for index in ((first + offset) % count for offset in range(count)):
             try:
                 async with asyncio.timeout(self._timeout):
-                    found = await ask(query, upstreams[index], self.counters)
+                    found = await ask(query, upstreams.resolvers[index], self.counters)
             except TimeoutError:
                 self.counters["upstream_timeout"] += 1
             except OSError:
                 self.counters["upstream_error"] += 1
             else:
-                if rcode_of(found) not in RETRY_ELSEWHERE:
-                    self._preferred = index
-                    self.counters["answered"] += 1
+                if _settles(found):
+                    upstreams.preferred = index
                     return found
-                last = last or found
-        self.counters["servfail"] += 1
-        return last or failure(query, dns.rcode.SERVFAIL)
+                unsettling = unsettling or found
+        return unsettling
+
+
+def _settles(answer: bytes | None) -> bool:
+    return answer is not None and rcode_of(answer) not in RETRY_ELSEWHERE

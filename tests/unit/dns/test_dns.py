@@ -217,6 +217,73 @@ def test_when_nobody_answers_the_client_gets_servfail() -> None:
     run(scenario)
 
 
+def test_other_resolvers_are_asked_from_the_first_on() -> None:
+    async def scenario() -> None:
+        dead, alive, other = Resolver(silent), Resolver(good), Resolver(good)
+        async with proxy(dead, alive) as server, other.running():
+            assert await ask(server, query().to_wire()) is not None
+            server._proxy.set_upstreams([other.address, alive.address])
+            assert await ask(server, query().to_wire()) is not None
+            assert (len(other.ids), len(alive.ids)) == (1, 1)
+
+    run(scenario)
+
+
+def test_a_query_under_way_says_nothing_about_resolvers_that_are_set_meanwhile() -> None:
+    async def scenario() -> None:
+        dead, alive, one, two = Resolver(silent), Resolver(good), Resolver(good), Resolver(good)
+        async with proxy(dead, alive, timeout=0.2) as server, one.running(), two.running():
+            under_way = asyncio.create_task(ask(server, query().to_wire()))
+            await asyncio.sleep(0.05)
+            server._proxy.set_upstreams([one.address, two.address])
+            assert await under_way is not None
+            assert len(alive.ids) == 1
+            assert await ask(server, query().to_wire()) is not None
+            assert (len(one.ids), len(two.ids)) == (1, 0)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("before", [[], [silent]], ids=["none known", "the old one is silent"])
+def test_where_nobody_answers_the_resolvers_are_looked_up_anew(before: list[Answer]) -> None:
+    async def scenario() -> None:
+        new = Resolver(good)
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(new.running())
+            old = [await stack.enter_async_context(Resolver(answer).running()) for answer in before]
+            inner = DnsProxy(
+                [resolver.address for resolver in old], find_upstreams=lambda: [new.address], timeout=0.1
+            )
+            for _ in range(3):
+                wire = await inner.answer(query().to_wire(), "127.0.0.1", over_tcp=False)
+                assert wire is not None
+                assert dns.message.from_wire(wire).rcode() == dns.rcode.NOERROR
+            assert len(new.ids) == 3
+            assert inner.counters["answered"] == 3
+            assert inner.counters["upstream_timeout"] == len(before), "the old one is asked no more"
+
+    run(scenario)
+
+
+def test_looking_up_resolvers_is_bounded() -> None:
+    looks = 0
+
+    def find() -> list[tuple[str, int]]:
+        nonlocal looks
+        looks += 1
+        return []
+
+    async def scenario() -> None:
+        inner = DnsProxy([], find_upstreams=find)
+        for _ in range(20):
+            wire = await inner.answer(query().to_wire(), "127.0.0.1", over_tcp=False)
+            assert wire is not None
+            assert dns.message.from_wire(wire).rcode() == dns.rcode.SERVFAIL
+
+    run(scenario)
+    assert looks == 1
+
+
 def test_servfail_of_one_resolver_is_not_the_last_word() -> None:
     async def scenario() -> None:
         async with proxy(Resolver(servfail), Resolver(good)) as server:
