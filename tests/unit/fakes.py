@@ -103,7 +103,8 @@ class FakeLifecycle:
 
 
 class FakeGateway(FakeLifecycle):
-    """Keeps peers and publications as the engine would; ports in `held` belong to programs of the host."""
+    """Keeps peers and publications as the engine would; ports in `held` belong to programs of the host, and a shard
+    does not answer when port `late_at` is published."""
 
     def __init__(self, options: GatewayOptions) -> None:
         super().__init__()
@@ -113,6 +114,8 @@ class FakeGateway(FakeLifecycle):
         self.published: dict[tuple[str, int], tuple[str, int]] = {}
         self.links: list[ExternalLink] = []
         self.held: set[int] = set()
+        self.late_at: int | None = None
+        self.failed: list[tuple[str, int, str, str]] = []
         self.refuse_peers = False
         self.nat: list[NatSettings] = []
         self.refuse_nat = False
@@ -168,10 +171,15 @@ class FakeGateway(FakeLifecycle):
     def publish(self, protocol: str, external_port: int, internal: tuple[str, int]) -> None:
         if external_port in self.held:
             raise OSError(errno.EADDRINUSE, "Address already in use")
+        if external_port == self.late_at:
+            raise RuntimeError("shard 1 did not answer within 2s")
         self.published[protocol, external_port] = internal
 
     def unpublish(self, protocol: str, external_port: int) -> bool:
         return self.published.pop((protocol, external_port), None) is not None
+
+    def failed_publications(self) -> Sequence[tuple[str, int, str, str]]:
+        return self.failed
 
     def mappings(self, address: str | None = None, limit: int = 10_000) -> Sequence[FakeMapping]:
         every = [FakeMapping((inner, 5000)) for inner in self.peers.values()]

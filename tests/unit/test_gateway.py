@@ -180,6 +180,24 @@ def test_a_publication_is_applied_at_once_and_whole_or_not_at_all(
     asyncio.run(scenario())
 
 
+def test_a_publication_that_a_shard_does_not_answer_for_is_taken_back_as_a_whole(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            await running.cli("peer", "add", "alice")
+            running.packets.late_at = 8005
+            code, _, err = await running.cli("publish", "add", "tcp/8000-8010", "--to", "alice:80")
+            assert code == 1
+            assert "tcp/8005 cannot be published: shard 1 did not answer within 2s" in err
+            assert running.packets.published == {}
+            assert (await running.answer("publish", "list"))["publications"] == []
+            running.packets.late_at = None
+            assert (await running.cli("publish", "add", "tcp/8000-8010", "--to", "alice:80"))[0] == 0
+
+    asyncio.run(scenario())
+
+
 def test_a_port_that_is_taken_at_start_is_told_and_does_not_stop_the_gateway(
     settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -226,7 +226,18 @@ impl GatewayEngine {
             self.shards.tell_all(|| order(reply.clone()));
             Vec::new()
         } else {
-            self.shards.ask(order)?
+            match self.shards.ask(order) {
+                Ok(answers) => answers,
+                Err(silence) => {
+                    // A shard that is late finds both orders, in their order. The port may be lent to one of its
+                    // mappings if it was ours: then it goes on being the NAT's.
+                    self.shards.tell_all(|| Command::Unpublish { protocol, external });
+                    if !was_ours {
+                        self.release(reserved, SocketAddrV4::new(address, port));
+                    }
+                    return Err(silence);
+                }
+            }
         };
         let refusals: Vec<PublishError> = answers.into_iter().filter_map(Result::err).collect();
         let Some(&refusal) = refusals.first() else { return Ok(()) };

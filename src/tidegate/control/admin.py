@@ -264,7 +264,7 @@ class Administration:
         if self._live is not None:
             try:
                 self._publish(publication)
-            except (ConflictError, ValueError):
+            except BaseException:  # whatever it is, and whoever made it: half of a command is none
                 self._store.remove_publication(
                     publication.protocol, publication.first_port, publication.last_port
                 )
@@ -280,14 +280,18 @@ class Administration:
             for port in publication.ports:
                 engine.publish(publication.protocol, port, (address, publication.internal_of(port)))
                 done.append(port)
-        except OSError as cause:
+        except BaseException as cause:
             for port in done:
                 engine.unpublish(publication.protocol, port)
-            failed = publication.first_port + len(done)
-            raise ConflictError(
-                f"{publication.protocol}/{failed} cannot be published: {cause.strerror or cause}",
-                hint="a program of the host may hold the port (ss -lntup)",
-            ) from cause
+            failed = f"{publication.protocol}/{publication.first_port + len(done)} cannot be published"
+            if isinstance(cause, OSError):
+                raise ConflictError(
+                    f"{failed}: {cause.strerror or cause}",
+                    hint="a program of the host may hold the port (ss -lntup)",
+                ) from cause
+            if isinstance(cause, RuntimeError):
+                raise EngineError(f"{failed}: {cause}") from cause
+            raise
 
     def _unpublish(self, publication: Publication) -> None:
         self._failed_publications.pop(publication.external_text, None)
