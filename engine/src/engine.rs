@@ -80,6 +80,8 @@ pub struct GatewayEngine {
     /// Every port that mappings may have: they outlive a change of the range.
     heard_ports: (u16, u16),
     published: HashMap<(Proto, u16), Publication>,
+    /// Where a published port is not published, and why. Of one address and port at most one, for as long as it is so.
+    failed: BTreeMap<(Proto, u16, Ipv4Addr), String>,
     /// Whose each protocol without ports is, and the sockets that keep the host silent about it.
     passed: BTreeMap<u8, Ipv4Addr>,
     silence: HashMap<(u8, Ipv4Addr), OwnedFd>,
@@ -110,6 +112,7 @@ impl GatewayEngine {
             external_addresses: settings.external.addresses.clone(),
             heard_ports: settings.port_range,
             published: HashMap::new(),
+            failed: BTreeMap::new(),
             passed: BTreeMap::new(),
             silence: HashMap::new(),
             external_index: settings.external.index,

@@ -137,6 +137,17 @@ impl Gateway {
         Ok(self.with(py, |engine| engine.unpublish(protocol, external_port)))
     }
 
+    fn failed_publications(&self, py: Python<'_>) -> Vec<(&'static str, u16, String, String)> {
+        self.with(py, |engine| {
+            engine
+                .failed_publications()
+                .map(|(protocol, port, address, why)| {
+                    (protocol.name(), port, address.to_string(), why.into())
+                })
+                .collect()
+        })
+    }
+
     fn status(&self, py: Python<'_>) -> PyResult<Status> {
         let (shards, ports) =
             self.with(py, |engine| engine.status().map(|shards| (shards, engine.reserved_ports())))?;

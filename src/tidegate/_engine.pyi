@@ -219,6 +219,9 @@ class Gateway:
     def publish(self, protocol: str, external_port: int, internal: tuple[str, int]) -> None:
         """Forwards an external port to a client. `OSError` (EADDRINUSE) if a host program holds the port."""
     def unpublish(self, protocol: str, external_port: int) -> bool: ...
+    def failed_publications(self) -> list[tuple[str, int, str, str]]:
+        """Published ports that are not published on an external address which came later: protocol, port, address, and
+        why. They are tried again at the next `set_external`."""
     def status(self) -> Status: ...
     def mappings(self, address: str | None = None, limit: int = 10_000) -> list[Mapping]: ...
 

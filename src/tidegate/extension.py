@@ -132,5 +132,8 @@ class _RustGateway:
     def unpublish(self, protocol: str, external_port: int) -> bool:
         return self._inner.unpublish(protocol, external_port)
 
+    def failed_publications(self) -> Sequence[tuple[str, int, str, str]]:
+        return self._inner.failed_publications()
+
     def mappings(self, address: str | None = None, limit: int = 10_000) -> Sequence[NatMapping]:
         return self._inner.mappings(address, limit)

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import sys
 from collections.abc import Iterator
@@ -32,6 +33,12 @@ SLOW_NEIGHBOUR = "203.0.113.11"
 RECOVERY = 12.0
 """Seconds, generous for a busy machine: what is waited for takes one or two."""
 ECHO_PORT = 7_000
+HOLD = """
+import signal, socket, sys
+listener = socket.create_server((sys.argv[1], int(sys.argv[2])))
+print("holds", flush=True)
+signal.pause()
+"""
 LATE = b"said after the restart"
 
 
@@ -206,6 +213,39 @@ def test_another_address_is_used_from_now_on_and_has_the_published_ports(scene: 
     assert after["tcp"] <= before["tcp"] + 2_048, "ports of an address that is gone are given back"
     scene.gateway.command("publish", "remove", "tcp/8080")
     server.stop()
+
+
+def test_a_published_port_that_is_taken_on_a_new_address_is_told_and_published_when_it_is_free(
+    scene: Scene,
+) -> None:
+    def state() -> str:
+        told = json.loads(scene.gateway.command("publish", "list", "--json"))
+        (entry,) = told["publications"]
+        return f"{entry['state']} {entry['detail']}"
+
+    def until_addresses(*addresses: str) -> None:
+        wait_until(
+            lambda: scene.gateway.status()["external_addresses"] == list(addresses),
+            "the new addresses",
+            timeout=RECOVERY,
+        )
+
+    lab = scene.lab
+    scene.gateway.command("publish", "add", "tcp/8080", "--to", "client:80")
+    lab.gateway.ip(f"address add {OTHER_FACE}/24 dev external")
+    holder = lab.gateway.popen([sys.executable, "-c", HOLD, OTHER_FACE, "8080"], name="holder")
+    holder.wait_for("holds")
+    lab.gateway.sysctl("net.ipv4.conf.external.promote_secondaries", "1")
+    lab.gateway.ip(f"address delete {GATEWAY_EXTERNAL}/24 dev external")
+    lab.gateway.ip(f"route replace default via {INTERNET}")
+    until_addresses(OTHER_FACE)
+    wait_until(lambda: state().startswith("failed"), "the failure to be told", timeout=RECOVERY)
+    assert f"tcp/8080 on {OTHER_FACE}: " in state()
+
+    holder.stop()
+    lab.gateway.ip(f"address add {GATEWAY_EXTERNAL}/24 dev external")  # any change of the link
+    wait_until(lambda: state() == "active None", "the port to be published", timeout=RECOVERY)
+    scene.gateway.command("publish", "remove", "tcp/8080")
 
 
 def test_an_interface_that_is_made_anew_is_taken_up(scene: Scene) -> None:

@@ -180,6 +180,25 @@ def test_a_publication_is_applied_at_once_and_whole_or_not_at_all(
     asyncio.run(scenario())
 
 
+def test_a_port_that_is_taken_on_a_new_external_address_is_told_for_as_long_as_it_is(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            await running.cli("peer", "add", "alice")
+            await running.cli("publish", "add", "tcp/8000-8010", "--to", "alice:80")
+            await running.cli("publish", "add", "udp/8005", "--to", "alice")
+            running.packets.failed = [("tcp", 8005, "192.0.2.3", "address in use")]
+            tcp, udp = (await running.answer("publish", "list"))["publications"]
+            assert (tcp["state"], udp["state"]) == ("failed", "active")
+            assert tcp["detail"] == "tcp/8005 on 192.0.2.3: address in use"
+            running.packets.failed = []
+            tcp, _ = (await running.answer("publish", "list"))["publications"]
+            assert (tcp["state"], tcp["detail"]) == ("active", None)
+
+    asyncio.run(scenario())
+
+
 def test_a_publication_that_a_shard_does_not_answer_for_is_taken_back_as_a_whole(
     settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,8 +6,9 @@
 //! been started they will find their orders waiting, and have no reason to refuse: so what was published before a
 //! restart is published before the first packet.
 //!
-//! When an address goes, so do its reserved ports; on an address that comes, everything is published anew. When the
-//! interface is another one, every shard gets new sockets.
+//! When an address goes, so do its reserved ports; on an address that comes, everything is published anew. What is
+//! refused there is remembered with its reason, and tried again at the next change. When the interface is another one,
+//! every shard gets new sockets.
 
 use std::io;
 use std::sync::mpsc;
@@ -68,6 +69,7 @@ impl GatewayEngine {
             self.external_index = link.index;
         }
         let before = std::mem::replace(&mut self.external_addresses, link.addresses.clone());
+        let failed = std::mem::take(&mut self.failed);
         match self.sockets_for_silence(&self.passed) {
             Ok(silence) => self.silence = silence,
             Err(error) => self.shards.events.push(EventKind::PublicationFailed, error.to_string()),
@@ -81,15 +83,25 @@ impl GatewayEngine {
         if let Some(reserver) = &self.reserver {
             reserver.retain_addresses(&self.external_addresses);
         }
-        for address in link.addresses.into_iter().filter(|address| !before.contains(address)) {
+        for address in link.addresses {
             for ((protocol, port), publication) in self.published.clone() {
+                let external = (protocol, port, address);
+                if before.contains(&address) && !failed.contains_key(&external) {
+                    continue; // there already
+                }
                 if let Err(error) = self.publish_on(address, protocol, port, publication) {
                     let detail = format!("{}/{port} on {address}: {error}", protocol.name());
                     self.shards.events.push(EventKind::PublicationFailed, detail);
+                    self.failed.insert(external, error.to_string());
                 }
             }
         }
         Ok(())
+    }
+
+    /// The published ports that are not published on an address which came later, and why.
+    pub fn failed_publications(&self) -> impl Iterator<Item = (Proto, u16, Ipv4Addr, &str)> {
+        self.failed.iter().map(|(&(protocol, port, address), why)| (protocol, port, address, why.as_str()))
     }
 
     /// Forwards an external port to a client, on every external address. Before [`Self::start`], too.
@@ -120,6 +132,7 @@ impl GatewayEngine {
         let known = self.published.remove(&(protocol, port)).is_some();
         if known {
             self.withdraw(protocol, port, Ipv4Addr::UNSPECIFIED);
+            self.failed.retain(|&(of, failed, _), _| (of, failed) != (protocol, port));
             self.renew_filter();
         }
         known
@@ -249,11 +262,13 @@ impl GatewayEngine {
         Err(in_use(protocol, port, refusal))
     }
 
-    /// Takes a port back on every address before `end`.
+    /// Takes a port back on every address before `end`, wherever it was published.
     fn withdraw(&mut self, protocol: Proto, port: u16, end: Ipv4Addr) {
         let Some(reserved) = port_protocol(protocol) else { return };
-        let addresses = self.external_addresses.clone();
-        for address in addresses.into_iter().take_while(|&address| address != end) {
+        let published = |address: &Ipv4Addr| !self.failed.contains_key(&(protocol, port, *address));
+        let until_end = self.external_addresses.iter().copied().take_while(|&address| address != end);
+        let held: Vec<_> = until_end.filter(published).collect();
+        for address in held {
             let external = Endpoint::new(address, port);
             self.shards.tell_all(|| Command::Unpublish { protocol, external });
             self.release(reserved, SocketAddrV4::new(address, port));

@@ -311,12 +311,25 @@ class Administration:
         )
 
     def _publication_view(self, publication: Publication) -> PublicationView:
-        failure = self._failed_publications.get(publication.external_text)
+        failure = self._failed_publications.get(publication.external_text) or self._failure_since(publication)
         return PublicationView(
             external=publication.external_text,
             to=publication.internal_text,
             state="not running" if self._live is None else "failed" if failure else "active",
             detail=failure,
+        )
+
+    def _failure_since(self, publication: Publication) -> str | None:
+        """Why it does not hold on an external address that came after it; the engine tries again by itself."""
+        if self._live is None:
+            return None
+        return next(
+            (
+                f"{protocol}/{port} on {address}: {why}"
+                for protocol, port, address, why in self._live.engine.failed_publications()
+                if protocol == publication.protocol and port in publication.ports
+            ),
+            None,
         )
 
     # What the engine knows
