@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import (
     AbstractContextManager,
     AsyncExitStack,
@@ -22,22 +21,21 @@ import structlog
 
 from tidegate.ciphers import check_cipher
 from tidegate.engine import ClientOptions, Engine, EngineClient
-from tidegate.errors import EngineError, HostNetworkError
+from tidegate.errors import EngineError
 from tidegate.gateway import explain_engine, watch_engine
+from tidegate.host.names import resolve
 from tidegate.host.netlink import configure_tun
 from tidegate.host.privileges import CAP_NET_ADMIN, check_privileges
 from tidegate.host.resolver import configured_dns
 from tidegate.host.routes import RoutePlan, apply_routes, plan_routes
 from tidegate.identity import Profile
 from tidegate.lifecycle import Supervisor
-from tidegate.net import Endpoint
 from tidegate.settings import OffloadSettings
 
 T = TypeVar("T")
 
 log = structlog.get_logger("tidegate.client")
 
-RESOLVE_TIMEOUT = 10.0  # seconds
 REMINDER = 20.0
 """Seconds after which a handshake that does not come is mentioned, again and again."""
 SILENCE = 20.0
@@ -89,6 +87,10 @@ class LinuxClientHost(ClientHost):
             yield manager
 
 
+class _StopRequestedError(Exception):
+    """The start is broken off, because a stop was requested meanwhile."""
+
+
 class Client:
     """One tunnel to one gateway, from start to stop. To be run once."""
 
@@ -117,7 +119,9 @@ class Client:
     async def run(self) -> signal.Signals | None:
         """Runs until SIGINT, SIGTERM or SIGHUP, and gives back which. Raises `TidegateError`."""
         async with AsyncExitStack() as undo:
-            await self._start(undo)
+            undo.enter_context(self._supervisor.stop_on_signals(*stop_signals()))
+            with suppress(_StopRequestedError):
+                await self._start(undo)
             await self._supervisor.wait()
             with suppress(OSError):  # the terminal may be gone
                 self._report(ClientEvent("stopping", "disconnecting"))
@@ -128,8 +132,8 @@ class Client:
         self._supervisor.request_stop()
 
     async def _start(self, undo: AsyncExitStack) -> None:
+        """Step by step; between two of them a stop is heeded. Raises `_StopRequestedError` then."""
         profile = self._profile
-        undo.enter_context(self._supervisor.stop_on_signals(*stop_signals()))
         self._host.check_privileges()
         check_cipher(
             profile.cipher,
@@ -137,7 +141,7 @@ class Client:
             user="this profile",
             hint="ask for a profile of `tidegate peer add` without --cipher",
         )
-        endpoint = await resolve(profile.endpoint)
+        endpoint = await self._unless_stopped(resolve(profile.endpoint))
         plan = plan_routes(profile.allowed_ips, endpoint) if self._use_routes else RoutePlan(0, (), ())
         self._report(
             ClientEvent(
@@ -148,18 +152,38 @@ class Client:
         )
         engine = await self._open_engine(endpoint, plan)
         undo.callback(engine.stop)
+        self._heed_stop()
         await asyncio.to_thread(self._host.configure_tun, self._tun_name, profile.address, profile.mtu)
+        self._heed_stop()
         engine.start()
         await undo.enter_async_context(in_thread(self._host.routes(plan, self._tun_name)))
+        self._heed_stop()
         if self._use_dns and (profile.dns or profile.search):
             managed = self._host.dns(self._tun_name, profile.dns, profile.search)
             manager = await undo.enter_async_context(in_thread(managed))
             if manager is None:
                 servers = ", ".join(map(str, profile.dns))
                 log.warning("nothing here manages resolv.conf: DNS is left as it is", servers=servers)
+        self._heed_stop()
         undo.push_async_callback(self._supervisor.stop)
         self._supervisor.start("engine-events", lambda: watch_engine(engine, self._supervisor))
         self._supervisor.start("handshake", lambda: self._await_handshake(engine))
+
+    def _heed_stop(self) -> None:
+        if self._supervisor.stop_requested:
+            raise _StopRequestedError
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T:
+        """What `work` gives. It is cancelled if a stop is requested before."""
+        working, stopped = asyncio.create_task(work), asyncio.create_task(self._supervisor.stopped())
+        try:
+            await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise _StopRequestedError
+            return working.result()
+        finally:
+            working.cancel()
+            stopped.cancel()
 
     async def _open_engine(self, endpoint: IPv4Address, plan: RoutePlan) -> EngineClient:
         profile = self._profile
@@ -236,23 +260,3 @@ async def in_thread(manager: AbstractContextManager[T]) -> AsyncIterator[T]:
         yield value
     finally:
         await asyncio.to_thread(manager.__exit__, None, None, None)
-
-
-async def resolve(endpoint: Endpoint) -> IPv4Address:
-    """The endpoint's IPv4 address. Raises `HostNetworkError`."""
-    try:
-        return IPv4Address(endpoint.host)
-    except ValueError:
-        pass
-    try:
-        async with asyncio.timeout(RESOLVE_TIMEOUT):
-            found = await asyncio.get_running_loop().getaddrinfo(
-                endpoint.host, endpoint.port, family=socket.AF_INET, type=socket.SOCK_DGRAM
-            )
-    except TimeoutError:
-        raise HostNetworkError(
-            f"{endpoint.host} could not be resolved within {RESOLVE_TIMEOUT:g} s"
-        ) from None
-    except OSError as cause:
-        raise HostNetworkError(f"{endpoint.host} cannot be resolved: {cause.strerror}") from cause
-    return IPv4Address(found[0][4][0])

@@ -8,8 +8,13 @@ import json
 import os
 import signal
 import sys
+
+
+import socket
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, ip_network
 from pathlib import Path
@@ -249,6 +254,62 @@ def test_the_tunnel_stays_up_where_nobody_reads_what_becomes_of_it(
         discard(unread)
     assert outcome.code == 130, outcome
     assert tidegate.client_host.journal == WHOLE
+
+
+@contextmanager
+def look_ups_that_hang() -> Iterator[None]:
+    """The C library's look-up takes its time."""
+    answer = threading.Event()
+
+    def hang(*_: object, **__: object) -> list[object]:
+        answer.wait(30)
+        raise socket.gaierror(socket.EAI_AGAIN, "late")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", hang)
+        try:
+            yield
+        finally:
+            answer.set()
+
+
+def test_a_client_that_is_stopped_while_it_looks_up_its_gateway_ends_at_once() -> None:
+    host, engine = FakeClientHost(), FakeEngine()
+    named = replace(PROFILE, endpoint=Endpoint("vpn.example", 51820))
+    with look_ups_that_hang():
+        began = time.monotonic()
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        assert asyncio.run(made(engine, host, [], named).run()) == signal.SIGTERM
+        assert time.monotonic() - began < 2
+    assert host.journal == ["privileges"]
+    assert engine.clients == []
+
+
+def test_a_look_up_that_takes_too_long_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tidegate.host.names.RESOLVE_TIMEOUT", 0.2)
+    named = replace(PROFILE, endpoint=Endpoint("vpn.example", 51820))
+    with look_ups_that_hang():
+        began = time.monotonic()
+        with pytest.raises(HostNetworkError, match=r"vpn\.example could not be resolved within 0\.2 s"):
+            asyncio.run(made(FakeEngine(), FakeClientHost(), [], named).run())
+        assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("step", ["configure_tun", "routes", "dns"])
+def test_a_stop_during_the_start_is_heeded_and_what_was_done_is_undone(step: str) -> None:
+    host, engine = FakeClientHost(), FakeEngine()
+    client = made(engine, host, [])
+    method = getattr(host, step)
+
+    def stopping(*arguments: object) -> object:
+        client.request_stop()
+        return method(*arguments)
+
+    setattr(host, step, stopping)
+    asyncio.run(client.run())
+    done = {"configure_tun": WHOLE[:2], "routes": [*WHOLE[:3], "routes undone"], "dns": WHOLE}
+    assert host.journal == done[step]
+    assert engine.clients[0].stopped == 1
 
 
 def test_a_hangup_that_is_ignored_as_under_nohup_stops_nothing() -> None:
