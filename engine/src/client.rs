@@ -10,12 +10,15 @@ use crate::arena::{Arena, Span};
 use crate::clock::Timestamp;
 use crate::core::Core;
 use crate::drop_reason::{DropCounters, DropReason};
-use crate::messages::{Command, PeerSnapshot, ShardStatus};
+use crate::messages::{Command, EventKind, Events, PeerSnapshot, ShardStatus};
 use crate::outbox::{Bytes, DeviceFrame, Gather, Outbox, PeerFrame};
 use crate::prefix::Prefix;
 use crate::traffic::{Direction, Traffic};
 use crate::tunnel::{PeerConfig, PeerId, Received, Tunnel, TunnelConfig};
 use crate::wire::{CoalesceOptions, Coalescer, Ipv4Packet, Offload, VirtioNetHeader};
+
+/// Initiations in a row without an answer from which on each is told: the first of them is at least 15 s old then.
+const UNANSWERED: u32 = 4;
 
 /// What a client needs to know from the start.
 pub struct ClientConfig {
@@ -27,6 +30,8 @@ pub struct ClientConfig {
     pub allowed_ips: Vec<Prefix>,
     /// Which segments become superpackets.
     pub coalesce: CoalesceOptions,
+    /// Where to tell that the gateway does not answer.
+    pub events: Events,
 }
 
 /// The client's packet core.
@@ -37,6 +42,8 @@ pub struct Client {
     coalescer: Coalescer<()>,
     drops: DropCounters,
     traffic: Traffic,
+    events: Events,
+    unanswered: u32,
 }
 
 impl Client {
@@ -51,6 +58,8 @@ impl Client {
             coalescer: Coalescer::new(config.coalesce),
             drops: DropCounters::default(),
             traffic: Traffic::default(),
+            events: config.events,
+            unanswered: 0,
         }
     }
 
@@ -146,6 +155,11 @@ impl Core for Client {
 
     fn poll(&mut self, now: Timestamp, outbox: &mut Outbox) {
         self.tunnel.poll(now, &mut outbox.datagrams);
+        let before = std::mem::replace(&mut self.unanswered, self.tunnel.unanswered(self.gateway));
+        if self.unanswered > before && self.unanswered >= UNANSWERED {
+            let detail = format!("{} handshakes in a row", self.unanswered);
+            self.events.push(EventKind::HandshakeUnanswered, detail);
+        }
     }
 
     fn next_wakeup(&self) -> Option<Timestamp> {
@@ -176,5 +190,85 @@ impl Core for Client {
             // A gateway's, or the loop's own.
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::tunnel::Cipher;
+    use crate::wake::EventFd;
+
+    const OLD: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 2), 51_820);
+    const NEW: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 3), 51_820);
+
+    /// A client whose gateway says nothing.
+    struct Lonely {
+        client: Client,
+        events: Events,
+        now: Timestamp,
+    }
+
+    impl Lonely {
+        fn new() -> Self {
+            let events = Events::new(EventFd::new().unwrap());
+            let now = Timestamp::from_secs(1_000);
+            let config = ClientConfig {
+                tunnel: TunnelConfig {
+                    private_key: [1; 32],
+                    shard: 0,
+                    shards: 1,
+                    mtu: 1420,
+                    unix_time_at_origin: Duration::from_secs(1_700_000_000),
+                },
+                gateway: PeerConfig {
+                    public_key: [9; 32],
+                    preshared_key: None,
+                    endpoint: Some(OLD),
+                    persistent_keepalive: None,
+                    cipher: Cipher::default(),
+                },
+                allowed_ips: Vec::new(),
+                coalesce: CoalesceOptions::default(),
+                events: events.clone(),
+            };
+            Self { client: Client::new(config, now), events, now }
+        }
+
+        fn order(&mut self, command: Command) -> Vec<SocketAddrV4> {
+            let mut outbox = Outbox::default();
+            self.client.carry_out(self.now, command, &mut outbox);
+            outbox.datagrams.datagrams.into_iter().map(|(to, _)| to).collect()
+        }
+
+        /// Lets time pass until the client has something to do; where it sends to then.
+        fn wait(&mut self) -> Vec<SocketAddrV4> {
+            self.now = self.client.next_wakeup().unwrap();
+            let mut outbox = Outbox::default();
+            self.client.poll(self.now, &mut outbox);
+            outbox.datagrams.datagrams.into_iter().map(|(to, _)| to).collect()
+        }
+    }
+
+    #[test]
+    fn a_gateway_that_does_not_answer_for_a_while_is_told_and_may_be_elsewhere() {
+        let mut world = Lonely::new();
+        let began = world.now;
+        assert_eq!(world.order(Command::StartHandshake), [OLD]);
+        for _ in 2..UNANSWERED {
+            assert_eq!(world.wait(), [OLD]);
+            assert_eq!(world.events.take(), [], "a lost datagram or two are no reason to ask anew");
+        }
+        assert_eq!(world.wait(), [OLD]);
+        assert!(world.now.since(began) >= Duration::from_secs(15));
+        let told = world.events.take();
+        assert_eq!(told.len(), 1);
+        assert_eq!(told[0].kind, EventKind::HandshakeUnanswered);
+
+        world.order(Command::SetEndpoint(NEW));
+        assert_eq!(world.wait(), [NEW]);
+        assert_eq!(world.events.take()[0].kind, EventKind::HandshakeUnanswered, "it is told each time");
     }
 }

@@ -184,6 +184,8 @@ pub enum EventKind {
     ExternalDown,
     /// A published port is not to be had on a new external address.
     PublicationFailed,
+    /// A client's gateway has not answered for a while: it may be elsewhere now.
+    HandshakeUnanswered,
 }
 
 impl EventKind {
@@ -195,6 +197,7 @@ impl EventKind {
             Self::PortsExhausted => "ports_exhausted",
             Self::ExternalDown => "external_down",
             Self::PublicationFailed => "publication_failed",
+            Self::HandshakeUnanswered => "handshake_unanswered",
         }
     }
 }

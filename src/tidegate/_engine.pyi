@@ -175,7 +175,7 @@ class Status:
 @final
 class Event:
     """Something that Python should know. `kind`: "shard_failed", "offload_disabled", "ports_exhausted",
-    "external_down", "publication_failed"."""
+    "external_down", "publication_failed", "handshake_unanswered"."""
 
     kind: str
     detail: str
@@ -234,7 +234,8 @@ class Client:
     def stop(self) -> None: ...
     def event_fd(self) -> int: ...
     def poll_events(self) -> list[Event]: ...
-    def set_endpoint(self, endpoint: tuple[str, int]) -> None: ...
+    def set_endpoint(self, endpoint: tuple[str, int]) -> None:
+        """The gateway is there now; the next handshake goes there."""
     def status(self) -> Status:
         """As of a gateway; `peers` holds the gateway alone."""
 

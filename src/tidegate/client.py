@@ -20,8 +20,9 @@ from typing import Any, Protocol, TypeVar
 import structlog
 
 from tidegate.ciphers import check_cipher
+from tidegate.dns.resolvers import Resolver, host_resolvers
 from tidegate.engine import ClientOptions, Engine, EngineClient
-from tidegate.errors import EngineError
+from tidegate.errors import EngineError, HostNetworkError
 from tidegate.gateway import explain_engine, watch_engine
 from tidegate.host.names import resolve
 from tidegate.host.netlink import configure_tun
@@ -31,6 +32,7 @@ from tidegate.host.routes import RoutePlan, apply_routes, plan_routes
 from tidegate.identity import Profile
 from tidegate.lifecycle import Supervisor
 from tidegate.settings import OffloadSettings
+from tidegate.whereabouts import find_anew
 
 T = TypeVar("T")
 
@@ -40,6 +42,8 @@ REMINDER = 20.0
 """Seconds after which a handshake that does not come is mentioned, again and again."""
 SILENCE = 20.0
 """Seconds after the first handshake until packets that nobody answers are mentioned, once."""
+SEARCH_PAUSE = 30.0
+"""Seconds at least between two look-ups of the name of a gateway that does not answer."""
 FIRST_LOOK, LAST_LOOK = 0.05, 1.0
 """Seconds between looks for the first handshake: it comes within a round trip, or not soon."""
 
@@ -59,6 +63,7 @@ class ClientHost(Protocol):
 
     def check_privileges(self) -> None: ...
     def configure_tun(self, name: str, address: IPv4Interface, mtu: int) -> None: ...
+    def resolvers(self) -> Sequence[Resolver]: ...
     def routes(self, plan: RoutePlan, tun_name: str) -> AbstractContextManager[None]: ...
     def dns(
         self, tun_name: str, servers: Sequence[IPv4Address], search: Sequence[str]
@@ -73,6 +78,9 @@ class LinuxClientHost(ClientHost):
 
     def configure_tun(self, name: str, address: IPv4Interface, mtu: int) -> None:
         configure_tun(name, address, mtu)
+
+    def resolvers(self) -> Sequence[Resolver]:
+        return host_resolvers()
 
     @contextmanager
     def routes(self, plan: RoutePlan, tun_name: str) -> Iterator[None]:
@@ -115,6 +123,7 @@ class Client:
         self._use_routes = use_routes
         self._report = report
         self._supervisor = Supervisor()
+        self._unanswered = asyncio.Event()
 
     async def run(self) -> signal.Signals | None:
         """Runs until SIGINT, SIGTERM or SIGHUP, and gives back which. Raises `TidegateError`."""
@@ -153,6 +162,7 @@ class Client:
         engine = await self._open_engine(endpoint, plan)
         undo.callback(engine.stop)
         self._heed_stop()
+        resolvers = await asyncio.to_thread(self._host.resolvers)  # before they are the tunnel's
         await asyncio.to_thread(self._host.configure_tun, self._tun_name, profile.address, profile.mtu)
         self._heed_stop()
         engine.start()
@@ -166,7 +176,9 @@ class Client:
                 log.warning("nothing here manages resolv.conf: DNS is left as it is", servers=servers)
         self._heed_stop()
         undo.push_async_callback(self._supervisor.stop)
-        self._supervisor.start("engine-events", lambda: watch_engine(engine, self._supervisor))
+        heeded = {"handshake_unanswered": self._unanswered.set}
+        self._supervisor.start("engine-events", lambda: watch_engine(engine, self._supervisor, heeded=heeded))
+        self._supervisor.start("search", lambda: self._search(engine, endpoint, plan, resolvers))
         self._supervisor.start("handshake", lambda: self._await_handshake(engine))
 
     def _heed_stop(self) -> None:
@@ -229,6 +241,38 @@ class Client:
         self._report(ClientEvent("connected", f"connected to {self._profile.endpoint}", fields))
         await self._look_for_silence(engine)
         await self._supervisor.stopped()
+
+    async def _search(
+        self, engine: EngineClient, known: IPv4Address, plan: RoutePlan, resolvers: Sequence[Resolver]
+    ) -> None:
+        """Whenever the gateway has not answered for a while: looks whether its name means another address now."""
+        gateway = self._profile.endpoint
+        while True:
+            await self._unanswered.wait()
+            self._unanswered.clear()
+            try:
+                found = await find_anew(gateway, resolvers, plan.fwmark)
+            except HostNetworkError as cause:
+                log.warning("the gateway does not answer, and its name cannot be looked up", cause=str(cause))
+                found = known
+            if found != known and self._would_swallow(plan, found):
+                log.warning(
+                    "the gateway has moved into what its tunnel carries: connect anew", address=str(found)
+                )
+            elif found != known:
+                log.info("the gateway has moved", name=gateway.host, before=str(known), now=str(found))
+                engine.set_endpoint((str(found), gateway.port))
+                known = found
+            if await self._supervisor.wait_for_stop(SEARCH_PAUSE):
+                return
+
+    def _would_swallow(self, plan: RoutePlan, endpoint: IPv4Address) -> bool:
+        """Whether the routes would send the tunnel's own datagrams into the tunnel."""
+        return (
+            self._use_routes
+            and not plan.has_policy
+            and plan_routes(self._profile.allowed_ips, endpoint).has_policy
+        )
 
     async def _look_for_silence(self, engine: EngineClient) -> None:
         """Mentions it if packets go out and none comes back: ends with different ciphers have handshakes, and

@@ -151,7 +151,7 @@ class EngineStatus(Protocol):
 
 class EngineEvent(Protocol):
     """Something that Python should know: "shard_failed", "offload_disabled", "ports_exhausted",
-    "external_down", "publication_failed"."""
+    "external_down", "publication_failed", "handshake_unanswered"."""
 
     @property
     def kind(self) -> str: ...

@@ -16,10 +16,11 @@ import asyncio
 import errno
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from ipaddress import IPv4Interface
+from types import MappingProxyType
 
 import structlog
 
@@ -317,10 +318,14 @@ class Gateway:
 
 
 async def watch_engine(
-    engine: EngineLifecycle, supervisor: Supervisor, also: Callable[[], None] = lambda: None
+    engine: EngineLifecycle,
+    supervisor: Supervisor,
+    also: Callable[[], None] = lambda: None,
+    *,
+    heeded: Mapping[str, Callable[[], None]] = MappingProxyType({}),
 ) -> None:
     """Logs what the engine tells, at a bounded rate; a shard that failed takes the process down. `also` reads
-    what else the engine's descriptor stands for."""
+    what else the engine's descriptor stands for. Events of the kinds in `heeded` are not logged, but call that."""
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     admit = RateLimit(loop.time).admit
@@ -337,6 +342,9 @@ async def watch_engine(
         for event in engine.poll_events():
             if event.kind == "shard_failed":
                 supervisor.fail(EngineError(f"the packet engine failed: {event.detail}"))
+            if event.kind in heeded:
+                heeded[event.kind]()
+                continue
             suppressed = admit(event.kind)
             if suppressed is not None:
                 log.warning(event.kind.replace("_", " "), detail=event.detail, suppressed=suppressed)

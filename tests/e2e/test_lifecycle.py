@@ -19,7 +19,7 @@ from tidegate.lab.hoststate import HostState
 from tidegate.lab.processes import Process
 from tidegate.lab.services import start_services
 from tidegate.lab.stacks import LISTEN_PORT, TidegateClient, TidegateGateway, tidegate_command
-from tidegate.lab.topology import INTERNET, Lab, Namespace
+from tidegate.lab.topology import GATEWAY_ACCESS, INTERNET, Lab, Namespace
 from tidegate.lab.waiting import pause, wait_until
 
 from .conftest import Scale
@@ -127,6 +127,34 @@ def test_a_client_that_was_killed_does_not_stand_in_the_way_of_the_next(lab: Lab
     assert checks.ping(lab.client, INTERNET, count=5).complete
     second.stop()
     gateway.stop()
+
+
+def test_a_client_finds_its_gateway_again_when_its_name_means_another_address(lab: Lab) -> None:
+    """As with dynamic DNS. The tunnel takes everything, its own resolver included."""
+    name, moved = "gateway.example", "198.51.100.77"
+    gateway = TidegateGateway(lab)
+    gateway.start()
+    profile = gateway.add_peer("alice")
+    profile.write_text(profile.read_text().replace(GATEWAY_ACCESS, name))
+    hosts = Path("/etc/netns", lab.client.name, "hosts")  # `ip netns exec` mounts it over the host's
+    hosts.parent.mkdir(parents=True, exist_ok=True)
+    hosts.write_text(f"{GATEWAY_ACCESS} {name}\n")
+    client = TidegateClient(lab.client, profile)
+    client.start()
+    gateway.stop()  # it would call its client from the new address, and be heard
+    lab.gateway.sysctl("net.ipv4.conf.access.promote_secondaries", "1")
+    lab.gateway.ip(f"address add {moved}/24 dev access")
+    lab.gateway.ip(f"address delete {GATEWAY_ACCESS}/24 dev access")
+    hosts.write_text(f"{moved} {name}\n")
+    again = TidegateGateway(lab, state=gateway.state)
+    again.start()
+    # 15 s until the client notices that nobody answers, 15 s and some until it looks its name up.
+    wait_until(
+        lambda: checks.ping(lab.client, INTERNET, count=2).complete, "the client to return", timeout=90
+    )
+    assert re.search(rf"the gateway has moved.*now={moved}", client.process.output())
+    client.stop()
+    again.stop()
 
 
 def test_a_second_gateway_on_the_same_state_is_refused_and_disturbs_nobody(lab: Lab) -> None:

@@ -195,10 +195,11 @@ class FakeClient(FakeLifecycle):
     def __init__(self, options: ClientOptions, looks: int = 2) -> None:
         super().__init__()
         self.options = options
+        self.endpoints: list[tuple[str, int]] = []
         self._looks = looks
 
     def set_endpoint(self, endpoint: tuple[str, int]) -> None:
-        pass
+        self.endpoints.append(endpoint)
 
     def status(self) -> FakeStatus:
         self._looks -= 1
@@ -303,6 +304,9 @@ class FakeClientHost:
 
     def configure_tun(self, name: str, address: IPv4Interface, mtu: int) -> None:
         self.journal.append(f"tun {address} {mtu}")
+
+    def resolvers(self) -> Sequence[tuple[str, int]]:
+        return []
 
     @contextmanager
     def routes(self, plan: RoutePlan, tun_name: str) -> Iterator[None]:

@@ -312,6 +312,72 @@ def test_a_stop_during_the_start_is_heeded_and_what_was_done_is_undone(step: str
     assert engine.clients[0].stopped == 1
 
 
+class Name:
+    """A host name whose address changes."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.look_ups = 0
+
+    async def find(self, *_: object) -> IPv4Address:
+        self.look_ups += 1
+        if not self.address:
+            raise HostNetworkError("vpn.example cannot be resolved")
+        return IPv4Address(self.address)
+
+
+def test_a_gateway_that_does_not_answer_is_looked_for_and_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tidegate.client.SEARCH_PAUSE", 0.1)
+    name = Name("192.0.2.2")
+    monkeypatch.setattr("tidegate.client.resolve", name.find)
+    monkeypatch.setattr("tidegate.client.find_anew", name.find)
+    engine, events = FakeEngine(), []  # type: ignore[var-annotated]
+    named = replace(PROFILE, endpoint=Endpoint("vpn.example", 51820))
+
+    async def scenario() -> None:
+        client = made(engine, FakeClientHost(), events, named)
+        task = await until_connected(client, events)
+        (packets,) = engine.clients
+        for address in ("192.0.2.2", "", "192.0.2.3", "192.0.2.3"):
+            name.address = address
+            for _ in range(5):  # more often than anybody is asked
+                packets.tell(FakeEvent("handshake_unanswered"))
+                await asyncio.sleep(0.005)
+            await asyncio.sleep(0.15)
+        assert packets.endpoints == [("192.0.2.3", 51820)]
+        assert 5 <= name.look_ups <= 8
+        quiet = name.look_ups
+        await asyncio.sleep(0.3)
+        assert name.look_ups <= quiet + 1, "nobody looks for a gateway that answers"
+        client.request_stop()
+        await task
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("found", "moved"), [("10.9.0.1", False), ("192.0.2.3", True)])
+def test_a_gateway_is_not_followed_into_its_own_tunnel(
+    monkeypatch: pytest.MonkeyPatch, found: str, moved: bool
+) -> None:
+    """Where nothing but some networks goes into the tunnel, its own datagrams carry no mark."""
+    name = Name("192.0.2.2")
+    monkeypatch.setattr("tidegate.client.find_anew", name.find)
+    engine, events = FakeEngine(), []  # type: ignore[var-annotated]
+    split = replace(PROFILE, allowed_ips=(ip_network("10.0.0.0/8"),))
+
+    async def scenario() -> None:
+        client = made(engine, FakeClientHost(), events, split)
+        task = await until_connected(client, events)
+        name.address = found
+        engine.clients[0].tell(FakeEvent("handshake_unanswered"))
+        await asyncio.sleep(0.1)
+        assert engine.clients[0].endpoints == ([(found, 51820)] if moved else [])
+        client.request_stop()
+        await task
+
+    asyncio.run(scenario())
+
+
 def test_a_hangup_that_is_ignored_as_under_nohup_stops_nothing() -> None:
     host, events = FakeClientHost(), []  # type: ignore[var-annotated]
 

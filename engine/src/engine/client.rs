@@ -41,6 +41,7 @@ impl ClientEngine {
                 },
                 allowed_ips: settings.allowed_ips.clone(),
                 coalesce: coalescing(offloads, &tun),
+                events: events.clone(),
             },
             monotonic_now(),
         );

@@ -202,6 +202,12 @@ impl Tunnel {
         self.peers.get(peer).map(Peer::stats)
     }
 
+    /// How many initiations in a row the peer has not answered; each comes
+    /// [`REKEY_TIMEOUT`](timers::REKEY_TIMEOUT) after the one before, or later.
+    pub fn unanswered(&self, peer: PeerId) -> u32 {
+        self.peers.get(peer).map_or(0, |peer| peer.unanswered)
+    }
+
     /// What there is to tell about the peer with a public key, if it lives here.
     pub fn peer_by_key(&self, public_key: &[u8; 32]) -> Option<PeerStats> {
         match self.homes.get(public_key)? {

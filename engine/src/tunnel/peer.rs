@@ -87,6 +87,8 @@ pub struct Peer {
     pub greatest_timestamp: Option<[u8; TIMESTAMP_LEN]>,
     pub last_initiation_received: Option<Timestamp>,
     pub last_handshake: Option<Timestamp>,
+    /// Initiations that we sent since the last handshake.
+    pub unanswered: u32,
     pub timers: Timers,
     pub traffic: Traffic,
 }
@@ -109,6 +111,7 @@ impl Peer {
             greatest_timestamp: None,
             last_initiation_received: None,
             last_handshake: None,
+            unanswered: 0,
             timers: Timers::default(),
             traffic: Traffic::default(),
         }

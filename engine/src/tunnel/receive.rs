@@ -279,5 +279,6 @@ impl Peer {
     fn complete_handshake(&mut self, indices: &mut IndexTable, now: Timestamp) {
         self.forget_pending(indices);
         self.last_handshake = Some(now);
+        self.unanswered = 0;
     }
 }

@@ -172,6 +172,7 @@ impl Tunnel {
         peer.timers.initiated(now, Duration::ZERO); // Whatever goes wrong below is tried again.
         let jitter = f64::from(u32::from_le_bytes(random_bytes()?)) / f64::from(u32::MAX);
         peer.timers.initiated(now, MAX_JITTER.mul_f64(jitter));
+        peer.unanswered = peer.unanswered.saturating_add(1);
 
         let timestamp = tai64n(self.unix_time_at_origin, now);
         let local_index = self.indices.allocate(id)?;

@@ -194,6 +194,7 @@ impl World {
                 gateway: peer(public_key(&GATEWAY_KEY), Some(GATEWAY_ENDPOINT)),
                 allowed_ips: vec![plan.allowed_ips.parse().unwrap()],
                 coalesce: plan.coalesce,
+                events: Events::new(EventFd::new().unwrap()),
             };
             Node::new(Client::new(config, now))
         });

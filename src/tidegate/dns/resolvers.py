@@ -7,6 +7,8 @@ from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path
 
 RESOLV_CONF = Path("/etc/resolv.conf")
+BEHIND_THE_STUB = Path("/run/systemd/resolve/resolv.conf")
+"""What systemd-resolved asks itself, where /etc/resolv.conf names its stub (systemd-resolved(8))."""
 MAX_RESOLVERS = 3  # MAXNS, resolv.conf(5)
 DNS_PORT = 53
 
@@ -19,6 +21,12 @@ def choose_upstreams(
     """The resolvers to ask, in order; never the proxy itself. IPv6 ones are left out for now."""
     candidates = configured or _from_file(resolv_conf)
     return [(str(address), DNS_PORT) for address in dict.fromkeys(candidates) if address != own]
+
+
+def host_resolvers() -> list[Resolver]:
+    """The resolvers that this host asks in the end."""
+    path = BEHIND_THE_STUB if BEHIND_THE_STUB.exists() else RESOLV_CONF
+    return [(str(address), DNS_PORT) for address in _from_file(path)]
 
 
 def _from_file(path: Path) -> Iterable[IPv4Address]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import socket
 import struct
 from collections import Counter
 
@@ -36,18 +37,30 @@ class _UdpExchange(asyncio.DatagramProtocol):
             self.answer.set_exception(cause)
 
 
-async def ask_udp(query: Query, resolver: Resolver, counters: Counter[str]) -> bytes:
-    """The resolver's answer, with the query's own id. Raises `OSError` (refused, unreachable); the caller
-    sets the time limit."""
+async def ask_udp(query: Query, resolver: Resolver, counters: Counter[str], fwmark: int = 0) -> bytes:
+    """The resolver's answer, with the query's own id; what is sent carries `fwmark` if there is one. Raises
+    `OSError` (refused, unreachable, no right to the mark); the caller sets the time limit."""
     number = secrets.randbelow(1 << 16)
     transport, exchange = await asyncio.get_running_loop().create_datagram_endpoint(
-        lambda: _UdpExchange(query, number, counters), remote_addr=resolver
+        lambda: _UdpExchange(query, number, counters), sock=_connected(resolver, fwmark)
     )
     try:
         transport.sendto(query.with_id(number))
         return replace_id(await exchange.answer, query.id)
     finally:
         transport.close()
+
+
+def _connected(resolver: Resolver, fwmark: int) -> socket.socket:
+    made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        if fwmark:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, fwmark)
+        made.connect(resolver)
+    except OSError:
+        made.close()
+        raise
+    return made
 
 
 async def ask_tcp(query: Query, resolver: Resolver, counters: Counter[str]) -> bytes:

@@ -1,0 +1,49 @@
+"""Where a client's gateway is now, if its name has come to mean another address (dynamic DNS).
+
+A tunnel that leads nowhere must not keep its client from finding that out. The host's own look-up is asked first; but
+its resolver is often the tunnel's, or behind the tunnel. So those are asked next that the host had before there was
+a tunnel, with the mark of what goes past it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from ipaddress import IPv4Address
+
+import dns.exception
+import dns.message
+import dns.rdatatype
+
+from tidegate.dns.message import parse_query
+from tidegate.dns.proxy import TIMEOUT
+from tidegate.dns.resolvers import Resolver
+from tidegate.dns.upstream import ask_udp
+from tidegate.errors import HostNetworkError
+from tidegate.host.names import resolve
+from tidegate.net import Endpoint
+
+
+async def find_anew(endpoint: Endpoint, resolvers: Sequence[Resolver], fwmark: int) -> IPv4Address:
+    """The endpoint's address of this moment. May be cancelled. Raises `HostNetworkError`."""
+    try:
+        return await resolve(endpoint)
+    except HostNetworkError:
+        for resolver in resolvers:
+            found = await _ask(endpoint.host, resolver, fwmark)
+            if found is not None:
+                return found
+        raise
+
+
+async def _ask(name: str, resolver: Resolver, fwmark: int) -> IPv4Address | None:
+    try:
+        query = parse_query(dns.message.make_query(name, dns.rdatatype.A).to_wire())
+        async with asyncio.timeout(TIMEOUT):
+            answer = dns.message.from_wire(await ask_udp(query, resolver, Counter(), fwmark))
+        assert isinstance(answer, dns.message.QueryMessage)
+        found = answer.resolve_chaining().answer  # past CNAMEs
+    except (OSError, TimeoutError, dns.exception.DNSException):
+        return None
+    return IPv4Address(found[0].address) if found else None
