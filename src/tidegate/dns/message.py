@@ -64,7 +64,8 @@ def parse_query(wire: bytes) -> Query:
     if questions != 1:
         raise MalformedError(f"{questions} questions", _bare_answer(number, flags, dns.rcode.FORMERR))
     try:
-        message = dns.message.from_wire(wire)
+        # No TSIG key is ours, so signed queries are forwarded with their signature (RFC 8945 §5.5).
+        message = dns.message.from_wire(wire, keyring=False)
     except (dns.exception.DNSException, ValueError, struct.error):
         raise MalformedError("cannot be parsed", _bare_answer(number, flags, dns.rcode.FORMERR)) from None
     question = message.question[0]
@@ -110,19 +111,23 @@ def truncate(wire: bytes, query: Query) -> bytes:
     again over TCP (RFC 2181 §9)."""
     if len(wire) <= query.udp_payload:
         return wire
-    response = dns.message.make_response(query.message, recursion_available=True)
-    response.set_rcode(rcode_of(wire))
+    response = _response(query, rcode_of(wire))
     response.flags |= dns.flags.TC
     return response.to_wire()
 
 
 def failure(query: Query, rcode: dns.rcode.Rcode) -> bytes:
     """An answer that says why there is none."""
+    return _response(query, rcode).to_wire()
+
+
+def _response(query: Query, rcode: dns.rcode.Rcode) -> dns.message.Message:
     response = dns.message.make_response(query.message, recursion_available=True)
+    response.flags |= query.message.flags & dns.flags.CD  # RFC 4035 §3.2.2
     response.set_rcode(rcode)
-    return response.to_wire()
+    return response
 
 
 def _bare_answer(number: int, flags: int, rcode: dns.rcode.Rcode) -> bytes:
-    """A header alone: what can be said to a message that cannot be read. Opcode and RD are given back."""
-    return struct.pack("!HHHHHH", number, QR | (flags & 0x7900) | rcode, 0, 0, 0, 0)
+    """A header alone: what can be said to a message that cannot be read. Opcode, RD and CD are given back."""
+    return struct.pack("!HHHHHH", number, QR | (flags & 0x7910) | rcode, 0, 0, 0, 0)

@@ -15,8 +15,11 @@ from typing import cast
 import dns.edns
 import dns.flags
 import dns.message
+import dns.name
 import dns.rcode
 import dns.rrset
+import dns.tsig
+import dns.tsigkeyring
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,6 +58,8 @@ def silent(_query: dns.message.Message) -> None:
 class Resolver:
     """A resolver that answers as it is told, over UDP and TCP."""
 
+    keyring: dict[dns.name.Name, dns.tsig.Key] | None = None
+
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
         self.ids: list[int] = []
@@ -70,7 +75,7 @@ class Resolver:
                 self.transport = cast(asyncio.DatagramTransport, transport)  # no subclass of it in CPython
 
             def datagram_received(self, data: bytes, source: tuple[str, int]) -> None:
-                query = dns.message.from_wire(data)
+                query = dns.message.from_wire(data, keyring=resolver.keyring)
                 resolver.ids.append(query.id)
                 resolver.ports.append(source[1])
                 told = resolver.answer(query)
@@ -349,6 +354,48 @@ def test_an_answer_larger_than_the_client_takes_is_truncated_and_whole_over_tcp(
             assert server.counters()["truncated"] == 2
             (answer,) = await ask_over_tcp(server, query(kind="TXT").to_wire())
             assert len(dns.message.from_wire(answer).answer[0]) == 10
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("checking_disabled", [0, dns.flags.CD], ids=["CD=0", "CD=1"])
+def test_answers_that_are_made_here_give_back_the_cd_bit(checking_disabled: int) -> None:
+    """RFC 4035 §3.2.2."""
+    one = query(kind="TXT")
+    one.flags |= checking_disabled
+
+    async def scenario() -> None:
+        for resolver, told in ((Resolver(big), dns.flags.TC), (Resolver(silent), 0)):
+            async with proxy(resolver, timeout=0.05) as server:
+                wire = await ask(server, one.to_wire())
+                assert wire is not None
+                flags = dns.message.from_wire(wire).flags
+                assert flags & (dns.flags.CD | dns.flags.TC) == checking_disabled | told
+        malformed = await DnsProxy([]).answer(one.to_wire()[:-1], "127.0.0.1", over_tcp=False)
+        assert malformed is not None
+        assert dns.message.from_wire(malformed).flags & dns.flags.CD == checking_disabled
+
+    run(scenario)
+
+
+def test_a_query_with_a_signature_is_forwarded_with_it() -> None:
+    """RFC 8945 §5.5: the key is not ours, so it is not ours to check."""
+    key = dns.tsigkeyring.from_text({"key.example.": "c2VjcmV0"})
+    one = query()
+    one.use_tsig(key)
+
+    async def scenario() -> None:
+        class Signing(Resolver):
+            """Has the key; what it gets has another id, which a signature allows for."""
+
+            keyring = key
+
+        async with proxy(Signing(good)) as server:
+            wire = await ask(server, one.to_wire())
+            assert wire is not None
+            answer = dns.message.from_wire(wire, keyring=key, request_mac=one.mac)
+            assert answer.had_tsig
+            assert answer.answer[0][0].address == "192.0.2.80"
 
     run(scenario)
 
