@@ -17,6 +17,9 @@ settings.load_profile("tidegate")
 # `make test &` in a script begins with SIGINT ignored, which programs under test would inherit; some are sent it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# Likewise `nohup make test` and SIGHUP. A handler is not inherited, and the tests themselves go on as they were to.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

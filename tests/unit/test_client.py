@@ -215,7 +215,9 @@ def test_a_host_name_is_resolved_and_an_unknown_one_is_named(monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 0)], ids=str
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 0)],
+    ids=["SIGINT", "SIGTERM", "SIGHUP"],
 )
 def test_the_command_tells_programs_and_ends_with_the_code_of_its_signal(
     tidegate: CommandLine, tmp_path: Path, number: signal.Signals, code: int

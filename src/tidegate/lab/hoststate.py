@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,10 @@ from tidegate.lab.topology import Namespace
 
 # Written by the kernel itself each time a process starts, although the file is writable.
 _KERNEL_COUNTERS = frozenset({"kernel.ns_last_pid"})
+
+
+_COUNTERS = re.compile(r" ?\[\d+:\d+\]")
+"""What has passed a chain, in the output of iptables-save(8)."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +121,15 @@ def _is_setting(key: str) -> bool:
 
 
 def _iptables(host: Namespace) -> list[str]:
-    """The rules of the older interface, which can hide from nft; empty where it is not installed."""
-    legacy = host.run(
-        ["sh", "-c", "cat /proc/net/ip_tables_names /proc/net/arp_tables_names 2>/dev/null"], check=False
-    )
-    return legacy.stdout.splitlines()
+    """The tables of the older interface, which can hide from nft, and their rules where there is a program that shows
+    them."""
+    lines = []
+    for family in ("ip", "ip6", "arp"):
+        names = host.run(["cat", f"/proc/net/{family}_tables_names"], check=False).stdout.split()
+        lines += [f"{family} {name}" for name in sorted(names)]
+        program = f"{family}tables-legacy-save"
+        if names and shutil.which(program):
+            for line in host.run([program]).stdout.splitlines():
+                if not line.startswith("#"):  # the time of day
+                    lines.append(f"{family} {_COUNTERS.sub('', line)}")
+    return lines
