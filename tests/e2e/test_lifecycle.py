@@ -130,25 +130,40 @@ def test_a_client_that_was_killed_does_not_stand_in_the_way_of_the_next(lab: Lab
 
 
 def test_a_client_finds_its_gateway_again_when_its_name_means_another_address(lab: Lab) -> None:
-    """As with dynamic DNS. The tunnel takes everything, its own resolver included."""
-    name, moved = "gateway.example", "198.51.100.77"
+    """As with dynamic DNS. The tunnel takes everything, what its client asks its resolver included: so it is asked
+    past the tunnel."""
+    name, moved, resolver = "gateway.example", "198.51.100.77", "198.18.0.53"
+
+    def name_server(address: str) -> Process:
+        options = [
+            "--keep-in-foreground",
+            "--conf-file=/dev/null",
+            "--no-resolv",
+            "--no-hosts",
+            "--pid-file=",
+        ]
+        options += ["--bind-interfaces", f"--listen-address={resolver}", f"--address=/{name}/{address}"]
+        return lab.gateway.popen(["dnsmasq", *options])
+
+    lab.gateway.ip(f"address add {resolver}/32 dev lo")
+    names = name_server(GATEWAY_ACCESS)
+    lab.client.resolve_with(resolver)
     gateway = TidegateGateway(lab)
     gateway.start()
     profile = gateway.add_peer("alice")
     profile.write_text(profile.read_text().replace(GATEWAY_ACCESS, name))
-    hosts = Path("/etc/netns", lab.client.name, "hosts")  # `ip netns exec` mounts it over the host's
-    hosts.parent.mkdir(parents=True, exist_ok=True)
-    hosts.write_text(f"{GATEWAY_ACCESS} {name}\n")
-    client = TidegateClient(lab.client, profile)
+    client = TidegateClient(lab.client, profile, set_resolver=False)
     client.start()
     gateway.stop()  # it would call its client from the new address, and be heard
     lab.gateway.sysctl("net.ipv4.conf.access.promote_secondaries", "1")
     lab.gateway.ip(f"address add {moved}/24 dev access")
     lab.gateway.ip(f"address delete {GATEWAY_ACCESS}/24 dev access")
-    hosts.write_text(f"{moved} {name}\n")
+    lab.client.ip(f"route replace default via {moved}")
+    names.stop()
+    name_server(moved)
     again = TidegateGateway(lab, state=gateway.state)
     again.start()
-    # 15 s until the client notices that nobody answers, 15 s and some until it looks its name up.
+    # 15 s until the client notices that nobody answers, 15 s and some until it looks the name up, 10 s in vain.
     wait_until(
         lambda: checks.ping(lab.client, INTERNET, count=2).complete, "the client to return", timeout=90
     )
