@@ -7,10 +7,8 @@ import errno
 import json
 import os
 import signal
-import sys
-
-
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator

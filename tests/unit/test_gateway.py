@@ -25,9 +25,6 @@ from tidegate.gateway import Gateway
 from tidegate.host import MAIN_TABLE, Route
 from tidegate.identity import parse_profile
 from tidegate.net import Endpoint
-from tidegate.settings import Settings
-
-
 from tidegate.settings import DnsSettings, Settings
 
 
