@@ -25,10 +25,10 @@ from tidegate.engine import ClientOptions, Engine, EngineClient
 from tidegate.errors import EngineError, HostNetworkError
 from tidegate.gateway import explain_engine, watch_engine
 from tidegate.host.names import resolve
-from tidegate.host.netlink import configure_tun
+from tidegate.host.netlink import configure_tun, watch
 from tidegate.host.privileges import CAP_NET_ADMIN, check_privileges
 from tidegate.host.resolver import configured_dns
-from tidegate.host.routes import RoutePlan, apply_routes, plan_routes
+from tidegate.host.routes import Renewal, RoutePlan, apply_routes, plan_routes, renew_routes
 from tidegate.identity import Profile
 from tidegate.lifecycle import Supervisor
 from tidegate.settings import OffloadSettings
@@ -44,6 +44,8 @@ SILENCE = 20.0
 """Seconds after the first handshake until packets that nobody answers are mentioned, once."""
 SEARCH_PAUSE = 30.0
 """Seconds at least between two look-ups of the name of a gateway that does not answer."""
+SETTLE = 0.2
+"""Seconds that changes of the host's network may go on before they are looked at."""
 FIRST_LOOK, LAST_LOOK = 0.05, 1.0
 """Seconds between looks for the first handshake: it comes within a round trip, or not soon."""
 
@@ -65,6 +67,8 @@ class ClientHost(Protocol):
     def configure_tun(self, name: str, address: IPv4Interface, mtu: int) -> None: ...
     def resolvers(self) -> Sequence[Resolver]: ...
     def routes(self, plan: RoutePlan, tun_name: str) -> AbstractContextManager[None]: ...
+    def renew_routes(self, plan: RoutePlan, tun_name: str) -> Renewal: ...
+    def watch(self, changed: Callable[[], None]) -> AbstractContextManager[None]: ...
     def dns(
         self, tun_name: str, servers: Sequence[IPv4Address], search: Sequence[str]
     ) -> AbstractContextManager[str | None]: ...
@@ -86,6 +90,12 @@ class LinuxClientHost(ClientHost):
     def routes(self, plan: RoutePlan, tun_name: str) -> Iterator[None]:
         with apply_routes(plan, tun_name):
             yield
+
+    def renew_routes(self, plan: RoutePlan, tun_name: str) -> Renewal:
+        return renew_routes(plan, tun_name)
+
+    def watch(self, changed: Callable[[], None]) -> AbstractContextManager[None]:
+        return watch(changed)
 
     @contextmanager
     def dns(
@@ -179,6 +189,8 @@ class Client:
         heeded = {"handshake_unanswered": self._unanswered.set}
         self._supervisor.start("engine-events", lambda: watch_engine(engine, self._supervisor, heeded=heeded))
         self._supervisor.start("search", lambda: self._search(engine, endpoint, plan, resolvers))
+        if plan.routes:
+            self._supervisor.start("routes", lambda: self._keep_routes(plan))
         self._supervisor.start("handshake", lambda: self._await_handshake(engine))
 
     def _heed_stop(self) -> None:
@@ -241,6 +253,28 @@ class Client:
         self._report(ClientEvent("connected", f"connected to {self._profile.endpoint}", fields))
         await self._look_for_silence(engine)
         await self._supervisor.stopped()
+
+    async def _keep_routes(self, plan: RoutePlan) -> None:
+        """The kernel forgets routes whose device is taken down, and does not bring them back with it."""
+        changed = asyncio.Event()
+        was: Renewal = "whole"
+        with self._host.watch(changed.set):
+            changed.set()  # something may have been before
+            while True:
+                await changed.wait()
+                if await self._supervisor.wait_for_stop(SETTLE):
+                    return
+                changed.clear()
+                try:
+                    now = await asyncio.to_thread(self._host.renew_routes, plan, self._tun_name)
+                except HostNetworkError as cause:
+                    log.warning("the tunnel's routes cannot be looked at", cause=cause.message)
+                    continue
+                if now == "down" != was:
+                    log.warning("the tunnel's device is down: traffic goes past it", device=self._tun_name)
+                elif now == "renewed":
+                    log.warning("the tunnel's routes had gone, and are there again", device=self._tun_name)
+                was = now
 
     async def _search(
         self, engine: EngineClient, known: IPv4Address, plan: RoutePlan, resolvers: Sequence[Resolver]

@@ -201,6 +201,24 @@ def test_a_peer_that_is_removed_is_cut_off_at_once_and_others_are_not(lab: Lab) 
     gateway.stop()
 
 
+def test_a_client_whose_device_was_down_for_a_moment_routes_through_it_again(lab: Lab) -> None:
+    gateway = TidegateGateway(lab)
+    gateway.start()
+    client = TidegateClient(lab.client, gateway.add_peer("alice"))
+    client.start()
+
+    def way() -> str:
+        return lab.client.run(["ip", "route", "get", INTERNET]).stdout
+
+    lab.client.ip("link set tidegate-client down")
+    wait_until(lambda: "is down" in client.process.output(), "the client to notice")
+    lab.client.ip("link set tidegate-client up")
+    wait_until(lambda: "dev tidegate-client" in way(), "the way through the tunnel to come back")
+    assert checks.ping(lab.client, INTERNET, count=5).complete
+    client.stop()
+    gateway.stop()
+
+
 def test_whose_tun_device_is_deleted_says_so_and_ends(lab: Lab) -> None:
     gateway = TidegateGateway(lab)
     gateway.start()

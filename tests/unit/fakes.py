@@ -13,7 +13,7 @@ from tidegate.ciphers import WIREGUARD_CIPHER, CipherName
 from tidegate.engine import ClientOptions, ExternalLink, GatewayOptions
 from tidegate.host import MAIN_TABLE, HostNetwork, Interface, InterfaceAddress, Route
 from tidegate.host.ports import check_listen_port
-from tidegate.host.routes import RoutePlan
+from tidegate.host.routes import Renewal, RoutePlan
 from tidegate.settings import NatSettings
 
 
@@ -317,6 +317,14 @@ class FakeClientHost:
             yield
         finally:
             self.journal.append("routes undone")
+
+    def renew_routes(self, plan: RoutePlan, tun_name: str) -> Renewal:
+        return "whole"
+
+    @contextmanager
+    def watch(self, changed: Callable[[], None]) -> Iterator[None]:
+        self.changed = changed
+        yield
 
     @contextmanager
     def dns(

@@ -27,13 +27,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 
 from tidegate.errors import ConflictError, HostNetworkError
 from tidegate.host import MAIN_TABLE
-from tidegate.host.netlink import INET6_PROC, rtnetlink
+from tidegate.host.netlink import IFF_UP, INET6_PROC, rtnetlink
 
 log = structlog.get_logger("tidegate.routes")
 
@@ -83,6 +83,10 @@ class RoutePlan:
         return bool(self.rules)
 
 
+Renewal = Literal["whole", "renewed", "down"]
+"""What became of the routes through the tunnel; *down*: its device is, and what it carried goes past it."""
+
+
 def plan_routes(allowed_ips: tuple[Network, ...], endpoint: IPv4Address) -> RoutePlan:
     """Plain routes where they cannot take the tunnel's own datagrams, policy routing where they would.
     Pure."""
@@ -122,6 +126,29 @@ def apply_routes(plan: RoutePlan, tun_name: str) -> Iterator[None]:
         if plan.has_policy:
             undo.enter_context(_source_check_sees_mark())
         yield
+
+
+def renew_routes(plan: RoutePlan, tun_name: str) -> Renewal:
+    """Adds the routes through the tunnel that have gone: with its device, when that was taken down for a moment.
+
+    Raises `HostNetworkError`.
+    """
+    wanted = [route for route in plan.routes if not route.unreachable]
+    with rtnetlink(f"look at the routes through {tun_name}") as ip:
+        [*found] = ip.get_links(ifname=tun_name)
+        if not found or not found[0]["flags"] & IFF_UP:
+            return "down"
+        device = found[0]["index"]
+        there = {
+            (message.get("RTA_TABLE"), f"{message.get('RTA_DST') or '0.0.0.0'}/{message['dst_len']}")
+            for table in {route.table for route in wanted}
+            for message in ip.get_routes(family=socket.AF_INET, table=table)
+            if message.get("RTA_OIF") == device
+        }
+        missing = [route for route in wanted if (route.table, str(route.destination)) not in there]
+        for route in missing:
+            ip.route("add", **_route_arguments(route, device))
+    return "renewed" if missing else "whole"
 
 
 @contextmanager

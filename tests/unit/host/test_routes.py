@@ -73,7 +73,7 @@ INSIDE = """
 import json, os, subprocess, sys
 from ipaddress import *
 from tidegate.errors import TidegateError
-from tidegate.host.routes import apply_routes, plan_routes
+from tidegate.host.routes import apply_routes, plan_routes, renew_routes
 
 def sh(command):
     return subprocess.run(command, shell=True, capture_output=True, text=True).stdout
@@ -107,6 +107,12 @@ with apply_routes(plan, "tun9"):
             told["second"] = "was let in"
     except TidegateError as refused:
         told["second"] = str(refused)
+    told["renewed"] = [renew_routes(plan, "tun9")]
+    sh("ip link set tun9 down")
+    told["renewed"] += [renew_routes(plan, "tun9"), way("198.51.100.1")]
+    sh("ip link set tun9 up")
+    told["renewed"] += [way("198.51.100.1"), renew_routes(plan, "tun9")]
+    told["renewed"] += [way("198.51.100.1"), renew_routes(plan, "tun9")]
 told["after"] = state()
 try:
     with apply_routes(plan, "no-such-device"):
@@ -137,6 +143,12 @@ def test_the_kernel_routes_as_planned_and_forgets_everything_afterwards() -> Non
     assert told["src_valid_mark"].strip() == "1"
     assert told["rules"].count("29799") == 2, "one rule, that names table and priority"
     assert "another client already routes" in told["second"]
+    before, down, past, still, renewed, again, after = told["renewed"]
+    assert (before, down, renewed, after) == ("whole", "down", "renewed", "whole")
+    assert "dev eth0" in past and "dev eth0" in still, (
+        "the kernel forgets the route, and does not bring it back"
+    )
+    assert "dev tun9" in again
     assert told["after"] == [*told["before"][:-1], "1\n"], "the killed one had set src_valid_mark"
     assert "no-such-device" in told["failed"]
     assert told["after failure"] == told["after"] == told["after plain"]
