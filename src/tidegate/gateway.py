@@ -74,6 +74,8 @@ class Gateway:
         self._started_at = time.monotonic()
         self._engine: EngineGateway | None = None
         self._external: ExternalLink | None = None
+        self.external_trouble: str | None = None
+        """Why `external` cannot be used now."""
         self._own_addresses: tuple[str, ...] = ()
         self._dns: DnsServer | None = None
         self._dns_proxy: DnsProxy | None = None
@@ -298,10 +300,11 @@ class Gateway:
                 network = await asyncio.to_thread(self._host.read_network)
                 link = external_link(network, self._settings.external)
             except HostNetworkError as cause:
-                log.warning("the external link is not usable now", cause=cause.message)
+                self._link_is_unusable(cause.message)
                 continue
             own = host_addresses(network, tun_name=self._settings.gateway.tun_name)
             if (link, own) == (self._external, self._own_addresses):
+                self.external_trouble = None
                 continue
             log.info(
                 "the host's network changed",
@@ -312,9 +315,14 @@ class Gateway:
             try:
                 await asyncio.to_thread(self.engine.set_external, link, own)
             except OSError as cause:
-                log.warning("the external link is not usable now", cause=cause.strerror or str(cause))
+                self._link_is_unusable(cause.strerror or str(cause))
                 continue
             self._external, self._own_addresses = link, own
+            self.external_trouble = None
+
+    def _link_is_unusable(self, cause: str) -> None:
+        log.warning("the external link is not usable now", cause=cause)
+        self.external_trouble = cause
 
 
 async def watch_engine(

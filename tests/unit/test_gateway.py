@@ -22,7 +22,7 @@ from tests.unit.running import serving, until
 from tidegate.dns import DnsProxy, DnsServer, choose_upstreams
 from tidegate.errors import ConflictError, EngineError, LockedError
 from tidegate.gateway import Gateway
-from tidegate.host import MAIN_TABLE, Route
+from tidegate.host import MAIN_TABLE, HostNetwork, Route
 from tidegate.identity import parse_profile
 from tidegate.net import Endpoint
 from tidegate.settings import DnsSettings, Settings
@@ -227,6 +227,14 @@ def test_a_port_that_is_taken_at_start_is_told_and_does_not_stop_the_gateway(
             entry = only((await again.answer("publish", "list"))["publications"])
             assert entry["state"] == "failed"
             assert "tcp/8080" in entry["detail"]
+            code, _, err = await again.cli("reload")
+            assert code == 0
+            assert "tcp/8080 cannot be published" in err
+            again.packets.held.clear()
+            _, _, err = await again.cli("reload")
+            assert "cannot be published" not in err
+            assert again.packets.published == {("tcp", 8080): ("10.66.77.2", 80)}
+            assert only((await again.answer("publish", "list"))["publications"])["state"] == "active"
 
     asyncio.run(scenario())
 
@@ -463,3 +471,24 @@ def test_the_service_manager_is_told(
         asyncio.run(scenario())
         assert manager.recv(1000).startswith(b"READY=1\nSTATUS=listening on 127.0.0.1:")
         assert manager.recv(1000) == b"STOPPING=1"
+
+
+def test_status_tells_that_the_external_link_is_not_usable_for_as_long_as_it_is_not(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            whole = running.host.network
+
+            async def told_after(network: HostNetwork, trouble: bool) -> None:
+                running.host.network = network
+                assert running.host.changed is not None
+                running.host.changed()
+                await until(lambda: bool(running.gateway.external_trouble) is trouble)
+                assert bool((await running.answer("status"))["external_trouble"]) is trouble
+                assert ("not usable now" in (await running.cli("status"))[1]) is trouble
+
+            await told_after(replace(whole, addresses=()), True)
+            await told_after(whole, False)
+
+    asyncio.run(scenario())

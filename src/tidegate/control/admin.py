@@ -59,6 +59,8 @@ class LiveGateway(Protocol):
     @property
     def external(self) -> ExternalLink: ...
     @property
+    def external_trouble(self) -> str | None: ...
+    @property
     def uptime(self) -> float: ...
     def dns_counters(self) -> dict[str, int] | None: ...
     def reload(self) -> Reloaded: ...
@@ -271,6 +273,19 @@ class Administration:
                 raise
         return PublishAdded(publication=self._publication_view(publication))
 
+    def _publish_what_failed(self) -> list[str]:
+        """Tries the publications again that were refused when the gateway started; gives back why some still are."""
+        for publication in self._store.publications():
+            if publication.external_text not in self._failed_publications:
+                continue
+            try:
+                self._publish(publication)
+            except (ConflictError, EngineError) as refused:
+                self._failed_publications[publication.external_text] = str(refused)
+            else:
+                del self._failed_publications[publication.external_text]
+        return list(self._failed_publications.values())
+
     def _publish(self, publication: Publication) -> None:
         """All ports or none."""
         engine = self._running().engine
@@ -388,7 +403,7 @@ class Administration:
     def _reload(self) -> SettingsReloaded:
         reloaded = self._running().reload()
         self._around = replace(self._around, settings=reloaded.settings)
-        unheeded = self.pass_protocols()
+        unheeded = [*self.pass_protocols(), *self._publish_what_failed()]
         return SettingsReloaded(
             applied=[".".join(key) for key in reloaded.applied],
             needs_restart=[".".join(key) for key in reloaded.needs_restart],
@@ -429,6 +444,7 @@ class Administration:
             external_interface=live.external.interface,
             external_addresses=list(live.external.addresses),
             next_hop=live.external.next_hop,
+            external_trouble=live.external_trouble,
             shards=status.shards,
             offloads=dict(status.offloads),
             peers=self._peer_views(status),

@@ -204,6 +204,8 @@ class GatewayStatus(Answer):
     external_interface: str
     external_addresses: list[str]
     next_hop: str | None
+    external_trouble: str | None = None
+    """Why the external link cannot be used now; the other fields say how it was before."""
     shards: int
     offloads: dict[str, bool]
     peers: list[PeerView]
