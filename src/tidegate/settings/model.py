@@ -112,7 +112,7 @@ class ExternalSettings(_Section):
 
 
 class NatSettings(_Section):
-    """``[nat]``: behaviour of the NAT; docs/nat.md explains each. Times in seconds."""
+    """``[nat]``: behaviour of the NAT; docs/settings.md explains each. Times in seconds."""
 
     filtering: Literal["endpoint-independent", "address-dependent", "address-and-port-dependent"] = (
         "address-dependent"
