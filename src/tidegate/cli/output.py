@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
     from rich.console import RenderableType
 
-PIPE_WIDTH = 160
-"""Columns of a table that goes into a pipe or file, where there is no terminal to fit."""
+UNBOUNDED = 1 << 16
+"""Columns of what goes into a pipe or file, where there is no terminal to fit: tables are as wide as they need."""
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -46,8 +46,8 @@ def print_rich(*things: RenderableType) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = PIPE_WIDTH
+    if not console.file.isatty():  # `is_terminal` is about colours, which variables may ask for in a pipe
+        console.width = UNBOUNDED
     for thing in things:
         console.print(thing)
 
@@ -73,22 +73,26 @@ def say(text: str, stream: TextIO | None) -> None:
 def table(
     title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str
 ) -> RenderableType:
-    """A table; columns whose name ends with ``>`` are aligned to the right. Where it is too wide, a last column
-    that is not gives way: it may hold sentences."""
+    """A table; columns whose name ends with ``>`` are aligned to the right, those with ``!`` stay whole. Where it is
+    too wide, texts fold, the widest first; so does what has blanks. Nothing is cut while there is a way."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table
 
     if not rows:
         return f"[dim]{escape(empty)}[/]"
-    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        if column.endswith(">"):
-            made.add_column(column.removesuffix(">"), justify="right", no_wrap=True)
-        elif column is columns[-1]:
-            made.add_column(column, overflow="fold")
-        else:
-            made.add_column(column, no_wrap=True)
+    made = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )
+    for number, column in enumerate(columns):
+        right = column.endswith(">")
+        numeric = right and not any(" " in row[number] for row in rows)
+        made.add_column(
+            column.rstrip(">!"),
+            justify="right" if right else "left",
+            overflow="fold",
+            no_wrap=numeric or column.endswith("!"),
+        )
     for row in rows:
         made.add_row(*map(escape, row))
     return made

@@ -320,10 +320,10 @@ def peer_table(peers: list[PeerView], *, running: bool) -> RenderableType:
 
     empty = "no peers; add one with `tidegate peer add NAME --out NAME.conf`"
     if not running:
-        columns = ["peer", "address", "public key"]
+        columns = ["peer", "address!", "public key!"]
         rows = [[peer.name, peer.address, peer.public_key] for peer in peers]
     else:
-        columns = ["peer", "address", "endpoint", "last handshake", "received>", "sent>", "mappings>"]
+        columns = ["peer", "address!", "endpoint", "last handshake", "received>", "sent>", "mappings>"]
         rows = [
             [
                 peer.name,

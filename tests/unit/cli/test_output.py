@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 
 import pytest
 from rich.console import Console
 
 from tidegate.ciphers import CIPHERS
-from tidegate.cli.output import hand_out, remark, table
+from tidegate.cli.output import hand_out, print_rich, remark, table
 from tidegate.cli.peer import peer_table
 from tidegate.control.commands import PeerView
 
@@ -29,7 +30,7 @@ def test_a_long_text_in_the_last_column_folds_and_leaves_the_others_whole() -> N
     text = on_a_terminal(
         table(None, ("external", "to", "state"), [("tcp/8000-8010", "alice:80-90", FAILURE)], empty="")
     )
-    assert "tcp/8000-8010   alice:80-90   failed: " in text
+    assert "tcp/8000-8010  alice:80-90  failed: " in text
     assert " ".join(text.split()).endswith("hold the port")
     assert "…" not in text
 
@@ -54,6 +55,48 @@ def test_the_ciphers_of_peers_do_not_vanish_where_the_table_is_too_wide() -> Non
         text = on_a_terminal(peer_table(peers, running=running))
         assert "aes-" in text and "chacha" in text
         assert all(len(line) <= 80 for line in text.splitlines())
+
+
+def cells(text: str, columns: int) -> list[str]:
+    """The cells of a folded row of a table, each put together again. Only for texts without blanks."""
+    first, *others = text.splitlines()
+    starts = [match.start() for match in re.finditer(r"(?<!\S)\S", first)][:columns]
+    bounds = [*starts[1:], None]
+    return [
+        "".join(line[start:end].strip() for line in (first, *others))
+        for start, end in zip(starts, bounds, strict=True)
+    ]
+
+
+LONG_NAME = "a-peer-with-23-letters."
+
+
+def test_names_addresses_and_ports_fold_and_are_never_cut() -> None:
+    columns = ("protocol", "peer", "internal", "external", "sessions>", "idle>")
+    row = ("udp", LONG_NAME, "10.66.77.100:45678", "203.0.113.100:61234", "1234", "59 min 59 s")
+    text = on_a_terminal(table(None, columns, [row], empty=""))
+    assert cells(text.rpartition("─")[2].strip("\n "), 5)[:4] == list(row[:4])
+    assert "  1234  " in text
+    assert "…" not in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+
+
+def test_an_address_and_a_key_stay_whole_beside_a_long_name() -> None:
+    peer = PeerView(name=LONG_NAME, address="10.66.77.100", public_key="k" * 44, created_at=0)
+    for running in (False, True):
+        text = on_a_terminal(peer_table([peer], running=running))
+        assert "10.66.77.100" in text
+        assert running or "k" * 44 in text
+        assert "…" not in text
+
+
+def test_a_table_in_a_pipe_is_as_wide_as_it_needs_to_be(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # is about colours
+    print_rich(table(None, ("external", "to", "state"), [("tcp/8000-8010", "x" * 100, FAILURE)], empty=""))
+    assert FAILURE in capsys.readouterr().out
 
 
 def test_a_closed_stream_swallows_no_secret_and_sends_no_remark_elsewhere(
