@@ -229,7 +229,9 @@ class Client:
         try:
             return await asyncio.to_thread(self._engines.client, options)
         except OSError as cause:
-            raise explain_engine(cause, self._tun_name) from cause
+            raise explain_engine(
+                cause, self._tun_name, naming="--interface NAME", port="ListenPort in the profile"
+            ) from cause
         except ValueError as cause:
             raise EngineError(f"the engine refuses the profile: {cause}") from cause
 

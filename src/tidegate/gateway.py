@@ -243,7 +243,9 @@ class Gateway:
         try:
             return await asyncio.to_thread(self._engines.gateway, options)
         except OSError as cause:
-            raise explain_engine(cause, gateway.tun_name) from cause
+            raise explain_engine(
+                cause, gateway.tun_name, naming="[gateway] tun_name", port="port with --listen"
+            ) from cause
         except ValueError as cause:
             raise EngineError(f"the engine refuses the settings: {cause}") from cause
 
@@ -359,16 +361,19 @@ async def watch_engine(
         also()
 
 
-def explain_engine(cause: OSError, tun_name: str) -> TidegateError:
-    """Why the engine could not open something, in one line."""
+def explain_engine(cause: OSError, tun_name: str, *, naming: str, port: str) -> TidegateError:
+    """Why the engine could not open something, in one line. `naming` and `port` are what the user chooses the
+    device's name and the port with."""
     told = str(cause.strerror or cause)
     match cause.errno:
         case errno.EPERM | errno.EACCES:
             return PrivilegeError(told, hint="run as root")
         case errno.EBUSY:
+            return ConflictError(told, hint=f"is the interface {tun_name} in use? choose another {naming}")
+        case errno.EINVAL if "create the TUN device" in told:
             return ConflictError(
-                told, hint=f"is the interface {tun_name} in use? choose another [gateway] tun_name"
+                told, hint=f"is {tun_name} an interface of another kind? choose another {naming}"
             )
         case errno.EADDRINUSE:
-            return ConflictError(told, hint="choose another port with --listen")
+            return ConflictError(told, hint=f"choose another {port}")
     return EngineError(told)

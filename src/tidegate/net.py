@@ -17,11 +17,16 @@ PRIVATE_NETWORKS = (
 """Where a VPN subnet may lie: address space that the internet does not route."""
 
 
+def quoted(text: str) -> str:
+    """What somebody wrote, as a message repeats it: in quotes, on one line, and not longer than the message."""
+    return repr(text if len(text) <= 40 else text[:37] + "...")
+
+
 def parse_port(text: str) -> int:
     """A port from 1 to 65535. Raises `ValueError` with a text for people."""
     port = parse_number(text, 1, MAX_PORT)
     if port is None:
-        raise ValueError(f"{text!r} is not a port (1 to {MAX_PORT})")
+        raise ValueError(f"{quoted(text)} is not a port (1 to {MAX_PORT})")
     return port
 
 
@@ -58,11 +63,11 @@ class ListenAddress:
         """From ``ADDR:PORT``. Raises `ValueError`."""
         host, colon, port = text.rpartition(":")
         if not colon:
-            raise ValueError(f'{text!r} is not ADDRESS:PORT, such as "0.0.0.0:51820"')
+            raise ValueError(f'{quoted(text)} is not ADDRESS:PORT, such as "0.0.0.0:51820"')
         try:
             address = IPv4Address(host or "0.0.0.0")
         except AddressValueError:
-            raise ValueError(f"{host!r} is not an IPv4 address (write ADDRESS:PORT)") from None
+            raise ValueError(f"{quoted(host)} is not an IPv4 address (write ADDRESS:PORT)") from None
         return cls(address, parse_port(port))
 
     def reached_at(self, external: str) -> Endpoint:
@@ -86,14 +91,14 @@ class Endpoint:
     def parse(cls, text: str, default_port: int | None = None) -> Self:
         """From ``HOST:PORT``, or ``HOST`` where there is a default port. Raises `ValueError`."""
         if text.startswith("["):
-            raise ValueError(f"{text!r}: IPv6 endpoints are not supported yet")
+            raise ValueError(f"{quoted(text)}: IPv6 endpoints are not supported yet")
         host, colon, port = text.rpartition(":")
         if not colon and default_port is not None:
             host, port = text, str(default_port)
         elif not colon:
-            raise ValueError(f'{text!r} is not HOST:PORT, such as "vpn.example.com:51820"')
+            raise ValueError(f'{quoted(text)} is not HOST:PORT, such as "vpn.example.com:51820"')
         if not is_host_name(host) or (host.replace(".", "").isdigit() and not _is_ipv4(host)):
-            raise ValueError(f"{host!r} is neither a host name nor an IPv4 address")
+            raise ValueError(f"{quoted(host)} is neither a host name nor an IPv4 address")
         return cls(host, parse_port(port))
 
     def __str__(self) -> str:
@@ -113,14 +118,16 @@ def parse_subnet(text: str) -> IPv4Network:
     try:
         loose = IPv4Network(text, strict=False)
     except ValueError:
-        raise ValueError(f'{text!r} is not an IPv4 subnet, such as "10.66.77.0/24"') from None
+        raise ValueError(f'{quoted(text)} is not an IPv4 subnet, such as "10.66.77.0/24"') from None
     if not 8 <= loose.prefixlen <= 30:
-        raise ValueError(f"{text!r}: the prefix length must be from 8 to 30, so that there is room for peers")
+        raise ValueError(
+            f"{quoted(text)}: the prefix length must be from 8 to 30, so that there is room for peers"
+        )
     if str(loose.network_address) != text.partition("/")[0]:
-        raise ValueError(f'{text!r} has host bits set: did you mean "{loose}"?')
+        raise ValueError(f'{quoted(text)} has host bits set: did you mean "{loose}"?')
     if not any(loose.subnet_of(private) for private in PRIVATE_NETWORKS):
         ranges = ", ".join(map(str, PRIVATE_NETWORKS))
-        raise ValueError(f"{text!r} is not private address space; choose one within {ranges}")
+        raise ValueError(f"{quoted(text)} is not private address space; choose one within {ranges}")
     return loose
 
 

@@ -311,4 +311,4 @@ class _Reader:
         try:
             return Endpoint.parse(entry.value)
         except ValueError as cause:
-            self._fail(f"Endpoint: {_short(str(cause))}", entry.line)
+            self._fail(f"Endpoint: {cause}", entry.line)

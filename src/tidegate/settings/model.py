@@ -24,6 +24,7 @@ from tidegate.ip_protocols import MAX_OTHER_PROTOCOLS, parse_protocol, refuse_do
 from tidegate.net import Endpoint, ListenAddress, gateway_address_of, parse_subnet
 
 MAX_INTERFACE_NAME = 15  # IFNAMSIZ - 1, linux/if.h
+NOT_IN_INTERFACE_NAMES = "/:%"  # dev_valid_name(), and `%d` stands for a number that the kernel chooses
 MAX_SHARDS = 64  # as in engine/src/engine.rs, to which a test holds it
 
 
@@ -43,12 +44,12 @@ def parse_interface(text: str) -> str:
     if (
         not text
         or len(text.encode()) > MAX_INTERFACE_NAME
-        or "/" in text
-        or any(c.isspace() for c in text)
+        or any(c.isspace() or c in NOT_IN_INTERFACE_NAMES for c in text)
         or text in {".", ".."}
     ):
         raise ValueError(
-            f"{text!r} is not an interface name (1 to {MAX_INTERFACE_NAME} bytes, no spaces, no slash)"
+            f"{text!r} is not an interface name (1 to {MAX_INTERFACE_NAME} bytes, no spaces, "
+            f"none of {' '.join(NOT_IN_INTERFACE_NAMES)})"
         )
     return text
 

@@ -66,6 +66,7 @@ USAGE, FAILURE = 2, 1
         ('[nat]\ntcp_transitory_timeout = "x"', 2, ["nat.tcp_transitory_timeout", "a number"]),
         ("[nat]\nudp_timeout = inf", 2, ["nat.udp_timeout", "finite"]),
         ('[external]\ninterface = "a-name-that-is-too-long"', 2, ["external.interface", "15 bytes"]),
+        ('[gateway]\ntun_name = "tg%d"', 2, ["gateway.tun_name: 'tg%d' is not an interface name"]),
         ("[gateway", 1, ["TOML"]),
         ("[gateway]\nshards = 1\nshards = 2", 3, ["TOML"]),
         ('a."b c".d = 5', 1, ['unknown key "a"']),
@@ -103,6 +104,7 @@ def test_a_settings_file_that_is_missing_or_a_directory_is_named(
         ("--subnet", "10.0.0.0/7", ["--subnet: gateway.subnet", "8 to 30"]),
         ("--shards", "5000", ["--shards: gateway.shards", "64"]),
         ("--tun", "a-name-that-is-too-long", ["--tun: gateway.tun_name", "15 bytes"]),
+        ("--tun", "tg%d", ["--tun: gateway.tun_name: 'tg%d'", "none of / : %"]),
         ("--log-level", "loud", ["--log-level: log.level", "'warning'"]),
     ],
 )
@@ -291,19 +293,44 @@ def test_a_damaged_gateway_key_is_named_without_showing_it(tidegate: CommandLine
 @pytest.mark.parametrize(
     ("number", "words"),
     [
-        (errno.EBUSY, ["TUN device tidegate0", "tun_name"]),
+        (errno.EBUSY, ["TUN device tidegate0", "in use? choose another [gateway] tun_name"]),
+        (errno.EINVAL, ["TUN device tidegate0", "of another kind? choose another [gateway] tun_name"]),
         (errno.EPERM, ["TUN device tidegate0", "root"]),
         (errno.ENODEV, ["TUN device tidegate0"]),
+        (errno.EADDRINUSE, ["choose another port with --listen"]),
     ],
 )
 def test_a_refusal_of_the_engine_is_told_in_its_words(
     tidegate: CommandLine, tmp_path: Path, free_port: int, number: int, words: list[str]
 ) -> None:
-    tidegate.engine.failure = OSError(number, "opening the TUN device tidegate0: no")
+    tidegate.engine.failure = OSError(number, "cannot create the TUN device tidegate0: no")
     listen = f"127.0.0.1:{free_port}"
     message = tidegate.refused(FAILURE, "serve", "--state-dir", tmp_path, "--listen", listen)
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.EBUSY, "is the interface tg in use? choose another --interface NAME"),
+        (errno.EINVAL, "is tg an interface of another kind? choose another --interface NAME"),
+        (errno.EADDRINUSE, "choose another ListenPort in the profile"),
+    ],
+)
+def test_a_refusal_of_the_engine_is_told_to_a_client_with_what_it_has(
+    tidegate: CommandLine, tmp_path: Path, number: int, words: str
+) -> None:
+    state, profile = tmp_path / "state", tmp_path / "alice.conf"
+    tidegate("peer", "add", "alice", "--endpoint", "192.0.2.1:1", "--state-dir", state, "--out", profile)
+    tidegate.engine.failure = OSError(number, "cannot create the TUN device tg: no")
+    message = tidegate("connect", profile, "--interface", "tg").err.splitlines()[-1]
+    assert message == f"tidegate: cannot create the TUN device tg: no; {words}"
+
+
+def test_an_interface_of_a_client_has_a_name_of_its_own(tidegate: CommandLine, tmp_path: Path) -> None:
+    message = tidegate.refused(USAGE, "connect", tmp_path / "alice.conf", "--interface", "tg%d")
+    assert "--interface: 'tg%d' is not an interface name" in message
 
 
 def test_an_engine_that_was_not_built_is_told_with_the_remedy(
