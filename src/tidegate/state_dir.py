@@ -65,7 +65,7 @@ class StateDir:
     def lock(self, holder: Holder, *, patience: float = COMMAND_PATIENCE) -> Iterator[None]:
         """Holds the directory's lock. A command that holds it is waited for; a gateway is not.
 
-        Raises `LockedError`.
+        Raises `LockedError`, `PrivilegeError` or `StoreError`.
         """
         try:
             descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_FILE)
@@ -75,8 +75,11 @@ class StateDir:
             raise StoreError(f"{self.lock_file}: {cause.strerror}") from cause
         try:
             _acquire(descriptor, self.path, patience)
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{holder} {os.getpid()}\n".encode(), 0)
+            try:
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"{holder} {os.getpid()}\n".encode(), 0)
+            except OSError as cause:
+                raise StoreError(f"{self.lock_file}: cannot be written: {cause.strerror}") from cause
             yield
         finally:
             os.close(descriptor)  # gives the lock back

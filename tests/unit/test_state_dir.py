@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.errors import LockedError
+from tidegate.errors import LockedError, StoreError
 from tidegate.state_dir import StateDir
 
 HOLD = """
@@ -44,6 +45,21 @@ def test_a_running_gateway_is_named_at_once(tmp_path: Path) -> None:
         ):
             pass
         other.kill()
+
+
+def test_a_full_disk_is_told_with_the_lock_that_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    state = StateDir(tmp_path)
+    with (
+        pytest.raises(StoreError, match=f"{state.lock_file}: cannot be written: No space left"),
+        state.lock("command"),
+    ):
+        pass
 
 
 def test_a_killed_holder_leaves_no_lock(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ damaged, or was made by a newer Tidegate, is refused before anything is written 
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -49,6 +50,8 @@ _UPGRADES = (
 )
 SCHEMA_VERSION = 1 + len(_UPGRADES)
 BUSY_TIMEOUT = 5.0  # seconds that a writer waits for another process's transaction
+LEAST_ROOM = 64 << 10
+"""Bytes; SQLite needs 32 KiB at once to open a file (the index of its log)."""
 
 _metadata = MetaData()
 
@@ -138,11 +141,26 @@ class SqliteStore:
             return StoreError(
                 f"{self._path}: cannot be opened ({cause})", hint="run as root, or name another --state-dir"
             )
+        if self._is_out_of_room(cause):
+            return StoreError(f"{self._path}: the disk is full", hint="make room and try again")
         if isinstance(cause, sqlite3.OperationalError) and "locked" in str(cause):
             return StoreError(f"{self._path}: is held by another process", hint="try again")
         if isinstance(cause, sqlite3.DatabaseError) and not isinstance(cause, sqlite3.OperationalError):
             return _damaged(self._path, str(cause))
-        return StoreError(f"{self._path}: {cause}")
+        told = cause.strerror if isinstance(cause, OSError) else cause
+        return StoreError(f"{self._path}: {told}")
+
+    def _is_out_of_room(self, cause: BaseException) -> bool:
+        if not isinstance(cause, sqlite3.Error):
+            return False
+        code = getattr(
+            cause, "sqlite_errorcode", None
+        )  # which those of the sqlite3 module itself do not have
+        return code == sqlite3.SQLITE_FULL or (
+            # SQLite keeps errno to itself.
+            code in (sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE)
+            and shutil.disk_usage(self._path.parent).free < LEAST_ROOM
+        )
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:

@@ -7,10 +7,11 @@ import sqlite3
 import stat
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from tidegate.errors import ConflictError, NotFoundError, UsageError
+from tidegate.errors import ConflictError, NotFoundError, StoreError, UsageError
 from tidegate.store import Publication, check_peer_name
 from tidegate.store.sqlite import SqliteStore
 
@@ -110,6 +111,34 @@ def test_a_full_subnet_is_told_and_nothing_is_evicted(store: SqliteStore) -> Non
     with pytest.raises(ConflictError, match="every address of 10.66.77.0/30 is taken"):
         add(store, "b", subnet=small)
     assert len(store.peers()) == 1
+
+
+def test_a_full_disk_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    SqliteStore(tmp_path / "tidegate.db").close()
+
+    def small(connection: sqlite3.Connection, _: object) -> None:
+        connection.execute("PRAGMA max_page_count = 1")  # no more than it has
+
+    monkeypatch.setattr("tidegate.store.sqlite._configure", small)
+    store = SqliteStore(tmp_path / "tidegate.db")
+    with pytest.raises(StoreError, match=r"tidegate\.db: the disk is full; make room"):
+        for number in range(200):
+            add(store, f"peer{number}", subnet=IPv4Network("10.0.0.0/8"))
+
+
+@pytest.mark.parametrize(("free", "told"), [(8192, "the disk is full"), (1 << 30, "disk I/O error")])
+def test_an_error_of_a_disk_that_has_no_room_is_that_of_a_full_one(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch, free: int, told: str
+) -> None:
+    def fail(*_: object) -> None:
+        failure = sqlite3.OperationalError("disk I/O error")
+        failure.sqlite_errorcode = sqlite3.SQLITE_IOERR_SHMSIZE
+        raise failure
+
+    monkeypatch.setattr("tidegate.store.sqlite._peer_row", fail)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    with pytest.raises(StoreError, match=told):
+        store.peer("a")
 
 
 def test_peers_survive_and_come_in_the_order_of_their_addresses(tmp_path: Path) -> None:
