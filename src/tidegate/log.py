@@ -14,15 +14,17 @@ import structlog
 from structlog.typing import Processor
 
 from tidegate.settings import LogSettings
+from tidegate.streams import is_terminal, say
 
 
 def configure_logging(settings: LogSettings) -> None:
     """To be called once, before the first event."""
     level = logging.getLevelNamesMapping()[settings.level.upper()]
-    for_people = settings.format == "console" or (settings.format == "auto" and sys.stderr.isatty())
+    terminal = is_terminal(sys.stderr)
+    for_people = settings.format == "console" or (settings.format == "auto" and terminal)
     renderer: Processor
     if for_people:
-        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        renderer = structlog.dev.ConsoleRenderer(colors=terminal)
     elif settings.format == "json":
         renderer = structlog.processors.JSONRenderer()
     else:
@@ -44,8 +46,8 @@ class _StderrLogger:
     """Prints to standard error. Where nobody reads it any more, the line is lost, and nothing else."""
 
     def msg(self, message: str) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            print(message, file=sys.stderr, flush=True)
+        with contextlib.suppress(ValueError):  # a stream that this process itself has closed
+            say(message, sys.stderr)
 
     debug = info = warning = error = critical = exception = msg
 

@@ -21,12 +21,12 @@ import pytest
 
 from tests.unit.conftest import CommandLine
 from tests.unit.fakes import FakeClient, FakeClientHost, FakeEngine, FakeEvent, FakePeerStatus
-from tidegate.cli.output import discard
 from tidegate.client import Client, ClientEvent
 from tidegate.errors import EngineError, HostNetworkError
 from tidegate.identity import Profile
 from tidegate.net import Endpoint
 from tidegate.settings import OffloadSettings
+from tidegate.streams import discard
 
 PROFILE = Profile(
     private_key=b"p" * 32,

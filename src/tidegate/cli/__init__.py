@@ -13,9 +13,10 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from tidegate.cli.app import app
-from tidegate.cli.output import discard
+from tidegate.cli.output import remark
 from tidegate.cli.runtime import Runtime
 from tidegate.errors import TidegateError
+from tidegate.streams import discard, flush, occupy_closed_descriptors, say
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -27,6 +28,13 @@ DEBUG_VARIABLE = "TIDEGATE_DEBUG"
 
 def main(arguments: Sequence[str] | None = None, runtime: Runtime | None = None) -> int:
     """Runs a command and gives back the exit code: 0, 1 (run time), 2 (usage, settings), 130 (Ctrl-C)."""
+    occupy_closed_descriptors()
+    exit_code = _carry_out(arguments, runtime)
+    flush(sys.stderr)  # or Python says so with an exit code of its own, 120
+    return exit_code
+
+
+def _carry_out(arguments: Sequence[str] | None, runtime: Runtime | None) -> int:
     debug = os.environ.get(DEBUG_VARIABLE, "") not in {"", "0"}
     try:
         result = typer.main.get_command(app).main(
@@ -58,14 +66,14 @@ def main(arguments: Sequence[str] | None = None, runtime: Runtime | None = None)
 
 
 def _complain(message: str, exit_code: int) -> int:
-    print(f"tidegate: {message}", file=sys.stderr)
+    remark(message)
     return exit_code
 
 
 def _complain_about_usage(misuse: TyperException) -> int:
     context = getattr(misuse, "ctx", None)
     if type(misuse).__name__ == "NoArgsIsHelpError":  # a group without a command: its help is the message
-        print(misuse.format_message(), file=sys.stderr)
+        say(misuse.format_message(), sys.stderr)
         return EXIT_USAGE
     command = context.command_path if context is not None else "tidegate"
     message = misuse.format_message().rstrip(".")

@@ -41,13 +41,14 @@ def connect(
     from json import dumps
 
     from tidegate.cli import EXIT_INTERRUPTED, EXIT_OK
-    from tidegate.cli.output import remark, say
+    from tidegate.cli.output import remark
     from tidegate.client import Client, ClientEvent
     from tidegate.errors import UsageError
     from tidegate.identity import read_profile
     from tidegate.log import configure_logging
     from tidegate.settings import LogSettings, OffloadSettings
     from tidegate.settings.model import parse_interface
+    from tidegate.streams import say
 
     def report(event: ClientEvent) -> None:
         if json:

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
+from tidegate.streams import discard, say
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from rich.console import RenderableType
@@ -35,13 +37,6 @@ def hand_out(text: str) -> None:
         raise
 
 
-def discard(stream: TextIO) -> None:
-    """Lets go of what is stuck in a stream: Python would complain once more when it closes it."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
-
-
 def print_rich(*things: RenderableType) -> None:
     from rich.console import Console
 
@@ -55,19 +50,6 @@ def print_rich(*things: RenderableType) -> None:
 def remark(text: str) -> None:
     """One line for a person, beside the output proper."""
     say(f"tidegate: {text}", sys.stderr)
-
-
-def say(text: str, stream: TextIO | None) -> None:
-    """One line, at once. Where nobody reads it any more it is lost, and nothing else: there is more to do than to
-    tell."""
-    if stream is None:  # closed by whoever started us; `print` would take standard output
-        return
-    try:
-        print(text, file=stream, flush=True)
-    except BrokenPipeError:
-        discard(stream)
-    except OSError:
-        pass  # a full disk, which may have room again for the next line
 
 
 def table(
