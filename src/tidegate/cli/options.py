@@ -20,7 +20,7 @@ ConfigOption = Annotated[
     ),
 ]
 StateDirOption = Annotated[
-    Path | None,
+    str | None,  # no `Path`, which has an empty text be the current directory
     typer.Option(
         "--state-dir", metavar="DIR", help="Database, key and control socket. [dim]\\[/var/lib/tidegate][/]"
     ),
@@ -31,7 +31,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for program
 def read_settings(
     context: typer.Context,
     config: Path | None,
-    state_dir: Path | None,
+    state_dir: str | None,
     flags: dict[tuple[str, ...], tuple[str, Any]] | None = None,
 ) -> Settings:
     """Settings from file, environment and flags. `flags` maps a setting to the flag's name and its value; a
@@ -40,7 +40,7 @@ def read_settings(
 
     given = {key: (flag, value) for key, (flag, value) in (flags or {}).items() if value is not None}
     if state_dir is not None:
-        given["state_dir",] = ("--state-dir", str(state_dir))
+        given["state_dir",] = ("--state-dir", state_dir)
     return load_settings(
         config=config,
         environment=os.environ,

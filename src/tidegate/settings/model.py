@@ -40,6 +40,12 @@ def _parse_address(text: str) -> IPv4Address:
         raise ValueError(f"{text!r} is not an IPv4 address") from None
 
 
+def _parse_path(text: str) -> Path:
+    if not text:  # which `Path` takes for the current directory
+        raise ValueError("must not be empty")
+    return Path(text)
+
+
 def parse_interface(text: str) -> str:
     if (
         not text
@@ -64,7 +70,7 @@ SubnetText = Annotated[InstanceOf[IPv4Network], BeforeValidator(lambda v: _text(
 AddressText = Annotated[InstanceOf[IPv4Address], BeforeValidator(lambda v: _text(v, _parse_address))]
 InterfaceName = Annotated[str, BeforeValidator(lambda v: _text(v, parse_interface))]
 AddressList = Annotated[tuple[AddressText, ...], BeforeValidator(_as_tuple)]
-PathText = Annotated[InstanceOf[Path], BeforeValidator(lambda v: _text(v, Path))]
+PathText = Annotated[InstanceOf[Path], BeforeValidator(lambda v: _text(v, _parse_path))]
 
 Timeout = Annotated[float, Field(ge=1, le=7 * 86_400, allow_inf_nan=False)]
 """Seconds."""

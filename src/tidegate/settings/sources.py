@@ -103,8 +103,11 @@ class _Merged:
 
     def add_environment(self, environment: Mapping[str, str]) -> None:
         """``TIDEGATE_STATE_DIR``, ``TIDEGATE_NAT__UDP_TIMEOUT``. Other variables without ``__`` are not
-        settings: a container platform invents ``TIDEGATE_PORT`` for a service of our name."""
+        settings: a container platform invents ``TIDEGATE_PORT`` for a service of our name. Nor are empty ones: that
+        is how Compose files and EnvironmentFile= leave a variable out."""
         for name, text in sorted(environment.items()):
+            if not text:
+                continue
             key = tuple(name.removeprefix(PREFIX).lower().split(NESTED))
             known = _field_type(key)
             if not name.startswith(PREFIX) or (len(key) == 1 and (known is None or _is_model(known))):

@@ -114,6 +114,18 @@ def test_a_wrong_flag_is_named(tidegate: CommandLine, flag: str, value: str, wor
         assert word in message
 
 
+def test_an_empty_state_directory_is_not_the_current_one(
+    tidegate: CommandLine, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    message = tidegate.refused(USAGE, "peer", "add", "alice", "--endpoint", "a.b:1", "--state-dir", "")
+    assert message == "tidegate: --state-dir: state_dir: must not be empty"
+    file = write('state_dir = ""')
+    message = tidegate.refused(USAGE, "peer", "add", "alice", "--endpoint", "a.b:1", "--config", file)
+    assert message == f"tidegate: {file}:1: state_dir: must not be empty"
+    assert list(tmp_path.iterdir()) == [file]
+
+
 def test_a_wrong_variable_is_named(tidegate: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIDEGATE_NAT__UDP_TIMEOUT", "soon")
     assert '$TIDEGATE_NAT__UDP_TIMEOUT: nat.udp_timeout: must be a number, not the text "soon"' in (
@@ -125,7 +137,7 @@ def test_a_wrong_variable_is_named(tidegate: CommandLine, monkeypatch: pytest.Mo
     ("variable", "value", "told"),
     [
         ("TCP", "alice", "nat.other_protocols.tcp: 'tcp' is not a protocol"),
-        ("GRE", "", "nat.other_protocols.gre: must have at least 1 character"),
+        ("GRE", "x" * 64, "nat.other_protocols.gre: must have at most 63 characters"),
         ("GRE__X", "alice", "nat.other_protocols.gre: must be text, not a table"),
     ],
 )

@@ -102,6 +102,21 @@ def test_variables_that_are_not_settings_are_left_alone() -> None:
     assert load_settings(environment=environment, default_path=Path("/nonexistent")) == Settings()
 
 
+def test_an_empty_variable_counts_as_unset(write: Write) -> None:
+    file = write('state_dir = "/srv/tidegate"\n[dns]\nupstreams = ["192.0.2.1"]')
+    empty = {
+        "TIDEGATE_CONFIG": "",
+        "TIDEGATE_STATE_DIR": "",
+        "TIDEGATE_DNS__UPSTREAMS": "",
+        "TIDEGATE_NAT__UDP_TIMEOUT": "",
+        "TIDEGATE_NAT__OTHER_PROTOCOLS__GRE": "",
+        "TIDEGATE_NAT__UPD_TIMEOUT": "",
+    }
+    assert load_settings(environment=empty, default_path=file) == load_settings(config=file)
+    no_upstreams = load_settings(config=file, environment={"TIDEGATE_DNS__UPSTREAMS": "[]"})
+    assert no_upstreams.dns.upstreams == ()
+
+
 def test_a_misspelt_variable_of_a_section_is_an_error() -> None:
     with pytest.raises(SettingsError, match=r'\$TIDEGATE_NAT__UDP_TIMEOT: .* did you mean "udp_timeout"'):
         load_settings(environment={"TIDEGATE_NAT__UDP_TIMEOT": "5"}, default_path=Path("/nonexistent"))
