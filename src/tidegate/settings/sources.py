@@ -116,10 +116,15 @@ class _Merged:
 
     def put(self, key: Key, value: Any, *, where: str) -> None:
         node = self.tree
-        for part in key[:-1]:
+        for length, part in enumerate(key[:-1], start=1):
             child = node.setdefault(part, {})
             if not isinstance(child, dict):
-                raise SettingsError(f'"{part}" must be a table', where=self._where((part,)))
+                above = key[:length]
+                if _is_table(_field_type(above)):
+                    raise SettingsError(f"{'.'.join(above)}: must be a table", where=self._where(above))
+                raise SettingsError(
+                    f'{".".join(above)}: is no table, so it has no "{key[length]}"', where=where
+                )
             node = child
         node[key[-1]] = value
         self._origins[key] = where
@@ -187,6 +192,10 @@ def _toml_position(path: Path, text: str, message: str) -> str:
 
 def _is_model(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _is_table(kind: Any) -> bool:
+    return _is_model(kind) or get_origin(kind) is dict
 
 
 def _field_type(key: Key) -> Any:

@@ -122,6 +122,31 @@ def test_a_misspelt_variable_of_a_section_is_an_error() -> None:
         load_settings(environment={"TIDEGATE_NAT__UDP_TIMEOT": "5"}, default_path=Path("/nonexistent"))
 
 
+@pytest.mark.parametrize(
+    ("text", "variable", "told"),
+    [
+        ("", "TIDEGATE_FOO__BAR", '$TIDEGATE_FOO__BAR: unknown key "foo"'),
+        ("[gateway]\nshards = 1", "TIDEGATE_FOO__BAR", '$TIDEGATE_FOO__BAR: unknown key "foo"'),
+        ("", "TIDEGATE_GATEWAY__LISTEN__X", "$TIDEGATE_GATEWAY__LISTEN__X: gateway.listen: must be text"),
+        (
+            '[gateway]\nlisten = "0.0.0.0:1"',
+            "TIDEGATE_GATEWAY__LISTEN__X",
+            '$TIDEGATE_GATEWAY__LISTEN__X: gateway.listen: is no table, so it has no "x"',
+        ),
+        ('dns = "yes"', "TIDEGATE_DNS__ENABLED", "tidegate.toml:1: dns: must be a table"),
+        (
+            "[nat]\nother_protocols = 5",
+            "TIDEGATE_NAT__OTHER_PROTOCOLS__GRE",
+            "tidegate.toml:2: nat.other_protocols",
+        ),
+    ],
+)
+def test_a_variable_that_names_no_setting_is_named(write: Write, text: str, variable: str, told: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load_settings(config=write(text), environment={variable: "1"})
+    assert str(refused.value).removeprefix(f"{write(text).parent}/").startswith(told)
+
+
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Settings().gateway.shards = 5
