@@ -78,7 +78,8 @@ class _Merged:
     def add_file(self, path: Path, *, required: bool) -> None:
         hint = "name another with --config"
         try:
-            raw = path.read_bytes()
+            with path.open("rb") as file:
+                raw = file.read(MAX_FILE_BYTES + 1)
         except (FileNotFoundError, NotADirectoryError):
             if not required:
                 return
@@ -88,10 +89,10 @@ class _Merged:
         if len(raw) > MAX_FILE_BYTES:
             raise SettingsError(f"is larger than {MAX_FILE_BYTES} bytes", where=str(path))
         try:
-            self._text = raw.decode()
+            self._text = raw.decode("utf-8-sig")
             self.tree = tomllib.loads(self._text)
         except UnicodeDecodeError as cause:
-            line = raw[: cause.start].count(b"\n") + 1
+            line = cause.object[: cause.start].count(b"\n") + 1
             raise SettingsError("is not UTF-8 text", where=f"{path}:{line}") from None
         except tomllib.TOMLDecodeError as cause:
             raise SettingsError(

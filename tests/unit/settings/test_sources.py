@@ -122,6 +122,20 @@ def test_a_misspelt_variable_of_a_section_is_an_error() -> None:
         load_settings(environment={"TIDEGATE_NAT__UDP_TIMEOT": "5"}, default_path=Path("/nonexistent"))
 
 
+def test_a_file_without_end_is_refused() -> None:
+    with pytest.raises(SettingsError, match="^/dev/zero: is larger than"):
+        load_settings(config=Path("/dev/zero"))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
+    file = tmp_path / "tidegate.toml"
+    file.write_bytes(b"\xef\xbb\xbf[gateway]\nshards = 3\n")
+    assert load_settings(config=file).gateway.shards == 3
+    file.write_bytes(b"\xef\xbb\xbf[gateway]\nshards = 300\n")
+    with pytest.raises(SettingsError, match=r"tidegate\.toml:2: gateway\.shards"):
+        load_settings(config=file)
+
+
 @pytest.mark.parametrize(
     ("text", "variable", "told"),
     [
