@@ -247,9 +247,9 @@ class SqliteStore:
                     and other.first_port <= publication.last_port
                     and publication.first_port <= other.last_port
                 ):
-                    raise ConflictError(
-                        f"{other.external_text} is published to {other.internal_text} already",
-                        hint=f"first `tidegate publish remove {other.external_text}`",
+                    raise _listed(
+                        other,
+                        f"{other.external_text} is on the list of published ports already, for {other.internal_text}",
                     )
                 if (
                     (other.protocol, other.peer) == (publication.protocol, publication.peer)
@@ -257,9 +257,9 @@ class SqliteStore:
                     and publication.internal_port <= other.internal_of(other.last_port)
                 ):
                     # What the client sends from there comes from one external port (RFC 4787 REQ-1), not from two.
-                    raise ConflictError(
-                        f"{other.internal_text} is published already, as {other.external_text}",
-                        hint=f"first `tidegate publish remove {other.external_text}`",
+                    raise _listed(
+                        other,
+                        f"{other.internal_text} is on the list of published ports already, as {other.external_text}",
                     )
             connection.execute(
                 insert(_publications).values(
@@ -338,6 +338,14 @@ def _peer_row(connection: Connection, name: str) -> Row[Any]:
     if row is None:
         raise NotFoundError(f"there is no peer named {name!r}", hint="see `tidegate peer list`")
     return row
+
+
+def _listed(other: Publication, told: str) -> ConflictError:
+    """Says no more than that: a gateway may have failed to publish what is on the list."""
+    return ConflictError(
+        told,
+        hint=f"see `tidegate publish list` for its state, or first `tidegate publish remove {other.external_text}`",
+    )
 
 
 def _all_publications(connection: Connection) -> list[Publication]:

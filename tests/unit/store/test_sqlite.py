@@ -216,7 +216,7 @@ def test_a_port_of_a_client_is_published_once(
     add(store, "a")
     add(store, "b")
     store.add_publication(Publication("tcp", 8000, 8010, "a", 80))
-    with pytest.raises(ConflictError, match="a:80-90 is published already, as tcp/8000-8010"):
+    with pytest.raises(ConflictError, match="a:80-90 is on the list of .* already, as tcp/8000-8010; see"):
         store.add_publication(Publication("tcp", first, last, "a", internal))
     store.add_publication(Publication("udp", first, last, "a", internal))
     store.add_publication(Publication("tcp", first, last, "b", internal))
@@ -228,7 +228,7 @@ def test_a_port_of_a_client_is_published_once(
 def test_publications_do_not_overlap(store: SqliteStore, first: int, last: int) -> None:
     add(store, "a")
     store.add_publication(Publication("tcp", 8000, 8010, "a", 80))
-    with pytest.raises(ConflictError, match="tcp/8000-8010 is published to a:80-90 already"):
+    with pytest.raises(ConflictError, match="tcp/8000-8010 is on the list of .* already, for a:80-90; see"):
         store.add_publication(Publication("tcp", first, last, "a", 1000))
     store.add_publication(Publication("udp", first, last, "a", 1000))
 
