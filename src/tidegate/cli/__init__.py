@@ -13,10 +13,10 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from tidegate.cli.app import app
-from tidegate.cli.output import remark
+from tidegate.cli.output import remark, unwritable
 from tidegate.cli.runtime import Runtime
 from tidegate.errors import TidegateError
-from tidegate.streams import discard, flush, occupy_closed_descriptors, say
+from tidegate.streams import flush, occupy_closed_descriptors, say
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -30,6 +30,9 @@ def main(arguments: Sequence[str] | None = None, runtime: Runtime | None = None)
     """Runs a command and gives back the exit code: 0, 1 (run time), 2 (usage, settings), 130 (Ctrl-C)."""
     occupy_closed_descriptors()
     exit_code = _carry_out(arguments, runtime)
+    stuck = flush(sys.stdout)
+    if stuck is not None and exit_code == EXIT_OK:
+        exit_code = _complain_about_output(stuck)
     flush(sys.stderr)  # or Python says so with an exit code of its own, 120
     return exit_code
 
@@ -51,18 +54,29 @@ def _carry_out(arguments: Sequence[str] | None, runtime: Runtime | None) -> int:
         return _complain_about_usage(misuse)
     except (KeyboardInterrupt, Abort):
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        discard(sys.stdout)  # whoever read it has seen enough
-        return EXIT_FAILED
     except Exception as unexpected:
-        if debug:
+        if debug and not isinstance(unexpected, BrokenPipeError):
             raise
-        told = " ".join(str(unexpected).split())
-        return _complain(
-            f"unexpected {type(unexpected).__name__}: {told}; run with {DEBUG_VARIABLE}=1 for the trace",
-            EXIT_FAILED,
-        )
+        return _complain_about_unexpected(unexpected)
     return result if isinstance(result, int) else EXIT_OK
+
+
+def _complain_about_unexpected(unexpected: Exception) -> int:
+    if isinstance(unexpected, BrokenPipeError):
+        return _complain_about_output(unexpected)
+    if isinstance(unexpected, OSError) and (stuck := flush(sys.stdout)) is not None:
+        return _complain_about_output(stuck)
+    told = " ".join(str(unexpected).split())
+    return _complain(
+        f"unexpected {type(unexpected).__name__}: {told}; run with {DEBUG_VARIABLE}=1 for the trace",
+        EXIT_FAILED,
+    )
+
+
+def _complain_about_output(cause: OSError) -> int:
+    if isinstance(cause, BrokenPipeError):
+        return EXIT_FAILED  # whoever read it has seen enough
+    return _complain(str(unwritable(cause)), EXIT_FAILED)
 
 
 def _complain(message: str, exit_code: int) -> int:

@@ -6,9 +6,11 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
+from tidegate.errors import TidegateError
 from tidegate.streams import discard, say
 
 if TYPE_CHECKING:
@@ -21,8 +23,26 @@ UNBOUNDED = 1 << 16
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
+def unwritable(cause: OSError) -> TidegateError:
+    return TidegateError(f"standard output cannot be written: {cause.strerror}")
+
+
+@contextmanager
+def written() -> Iterator[None]:
+    """Around what prints, in which no other `OSError` can arise: raises `TidegateError` if it does not get through."""
+    try:
+        yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise  # whoever read it has seen enough
+    except OSError as cause:
+        raise unwritable(cause) from cause
+
+
 def print_json(answer: BaseModel) -> None:
-    print(answer.model_dump_json(indent=2))
+    with written():
+        print(answer.model_dump_json(indent=2))
 
 
 def hand_out(text: str) -> None:
@@ -43,8 +63,9 @@ def print_rich(*things: RenderableType) -> None:
     console = Console(highlight=False)
     if not console.file.isatty():  # `is_terminal` is about colours, which variables may ask for in a pipe
         console.width = UNBOUNDED
-    for thing in things:
-        console.print(thing)
+    with written():
+        for thing in things:
+            console.print(thing)
 
 
 def remark(text: str) -> None:

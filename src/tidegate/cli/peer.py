@@ -69,7 +69,7 @@ def add(
     """Add a peer and hand out its profile (wg-quick format). Its private key is in the profile and nowhere
     else."""
     from tidegate.cli.administration import administration
-    from tidegate.cli.output import remark
+    from tidegate.cli.output import remark, written
     from tidegate.control.commands import PeerAdd, PeerRemove
     from tidegate.identity import encode_key, make_preshared_key, make_private_key, public_key_of
     from tidegate.store import check_peer_name
@@ -102,7 +102,8 @@ def add(
                 executor.execute(PeerRemove(name=name))
                 raise
     if out is not None and json:
-        print(answer, end="")
+        with written():
+            print(answer, end="")
     elif out is not None:
         remark(f"peer {name} has address {added.peer.address}; its profile is in {out}")
     if profile.cipher != WIREGUARD_CIPHER:

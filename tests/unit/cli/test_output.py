@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from tests.unit.conftest import CommandLine
 from tidegate.ciphers import CIPHERS
 from tidegate.cli.output import hand_out, print_rich, remark, table
 from tidegate.cli.peer import peer_table
@@ -108,3 +112,25 @@ def test_a_closed_stream_swallows_no_secret_and_sends_no_remark_elsewhere(
     monkeypatch.setattr(sys, "stdout", None)
     with pytest.raises(OSError, match="Bad file descriptor"):
         hand_out("a secret")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["peer", "list"], ["peer", "list", "--json"], ["version"], ["--help"], ["peer", "show", "alice"]],
+)
+def test_output_that_does_not_fit_on_the_disk_is_told_in_a_line(
+    tidegate: CommandLine, tmp_path: Path, command: list[str]
+) -> None:
+    tidegate("peer", "add", "alice", "--endpoint", "192.0.2.1:1", "--state-dir", tmp_path)
+    variables = {"TIDEGATE_STATE_DIR": str(tmp_path), "PYTHONUNBUFFERED": ""}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "tidegate", *command],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env={**os.environ, **variables},
+        )
+    assert done.stderr == "tidegate: standard output cannot be written: No space left on device\n"
+    assert done.returncode == 1
