@@ -32,6 +32,21 @@ TUN_QUEUE_PACKETS = 2000
 process that fills the device is a few ms ahead of us whenever the scheduler lets it run for so long, and packets are
 lost with cores to spare."""
 
+TRAIN_BYTES, TRAIN_SEGMENTS = 65_507, 64
+"""What one send of the transport carries at most, as in engine/src/transport/mod.rs."""
+
+SEALING_BYTES = 32
+"""Header and tag of a data message (WireGuard whitepaper §5.4.6)."""
+
+SHORTEST_HEADERS = 40
+"""IPv4 and TCP without options: what a segment of the tunnel's MTU has beside its payload, at least."""
+
+LARGEST_SUPERPACKET = 65_536
+"""A TUN device's own limit (``GSO_LEGACY_MAX_SIZE`` of linux/netdevice.h)."""
+
+MAX_TCP_HEADER = 320
+"""What the kernel keeps free of that for headers, at most (net/tcp.h); with some configurations it is 128."""
+
 ARPHRD_ETHER = 1  # linux/if_arp.h
 IFF_UP = 1  # linux/if.h
 RTN_UNICAST = 1  # linux/rtnetlink.h
@@ -105,8 +120,32 @@ def configure_tun(name: str, address: IPv4Interface, mtu: int) -> None:
             inet6 = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", IN6_ADDR_GEN_MODE_NONE)]}
             ip.link("set", index=found[0], IFLA_AF_SPEC={"attrs": [("AF_INET6", inet6)]})
         ip.link("set", index=found[0], mtu=mtu, txqlen=TUN_QUEUE_PACKETS)
+        _fit_superpackets(ip, found[0], mtu)
         ip.addr("add", index=found[0], address=str(address.ip), prefixlen=address.network.prefixlen)
         ip.link("set", index=found[0], state="up")
+
+
+def superpacket_bytes(mtu: int) -> int:
+    """How large superpackets of a TUN device should be at most, so that the segments of one, sealed, fill one train.
+
+    Left alone, the kernel makes a superpacket of 47 segments of the usual MTU. Sealed, 45 of them fill a train, and two
+    would leave in one of their own, at the price of a full one. Segments so small that their number fills a train
+    travel in two either way.
+    """
+    segments = max(1, TRAIN_BYTES // (mtu + SEALING_BYTES))
+    if segments > TRAIN_SEGMENTS:
+        return LARGEST_SUPERPACKET
+    return min(LARGEST_SUPERPACKET, segments * (mtu - SHORTEST_HEADERS) + 1 + MAX_TCP_HEADER)
+
+
+def _fit_superpackets(ip: Any, index: int, mtu: int) -> None:
+    from pyroute2 import NetlinkError  # noqa: PLC0415 -- slow to import
+
+    size = superpacket_bytes(mtu)
+    try:
+        ip.link("set", index=index, gso_max_size=size)
+    except NetlinkError as cause:
+        log.debug("superpackets keep their size", bytes=size, error=str(cause.args[-1]))
 
 
 @contextmanager

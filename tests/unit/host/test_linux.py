@@ -13,6 +13,8 @@ import sys
 
 import pytest
 
+from tidegate.host.netlink import superpacket_bytes
+
 pytestmark = pytest.mark.namespaces
 
 SETUP = """
@@ -96,9 +98,26 @@ def test_a_gateway_reads_its_host_and_changes_nothing_but_its_own_device() -> No
     assert told["ready"] == "listening on 0.0.0.0:51820 (UDP), external eth0 192.0.2.2, 0 peers"
     assert "inet 10.66.77.1/24" in told["address"]
     assert "addrgenmode none" in told["address"], "nothing of IPv6 is sent into the tunnel"
+    assert f"gso_max_size {superpacket_bytes(1420)} " in told["address"]
     assert told["dns"].count("10.66.77.1:53") == 2
     assert told["changed"] == []
     assert told["next hops"] == ["192.0.2.1", "192.0.2.254"]
     assert told["idle"] < 0.005
     assert told["seconds to stop"] < 2
     assert told["dns after"] == ""
+
+
+@pytest.mark.parametrize("mtu", [1100, 1280, 1420, 1500, 9000, 20_000])
+@pytest.mark.parametrize("kept_free", [128, 192, 320])
+@pytest.mark.parametrize("options", [0, 12])
+def test_a_superpackets_segments_fill_one_train_when_they_are_sealed(
+    mtu: int, kept_free: int, options: int
+) -> None:
+    largest = superpacket_bytes(mtu) - (kept_free + 1)  # sk_dst_gso_max_size() of net/core/sock.c
+    segments = largest // (mtu - 40 - options)
+    assert segments * (mtu + 32) <= 65_507 < (segments + 1) * (mtu + 32)
+
+
+@pytest.mark.parametrize("mtu", [576, 900, 65_476, 65_535])
+def test_where_that_cannot_be_superpackets_are_as_large_as_the_kernel_makes_them(mtu: int) -> None:
+    assert 65_475 <= superpacket_bytes(mtu) <= 65_536
