@@ -275,9 +275,10 @@ class Administration:
 
     def _publish_what_failed(self) -> list[str]:
         """Tries the publications again that were refused when the gateway started; gives back why some still are."""
-        for publication in self._store.publications():
-            if publication.external_text not in self._failed_publications:
-                continue
+        failed = [
+            entry for entry in self._store.publications() if entry.external_text in self._failed_publications
+        ]
+        for publication in failed:
             try:
                 self._publish(publication)
             except (ConflictError, EngineError) as refused:
