@@ -18,6 +18,7 @@ pub use client::ClientEngine;
 use external::{Publication, open_external};
 pub use settings::{ClientSettings, GatewaySettings, OffloadSettings};
 use shards::{Shards, link_up};
+use zeroize::Zeroizing;
 
 use crate::clock::{Timestamp, monotonic_now, unix_time};
 use crate::external::next_hop::ExternalLink;
@@ -275,9 +276,14 @@ impl GatewayEngine {
             None => self.least_loaded_shard(),
         };
         self.peers.insert(public_key, (address, shard));
-        let config =
-            PeerConfig { public_key, preshared_key, endpoint: None, persistent_keepalive: None, cipher };
-        self.shards.tell_all(|| Command::SetPeer { config: config.clone(), address, shard });
+        let preshared_key = preshared_key.map(Zeroizing::new);
+        for (number, sender) in self.shards.senders.iter().enumerate() {
+            // The other shards need to know where the peer lives, and no secrets.
+            let preshared_key = preshared_key.clone().filter(|_| number == usize::from(shard));
+            let config =
+                PeerConfig { public_key, preshared_key, endpoint: None, persistent_keepalive: None, cipher };
+            sender.send(Command::SetPeer { config, address, shard });
+        }
         Ok(())
     }
 

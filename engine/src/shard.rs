@@ -16,7 +16,7 @@ use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::Duration;
 
 use crate::arena::{Arena, BUFFER_SIZE, LARGEST_PACKET};
-use crate::clock::{Timestamp, monotonic_now};
+use crate::clock::{Timestamp, monotonic_now, unix_time};
 use crate::core::Core;
 use crate::drop_reason::DropReason;
 use crate::external::ExternalGateway;
@@ -47,6 +47,8 @@ const TUN_RANGE: Range<usize> = EXTERNAL_RANGE.end..EXTERNAL_RANGE.end + TUN_BUF
 
 /// Packets between two shards that have not been taken yet, at most.
 pub const CROSSING_QUEUE: usize = 1_024;
+/// How often the wall clock is looked at: more rarely than handshakes are repeated.
+const WALL_CLOCK_PAUSE: Duration = Duration::from_secs(1);
 /// After what time a reserver that was too busy is asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(10);
 /// Commands and crossings that one turn carries out, at most.
@@ -124,6 +126,8 @@ pub struct Shard<C> {
     port_requests: PendingRequests,
     /// What the transport said of its overruns last.
     overruns: u32,
+    /// When the wall clock is looked at again, if there is a turn then.
+    wall_clock_due: Timestamp,
 }
 
 /// How a turn ends.
@@ -164,6 +168,7 @@ impl<C: Core> Shard<C> {
             segment: vec![0; crate::wire::ipv4::MAX_PACKET_LEN].into_boxed_slice(),
             port_requests: PendingRequests::default(),
             overruns: 0,
+            wall_clock_due: Timestamp::ORIGIN,
         })
     }
 
@@ -184,6 +189,12 @@ impl<C: Core> Shard<C> {
                 if self.receive(now, event.token)? == Turn::Stop {
                     return Ok(());
                 }
+            }
+            if now >= self.wall_clock_due {
+                // Read side by side, for `now` is as old as the turn.
+                let at_origin = unix_time().saturating_sub(monotonic_now().since(Timestamp::ORIGIN));
+                self.core.sealing().0.set_wall_clock(at_origin);
+                self.wall_clock_due = now + WALL_CLOCK_PAUSE;
             }
             self.serve_datagrams(now);
             self.serve_external(now);

@@ -15,13 +15,14 @@ from __future__ import annotations
 import json
 import re
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 import pytest
 
-from tidegate.lab import checks, udpecho
+from tidegate.lab import checks, udpecho, webserver
 from tidegate.lab.topology import BEYOND, GATEWAY_EXTERNAL, INTERNET, Namespace
 
 from .conftest import MakeWorld, World
@@ -145,6 +146,28 @@ def test_clients_reach_each_other_from_one_external_address_to_the_other(pair: P
         assert left.recvfrom(100) == (b"to the left", right_face)
         left.sendto(b"to the right", right_face)
         assert right.recvfrom(100) == (b"to the right", left_face)
+
+
+def test_a_published_port_is_at_the_first_address_wherever_its_client_is_at_home(pair: Pair) -> None:
+    world = pair.world
+    peers = json.loads(world.tidegate.command("peer", "list", "--json"))["peers"]
+    for port, host in enumerate(pair.homes.values(), start=8080):
+        inner = re.findall(r"inet (10[.]66[.]77[.]\d+)", host.run(["ip", "-4", "address"]).stdout)[0]
+        name = next(peer["name"] for peer in peers if peer["address"] == inner)
+        command = [sys.executable, "-m", webserver.__name__, inner]
+        host.popen(command, name=f"webserver-{port}").wait_for(webserver.READY)
+        world.tidegate.command("publish", "add", f"tcp/{port}", "--to", f"{name}:80")
+        told = json.loads(world.tidegate.command("publish", "list", "--json"))["publications"]
+        assert [entry["state"] for entry in told if entry["external"] == f"tcp/{port}"] == ["active"]
+
+        def answers(address: str, port: int = port) -> str:
+            command = ["curl", "-sS", "--max-time", "3", f"http://{address}:{port}/"]
+            return world.lab.internet.run(command, check=False).stdout
+
+        assert answers(GATEWAY_EXTERNAL).startswith("Hello")
+        assert answers(SECOND) == ""
+        world.tidegate.command("publish", "remove", f"tcp/{port}")
+        assert answers(GATEWAY_EXTERNAL) == ""
 
 
 def test_the_hosts_ports_are_free_and_the_nats_are_not_on_both_addresses(pair: Pair) -> None:

@@ -281,7 +281,7 @@ impl World {
 fn config(own: usize, flags: u8) -> PeerConfig {
     PeerConfig {
         public_key: PUBLIC_KEYS[1 - own],
-        preshared_key: (flags & 1 != 0).then_some([7; 32]),
+        preshared_key: (flags & 1 != 0).then(|| [7; 32].into()),
         endpoint: (own == 0).then_some(ADDRESSES[1]),
         persistent_keepalive: (flags & 2 != 0).then_some(Duration::from_secs(25)),
         cipher: if flags & 4 != 0 { Cipher::Aes256Gcm } else { Cipher::ChaCha20Poly1305 },

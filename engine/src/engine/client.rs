@@ -2,6 +2,8 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
+use zeroize::Zeroizing;
+
 use super::shards::{Shards, link_up};
 use super::{ClientSettings, EngineError, check_cipher, coalescing, open_tun, tunnel_config, udp_options};
 use crate::client::{Client, ClientConfig};
@@ -34,7 +36,7 @@ impl ClientEngine {
                 tunnel: tunnel_config(settings.private_key, 0, 1, settings.mtu),
                 gateway: PeerConfig {
                     public_key: settings.peer_public_key,
-                    preshared_key: settings.preshared_key,
+                    preshared_key: settings.preshared_key.map(Zeroizing::new),
                     endpoint: Some(settings.endpoint),
                     persistent_keepalive: settings.persistent_keepalive,
                     cipher: settings.cipher,

@@ -1,12 +1,12 @@
 //! The external side of the whole gateway: its interface, its addresses, and the ports that are published on them.
 //!
-//! Theory of operation. A port is published on every external address, and on every shard: that of the client's
-//! translates, the others send it what they get, and none lends the port to anybody. First the port is reserved (unless
+//! Theory of operation. A port is published on the first external address (what answers has one address to come from),
+//! and on every shard: that of the client's translates, the others send it what they get, and none lends the port to anybody. First the port is reserved (unless
 //! it is the NAT's already), then the shards are told; if one of them refuses, all take it back. Before the engine has
 //! been started they will find their orders waiting, and have no reason to refuse: so what was published before a
 //! restart is published before the first packet.
 //!
-//! When an address goes, so do its reserved ports; on an address that comes, everything is published anew. What is
+//! When an address goes, so do its reserved ports; when another one is the first, everything is published there. What is
 //! refused there is remembered with its reason, and tried again at the next change. When the interface is another one,
 //! every shard gets new sockets.
 
@@ -83,17 +83,21 @@ impl GatewayEngine {
         if let Some(reserver) = &self.reserver {
             reserver.retain_addresses(&self.external_addresses);
         }
-        for address in link.addresses {
-            for ((protocol, port), publication) in self.published.clone() {
-                let external = (protocol, port, address);
-                if before.contains(&address) && !failed.contains_key(&external) {
-                    continue; // there already
-                }
-                if let Err(error) = self.publish_on(address, protocol, port, publication) {
-                    let detail = format!("{}/{port} on {address}: {error}", protocol.name());
-                    self.shards.events.push(EventKind::PublicationFailed, detail);
-                    self.failed.insert(external, error.to_string());
-                }
+        let (former, address) = (before.first().copied(), link.addresses.first().copied());
+        for ((protocol, port), publication) in self.published.clone() {
+            let moved = former.filter(|former| Some(*former) != address && link.addresses.contains(former));
+            if let Some(former) = moved.filter(|&former| !failed.contains_key(&(protocol, port, former))) {
+                self.withdraw(protocol, port, former);
+            }
+            let Some(address) = address else { continue };
+            let external = (protocol, port, address);
+            if former == Some(address) && !failed.contains_key(&external) {
+                continue; // there already
+            }
+            if let Err(error) = self.publish_on(address, protocol, port, publication) {
+                let detail = format!("{}/{port} on {address}: {error}", protocol.name());
+                self.shards.events.push(EventKind::PublicationFailed, detail);
+                self.failed.insert(external, error.to_string());
             }
         }
         Ok(())
@@ -104,7 +108,7 @@ impl GatewayEngine {
         self.failed.iter().map(|(&(protocol, port, address), why)| (protocol, port, address, why.as_str()))
     }
 
-    /// Forwards an external port to a client, on every external address. Before [`Self::start`], too.
+    /// Forwards a port of the first external address to a client. Before [`Self::start`], too.
     ///
     /// # Errors
     /// `EADDRINUSE` if a program on the host or a mapping holds the port, or it is published already.
@@ -116,11 +120,8 @@ impl GatewayEngine {
             return Err(in_use(protocol, port, PublishError::PortInUse));
         }
         let publication = Publication { internal, shard };
-        for address in self.external_addresses.clone() {
-            if let Err(refusal) = self.publish_on(address, protocol, port, publication) {
-                self.withdraw(protocol, port, address);
-                return Err(refusal);
-            }
+        if let Some(&address) = self.external_addresses.first() {
+            self.publish_on(address, protocol, port, publication)?;
         }
         self.published.insert((protocol, port), publication);
         self.renew_filter();
@@ -131,7 +132,11 @@ impl GatewayEngine {
     pub fn unpublish(&mut self, protocol: Proto, port: u16) -> bool {
         let known = self.published.remove(&(protocol, port)).is_some();
         if known {
-            self.withdraw(protocol, port, Ipv4Addr::UNSPECIFIED);
+            let address = self.external_addresses.first().copied();
+            let held = address.filter(|&address| !self.failed.contains_key(&(protocol, port, address)));
+            if let Some(address) = held {
+                self.withdraw(protocol, port, address);
+            }
             self.failed.retain(|&(of, failed, _), _| (of, failed) != (protocol, port));
             self.renew_filter();
         }
@@ -262,17 +267,12 @@ impl GatewayEngine {
         Err(in_use(protocol, port, refusal))
     }
 
-    /// Takes a port back on every address before `end`, wherever it was published.
-    fn withdraw(&mut self, protocol: Proto, port: u16, end: Ipv4Addr) {
+    /// Takes back a port that is published on `address`.
+    fn withdraw(&mut self, protocol: Proto, port: u16, address: Ipv4Addr) {
         let Some(reserved) = port_protocol(protocol) else { return };
-        let published = |address: &Ipv4Addr| !self.failed.contains_key(&(protocol, port, *address));
-        let until_end = self.external_addresses.iter().copied().take_while(|&address| address != end);
-        let held: Vec<_> = until_end.filter(published).collect();
-        for address in held {
-            let external = Endpoint::new(address, port);
-            self.shards.tell_all(|| Command::Unpublish { protocol, external });
-            self.release(reserved, SocketAddrV4::new(address, port));
-        }
+        let external = Endpoint::new(address, port);
+        self.shards.tell_all(|| Command::Unpublish { protocol, external });
+        self.release(reserved, SocketAddrV4::new(address, port));
     }
 
     fn claim(&mut self, protocol: PortProtocol, port: SocketAddrV4) -> io::Result<()> {

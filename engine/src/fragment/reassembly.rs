@@ -17,9 +17,11 @@
 //! [`Reassembly::expire`] is the one place where time takes its toll.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
+
+use foldhash::quality::RandomState;
+use hashbrown::HashMap;
 
 use crate::clock::Timestamp;
 use crate::drop_reason::{DropCounters, DropReason};
@@ -52,9 +54,9 @@ const UNIT: usize = 8;
 /// Incomplete datagrams.
 #[derive(Debug, Default)]
 pub struct Reassembly {
-    // Keyed (SipHash, seeded by the system): the senders choose what is hashed.
-    datagrams: HashMap<Key, Datagram>,
-    sources: HashMap<Ipv4Addr, Share>,
+    // Keyed (seeded by the system): the senders choose what is hashed.
+    datagrams: HashMap<Key, Datagram, RandomState>,
+    sources: HashMap<Ipv4Addr, Share, RandomState>,
     bytes: usize,
     /// No datagram expires before.
     next_expiry: Option<Timestamp>,
@@ -239,11 +241,15 @@ impl Reassembly {
         may_go: impl Fn(&Key, &Datagram) -> bool,
         measure: impl Fn(Share) -> usize,
     ) -> Result<(), DropReason> {
+        // Shares are looked up only where they differ: a flood from forged sources should cost little.
+        let most = self.sources.values().map(|&share| measure(share)).max().unwrap_or(0);
+        let differ = self.sources.values().any(|&share| measure(share) != most);
+        let rank = |key: &Key| if differ { Reverse(measure(self.share(key.source))) } else { Reverse(most) };
         let oldest = self
             .datagrams
             .iter()
             .filter(|(key, datagram)| may_go(key, datagram))
-            .min_by_key(|(key, datagram)| (Reverse(measure(self.share(key.source))), datagram.expires))
+            .min_by_key(|(key, datagram)| (rank(key), datagram.expires))
             .map(|(key, _)| *key)
             .ok_or(DropReason::FragmentLimit)?;
         if let Some(datagram) = self.close(oldest) {

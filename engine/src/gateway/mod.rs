@@ -273,6 +273,7 @@ impl Core for Gateway {
         [
             self.tunnel.next_wakeup(),
             self.nat.next_expiry(),
+            self.supply.next_expiry(),
             self.from_peers.next_expiry(),
             self.from_external.next_expiry(),
             self.neighbors.next_wakeup(),

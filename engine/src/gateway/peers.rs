@@ -57,7 +57,12 @@ impl PortSupply {
         }
     }
 
-    /// Ends the shortages that have lasted long enough. They wake nobody: the next packet that finds no port asks.
+    /// When [`Self::expire`] has something to do: as long as a shortage lasts, clients are told that there are no ports.
+    pub(super) fn next_expiry(&self) -> Option<Timestamp> {
+        self.short.iter().map(|&(_, until)| until).min()
+    }
+
+    /// Ends the shortages that have lasted long enough: the next packet that finds no port asks.
     pub(super) fn expire(&mut self, now: Timestamp) {
         let asked = &mut self.asked;
         self.short.retain(|&(pool, until)| {
@@ -376,5 +381,23 @@ impl Gateway {
             traffic: self.traffic,
             offloads: Vec::new(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shortage_asks_to_be_ended() {
+        let mut supply = PortSupply::new((1_024, 65_535), 100);
+        assert_eq!(supply.next_expiry(), None);
+        let until = Timestamp::from_secs(10);
+        let pool = (Proto::Tcp, Ipv4Addr::LOCALHOST, PortClass::Unprivileged);
+        supply.asked.push(pool);
+        supply.short.push((pool, until));
+        assert_eq!(supply.next_expiry(), Some(until));
+        supply.expire(until);
+        assert!(supply.next_expiry().is_none() && supply.asked.is_empty() && !supply.is_short(Proto::Tcp));
     }
 }

@@ -144,15 +144,18 @@ fn bad_handshake(_: snow::Error) -> DropReason {
     DropReason::BadHandshake
 }
 
+/// 17 ms, in nanoseconds: as fine as timestamps are.
+const WHITENING: u32 = 1 << 24;
+
 /// The wall clock as TAI64N (whitepaper §5.1): 2^62 + 10 s + Unix seconds, then nanoseconds, both big-endian.
 ///
-/// The nanoseconds are rounded down to 2^24 (17 ms), as everybody does, so that they do not tell how fast we compute.
+/// The nanoseconds are rounded down to [`WHITENING`], as everybody does, so that they do not tell how fast we compute.
 pub fn tai64n(unix_time_at_origin: Duration, now: Timestamp) -> [u8; TIMESTAMP_LEN] {
     const TAI64_EPOCH: u64 = (1 << 62) + 10;
     let unix_time = unix_time_at_origin + now.since(Timestamp::ORIGIN);
     let mut timestamp = [0; TIMESTAMP_LEN];
     timestamp[..8].copy_from_slice(&(TAI64_EPOCH + unix_time.as_secs()).to_be_bytes());
-    timestamp[8..].copy_from_slice(&(unix_time.subsec_nanos() & !0x00ff_ffff).to_be_bytes());
+    timestamp[8..].copy_from_slice(&(unix_time.subsec_nanos() & !(WHITENING - 1)).to_be_bytes());
     timestamp
 }
 
@@ -230,6 +233,20 @@ impl Dh for X25519 {
     }
 }
 
+/// The least timestamp after `last` that [`tai64n`] can give: for a clock that was set back.
+pub fn after_tai64n(last: [u8; TIMESTAMP_LEN]) -> [u8; TIMESTAMP_LEN] {
+    let [seconds @ .., n0, n1, n2, n3] = last;
+    let mut seconds = u64::from_be_bytes(seconds);
+    let mut nanos = u32::from_be_bytes([n0, n1, n2, n3]).saturating_add(WHITENING);
+    if nanos >= 1_000_000_000 {
+        (seconds, nanos) = (seconds.saturating_add(1), 0);
+    }
+    let mut next = [0; TIMESTAMP_LEN];
+    next[..8].copy_from_slice(&seconds.to_be_bytes());
+    next[8..].copy_from_slice(&nanos.to_be_bytes());
+    next
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::messages::Message;
@@ -282,6 +299,19 @@ mod tests {
         }] {
             assert!(alice.initiate(&key, &[0; 32], &[0; 12], &mut Initiation::template(1)).is_err());
         }
+    }
+
+    #[test]
+    fn the_timestamp_after_another_is_later_and_as_coarse() {
+        let second = Duration::from_secs(1_700_000_000);
+        for nanos in [0, 1 << 24, 59 << 24] {
+            let last = tai64n(second, Timestamp::from_nanos(nanos));
+            let next = after_tai64n(last);
+            assert!(next > last);
+            let expected = if nanos == 59 << 24 { 1_000_000_000 } else { nanos + (1 << 24) };
+            assert_eq!(next, tai64n(second, Timestamp::from_nanos(expected)));
+        }
+        assert!(after_tai64n([0xff; TIMESTAMP_LEN]) <= [0xff; TIMESTAMP_LEN], "and never panics");
     }
 
     #[test]

@@ -56,7 +56,7 @@ use handshake::Identity;
 use index::IndexTable;
 use peer::Peer;
 use timers::Schedule;
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroize;
 
 /// A peer of this tunnel: a small number, good as an index into an array. It is given to another peer after this one
 /// was removed.
@@ -73,8 +73,7 @@ pub struct TunnelConfig {
     pub shards: u8,
     /// The largest inner packet, in bytes: padding does not go beyond.
     pub mtu: usize,
-    /// The wall clock (since 1970) at [`Timestamp::ORIGIN`]. Peers remember the greatest time that we called at, so a
-    /// clock that was set back keeps us from reaching them until it has caught up.
+    /// The wall clock (since 1970) at [`Timestamp::ORIGIN`], see [`Tunnel::set_wall_clock`].
     pub unix_time_at_origin: Duration,
 }
 
@@ -151,7 +150,7 @@ impl Tunnel {
             }
         };
         let Some(peer) = self.peers.get_mut(id) else { return id };
-        let preshared_key = Zeroizing::new(config.preshared_key.unwrap_or_default());
+        let preshared_key = config.preshared_key.clone().unwrap_or_default();
         if peer.preshared_key != preshared_key || peer.cipher != config.cipher {
             peer.forget_keys(&mut self.indices);
             peer.preshared_key = preshared_key;
@@ -185,6 +184,13 @@ impl Tunnel {
         self.schedule.remove(&mut peer);
         self.drops.add(DropReason::NoSuchPeer, peer.queue.len() as u64);
         Some(id)
+    }
+
+    /// What the wall clock (since 1970) showed at [`Timestamp::ORIGIN`], as far as it is known now: people and NTP set it.
+    /// Initiations bear its time, and a peer takes none that is older than one before (§5.4.2): who was started before
+    /// the clock was right would call in vain until the end of time.
+    pub fn set_wall_clock(&mut self, unix_time_at_origin: Duration) {
+        self.unix_time_at_origin = unix_time_at_origin;
     }
 
     /// Tells where a peer is, until it is heard of elsewhere.

@@ -22,7 +22,7 @@ pub struct PeerConfig {
     /// X25519 public key.
     pub public_key: [u8; 32],
     /// A second secret, mixed into the handshake (whitepaper §5.2).
-    pub preshared_key: Option<[u8; 32]>,
+    pub preshared_key: Option<Zeroizing<[u8; 32]>>,
     /// Where to find the peer, until it is heard of elsewhere. `None` leaves what is known.
     pub endpoint: Option<SocketAddrV4>,
     /// Send something at least this often (§6.5), so that a NAT on the way keeps its mapping. A peer with an interval
@@ -85,6 +85,8 @@ pub struct Peer {
     pub queue: VecDeque<Vec<u8>>,
     /// The greatest timestamp of the peer's initiations: an initiation that is not greater is a replay (§5.1).
     pub greatest_timestamp: Option<[u8; TIMESTAMP_LEN]>,
+    /// Of our last initiation: the peer takes none that is not later, whatever the clock says.
+    pub last_timestamp_sent: Option<[u8; TIMESTAMP_LEN]>,
     pub last_initiation_received: Option<Timestamp>,
     pub last_handshake: Option<Timestamp>,
     /// Initiations that we sent since the last handshake.
@@ -99,7 +101,7 @@ impl Peer {
         Self {
             id,
             public_key: config.public_key,
-            preshared_key: Zeroizing::new(config.preshared_key.unwrap_or_default()),
+            preshared_key: config.preshared_key.clone().unwrap_or_default(),
             cipher: config.cipher,
             persistent_keepalive: None,
             endpoint: None,
@@ -109,6 +111,7 @@ impl Peer {
             pending: None,
             queue: VecDeque::new(),
             greatest_timestamp: None,
+            last_timestamp_sent: None,
             last_initiation_received: None,
             last_handshake: None,
             unanswered: 0,

@@ -3,7 +3,7 @@
 use std::net::SocketAddrV4;
 use std::time::Duration;
 
-use super::handshake::{random_bytes, tai64n};
+use super::handshake::{after_tai64n, random_bytes, tai64n};
 use super::messages::{DATA_HEADER_LEN, Initiation, TAG_LEN};
 use super::peer::{Peer, Pending, Traffic};
 use super::session::Session;
@@ -174,7 +174,9 @@ impl Tunnel {
         peer.timers.initiated(now, MAX_JITTER.mul_f64(jitter));
         peer.unanswered = peer.unanswered.saturating_add(1);
 
-        let timestamp = tai64n(self.unix_time_at_origin, now);
+        let clock = tai64n(self.unix_time_at_origin, now);
+        let timestamp = peer.last_timestamp_sent.map_or(clock, |last| clock.max(after_tai64n(last)));
+        peer.last_timestamp_sent = Some(timestamp);
         let local_index = self.indices.allocate(id)?;
         let mut message = Initiation::template(local_index);
         let initiation = self

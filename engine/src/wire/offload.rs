@@ -102,7 +102,12 @@ impl VirtioNetHeader {
     /// on a packet's checksum is that of its transport header, and nobody would know of another.
     pub fn offload_of(self, packet: &mut [u8]) -> Option<Offload> {
         let offload = self.offload()?;
-        if offload != (Offload { gso: None, checksum: ChecksumState::Partial }) {
+        if let Some(gso) = offload.gso {
+            // Segments of what a packet carries, which a kernel merged although it forwards nothing: not ours to split.
+            let own = if gso.kind == GsoKind::Udp4 { protocol::UDP } else { protocol::TCP };
+            return (*packet.get(9)? == own).then_some(offload);
+        }
+        if offload.checksum == ChecksumState::Complete {
             return Some(offload);
         }
         let header_len = usize::from(packet.first()? & 0x0f) * 4;
@@ -233,6 +238,21 @@ mod tests {
         let mut packet = tunnelled();
         assert_eq!(VirtioNetHeader::default().offload_of(&mut packet), Some(Offload::NONE));
         assert_eq!(packet, tunnelled(), "nothing is to be finished");
+    }
+
+    #[test]
+    fn a_superpacket_is_the_packets_own_or_is_refused() {
+        let superpacket = |gso_type| VirtioNetHeader { gso_type, gso_size: 1_000, ..partial(20, 16) };
+        for (gso_type, protocol) in [(GSO_TCPV4, protocol::TCP), (GSO_UDP_L4, protocol::UDP)] {
+            let offload = superpacket(gso_type).offload();
+            assert!(offload.is_some());
+            assert_eq!(superpacket(gso_type).offload_of(&mut ipv4(protocol, &[7; 3_000])), offload);
+            assert_eq!(
+                superpacket(gso_type).offload_of(&mut ipv4(47, &[7; 3_000])),
+                None,
+                "merged inside GRE"
+            );
+        }
     }
 
     #[test]

@@ -20,7 +20,7 @@ fn both_ciphers_and_a_preshared_key_work() {
     for cipher in Cipher::ALL {
         let mut world = World::with(|peer| {
             peer.cipher = cipher;
-            peer.preshared_key = Some([7; 32]);
+            peer.preshared_key = Some([7; 32].into());
         });
         world.alice_sends(b"hello");
         world.deliver();
@@ -80,7 +80,7 @@ fn a_changed_cipher_begins_with_a_new_session_and_then_works() {
 #[test]
 fn peers_that_disagree_about_the_preshared_key_get_no_session() {
     let mut world = World::new();
-    let config = PeerConfig { preshared_key: Some([7; 32]), ..peer_config(ALICE_KEY, None) };
+    let config = PeerConfig { preshared_key: Some([7; 32].into()), ..peer_config(ALICE_KEY, None) };
     world.bob.tunnel.set_peer(&config, world.now);
     world.alice_sends(b"hello");
     world.deliver();
@@ -221,7 +221,7 @@ fn changing_a_peer_leaves_its_session_alone_unless_its_secrets_change() {
     assert_eq!(world.alice.tunnel.set_peer(&config, world.now), world.alice.peer);
     assert!(world.alice.tunnel.sealer(world.alice.peer, world.now).is_some());
     assert_eq!(world.alice.stats().endpoint, Some(BOB));
-    config.preshared_key = Some([1; 32]);
+    config.preshared_key = Some([1; 32].into());
     world.alice.tunnel.set_peer(&config, world.now);
     assert!(world.alice.tunnel.sealer(world.alice.peer, world.now).is_none());
     assert_eq!(world.alice.tunnel.indices.len(), 0);

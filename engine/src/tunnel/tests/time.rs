@@ -150,7 +150,7 @@ fn initiations_keep_their_distance() {
 fn a_finished_handshake_is_not_followed_by_another_at_once() {
     let mut world = World::connected();
     for (end, other) in [(&mut world.alice, BOB_KEY), (&mut world.bob, ALICE_KEY)] {
-        let config = PeerConfig { preshared_key: Some([7; 32]), ..peer_config(other, None) };
+        let config = PeerConfig { preshared_key: Some([7; 32].into()), ..peer_config(other, None) };
         end.tunnel.set_peer(&config, world.now); // Which ends the session.
     }
     world.alice_sends(b"anew");
@@ -221,10 +221,46 @@ fn packets_that_wait_outlive_a_change_of_keys_only_as_long_as_a_handshake_is_tri
     let mut world = World::new();
     world.alice_sends(b"waiting");
     world.wire.clear();
-    let config = PeerConfig { preshared_key: Some([7; 32]), ..peer_config(BOB_KEY, Some(BOB)) };
+    let config = PeerConfig { preshared_key: Some([7; 32].into()), ..peer_config(BOB_KEY, Some(BOB)) };
     world.alice.tunnel.set_peer(&config, world.now);
     world.bob.address = EVE; // Nobody answers.
     world.pass(Duration::from_secs(200));
     assert_eq!(world.alice.tunnel.drops().get(DropReason::HandshakeTimeout), 1);
     assert_eq!(world.alice.tunnel.next_wakeup(), None);
+}
+
+/// What the wall clock shows at the origin of time, in these tests.
+const WALL_CLOCK: Duration = Duration::from_secs(1_795_000_000);
+
+#[test]
+fn who_was_started_before_the_clock_was_right_is_heard_once_it_is() {
+    let mut world = World::connected();
+    let mut restarted = tunnel(ALICE_KEY);
+    restarted.set_wall_clock(WALL_CLOCK - 3_600 * SECOND);
+    world.alice.peer = restarted.set_peer(&peer_config(BOB_KEY, Some(BOB)), world.now);
+    world.alice.tunnel = restarted;
+    world.pass(SECOND);
+    world.alice_sends(b"hello");
+    world.deliver();
+    assert_eq!(world.bob.dropped, [DropReason::BadHandshake], "an initiation of the past");
+    world.alice.tunnel.set_wall_clock(WALL_CLOCK); // NTP
+    world.pass(10 * SECOND);
+    world.deliver();
+    assert_eq!(world.bob.inbox.last().map(Vec::as_slice), Some(&b"hello"[..]));
+}
+
+#[test]
+fn a_clock_that_is_set_back_disturbs_no_renewal() {
+    let mut world = World::connected();
+    for hours in 1..4 {
+        world.alice.tunnel.set_wall_clock(WALL_CLOCK - hours * 3_600 * SECOND);
+        for _ in 0..130 {
+            world.pass(SECOND);
+            world.alice_sends(b"tick");
+            world.deliver();
+        }
+    }
+    assert_eq!(world.bob.inbox.len(), 390);
+    assert!(world.bob.dropped.is_empty(), "{:?}", world.bob.dropped);
+    assert!(world.count(ALICE, 1) >= 4, "it was renewed");
 }
