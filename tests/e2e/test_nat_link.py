@@ -208,7 +208,11 @@ def test_another_address_is_used_from_now_on_and_has_the_published_ports(scene: 
             timeout=RECOVERY,
         )
         assert scene.recovers() == new
-        assert published_answers(new)
+        wait_until(
+            lambda new=new: published_answers(new),  # type: ignore[misc]
+            "the published port at the new address",
+            timeout=RECOVERY,
+        )
     after = scene.gateway.status()["reserved_ports"]
     assert after["tcp"] <= before["tcp"] + 2_048, "ports of an address that is gone are given back"
     scene.gateway.command("publish", "remove", "tcp/8080")
