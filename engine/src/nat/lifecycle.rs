@@ -75,10 +75,9 @@ impl Nat {
         now: Timestamp,
     ) -> Result<u32, DropReason> {
         let mapping = self.table.mappings[mapping_id as usize];
-        self.check_session_limits(mapping.internal.address)?;
-        if mapping.sessions as usize >= self.config.max_sessions_per_mapping
-            && !self.evict_unanswered(mapping_id)
-        {
+        let full = mapping.sessions as usize >= self.config.max_sessions_per_mapping
+            || self.check_session_limits(mapping.internal.address).is_err();
+        if full && !self.evict_call(mapping_id) {
             return Err(DropReason::SessionLimit);
         }
         Ok(self.add_session(mapping_id, remote, Some(tcp), now))
@@ -317,15 +316,16 @@ impl Nat {
         id
     }
 
-    /// Makes room in a mapping by ending a connection from outside that the client has never answered. Looks at a few of
-    /// the oldest; those that are alive go to the end of the list, so that the next call looks at others.
-    fn evict_unanswered(&mut self, mapping: u32) -> bool {
+    /// Makes room in a mapping by ending its oldest connection from outside that does not stand, as a full accept queue
+    /// would. Looks at a few of the oldest; those that are alive go to the end of the list, so that the next call looks at
+    /// others.
+    fn evict_call(&mut self, mapping: u32) -> bool {
         for _ in 0..RECLAIM_ATTEMPTS {
             let id = self.table.mappings[mapping as usize].first_session;
             if id == NIL {
                 return false;
             }
-            if !self.table.sessions[id as usize].admitted {
+            if self.table.sessions[id as usize].tcp.is_some_and(|connection| connection.is_only_a_call()) {
                 self.close_session(id);
                 return true;
             }

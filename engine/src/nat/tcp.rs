@@ -245,6 +245,12 @@ impl Connection {
         self.state
     }
 
+    /// Whether somebody outside began it and it does not stand: the handshake is not complete, which whoever forges the
+    /// source of a SYN never completes, or all is over.
+    pub(super) fn is_only_a_call(&self) -> bool {
+        self.state != TcpState::Established && self.remote.has(Progress::OPENED)
+    }
+
     /// Takes in a segment from the client.
     pub(super) fn outbound(&mut self, segment: &Segment) -> Verdict {
         if segment.has(tcp_flags::RST) {

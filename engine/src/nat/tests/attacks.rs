@@ -164,6 +164,7 @@ fn a_flood_of_syns_does_not_close_a_published_port() {
             let visitor = Endpoint::new(address("198.51.100.1"), 2000 + flood as u16);
             world.receive(tcp(visitor, published, "S", 1, 0, b"")).unwrap();
             world.send(tcp(inner, visitor, "SA", 1, 2, b"")).unwrap();
+            world.receive(tcp(visitor, published, "A", 2, 2, b"")).unwrap();
             visitors.push(visitor);
         }
     }
@@ -171,6 +172,53 @@ fn a_flood_of_syns_does_not_close_a_published_port() {
         assert!(world.receive(tcp(visitor, published, "PA", 2, 2, b"hi")).is_ok());
     }
     assert!(world.mapping(inner).unwrap().sessions <= 64);
+}
+
+#[test]
+fn a_flood_of_syns_that_the_server_answers_does_not_close_a_published_port_either() {
+    let full = NatConfig { max_sessions_per_mapping: 64, ..NatConfig::default() };
+    let few = NatConfig { max_mappings_per_client: 16, ..NatConfig::default() }; // 64 sessions for the client in all
+    for config in [full, few] {
+        let mut world = World::with(config);
+        let (published, inner) = (Endpoint::new(EXTERNAL, 443), at("10.66.77.2:443"));
+        world.nat.publish(Proto::Tcp, published, inner, world.now).unwrap();
+        let call = |world: &mut World, caller, n| {
+            world.receive(tcp(caller, published, "S", n, 0, b"")).unwrap();
+            world.send(tcp(inner, caller, "SA", 1, n + 1, b"")).unwrap();
+        };
+        let mut visitors = Vec::new();
+        let mut nobodies = 0..;
+        for visitor in 0..20 {
+            let visitor = Endpoint::new(address("198.51.100.1"), 2_000 + visitor);
+            call(&mut world, visitor, 1);
+            // The round trip of a handshake: room for half of what there is room for.
+            for n in nobodies.by_ref().take(32) {
+                call(&mut world, Endpoint::new(Ipv4Addr::from_bits(0xc000_0200 + n % 256), 1_000), n);
+            }
+            world.receive(tcp(visitor, published, "PA", 2, 2, b"hi")).unwrap();
+            visitors.push(visitor);
+        }
+        for visitor in visitors {
+            assert!(world.receive(tcp(visitor, published, "PA", 4, 2, b"ho")).is_ok(), "{visitor}");
+        }
+        assert!(world.mapping(inner).unwrap().sessions <= 64);
+    }
+}
+
+#[test]
+fn visitors_that_have_gone_do_not_close_a_published_port() {
+    let config = NatConfig { max_sessions_per_mapping: 64, ..NatConfig::default() };
+    let mut world = World::with(config);
+    let (published, inner) = (Endpoint::new(EXTERNAL, 443), at("10.66.77.2:443"));
+    world.nat.publish(Proto::Tcp, published, inner, world.now).unwrap();
+    for port in 2_000..2_500 {
+        let visitor = Endpoint::new(address("198.51.100.1"), port);
+        world.receive(tcp(visitor, published, "S", 1, 0, b"")).unwrap();
+        world.send(tcp(inner, visitor, "SA", 1, 2, b"")).unwrap();
+        world.receive(tcp(visitor, published, "FA", 2, 2, b"")).unwrap();
+        world.send(tcp(inner, visitor, "FA", 2, 3, b"")).unwrap();
+        world.receive(tcp(visitor, published, "A", 3, 3, b"")).unwrap();
+    }
 }
 
 #[test]
