@@ -258,7 +258,9 @@ impl Connection {
             let was = self.close_by_reset();
             return if was == TcpState::Established { Verdict::Refresh } else { Verdict::Pass };
         }
-        if segment.opens() && self.client.has(Progress::STARTED) && segment.sequence != self.client.initial {
+        // After its own RST of a stale connection, the client repeats the SYN as it was (RFC 9293 §3.5.1).
+        let anew = segment.sequence != self.client.initial || self.state == TcpState::Closing;
+        if segment.opens() && self.client.has(Progress::STARTED) && anew {
             *self = Self::opened_by_client(segment);
             return Verdict::Refresh;
         }
@@ -289,7 +291,9 @@ impl Connection {
         if segment.has(tcp_flags::RST) {
             return self.inbound_reset(segment);
         }
-        if segment.opens() && self.state == TcpState::Closing && self.remote.has(Progress::OPENED) {
+        // What the client has opened and an RST has closed may go on; only the client can tell.
+        let over = self.state == TcpState::Closing && (self.remote.has(Progress::OPENED) || !self.reset);
+        if segment.opens() && over {
             *self = Self::opened_by_remote(segment);
             return Verdict::Refresh;
         }

@@ -260,6 +260,32 @@ fn a_client_may_use_its_port_again_after_the_connection_is_closed() {
 }
 
 #[test]
+fn a_connection_that_first_resets_a_stale_one_of_the_server_is_established() {
+    let mut world = World::new();
+    let (client, server) = (at(CLIENT), at(SERVER));
+    let external = source(&world.send(tcp(client, server, "S", 100, 0, b"")).unwrap());
+    let connection = Connection { client, server, external };
+    connection.receives(&mut world, "A", 50_000, 70_000, b"").unwrap(); // RFC 9293 §3.5.1: half open there
+    connection.sends(&mut world, "R", 70_000, 0, b"").unwrap();
+    connection.sends(&mut world, "S", 100, 0, b"").unwrap();
+    connection.receives(&mut world, "SA", 900, 101, b"").unwrap();
+    connection.sends(&mut world, "A", 101, 901, b"").unwrap();
+    assert_eq!(connection.state(&world), Some(MappingState::Established));
+}
+
+#[test]
+fn a_server_may_call_from_its_port_after_the_clients_connection_is_closed() {
+    let mut world = World::new();
+    let connection = Connection::open(&mut world, CLIENT, SERVER);
+    connection.sends(&mut world, "FA", 101, 901, b"").unwrap();
+    connection.receives(&mut world, "FA", 901, 102, b"").unwrap();
+    connection.receives(&mut world, "S", 50_000, 0, b"").unwrap();
+    connection.sends(&mut world, "SA", 70_000, 50_001, b"").unwrap();
+    connection.receives(&mut world, "A", 50_001, 70_001, b"").unwrap();
+    assert_eq!(connection.state(&world), Some(MappingState::Established));
+}
+
+#[test]
 fn a_repeated_syn_changes_nothing() {
     let mut world = World::new();
     let connection = Connection::open(&mut world, CLIENT, SERVER);
