@@ -96,6 +96,11 @@ impl Segment {
         self.flags & MASK == tcp_flags::SYN
     }
 
+    /// Whether it ends its connection.
+    pub(super) fn resets(&self) -> bool {
+        self.has(tcp_flags::RST)
+    }
+
     /// The sequence number behind its last byte; SYN and FIN count as one each (RFC 9293 §3.4).
     fn end(&self) -> u32 {
         self.sequence
@@ -253,7 +258,7 @@ impl Connection {
 
     /// Takes in a segment from the client.
     pub(super) fn outbound(&mut self, segment: &Segment) -> Verdict {
-        if segment.has(tcp_flags::RST) {
+        if segment.resets() {
             // RFC 7857 §7.1: it refreshes nothing. But a live connection's last 4 minutes begin now.
             let was = self.close_by_reset();
             return if was == TcpState::Established { Verdict::Refresh } else { Verdict::Pass };
@@ -288,14 +293,14 @@ impl Connection {
 
     /// Takes in a segment from outside.
     pub(super) fn inbound(&mut self, segment: &Segment) -> Verdict {
-        if segment.has(tcp_flags::RST) {
+        if segment.resets() {
             return self.inbound_reset(segment);
         }
         // What the client has opened and an RST has closed may go on; only the client can tell.
         let over = self.state == TcpState::Closing && (self.remote.has(Progress::OPENED) || !self.reset);
         if segment.opens() && over {
             *self = Self::opened_by_remote(segment);
-            return Verdict::Refresh;
+            return Verdict::Pass; // as with every call, it is the client's answer that counts
         }
         let acknowledges = segment.has(tcp_flags::ACK) && self.client.has(Progress::STARTED);
         // RFC 5961 §5: further back than by a window no acknowledgment can be delayed.

@@ -134,7 +134,10 @@ impl Nat {
         let id = match self.table.find_outbound(protocol, internal, remote) {
             Some(id) => {
                 self.follow(id, segment.as_ref(), Connection::outbound, now)?;
-                self.table.admit(id);
+                // RFC 7857 §7.1: an RST refuses, and invites nobody.
+                if !segment.is_some_and(|segment| segment.resets()) {
+                    self.table.admit(id);
+                }
                 id
             }
             None => {

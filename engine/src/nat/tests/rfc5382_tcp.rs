@@ -7,6 +7,7 @@ const SERVER: &str = "198.51.100.9:443";
 const HOUR: u64 = 3600;
 
 /// Both ends of a connection, as a test speaks for them. The client's next sequence number is 101, the server's 901.
+#[derive(Clone, Copy)]
 struct Connection {
     client: Endpoint,
     server: Endpoint,
@@ -245,6 +246,24 @@ fn rfc_7857_an_outbound_reset_refreshes_nothing() {
     }
     world.pass(12);
     assert_eq!(connection.state(&world), None);
+}
+
+#[test]
+fn rfc_7857_calls_that_the_client_answers_with_resets_keep_no_door_open() {
+    for step in [0, 1] {
+        let mut world = World::new();
+        let connection = Connection::open(&mut world, CLIENT, SERVER);
+        connection.sends(&mut world, "R", 101, 0, b"").unwrap();
+        let calls = (0..5u16).map(|round| {
+            world.pass(200);
+            let server = Endpoint::new(connection.server.address, 1 + step * round);
+            let call = Connection { server, ..connection };
+            call.receives(&mut world, "S", u32::from(round), 0, b"")?;
+            call.sends(&mut world, "RA", 0, 1, b"")
+        });
+        // From one port, the second finds the session of the first; from others, a door that is closed.
+        assert_eq!(calls.filter(Result::is_ok).count(), if step == 0 { 2 } else { 1 });
+    }
 }
 
 #[test]
