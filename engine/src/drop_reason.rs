@@ -102,7 +102,7 @@ drop_reasons! {
     MappingsExhausted = "mappings_exhausted",
     /// The client has as many mappings as it may have.
     ClientMappingLimit = "client_mapping_limit",
-    /// External ports run low, and the client has more than its share of them.
+    /// External ports, mappings or sessions run low, and the client has more than its share of them.
     ClientShare = "client_share",
     /// The client opens mappings faster than it may.
     ClientMappingRate = "client_mapping_rate",

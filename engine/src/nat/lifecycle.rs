@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::clients::Client;
 use super::config::{Endpoint, PortClass, Proto};
 use super::log::MappingEvent;
+use super::ports::{KEPT_PART, SMALLEST_TO_KEEP_OF};
 use super::table::{Kind, Mapping, NIL, Session};
 use super::tcp::{Connection, TcpState};
 use super::{Nat, NatConfig, SESSIONS_PER_MAPPING};
@@ -138,9 +139,10 @@ impl Nat {
             return Err(DropReason::ClientMappingLimit);
         }
         let all = self.table.mappings.len() - self.published;
-        if all >= self.slice.part_of(self.config.max_mappings) && !self.reclaim_closed(internal.address, now)
-        {
-            return Err(DropReason::MappingsExhausted);
+        let most = self.slice.part_of(self.config.max_mappings);
+        let full = all >= most;
+        if (full || self.is_for_others(all, most, held)) && !self.reclaim_closed(internal.address, now) {
+            return Err(if full { DropReason::MappingsExhausted } else { DropReason::ClientShare });
         }
         let mut client = match self.clients.get(internal.address) {
             Some(client) => *client,
@@ -209,6 +211,14 @@ impl Nat {
         let share = || self.pools.owned(protocol) / (self.clients.len() + 1);
         self.pools.runs_low(protocol, client.external)
             && client.by_protocol[protocol.index()] as usize > share()
+    }
+
+    /// Whether what is left of `most` is for others than a client that has `held` of the `used` ones: the last part of it is for
+    /// those who have less than there would be for each, were there one client more.
+    fn is_for_others(&self, used: usize, most: usize, held: usize) -> bool {
+        most >= SMALLEST_TO_KEEP_OF
+            && used >= most - most / KEPT_PART
+            && held > most / (self.clients.len() + 1)
     }
 
     /// A port for a new mapping: a free one, unless the client has its share of them; else, for TCP, that of a closed
@@ -291,10 +301,12 @@ impl Nat {
 
     fn check_session_limits(&self, client: Ipv4Addr) -> Result<(), DropReason> {
         let held = self.clients.get(client).map_or(0, |client| client.sessions as usize);
-        let full = held >= SESSIONS_PER_MAPPING.saturating_mul(self.config.max_mappings_per_client)
-            || self.table.places.len()
-                >= SESSIONS_PER_MAPPING.saturating_mul(self.slice.part_of(self.config.max_mappings));
-        if full { Err(DropReason::SessionLimit) } else { Ok(()) }
+        let used = self.table.places.len();
+        let most = SESSIONS_PER_MAPPING.saturating_mul(self.slice.part_of(self.config.max_mappings));
+        if held >= SESSIONS_PER_MAPPING.saturating_mul(self.config.max_mappings_per_client) || used >= most {
+            return Err(DropReason::SessionLimit);
+        }
+        if self.is_for_others(used, most, held) { Err(DropReason::ClientShare) } else { Ok(()) }
     }
 
     fn add_session(

@@ -25,9 +25,10 @@ pub(super) const REST: Duration = Duration::from_secs(120);
 /// connections per second, which the reserver needs on a busy machine.
 const LOW_WATER: usize = 224;
 /// When no more than this part of a pool's ports is free, and no more will come, they are for clients with few mappings.
-const KEPT_PART: usize = 8;
+/// Likewise with a shard's mappings and sessions.
+pub(super) const KEPT_PART: usize = 8;
 /// Of a smaller pool nothing is kept.
-const SMALLEST_TO_KEEP_OF: usize = 1024;
+pub(super) const SMALLEST_TO_KEEP_OF: usize = 1024;
 /// How many ports are looked at for one that may be shared.
 const SHARING_ATTEMPTS: usize = 32;
 

@@ -339,3 +339,53 @@ fn a_client_that_has_its_share_of_tcp_ports_shares_ports_towards_other_destinati
     }
     assert_eq!(world.nat.free_ports(Proto::Tcp, EXTERNAL, PortClass::Unprivileged), 250, "for others");
 }
+
+/// One of four shards, with room for 2,048 mappings and 8,192 sessions, and 2,500 UDP ports.
+fn shard() -> World {
+    let config =
+        NatConfig { max_mappings: 8_192, max_new_mappings_per_second: 1_000_000, ..NatConfig::default() };
+    let slice = ShardSlice { shard: 1, shards: 4 };
+    let mut nat = Nat::new(config, &[EXTERNAL], slice, [7; 32]);
+    let ports: Vec<u16> = (10_000..20_000).collect();
+    assert_eq!(nat.add_ports(Proto::Udp, EXTERNAL, &ports), 2_500);
+    World { nat, now: Timestamp::from_secs(1_000) }
+}
+
+/// How many of the packets of a client got through, and what the last one met.
+fn insist(
+    world: &mut World,
+    packets: impl Iterator<Item = Vec<u8>>,
+) -> (usize, Option<Result<(), DropReason>>) {
+    packets.fold((0, None), |(passed, _), packet| {
+        let sent = world.send(packet).map(drop);
+        (passed + usize::from(sent.is_ok()), Some(sent))
+    })
+}
+
+#[test]
+fn one_client_leaves_sessions_of_its_shard_for_others() {
+    let mut world = shard();
+    let mut talk = |client: u8, sessions: u16| {
+        let packets = (0..sessions).map(|n| {
+            let internal = Endpoint::new(Ipv4Addr::new(10, 66, 77, client), 2_000 + n / 4_000);
+            udp(internal, Endpoint::new(at(SERVER).address, n), b"")
+        });
+        insist(&mut world, packets)
+    };
+    assert_eq!(talk(2, 10_000), (7_168, Some(Err(DropReason::ClientShare))));
+    assert_eq!(talk(3, 1_024), (1_024, Some(Ok(()))));
+    assert_eq!(talk(4, 1), (0, Some(Err(DropReason::SessionLimit))), "there are no more");
+}
+
+#[test]
+fn one_client_leaves_mappings_of_its_shard_for_others() {
+    let mut world = shard();
+    let mut talk = |client: u8, mappings: u16| {
+        let packets = (0..mappings)
+            .map(|n| udp(Endpoint::new(Ipv4Addr::new(10, 66, 77, client), 2_000 + n), at(SERVER), b""));
+        insist(&mut world, packets)
+    };
+    assert_eq!(talk(2, 3_000), (1_792, Some(Err(DropReason::ClientShare))));
+    assert_eq!(talk(3, 256), (256, Some(Ok(()))));
+    assert_eq!(talk(4, 1), (0, Some(Err(DropReason::MappingsExhausted))), "there are no more");
+}
