@@ -203,15 +203,13 @@ impl Pools {
         self.pool(protocol, address).map_or(0, |pool| pool.free(class).len())
     }
 
-    /// Whether the unprivileged ports that are left are to be kept for clients that have few.
+    /// Whether the unprivileged ports, or the identifiers, that are left are to be kept for clients that have few.
     pub(super) fn runs_low(&self, protocol: Proto, address: Ipv4Addr) -> bool {
         let is_low = |pool: &Pool| {
             let owned = pool.owned.len();
             owned >= SMALLEST_TO_KEEP_OF && pool.unprivileged.len() <= owned / KEPT_PART
         };
-        protocol != Proto::Icmp
-            && !self.more_to_come(protocol)
-            && self.pool(protocol, address).is_some_and(is_low)
+        !self.more_to_come(protocol) && self.pool(protocol, address).is_some_and(is_low)
     }
 
     /// How many ports are ours, of all addresses together.

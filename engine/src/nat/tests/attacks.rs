@@ -389,3 +389,16 @@ fn one_client_leaves_mappings_of_its_shard_for_others() {
     assert_eq!(talk(3, 256), (256, Some(Ok(()))));
     assert_eq!(talk(4, 1), (0, Some(Err(DropReason::MappingsExhausted))), "there are no more");
 }
+
+#[test]
+fn one_client_leaves_icmp_identifiers_of_its_shard_for_others() {
+    let mut world = shard();
+    let config = NatConfig { max_new_mappings_per_second: 1_000_000, ..NatConfig::default() };
+    world.nat.set_config(config, world.now);
+    let mut ping = |client: u8, count: u16| {
+        let packets = (0..count).map(|n| icmp(8, Ipv4Addr::new(10, 66, 77, client), at(SERVER).address, n));
+        insist(&mut world, packets)
+    };
+    assert_eq!(ping(2, 20_000), (14_336, Some(Err(DropReason::ClientShare))), "of 16,384");
+    assert_eq!(ping(3, 2_048), (2_048, Some(Ok(()))));
+}
