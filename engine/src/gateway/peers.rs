@@ -16,8 +16,11 @@ const LARGEST_BATCH: usize = 2_048;
 /// UDP ports of the first batch at most (a resolver's or QUIC client's flows are few beside the TCP connections of a page);
 /// and as many TCP ports, however small the range is.
 const FIRST_BATCH: usize = 256;
-/// Ports below 1024 that the NAT wants, at most: few clients use such source ports (NTP, IKE).
+/// Ports below 1024 that all shards together begin with, at most: few clients use such source ports (NTP, IKE), and the host's
+/// own programs have use for them.
 const PRIVILEGED_BATCH: usize = 16;
+/// A shard begins with that many at least.
+const SMALLEST_PRIVILEGED_BATCH: usize = 2;
 /// This part of what there is for others is for them.
 const PRIVILEGED_PART: usize = 4;
 /// How long the reserver is left in peace after it had fewer ports than were wanted.
@@ -110,7 +113,10 @@ impl PortSupply {
     /// `pools`: how many addresses of how many shards share what there is.
     fn batch(&self, protocol: Proto, address: Ipv4Addr, class: PortClass, pools: usize) -> usize {
         match (class, protocol) {
-            (PortClass::Privileged, _) => first_ports(self.budget / PRIVILEGED_PART, pools, PRIVILEGED_BATCH),
+            (PortClass::Privileged, _) => {
+                let most = (PRIVILEGED_BATCH / pools.max(1)).max(SMALLEST_PRIVILEGED_BATCH);
+                first_ports(self.budget / PRIVILEGED_PART, pools, most)
+            }
             (PortClass::Unprivileged, Proto::Tcp) => {
                 // Of a small range, most are left to the host's own programs until somebody needs them.
                 let of_range = first_ports(self.ports(class).count(), pools, LARGEST_BATCH);
@@ -399,5 +405,13 @@ mod tests {
         assert_eq!(supply.next_expiry(), Some(until));
         supply.expire(until);
         assert!(supply.next_expiry().is_none() && supply.asked.is_empty() && !supply.is_short(Proto::Tcp));
+    }
+
+    #[test]
+    fn all_shards_together_take_few_of_the_hosts_privileged_ports() {
+        let supply = PortSupply::new((1024, u16::MAX), 60_000);
+        let batch =
+            |pools| supply.batch(Proto::Udp, Ipv4Addr::new(203, 0, 113, 1), PortClass::Privileged, pools);
+        assert_eq!([0, 1, 4, 16].map(batch), [16, 16, 4, 2]);
     }
 }

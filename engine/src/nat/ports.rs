@@ -24,6 +24,8 @@ pub(super) const REST: Duration = Duration::from_secs(120);
 /// A pool with fewer free ports than this asks for more: a tenth of a second's worth for a client that opens 2,000
 /// connections per second, which the reserver needs on a busy machine.
 const LOW_WATER: usize = 224;
+/// The same for ports below 1024: few clients use them, and the host has 512 to give.
+const PRIVILEGED_LOW_WATER: usize = 4;
 /// When no more than this part of a pool's ports is free, and no more will come, they are for clients with few mappings.
 /// Likewise with a shard's mappings and sessions.
 pub(super) const KEPT_PART: usize = 8;
@@ -236,7 +238,11 @@ impl Pools {
         let mut draw = |class| {
             let free = pool.free_mut(class);
             let port = random.below(free.len()).map(|at| free.swap_remove(at));
-            if free.len() < LOW_WATER && protocol != Proto::Icmp {
+            let low_water = match class {
+                PortClass::Privileged => PRIVILEGED_LOW_WATER,
+                PortClass::Unprivileged => LOW_WATER,
+            };
+            if free.len() < low_water && protocol != Proto::Icmp {
                 pool.demand[class as usize] = true;
                 self.demand = true;
             }

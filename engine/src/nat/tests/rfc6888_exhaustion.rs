@@ -153,6 +153,21 @@ fn the_shell_is_told_when_a_pool_runs_low() {
 }
 
 #[test]
+fn privileged_ports_are_asked_for_when_few_are_left() {
+    let mut world = World::new();
+    let ports: Vec<u16> = (600..616).collect();
+    world.nat.add_ports(Proto::Udp, EXTERNAL, &ports);
+    for port in 500..512 {
+        assert!(open(&mut world, "10.66.77.2", port).unwrap().port < 1_024);
+        assert_eq!(world.nat.next_port_demand(), None, "{port}");
+    }
+    open(&mut world, "10.66.77.2", 512).unwrap();
+    let demand =
+        PortDemand { protocol: Proto::Udp, address: EXTERNAL, class: PortClass::Privileged, free: 3 };
+    assert_eq!(world.nat.next_port_demand(), Some(demand));
+}
+
+#[test]
 fn idle_costs_nothing() {
     let mut world = World::new();
     assert_eq!(world.nat.next_expiry(), None);
