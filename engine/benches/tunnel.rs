@@ -46,8 +46,8 @@ fn connected(cipher: Cipher) -> (Tunnel, Tunnel, PeerId) {
     bob.set_peer(&peer([1; 32], None), NOW);
     alice.enqueue(bob_at_alice, &[0x45], NOW, &mut out).expect("Bob's address is known");
     while let Some((to, mut datagram)) = out.datagrams.pop() {
-        let (receiver, from) = if to == BOB { (&mut bob, ALICE) } else { (&mut alice, BOB) };
-        receiver.receive(NOW, from, &mut datagram, &mut out);
+        let (receiver, from) = if to.remote == BOB { (&mut bob, ALICE) } else { (&mut alice, BOB) };
+        receiver.receive(NOW, from.into(), &mut datagram, &mut out);
     }
     (alice, bob, bob_at_alice)
 }
@@ -74,7 +74,7 @@ fn tunnel(criterion: &mut Criterion) {
                     datagram
                 };
                 let open = |datagram: &mut Vec<u8>| {
-                    let received = bob.receive(NOW, ALICE, datagram, &mut out);
+                    let received = bob.receive(NOW, ALICE.into(), datagram, &mut out);
                     assert!(matches!(received, Received::Packet { .. }));
                 };
                 bencher.iter_batched_ref(sealed, open, BatchSize::SmallInput);

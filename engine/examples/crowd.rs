@@ -152,7 +152,8 @@ impl Client {
                 Err(late) if late.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                 Err(error) => return Err(error.into()),
             };
-            let received = self.tunnel.receive(monotonic_now(), from, &mut datagram[..len], &mut self.out);
+            let received =
+                self.tunnel.receive(monotonic_now(), from.into(), &mut datagram[..len], &mut self.out);
             self.send()?;
             match received {
                 Received::Packet { plaintext, .. } => return Ok(Some(datagram[plaintext].to_vec())),

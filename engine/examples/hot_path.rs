@@ -126,7 +126,7 @@ fn seal_and_open(repetitions: usize) {
     let mut buffer = [0; DATAGRAM_LEN];
     for _ in 0..repetitions {
         seal_one(&mut alice, peer, &mut buffer);
-        assert!(matches!(bob.receive(NOW, ALICE, &mut buffer, &mut out), Received::Packet { .. }));
+        assert!(matches!(bob.receive(NOW, ALICE.into(), &mut buffer, &mut out), Received::Packet { .. }));
     }
 }
 
@@ -159,8 +159,8 @@ fn connected() -> (Tunnel, Tunnel, PeerId) {
     bob.set_peer(&peer([1; 32], None), NOW);
     assert!(alice.enqueue(name, &[0x45], NOW, &mut out).is_ok());
     while let Some((to, mut datagram)) = out.datagrams.pop() {
-        let (receiver, from) = if to == BOB { (&mut bob, ALICE) } else { (&mut alice, BOB) };
-        receiver.receive(NOW, from, &mut datagram, &mut out);
+        let (receiver, from) = if to.remote == BOB { (&mut bob, ALICE) } else { (&mut alice, BOB) };
+        receiver.receive(NOW, from.into(), &mut datagram, &mut out);
     }
     (alice, bob, name)
 }

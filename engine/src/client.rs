@@ -4,7 +4,7 @@
 //! gateway ([`Core::receive_host`]); what the gateway sends is opened, gathered into superpackets and injected into
 //! the TUN device ([`Core::receive_datagrams`], [`Core::flush_peers`]). Superpackets stay whole on both ways.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::Ipv4Addr;
 
 use crate::arena::{Arena, Span};
 use crate::clock::Timestamp;
@@ -12,6 +12,7 @@ use crate::core::Core;
 use crate::drop_reason::{DropCounters, DropReason};
 use crate::messages::{Command, EventKind, Events, PeerSnapshot, ShardStatus};
 use crate::outbox::{Bytes, DeviceFrame, Gather, Outbox, PeerFrame};
+use crate::path::Path;
 use crate::prefix::Prefix;
 use crate::traffic::{Direction, Traffic};
 use crate::tunnel::{PeerConfig, PeerId, Received, Tunnel, TunnelConfig};
@@ -68,7 +69,7 @@ impl Client {
         now: Timestamp,
         arena: &mut Arena,
         datagram: Span,
-        from: SocketAddrV4,
+        from: Path,
         outbox: &mut Outbox,
     ) -> Result<(), DropReason> {
         match self.tunnel.receive(now, from, arena.get_mut(datagram), &mut outbox.datagrams) {
@@ -94,7 +95,7 @@ impl Core for Client {
         arena: &mut Arena,
         train: Span,
         segment_size: usize,
-        from: SocketAddrV4,
+        from: Path,
         outbox: &mut Outbox,
     ) {
         for datagram in train.chunks(segment_size) {
@@ -195,6 +196,7 @@ impl Core for Client {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddrV4;
     use std::time::Duration;
 
     use super::*;
@@ -240,7 +242,7 @@ mod tests {
         fn order(&mut self, command: Command) -> Vec<SocketAddrV4> {
             let mut outbox = Outbox::default();
             self.client.carry_out(self.now, command, &mut outbox);
-            outbox.datagrams.datagrams.into_iter().map(|(to, _)| to).collect()
+            outbox.datagrams.datagrams.into_iter().map(|(to, _)| to.remote).collect()
         }
 
         /// Lets time pass until the client has something to do; where it sends to then.
@@ -248,7 +250,7 @@ mod tests {
             self.now = self.client.next_wakeup().unwrap();
             let mut outbox = Outbox::default();
             self.client.poll(self.now, &mut outbox);
-            outbox.datagrams.datagrams.into_iter().map(|(to, _)| to).collect()
+            outbox.datagrams.datagrams.into_iter().map(|(to, _)| to.remote).collect()
         }
     }
 

@@ -8,6 +8,7 @@ use crate::drop_reason::DropCounters;
 use crate::external::reservation::ReserveRequest;
 use crate::messages::{Command, ShardStatus};
 use crate::outbox::{Crossing, Outbox};
+use crate::path::Path;
 use crate::tunnel::{PeerId, Tunnel};
 use crate::wire::Offload;
 
@@ -20,7 +21,7 @@ pub trait Core {
         arena: &mut Arena,
         train: Span,
         segment_size: usize,
-        from: SocketAddrV4,
+        from: Path,
         outbox: &mut Outbox,
     );
 

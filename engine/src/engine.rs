@@ -126,7 +126,10 @@ impl GatewayEngine {
             link_up(shards, &events)?.into_iter().zip(sockets).enumerate()
         {
             let number = number as u8;
-            let transport = UdpTransport::open(settings.listen, udp_options(offloads, shards > 1, 0))?;
+            let transport = UdpTransport::open(
+                settings.listen,
+                UdpOptions { reuse_port: shards > 1, sticky_source: true, ..udp_options(offloads) },
+            )?;
             if number == 0 && shards > 1 {
                 transport.steer_by_receiver_index(shards)?;
             }
@@ -164,14 +167,13 @@ fn open_tun(name: &str, offloads: OffloadSettings) -> Result<Tun, DeviceError> {
     Tun::open(name, TunOffloads { tso: offloads.tun, uso: offloads.tun && offloads.tun_uso })
 }
 
-fn udp_options(offloads: OffloadSettings, reuse_port: bool, fwmark: u32) -> UdpOptions {
+fn udp_options(offloads: OffloadSettings) -> UdpOptions {
     UdpOptions {
         gso: offloads.udp_gso,
         gro: offloads.udp_gro,
-        reuse_port,
-        fwmark,
         receive_buffer: SOCKET_BUFFER,
         send_buffer: SOCKET_BUFFER,
+        ..UdpOptions::default()
     }
 }
 

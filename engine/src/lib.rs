@@ -22,6 +22,7 @@ pub mod messages;
 pub mod mss;
 pub mod nat;
 pub mod outbox;
+pub mod path;
 pub mod poll_window;
 pub mod pool;
 pub mod prefix;

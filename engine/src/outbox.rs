@@ -3,7 +3,6 @@
 //! The core decides and rewrites headers in place; the payload stays in the [`Arena`] and is only named here, until
 //! [`seal_frames`] seals it out of there. The shell ([`crate::shard`]) hands the outbox to the devices at the end of the turn.
 
-use std::net::SocketAddrV4;
 use std::ops::Range;
 
 use crate::arena::{Arena, Span};
@@ -11,6 +10,7 @@ use crate::clock::Timestamp;
 use crate::drop_reason::{DropCounters, DropReason};
 use crate::external::MacAddress;
 use crate::external::neighbor::ArpFrame;
+use crate::path::Path;
 use crate::transport::{MAX_TRAIN_BYTES, MAX_TRAIN_SEGMENTS};
 use crate::tunnel::{Outgoing, PeerId, Sealer, Tunnel};
 use crate::wire::{Offload, Segments, SegmentsInPlace, Shape, VirtioNetHeader};
@@ -127,8 +127,8 @@ pub struct Outbox {
 pub enum Crossing {
     /// A handshake initiation for a peer that lives there.
     Initiation {
-        /// The datagram's source.
-        from: SocketAddrV4,
+        /// Where the datagram comes from.
+        from: Path,
         /// The datagram.
         datagram: Vec<u8>,
     },
@@ -182,11 +182,11 @@ impl Outbox {
     }
 }
 
-/// A train: datagrams of equal size for one destination (the last may be shorter), one behind another.
+/// A train: datagrams of equal size on one path (the last may be shorter), one behind another.
 #[derive(Clone, Debug)]
 pub struct Train {
-    /// The destination.
-    pub to: SocketAddrV4,
+    /// The path.
+    pub to: Path,
     /// Its bytes within the buffer.
     pub range: Range<usize>,
     /// Bytes of each datagram but the last.
@@ -253,7 +253,7 @@ impl TrainBuffer {
     }
 
     /// Takes the `len` bytes that were just written behind the last datagram as the next one.
-    fn commit(&mut self, to: SocketAddrV4, len: usize) {
+    fn commit(&mut self, to: Path, len: usize) {
         let range = self.used..self.used + len;
         self.used = range.end;
         if let Some(train) = self.trains.last_mut() {
@@ -338,7 +338,7 @@ pub fn seal_frames(
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::net::{Ipv4Addr, SocketAddrV4};
 
     use super::*;
 
@@ -348,7 +348,7 @@ mod tests {
         let mut buffer = TrainBuffer::default();
         assert!(!buffer.is_due(other, 60_000), "there is nothing to send yet");
         buffer.last_peer = Some(one);
-        buffer.commit(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 1), 120);
+        buffer.commit(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 1).into(), 120);
         assert!(buffer.is_due(other, 60_000));
         assert!(!buffer.is_due(one, 60_000), "its own packets travel together");
         assert!(!buffer.is_due(other, 120), "small packets of many peers do, too");

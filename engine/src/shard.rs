@@ -263,7 +263,7 @@ impl<C: Core> Shard<C> {
                 core.drops().count(DropReason::ReceiveFailed);
             }
             let half_full = || devices.transport.is_half_full();
-            if !trains.accept(now, half_full, |train| core.sender(arena.get(train.span), train.from)) {
+            if !trains.accept(now, half_full, |train| core.sender(arena.get(train.span), train.from.remote)) {
                 return;
             }
         }

@@ -65,6 +65,8 @@ pub struct SendOutcome {
     pub dropped: usize,
     /// The first refusal, for the log.
     pub error: Option<io::Error>,
+    /// A local address from which nothing can be sent any more: its packets left from another.
+    pub gone: Option<Ipv4Addr>,
 }
 
 impl SendOutcome {
@@ -327,22 +329,6 @@ pub(crate) fn local_address(fd: BorrowedFd<'_>) -> io::Result<SocketAddrV4> {
     };
     check(result)?;
     address.to_inet().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
-}
-
-/// sendto(2) of one datagram, without waiting.
-pub(crate) fn send_to(fd: BorrowedFd<'_>, bytes: &[u8], to: &SocketAddress) -> io::Result<usize> {
-    // SAFETY: both pointers come with the lengths of what they point to, and the kernel only reads.
-    let result = unsafe {
-        libc::sendto(
-            fd.as_raw_fd(),
-            bytes.as_ptr().cast::<c_void>(),
-            bytes.len(),
-            libc::MSG_DONTWAIT,
-            to.bytes.as_ptr().cast::<libc::sockaddr>(),
-            to.len,
-        )
-    };
-    check_size(result)
 }
 
 /// read(2).

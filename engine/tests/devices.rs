@@ -379,7 +379,7 @@ fn datagrams_are_steered_by_receiver_index_to_the_shard_that_gave_it() {
             let mut bytes = [0x5a; 32];
             bytes[0] = kind;
             bytes[index_at] = index;
-            let outcome = client.send(&[SendTrain { to: listen, bytes: &bytes, segment_size: 32 }]);
+            let outcome = client.send(&[SendTrain { to: listen.into(), bytes: &bytes, segment_size: 32 }]);
             assert_eq!(outcome.sent, 1);
             let mut arena = Arena::new(2);
             let received =
@@ -420,7 +420,8 @@ fn the_tun_device_hands_over_superpackets_of_udp_and_tcp() {
 
         // UDP: a train becomes one superpacket.
         let mut socket = UdpTransport::open(SocketAddrV4::new(GATEWAY, 0), UdpOptions::default()).unwrap();
-        let train = SendTrain { to: SocketAddrV4::new(NEIGHBOR, 9), bytes: &[7; 10_000], segment_size: 1000 };
+        let train =
+            SendTrain { to: SocketAddrV4::new(NEIGHBOR, 9).into(), bytes: &[7; 10_000], segment_size: 1000 };
         assert_eq!(socket.send(&[train]).sent, 10);
         let (header, packet) = next(&mut tun);
         let gso = header.offload().unwrap().gso;

@@ -174,7 +174,7 @@ impl World {
                 let from = remote(script.byte());
                 let bytes = packet(script, from, EXTERNAL);
                 let crossing = match script.byte() % 3 {
-                    0 => Crossing::Initiation { from: STRANGER, datagram: bytes },
+                    0 => Crossing::Initiation { from: STRANGER.into(), datagram: bytes },
                     1 => Crossing::ToPeer { packet: bytes, offload: virtio(script) },
                     _ => Crossing::Inbound { packet: bytes, offload: virtio(script) },
                 };
@@ -237,7 +237,7 @@ impl World {
 
     fn post(&mut self, client: usize, out: Outgoing) {
         for (to, bytes) in out.datagrams {
-            assert_eq!(to, ENDPOINT);
+            assert_eq!(to.remote, ENDPOINT);
             self.receive(&bytes, bytes.len(), client_endpoint(client));
             self.datagram = bytes;
             self.turn();
@@ -254,7 +254,7 @@ impl World {
     fn receive_more(&mut self, train: &[u8], segment_size: usize, from: SocketAddrV4) {
         let span = self.store(train);
         let (now, outbox) = (self.now, &mut self.outbox);
-        self.gateway.receive_datagrams(now, &mut self.arena, span, segment_size, from, outbox);
+        self.gateway.receive_datagrams(now, &mut self.arena, span, segment_size, from.into(), outbox);
         self.datagrams += 1;
         assert!(self.datagrams < STORM, "datagrams without end");
     }
@@ -354,7 +354,7 @@ impl World {
         while let Some((client, mut datagram)) = self.to_clients.pop() {
             let Client { tunnel, gateway } = &mut self.clients[client];
             let mut out = Outgoing::default();
-            match tunnel.receive(self.now, ENDPOINT, &mut datagram, &mut out) {
+            match tunnel.receive(self.now, ENDPOINT.into(), &mut datagram, &mut out) {
                 Received::Packet { peer, plaintext } => {
                     assert_eq!(peer, *gateway);
                     let packet = Ipv4Packet::parse(&mut datagram[plaintext], 0, Offload::NONE);
@@ -398,7 +398,8 @@ impl World {
             let more = seal_frames(outbox, &mut next, arena, tunnel, sealed, *now, drops);
             for train in self.sealed.trains() {
                 let datagrams = self.sealed.bytes(train).chunks(train.segment_size);
-                self.to_clients.extend(datagrams.filter_map(|bytes| to_client(train.to, bytes.to_vec())));
+                self.to_clients
+                    .extend(datagrams.filter_map(|bytes| to_client(train.to.remote, bytes.to_vec())));
             }
             self.sealed.clear();
             if !more {
@@ -406,7 +407,7 @@ impl World {
             }
         }
         let datagrams = self.outbox.datagrams.datagrams.drain(..);
-        self.to_clients.extend(datagrams.filter_map(|(to, bytes)| to_client(to, bytes)));
+        self.to_clients.extend(datagrams.filter_map(|(to, bytes)| to_client(to.remote, bytes)));
         self.outbox.clear();
         self.used = 0;
         for request in requests {

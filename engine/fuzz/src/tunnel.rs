@@ -201,7 +201,7 @@ impl World {
     fn deliver(&mut self, mut datagram: Datagram) {
         let (now, end) = (self.now, &mut self.ends[datagram.to]);
         let mut out = Outgoing::default();
-        match end.tunnel.receive(now, datagram.from, &mut datagram.bytes, &mut out) {
+        match end.tunnel.receive(now, datagram.from.into(), &mut datagram.bytes, &mut out) {
             Received::Packet { peer, plaintext } => {
                 assert_eq!(peer, end.peer);
                 let plaintext = &datagram.bytes[plaintext];
@@ -222,8 +222,8 @@ impl World {
 
     fn post(&mut self, from: usize, out: Outgoing) {
         for (to, bytes) in out.datagrams {
-            let Some(to) = ADDRESSES.iter().position(|&address| address == to) else {
-                assert_eq!(to, EVE);
+            let Some(to) = ADDRESSES.iter().position(|&address| address == to.remote) else {
+                assert_eq!(to.remote, EVE);
                 continue;
             };
             let datagram = |bytes| Datagram { from: ADDRESSES[from], to, bytes };

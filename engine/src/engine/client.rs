@@ -10,7 +10,7 @@ use crate::client::{Client, ClientConfig};
 use crate::clock::monotonic_now;
 use crate::messages::{Command, Events, ShardStatus};
 use crate::shard::{Devices, Shard};
-use crate::transport::udp::UdpTransport;
+use crate::transport::udp::{UdpOptions, UdpTransport};
 use crate::tunnel::PeerConfig;
 use crate::wake::EventFd;
 
@@ -30,7 +30,8 @@ impl ClientEngine {
         let events = Events::new(EventFd::new()?);
         let tun = open_tun(&settings.tun_name, offloads)?;
         let listen = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, settings.listen_port);
-        let transport = UdpTransport::open(listen, udp_options(offloads, false, settings.fwmark))?;
+        let options = UdpOptions { fwmark: settings.fwmark, ..udp_options(offloads) };
+        let transport = UdpTransport::open(listen, options)?;
         let core = Client::new(
             ClientConfig {
                 tunnel: tunnel_config(settings.private_key, 0, 1, settings.mtu),

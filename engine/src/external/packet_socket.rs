@@ -221,6 +221,7 @@ impl PacketSocket {
                 to: None,
                 head: frame_head(frame, *source_mac),
                 body: Body::Gather(frame.slices),
+                source: None,
                 segment_size: 0,
             });
             outgoing.send(fd.as_fd(), messages, |i, result| {

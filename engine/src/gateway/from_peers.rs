@@ -12,7 +12,7 @@ impl Gateway {
         now: Timestamp,
         arena: &mut Arena,
         datagram: Span,
-        from: SocketAddrV4,
+        from: Path,
         outbox: &mut Outbox,
     ) -> Result<(), DropReason> {
         let bytes = arena.get_mut(datagram);

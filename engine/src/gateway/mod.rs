@@ -39,6 +39,7 @@ use crate::messages::{Command, MappingLog, ShardStatus};
 use crate::mss;
 use crate::nat::{Endpoint, Nat, NatConfig, Outbound, Proto, ShardSlice};
 use crate::outbox::{Bytes, Crossing, DeviceFrame, Gather, Outbox, PeerFrame};
+use crate::path::Path;
 use crate::prefix::Prefix;
 use crate::router::{PacketRouter, Verdict};
 use crate::traffic::{Direction, Traffic};
@@ -181,7 +182,7 @@ impl Core for Gateway {
         arena: &mut Arena,
         train: Span,
         segment_size: usize,
-        from: SocketAddrV4,
+        from: Path,
         outbox: &mut Outbox,
     ) {
         for datagram in train.chunks(segment_size) {

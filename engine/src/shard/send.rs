@@ -157,6 +157,9 @@ fn send_trains(
     let gso_before = transport.gso();
     let outcome = transport.send(trains);
     core.drops().add(DropReason::SendFailed, outcome.dropped as u64);
+    if let Some(address) = outcome.gone {
+        core.sealing().0.forget_local(address);
+    }
     if gso_before && !transport.gso() {
         let why = outcome.error.map_or_else(String::new, |error| format!(" ({error})"));
         events.push(

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::mem;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use libc::{c_int, c_void};
@@ -23,7 +24,13 @@ pub(crate) const SOL_UDP: c_int = 17;
 #[repr(C, align(8))]
 struct Control([u8; CONTROL_SIZE]);
 
+/// Room for `UDP_SEGMENT`, or `UDP_GRO`, and `IP_PKTINFO`.
 const CONTROL_SIZE: usize = 64;
+const _: () = assert!(
+    control_align(CONTROL_HEADER + 4) + control_align(CONTROL_HEADER + PACKET_INFO_SIZE) <= CONTROL_SIZE
+);
+/// `struct in_pktinfo` of ip(7): the interface's index, then two addresses.
+const PACKET_INFO_SIZE: usize = 12;
 /// `struct cmsghdr` of the kernel: a `size_t` and two `int`s.
 const CONTROL_HEADER: usize = mem::size_of::<usize>() + 8;
 /// Ancillary data is aligned to the machine's word (`CMSG_ALIGN`).
@@ -32,6 +39,39 @@ const CONTROL_ALIGN: usize = mem::size_of::<usize>();
 const fn control_align(len: usize) -> usize {
     len.div_ceil(CONTROL_ALIGN) * CONTROL_ALIGN
 }
+
+impl Control {
+    const EMPTY: Self = Self([0; CONTROL_SIZE]);
+
+    /// Writes how a message is to be sent, and returns how many bytes that are.
+    fn describe(&mut self, segment_size: u16, source: Option<Ipv4Addr>) -> usize {
+        let mut used = 0;
+        if segment_size > 0 {
+            used = self.push(used, SOL_UDP, libc::UDP_SEGMENT, &segment_size.to_ne_bytes());
+        }
+        if let Some(source) = source {
+            // Any interface: which one is the route's affair, even if answers leave by another.
+            let mut info = [0; PACKET_INFO_SIZE];
+            info[SPEC_DST].copy_from_slice(&source.octets());
+            used = self.push(used, libc::IPPROTO_IP, libc::IP_PKTINFO, &info);
+        }
+        used
+    }
+
+    /// Writes one `struct cmsghdr` and its data behind the `used` bytes, and returns how many are used then.
+    fn push(&mut self, used: usize, level: c_int, kind: c_int, data: &[u8]) -> usize {
+        let control = &mut self.0[used..];
+        let len = CONTROL_HEADER + data.len();
+        control[..CONTROL_ALIGN].copy_from_slice(&len.to_ne_bytes());
+        control[CONTROL_ALIGN..CONTROL_ALIGN + 4].copy_from_slice(&level.to_ne_bytes());
+        control[CONTROL_ALIGN + 4..CONTROL_HEADER].copy_from_slice(&kind.to_ne_bytes());
+        control[CONTROL_HEADER..len].copy_from_slice(data);
+        used + control_align(len)
+    }
+}
+
+/// Where `ipi_spec_dst` lies in a `struct in_pktinfo`.
+const SPEC_DST: std::ops::Range<usize> = 4..8;
 
 /// Storage for recvmmsg(2).
 pub(crate) struct ReceiveBatch {
@@ -51,7 +91,7 @@ impl ReceiveBatch {
             headers: vec![EMPTY_HEADER; MAX_MESSAGES],
             vectors: vec![EMPTY_VECTOR; MAX_MESSAGES],
             names: vec![SocketAddress::EMPTY; MAX_MESSAGES],
-            controls: vec![Control([0; CONTROL_SIZE]); MAX_MESSAGES],
+            controls: vec![Control::EMPTY; MAX_MESSAGES],
         }
     }
 
@@ -108,11 +148,28 @@ impl ReceiveBatch {
 
     /// The segment size that `UDP_GRO` reports, if the message is a train.
     pub(crate) fn gro_segment_size(&self, message: usize) -> Option<usize> {
-        let used = self.headers[message].msg_hdr.msg_controllen.min(CONTROL_SIZE);
-        let data = find_control(&self.controls[message].0[..used], SOL_UDP, libc::UDP_GRO)?;
+        let data = find_control(self.control(message), SOL_UDP, libc::UDP_GRO)?;
         let size = c_int::from_ne_bytes(data.get(..4)?.try_into().ok()?);
         usize::try_from(size).ok().filter(|&size| size > 0)
     }
+
+    /// From which of the host's addresses to answer, if `IP_PKTINFO` tells. That is `ipi_spec_dst`: the address to which the
+    /// message was sent, or, if that was a broadcast (`ipi_addr` has it), the one that the kernel would answer it from.
+    pub(crate) fn local(&self, message: usize) -> Option<Ipv4Addr> {
+        packet_info_local(self.control(message))
+    }
+
+    /// The ancillary data of the message.
+    fn control(&self, message: usize) -> &[u8] {
+        let used = self.headers[message].msg_hdr.msg_controllen.min(CONTROL_SIZE);
+        &self.controls[message].0[..used]
+    }
+}
+
+fn packet_info_local(control: &[u8]) -> Option<Ipv4Addr> {
+    let info = find_control(control, libc::IPPROTO_IP, libc::IP_PKTINFO)?;
+    let octets: [u8; 4] = info.get(SPEC_DST)?.try_into().ok()?;
+    Some(Ipv4Addr::from(octets)).filter(|local| !local.is_unspecified())
 }
 
 /// Finds ancillary data by its level and type (cmsg(3)).
@@ -139,6 +196,8 @@ pub(crate) struct Message<'a> {
     pub(crate) head: Head,
     /// The body.
     pub(crate) body: Body<'a>,
+    /// `IP_PKTINFO`: the address that it leaves from; `None`: the socket's, or what the route says.
+    pub(crate) source: Option<Ipv4Addr>,
     /// `UDP_SEGMENT`: the kernel splits the body into datagrams of this size. Zero: it does not.
     pub(crate) segment_size: u16,
 }
@@ -197,7 +256,7 @@ impl SendBatch {
             headers: vec![EMPTY_HEADER; MAX_MESSAGES],
             vectors: Vec::with_capacity(MAX_MESSAGES * 4),
             names: vec![SocketAddress::EMPTY; MAX_MESSAGES],
-            controls: vec![Control([0; CONTROL_SIZE]); MAX_MESSAGES],
+            controls: vec![Control::EMPTY; MAX_MESSAGES],
             heads: vec![Head::EMPTY; MAX_MESSAGES],
             ends: Vec::with_capacity(MAX_MESSAGES),
         }
@@ -265,16 +324,7 @@ impl SendBatch {
         let header = &mut self.headers[i].msg_hdr;
         header.msg_namelen = message.to.map_or(0, |to| to.len);
         self.names[i] = message.to.unwrap_or(SocketAddress::EMPTY);
-        header.msg_controllen = 0;
-        if message.segment_size > 0 {
-            let control = &mut self.controls[i].0;
-            let len = CONTROL_HEADER + 2;
-            control[..CONTROL_ALIGN].copy_from_slice(&len.to_ne_bytes());
-            control[CONTROL_ALIGN..CONTROL_ALIGN + 4].copy_from_slice(&SOL_UDP.to_ne_bytes());
-            control[CONTROL_ALIGN + 4..CONTROL_HEADER].copy_from_slice(&libc::UDP_SEGMENT.to_ne_bytes());
-            control[CONTROL_HEADER..len].copy_from_slice(&message.segment_size.to_ne_bytes());
-            header.msg_controllen = control_align(len) as _;
-        }
+        header.msg_controllen = self.controls[i].describe(message.segment_size, message.source) as _;
     }
 
     /// Aims the pointers, now that nothing moves any more.
@@ -304,6 +354,31 @@ impl SendBatch {
     }
 }
 
+/// sendmsg(2) of one message, without waiting.
+pub(crate) fn send_one(
+    fd: BorrowedFd<'_>,
+    to: &SocketAddress,
+    source: Option<Ipv4Addr>,
+    bytes: &[u8],
+    segment_size: u16,
+) -> io::Result<()> {
+    let mut control = Control::EMPTY;
+    let mut body = vector(bytes);
+    let mut header = EMPTY_HEADER.msg_hdr;
+    header.msg_name = to.bytes.as_ptr().cast_mut().cast::<c_void>();
+    header.msg_namelen = to.len;
+    header.msg_iov = &raw mut body;
+    header.msg_iovlen = 1;
+    header.msg_controllen = control.describe(segment_size, source) as _;
+    if header.msg_controllen > 0 {
+        header.msg_control = control.0.as_mut_ptr().cast::<c_void>();
+    }
+    // SAFETY: the header points at an address, a vector with its bytes, and ancillary data that outlive the call, with
+    // their lengths; the kernel reads them only.
+    let result = unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const header, libc::MSG_DONTWAIT) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 const EMPTY_VECTOR: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
 
 // SAFETY: `mmsghdr` consists of integers and pointers, for which zero is a value.
@@ -328,6 +403,32 @@ mod tests {
         bytes.extend(control(CONTROL_HEADER + 4, SOL_UDP, libc::UDP_GRO, &1400i32.to_ne_bytes()));
         assert_eq!(find_control(&bytes, SOL_UDP, libc::UDP_GRO), Some(&1400i32.to_ne_bytes()[..]));
         assert_eq!(find_control(&bytes, SOL_UDP, 1), None);
+    }
+
+    #[test]
+    fn the_local_address_is_found_beside_the_segment_size_and_never_in_less_than_it_takes() {
+        let info = [1, 0, 0, 0, 192, 0, 2, 7, 192, 0, 2, 255];
+        let gro = control(CONTROL_HEADER + 4, SOL_UDP, libc::UDP_GRO, &1400i32.to_ne_bytes());
+        let local = |len: usize, info: &[u8]| {
+            let info = control(CONTROL_HEADER + len, libc::IPPROTO_IP, libc::IP_PKTINFO, info);
+            packet_info_local(&[&gro[..], &info].concat())
+        };
+        assert_eq!(local(12, &info), Some(Ipv4Addr::new(192, 0, 2, 7)));
+        assert_eq!((local(7, &info), local(0, &info), local(1000, &info)), (None, None, None));
+        assert_eq!((local(12, &[0; 12]), packet_info_local(&gro)), (None, None));
+    }
+
+    #[test]
+    fn what_is_written_for_a_message_is_found_in_it() {
+        let mut written = Control::EMPTY;
+        let source = Ipv4Addr::new(192, 0, 2, 7);
+        let used = written.describe(1400, Some(source));
+        assert_eq!(
+            find_control(&written.0[..used], SOL_UDP, libc::UDP_SEGMENT),
+            Some(&1400u16.to_ne_bytes()[..])
+        );
+        assert_eq!(packet_info_local(&written.0[..used]), Some(source));
+        assert_eq!(written.describe(0, None), 0);
     }
 
     #[test]

@@ -1,14 +1,14 @@
 //! How sealed datagrams travel between client and gateway.
 //!
-//! A [`Transport`] moves *trains*: datagrams of equal size from or to one address, one behind another in one buffer
-//! (only the last may be shorter). [`udp`] is the transport of WireGuard; another one, as a TCP packet service for
+//! A [`Transport`] moves *trains*: datagrams of equal size on one [`Path`], one behind another in one buffer (only
+//! the last may be shorter). [`udp`] is the transport of WireGuard; another one, as a TCP packet service for
 //! networks that block UDP, need only implement the trait.
 
 use std::io;
-use std::net::SocketAddrV4;
 use std::os::fd::AsFd;
 
 use crate::arena::{Arena, Slot, Span};
+use crate::path::Path;
 
 pub mod udp;
 
@@ -27,8 +27,8 @@ pub struct Train {
     pub span: Span,
     /// Bytes of each datagram but the last, which may be shorter. At least 1, unless the train is one empty datagram.
     pub segment_size: usize,
-    /// Where it comes from.
-    pub from: SocketAddrV4,
+    /// Where it comes from, and to which of our addresses it was sent, as far as the transport can tell.
+    pub from: Path,
 }
 
 impl Train {
@@ -42,8 +42,8 @@ impl Train {
 /// A train to be sent: at most [`MAX_TRAIN_SEGMENTS`] datagrams and [`MAX_TRAIN_BYTES`] bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SendTrain<'a> {
-    /// Where to.
-    pub to: SocketAddrV4,
+    /// Where to, and from which of our addresses.
+    pub to: Path,
     /// Its datagrams.
     pub bytes: &'a [u8],
     /// Bytes of each datagram but the last, which may be shorter. A size of 0, or beyond the bytes, makes it one datagram.

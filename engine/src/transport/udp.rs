@@ -7,6 +7,9 @@
 //! UDP GSO is broken on some kernels and drivers. If the kernel refuses a train with `EIO` or `EINVAL`, the train goes out
 //! datagram by datagram; `EIO`, or many `EINVAL` in a row, switches GSO off for good, and [`Transport::gso`] tells.
 //!
+//! On a host with several addresses each datagram tells to which it was sent (`IP_PKTINFO`), and answers leave from there
+//! ([`Path::local`]). Should the host have lost that address, they leave from another, and [`SendOutcome::gone`] tells.
+//!
 //! Several shards share the port by `SO_REUSEPORT`. A program in the kernel reads the *receiver index* of each message
 //! and picks the shard that handed it out, so that a peer stays on its shard wherever it roams
 //! ([`UdpTransport::steer_by_receiver_index`]).
@@ -18,7 +21,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use super::{MAX_TRAIN_BYTES, MAX_TRAIN_SEGMENTS, SendOutcome, SendTrain, Train, Transport};
 use crate::arena::{Arena, Slot, Span};
 use crate::bpf::{Assembler, AssemblyError, Instruction, Test};
-use crate::sys::batch::{AfterError, Body, Head, MAX_MESSAGES, Message, ReceiveBatch, SOL_UDP, SendBatch};
+use crate::path::Path;
+use crate::sys::batch::{
+    AfterError, Body, Head, MAX_MESSAGES, Message, ReceiveBatch, SOL_UDP, SendBatch, send_one,
+};
 use crate::sys::{self, Buffer, Context, DeviceError, SocketAddress};
 
 /// How to open the socket.
@@ -30,6 +36,9 @@ pub struct UdpOptions {
     pub gro: bool,
     /// Whether other sockets of this gateway share the port (`SO_REUSEPORT`).
     pub reuse_port: bool,
+    /// Whether to answer from the address that was addressed, on a socket that listens on all of them. For those who are
+    /// called: a caller, whose own address may change at any time, leaves it to the route, or it would not roam.
+    pub sticky_source: bool,
     /// The mark of sent packets (`SO_MARK`), by which routing rules know them; 0: none.
     pub fwmark: u32,
     /// Bytes of the kernel's receive buffer.
@@ -44,6 +53,7 @@ impl Default for UdpOptions {
             gso: true,
             gro: true,
             reuse_port: false,
+            sticky_source: false,
             fwmark: 0,
             receive_buffer: 4 * 1024 * 1024,
             send_buffer: 4 * 1024 * 1024,
@@ -89,6 +99,10 @@ impl UdpTransport {
         {
             sys::set_buffer(socket, direction, bytes)
                 .context(|| format!("size the buffers of the UDP socket of {listen}"))?;
+        }
+        // A socket that is bound to an address sends from there anyway.
+        if options.sticky_source && listen.ip().is_unspecified() {
+            set(libc::IPPROTO_IP, libc::IP_PKTINFO, 1, "IP_PKTINFO")?;
         }
         // A kernel that knows UDP_SEGMENT accepts the size 0, which means "off".
         let gso = options.gso && sys::set_option(socket, SOL_UDP, libc::UDP_SEGMENT, 0u32).is_ok();
@@ -147,10 +161,11 @@ impl UdpTransport {
     fn send_trains(&mut self, trains: &[SendTrain<'_>], outcome: &mut SendOutcome) {
         let Self { fd, gso, refusals, outgoing, .. } = self;
         let messages = trains.iter().map(|train| Message {
-            to: Some(SocketAddress::inet(train.to)),
+            to: Some(SocketAddress::inet(train.to.remote)),
             head: Head::EMPTY,
             body: Body::Whole(train.bytes),
-            segment_size: if train.datagrams() > 1 { train.segment_size.try_into().unwrap_or(0) } else { 0 },
+            source: train.to.local,
+            segment_size: gso_size(train),
         });
         let mut reported = 0;
         outgoing.send(fd.as_fd(), messages, |i, result| {
@@ -168,11 +183,13 @@ impl UdpTransport {
                     return AfterError::Stop;
                 }
                 Err(error) if train.datagrams() > 1 && refuses_trains(&error) => {
-                    *gso &= beyond_limits(train) || !refusals.are_for_good(error.raw_os_error());
-                    outcome.error.get_or_insert(error);
                     send_apart(fd.as_fd(), train, outcome);
+                    if !is_gone(train.to, outcome) {
+                        *gso &= beyond_limits(train) || !refusals.are_for_good(error.raw_os_error());
+                        outcome.error.get_or_insert(error);
+                    }
                 }
-                Err(error) => outcome.lose(train.datagrams(), error),
+                Err(error) => send_again(fd.as_fd(), train, error, outcome),
             }
             AfterError::Skip
         });
@@ -181,26 +198,30 @@ impl UdpTransport {
 
     /// Sends trains without GSO: each datagram as a message.
     fn send_datagrams(&mut self, trains: &[SendTrain<'_>], outcome: &mut SendOutcome) {
-        let mut messages = trains.iter().flat_map(|train| {
-            let to = Some(SocketAddress::inet(train.to));
-            datagrams(train).map(move |bytes| Message {
-                to,
-                head: Head::EMPTY,
-                body: Body::Whole(bytes),
-                segment_size: 0,
-            })
+        let fd = self.fd.as_fd();
+        let apart = trains.iter().flat_map(|train| datagrams(train).map(move |bytes| (train.to, bytes)));
+        let mut unreported = apart.clone();
+        let mut messages = apart.map(|(to, bytes)| Message {
+            to: Some(SocketAddress::inet(to.remote)),
+            head: Head::EMPTY,
+            body: Body::Whole(bytes),
+            source: to.local,
+            segment_size: 0,
         });
         let mut full = false;
         loop {
             let mut reported = 0;
-            let taken = self.outgoing.send(self.fd.as_fd(), messages.by_ref(), |_, result| {
+            let taken = self.outgoing.send(fd, messages.by_ref(), |_, result| {
                 reported += 1;
-                match result {
-                    Ok(()) => outcome.sent += 1,
-                    Err(error) => {
-                        full = sys::would_block(&error);
+                match (result, unreported.next()) {
+                    (Err(error), Some((to, bytes))) if !sys::would_block(&error) => {
+                        send_again(fd, &SendTrain { to, bytes, segment_size: 0 }, error, outcome);
+                    }
+                    (Err(error), _) => {
+                        full = true;
                         outcome.lose(1, error);
                     }
+                    (Ok(()), _) => outcome.sent += 1,
                 }
                 if full { AfterError::Stop } else { AfterError::Skip }
             });
@@ -234,7 +255,8 @@ impl Transport for UdpTransport {
         trains.extend(slots.iter().take(received).enumerate().filter_map(|(i, slot)| {
             let len = self.incoming.len(i);
             // Always an IPv4 address: the socket is AF_INET.
-            let from = self.incoming.from(i).to_inet()?;
+            let remote = self.incoming.from(i).to_inet()?;
+            let from = Path { remote, local: self.incoming.local(i) };
             let segment_size = self.incoming.gro_segment_size(i).unwrap_or(len).min(len);
             Some(Train { span: Span::new(slot.buffer, slot.start..slot.start + len), segment_size, from })
         }));
@@ -313,16 +335,43 @@ fn beyond_limits(train: &SendTrain<'_>) -> bool {
 
 /// Sends a refused train datagram by datagram, at its place between the others.
 fn send_apart(fd: BorrowedFd<'_>, train: &SendTrain<'_>, outcome: &mut SendOutcome) {
-    let to = SocketAddress::inet(train.to);
-    for datagram in datagrams(train) {
-        match sys::send_to(fd, datagram, &to) {
-            Ok(_) => outcome.sent += 1,
-            Err(error) => outcome.lose(1, error),
+    let to = SocketAddress::inet(train.to.remote);
+    for bytes in datagrams(train) {
+        match send_one(fd, &to, train.to.local, bytes, 0) {
+            Ok(()) => outcome.sent += 1,
+            Err(error) => {
+                send_again(fd, &SendTrain { bytes, segment_size: 0, ..*train }, error, outcome);
+            }
         }
     }
 }
 
-fn datagrams<'a>(train: &SendTrain<'a>) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+/// Sends what was refused from another address, if that may be why: the host does not have its own any more, or no way
+/// leads from there. (`ip_route_output_key_hash_rcu` in net/ipv4/route.c: `EINVAL`, on Linux 6.18 `ENETUNREACH`.) Any
+/// other refusal is final.
+fn send_again(fd: BorrowedFd<'_>, train: &SendTrain<'_>, error: io::Error, outcome: &mut SendOutcome) {
+    let may_be_gone =
+        train.to.local.is_some() && matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENETUNREACH));
+    let to = SocketAddress::inet(train.to.remote);
+    if may_be_gone && send_one(fd, &to, None, train.bytes, gso_size(train)).is_ok() {
+        outcome.gone = train.to.local;
+        outcome.sent += train.datagrams();
+    } else {
+        outcome.lose(train.datagrams(), error);
+    }
+}
+
+/// The train's `UDP_SEGMENT`; 0 for a single datagram.
+fn gso_size(train: &SendTrain<'_>) -> u16 {
+    if train.datagrams() > 1 { train.segment_size.try_into().unwrap_or(0) } else { 0 }
+}
+
+/// Whether the host was found not to have the path's local address.
+fn is_gone(path: Path, outcome: &SendOutcome) -> bool {
+    path.local.is_some() && path.local == outcome.gone
+}
+
+fn datagrams<'a>(train: &SendTrain<'a>) -> impl Iterator<Item = &'a [u8]> + Clone + use<'a> {
     let size = if train.segment_size == 0 { train.bytes.len() } else { train.segment_size };
     // An empty train is one empty datagram, which `chunks` would not yield.
     let empty = train.bytes.is_empty().then_some(train.bytes);
@@ -401,8 +450,8 @@ mod tests {
             // Two trains, of which the last datagrams are shorter.
             let bytes: Vec<u8> = (0..45 * 1400 + 77).map(|i| (i % 251) as u8).collect();
             let to = receiver.local_addr().unwrap();
-            let train = SendTrain { to, bytes: &bytes, segment_size: 1400 };
-            let small = SendTrain { to, bytes: &bytes[..100], segment_size: 100 };
+            let train = SendTrain { to: to.into(), bytes: &bytes, segment_size: 1400 };
+            let small = SendTrain { to: to.into(), bytes: &bytes[..100], segment_size: 100 };
             let outcome = sender.send(&[train, small]);
             assert_eq!((outcome.sent, outcome.dropped), (47, 0), "{outcome:?}");
             assert_eq!((sender.gso(), receiver.gro()), (gso, gro));
@@ -420,7 +469,7 @@ mod tests {
             }
             assert_eq!(received, [&bytes[..], &bytes[..100]].concat());
             assert_eq!(lengths, [vec![1400; 45], vec![77, 100]].concat());
-            assert!(trains.iter().all(|train| train.from == sender.local_addr().unwrap()));
+            assert!(trains.iter().all(|train| train.from == sender.local_addr().unwrap().into()));
         }
     }
 
@@ -430,7 +479,7 @@ mod tests {
         let to = receiver.local_addr().unwrap();
         // More segments than any kernel takes: the caller's fault, for which GSO is not switched off.
         let bytes = vec![5; 300];
-        let outcome = sender.send(&[SendTrain { to, bytes: &bytes, segment_size: 1 }]);
+        let outcome = sender.send(&[SendTrain { to: to.into(), bytes: &bytes, segment_size: 1 }]);
         assert_eq!((outcome.sent, outcome.dropped, sender.gso()), (300, 0, true));
         assert_eq!(outcome.error.and_then(|error| error.raw_os_error()), Some(libc::EINVAL));
         let mut arena = Arena::new(64);
@@ -444,7 +493,7 @@ mod tests {
         // The kernel refuses to segment for a socket without UDP checksums: as on a device that cannot.
         sys::set_option(sender.fd.as_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, 1u32).unwrap();
         let refused = |sender: &mut UdpTransport| {
-            let outcome = sender.send(&[SendTrain { to, bytes: &bytes, segment_size: 100 }]);
+            let outcome = sender.send(&[SendTrain { to: to.into(), bytes: &bytes, segment_size: 100 }]);
             assert_eq!((outcome.sent, outcome.dropped), (3, 0));
             (outcome.error.is_some(), sender.gso())
         };
@@ -462,6 +511,82 @@ mod tests {
         assert_eq!(refused(&mut sender), (false, false), "and is not asked any more");
     }
 
+    /// A socket on all addresses of the host.
+    fn everywhere(gso: bool, sticky_source: bool) -> UdpTransport {
+        let listen = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
+        let options = UdpOptions { gso, gro: gso, sticky_source, ..UdpOptions::default() };
+        UdpTransport::open(listen, options).unwrap()
+    }
+
+    #[test]
+    fn answers_leave_from_the_address_that_was_addressed() {
+        let (second, bytes) = (Ipv4Addr::new(127, 0, 0, 2), vec![7; 3_500]);
+        for (gso, segment_size) in [(true, 1_000), (true, 3_500), (false, 1_000), (false, 3_500)] {
+            let (mut gateway, mut client) = (everywhere(gso, true), loopback(gso, gso));
+            let (addressed, caller) = (
+                SocketAddrV4::new(second, gateway.local_addr().unwrap().port()),
+                client.local_addr().unwrap(),
+            );
+            let mut arena = Arena::new(64);
+            client.send(&[SendTrain { to: addressed.into(), bytes: &bytes, segment_size }]);
+            let trains = receive(&mut gateway, &mut arena, bytes.len());
+            let path = Path { remote: caller, local: Some(second) };
+            assert!(trains.iter().all(|train| train.from == path), "{trains:?}");
+            if gso {
+                assert_eq!((trains.len(), trains[0].segment_size), (1, segment_size));
+            }
+
+            let answer = SendTrain { to: path, bytes: &bytes, segment_size };
+            let outcome = gateway.send(&[answer, answer]);
+            assert_eq!((outcome.sent, outcome.dropped), (2 * answer.datagrams(), 0), "{outcome:?}");
+            assert_eq!((outcome.gone, gateway.gso()), (None, gso));
+            let trains = receive(&mut client, &mut arena, 2 * bytes.len());
+            assert!(trains.iter().all(|train| train.from == addressed.into()), "{trains:?}");
+        }
+    }
+
+    #[test]
+    fn a_caller_leaves_its_address_to_the_route() {
+        let (mut caller, mut gateway) = (everywhere(true, false), loopback(true, true));
+        let mut arena = Arena::new(64);
+        let to = SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, 2), caller.local_addr().unwrap().port());
+        gateway.send(&[SendTrain { to: to.into(), bytes: b"answer", segment_size: 0 }]);
+        let trains = receive(&mut caller, &mut arena, 6);
+        assert_eq!(trains[0].from, gateway.local_addr().unwrap().into());
+    }
+
+    #[test]
+    fn what_should_leave_from_an_address_that_the_host_has_lost_leaves_from_another() {
+        let (lost, bytes) = (Ipv4Addr::new(192, 0, 2, 77), vec![7; 3_500]); // TEST-NET-1, RFC 5737
+        for gso in [true, false] {
+            let (mut gateway, mut client) = (everywhere(gso, true), loopback(gso, gso));
+            let remote = client.local_addr().unwrap();
+            for segment_size in [1_000, 3_500] {
+                let train = |local| SendTrain { to: Path { remote, local }, bytes: &bytes, segment_size };
+                let datagrams = train(None).datagrams();
+                let outcome = gateway.send(&[train(Some(lost)), train(None), train(Some(lost))]);
+                assert_eq!((outcome.sent, outcome.dropped), (3 * datagrams, 0), "{outcome:?}");
+                assert_eq!(outcome.gone, Some(lost));
+                receive(&mut client, &mut Arena::new(64), 3 * bytes.len());
+            }
+            for host in 0..2 * Refusals::ENOUGH {
+                let remote = SocketAddrV4::new(Ipv4Addr::from_bits(0x7f01_0000 + host), 9);
+                let to = Path { remote, local: Some(lost) };
+                gateway.send(&[SendTrain { to, bytes: &bytes, segment_size: 1_000 }]);
+            }
+            assert_eq!(gateway.gso(), gso, "that is not for want of GSO");
+        }
+    }
+
+    #[test]
+    fn a_datagram_that_is_refused_from_any_address_costs_the_peer_none() {
+        let mut gateway = everywhere(true, true);
+        let remote = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0); // EINVAL, and who sends from there is no peer
+        let to = Path { remote, local: Some(Ipv4Addr::LOCALHOST) };
+        let outcome = gateway.send(&[SendTrain { to, bytes: b"lost", segment_size: 0 }]);
+        assert_eq!((outcome.sent, outcome.dropped, outcome.gone), (0, 1, None));
+    }
+
     #[test]
     fn a_full_buffer_loses_datagrams_and_never_waits() {
         let listen = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
@@ -469,7 +594,8 @@ mod tests {
         let receiver = UdpTransport::open(listen, options).unwrap();
         let mut sender = loopback(true, false);
         let bytes = vec![0; 60_000];
-        let train = SendTrain { to: receiver.local_addr().unwrap(), bytes: &bytes, segment_size: 1000 };
+        let train =
+            SendTrain { to: receiver.local_addr().unwrap().into(), bytes: &bytes, segment_size: 1000 };
         let outcome = sender.send(&[train; 40]);
         assert_eq!(outcome.sent + outcome.dropped, 40 * 60);
         assert!(receiver.is_half_full() && !sender.is_half_full());
@@ -480,7 +606,7 @@ mod tests {
     fn a_datagram_that_cannot_be_sent_is_counted() {
         let mut sender = loopback(true, true);
         let to = SocketAddrV4::new(Ipv4Addr::BROADCAST, 9); // EACCES without SO_BROADCAST
-        let outcome = sender.send(&[SendTrain { to, bytes: b"lost", segment_size: 0 }]);
+        let outcome = sender.send(&[SendTrain { to: to.into(), bytes: b"lost", segment_size: 0 }]);
         assert_eq!((outcome.sent, outcome.dropped), (0, 1));
         assert_eq!(outcome.error.and_then(|error| error.raw_os_error()), Some(libc::EACCES));
     }

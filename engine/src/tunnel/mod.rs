@@ -6,7 +6,7 @@
 //!
 //! *In* ([`receive`]): a data message names its session by the *receiver index* that we once gave out ([`index`]).
 //! [`Tunnel::receive`] looks up the index, asks the replay window ([`replay`]), opens the message in place ([`session`]),
-//! and only then believes it: marks its counter, takes the address that it came from as the peer's new endpoint,
+//! and only then believes it: marks its counter, takes the path that it came by as the peer's new endpoint,
 //! and moves timers. A handshake message first passes the gate of [`cookie`], then goes to [`handshake`].
 //!
 //! *Out* ([`send`]): the caller asks for a [`Sealer`] once per train of packets and seals each in place. Without a
@@ -21,7 +21,7 @@
 //! Only an initiation does not tell whose it is until it is decrypted; the shard that gets it by chance then answers
 //! [`Received::OtherShard`].
 
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
@@ -29,6 +29,7 @@ use hashbrown::HashMap;
 
 use crate::clock::Timestamp;
 use crate::drop_reason::{DropCounters, DropReason};
+use crate::path::Path;
 
 mod cipher;
 mod cookie;
@@ -81,11 +82,11 @@ pub struct TunnelConfig {
 #[derive(Default, Debug)]
 pub struct Outgoing {
     /// Datagrams and where to send them, in order.
-    pub datagrams: Vec<(SocketAddrV4, Vec<u8>)>,
+    pub datagrams: Vec<(Path, Vec<u8>)>,
 }
 
 impl Outgoing {
-    fn push(&mut self, to: SocketAddrV4, datagram: Vec<u8>) {
+    fn push(&mut self, to: Path, datagram: Vec<u8>) {
         self.datagrams.push((to, datagram));
     }
 }
@@ -160,7 +161,7 @@ impl Tunnel {
                 peer.timers.want_handshake(now);
             }
         }
-        peer.endpoint = config.endpoint.or(peer.endpoint);
+        peer.endpoint = config.endpoint.map(Path::from).or(peer.endpoint);
         if peer.persistent_keepalive != config.persistent_keepalive {
             peer.persistent_keepalive = config.persistent_keepalive;
             peer.timers.persistent = config.persistent_keepalive.map(|_| now);
@@ -196,11 +197,21 @@ impl Tunnel {
     /// Tells where a peer is, until it is heard of elsewhere.
     pub fn set_endpoint(&mut self, peer: PeerId, endpoint: SocketAddrV4, now: Timestamp) {
         let Some(peer) = self.peers.get_mut(peer) else { return };
-        peer.endpoint = Some(endpoint);
+        peer.endpoint = Some(endpoint.into());
         if peer.persistent_keepalive.is_some() {
             peer.timers.persistent = Some(now);
         }
         self.schedule.update(peer);
+    }
+
+    /// Nothing can be sent from `address` any more: for the peers that were answered from there the route decides, until they
+    /// are heard of again.
+    pub fn forget_local(&mut self, address: Ipv4Addr) {
+        for peer in self.peers.iter_mut() {
+            if peer.endpoint.is_some_and(|path| path.local == Some(address)) {
+                peer.forget_local();
+            }
+        }
     }
 
     /// What there is to tell about a peer.
@@ -266,5 +277,9 @@ impl Peers {
 
     fn iter(&self) -> impl Iterator<Item = &Peer> {
         self.slots.iter().flatten().map(|peer| &**peer)
+    }
+
+    fn iter_mut(&mut self) -> impl Iterator<Item = &mut Peer> {
+        self.slots.iter_mut().flatten().map(|peer| &mut **peer)
     }
 }

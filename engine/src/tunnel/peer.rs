@@ -15,6 +15,7 @@ use super::messages::TIMESTAMP_LEN;
 use super::session::Session;
 use super::timers::Timers;
 use crate::clock::Timestamp;
+use crate::path::Path;
 
 /// What a caller configures of a peer.
 #[derive(Clone)]
@@ -76,7 +77,7 @@ pub struct Peer {
     pub preshared_key: Zeroizing<[u8; 32]>,
     pub cipher: Cipher,
     pub persistent_keepalive: Option<Duration>,
-    pub endpoint: Option<SocketAddrV4>,
+    pub endpoint: Option<Path>,
     pub mac_keys: MacKeys,
     pub cookie_jar: CookieJar,
     pub sessions: Sessions,
@@ -134,12 +135,17 @@ impl Peer {
         self.timers.handshake = None;
     }
 
+    /// Leaves it to the route from which address to send, until the peer is heard of again.
+    pub fn forget_local(&mut self) {
+        self.endpoint = self.endpoint.map(|path| path.remote.into());
+    }
+
     /// What there is to tell.
     pub fn stats(&self) -> PeerStats {
         PeerStats {
             id: self.id,
             public_key: self.public_key,
-            endpoint: self.endpoint,
+            endpoint: self.endpoint.map(|path| path.remote),
             last_handshake: self.last_handshake,
             traffic: self.traffic,
         }

@@ -12,6 +12,7 @@ use super::timers::{MIN_INITIATION_INTERVAL, REKEY_AFTER_TIME_RECEIVING};
 use super::{Home, Outgoing, PeerId, Tunnel};
 use crate::clock::Timestamp;
 use crate::drop_reason::DropReason;
+use crate::path::Path;
 
 /// What became of a datagram.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -45,7 +46,7 @@ impl Tunnel {
     pub fn receive(
         &mut self,
         now: Timestamp,
-        from: SocketAddrV4,
+        from: Path,
         datagram: &mut [u8],
         out: &mut Outgoing,
     ) -> Received {
@@ -57,7 +58,7 @@ impl Tunnel {
     pub fn receive_forwarded(
         &mut self,
         now: Timestamp,
-        from: SocketAddrV4,
+        from: Path,
         datagram: &mut [u8],
         out: &mut Outgoing,
     ) -> Received {
@@ -73,13 +74,13 @@ impl Tunnel {
     pub fn sender(&self, datagram: &[u8], from: SocketAddrV4) -> Option<PeerId> {
         let Ok(Message::Data(header)) = Message::parse(datagram) else { return None };
         let id = self.indices.get(header.receiver)?;
-        self.peers.get(id).filter(|peer| peer.endpoint == Some(from)).map(|_| id)
+        self.peers.get(id).filter(|peer| peer.endpoint.is_some_and(|path| path.remote == from)).map(|_| id)
     }
 
     fn walk(
         &mut self,
         now: Timestamp,
-        from: SocketAddrV4,
+        from: Path,
         datagram: &mut [u8],
         out: &mut Outgoing,
         judge: bool,
@@ -111,7 +112,7 @@ impl Tunnel {
         &mut self,
         header: DataHeader,
         now: Timestamp,
-        from: SocketAddrV4,
+        from: Path,
         datagram: &mut [u8],
         out: &mut Outgoing,
     ) -> Result<Received, DropReason> {
@@ -167,10 +168,10 @@ impl Tunnel {
         &mut self,
         message: &impl Handshake,
         now: Timestamp,
-        from: SocketAddrV4,
+        from: Path,
         out: &mut Outgoing,
     ) -> Result<(), DropReason> {
-        match self.admission.judge(message, from, now)? {
+        match self.admission.judge(message, from.remote, now)? {
             Verdict::Admit => Ok(()),
             Verdict::Challenge(reply) => {
                 out.push(from, reply.to_vec());
@@ -184,7 +185,7 @@ impl Tunnel {
         &mut self,
         message: Initiation<'_>,
         now: Timestamp,
-        from: SocketAddrV4,
+        from: Path,
         out: &mut Outgoing,
     ) -> Result<Received, DropReason> {
         let initiation = self.identity.receive_initiation(message)?;
@@ -225,7 +226,7 @@ impl Tunnel {
         &mut self,
         message: Response<'_>,
         now: Timestamp,
-        from: SocketAddrV4,
+        from: Path,
         out: &mut Outgoing,
     ) -> Result<Received, DropReason> {
         let local_index = message.receiver();
@@ -270,7 +271,7 @@ impl Tunnel {
 
 impl Peer {
     /// An authentic message came from `from`: that is where the peer is now (§2.1), and that it is there at all.
-    fn heard_from(&mut self, from: SocketAddrV4, now: Timestamp) {
+    fn heard_from(&mut self, from: Path, now: Timestamp) {
         self.endpoint = Some(from);
         self.timers.received(now, self.persistent_keepalive);
     }

@@ -1,6 +1,5 @@
 //! Towards the peers: sealing, waiting for a session, beginning a handshake.
 
-use std::net::SocketAddrV4;
 use std::time::Duration;
 
 use super::handshake::{after_tai64n, random_bytes, tai64n};
@@ -11,6 +10,7 @@ use super::timers::{MAX_JITTER, REKEY_AFTER_TIME};
 use super::{Outgoing, PeerId, Tunnel};
 use crate::clock::Timestamp;
 use crate::drop_reason::{DropCounters, DropReason};
+use crate::path::Path;
 
 /// Packets that may wait for a session with one peer (as in Linux: `MAX_STAGED_PACKETS`).
 pub const QUEUE_LIMIT: usize = 128;
@@ -21,7 +21,7 @@ const PADDING_MULTIPLE: usize = 16;
 pub struct Sealer<'a> {
     session: &'a mut Session,
     traffic: &'a mut Traffic,
-    endpoint: SocketAddrV4,
+    endpoint: Path,
     mtu: usize,
     /// Shorter packets are padded to this length.
     least: usize,
@@ -34,7 +34,7 @@ impl Sealer<'_> {
     pub const OVERHEAD: usize = DATA_HEADER_LEN + TAG_LEN;
 
     /// Where to send the datagrams.
-    pub fn endpoint(&self) -> SocketAddrV4 {
+    pub fn endpoint(&self) -> Path {
         self.endpoint
     }
 

@@ -231,8 +231,14 @@ impl Tunnel {
                 peer.forget_pending(&mut self.indices);
                 self.drops.add(DropReason::HandshakeTimeout, peer.queue.len() as u64);
                 peer.queue.clear();
-            } else if let Err(reason) = self.initiate(id, now, out) {
-                self.drops.count(reason);
+            } else {
+                if peer.pending.is_some() {
+                    // Nobody answered: perhaps the way from the address that the peer knew us by is cut (as in Linux).
+                    peer.forget_local();
+                }
+                if let Err(reason) = self.initiate(id, now, out) {
+                    self.drops.count(reason);
+                }
             }
         }
         if let Some(peer) = self.peers.get_mut(id) {

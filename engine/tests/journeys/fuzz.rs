@@ -189,7 +189,7 @@ fn take_step(
             let shard = dice.below(world.shards.len());
             let crossing = match dice.below(3) {
                 0 => Crossing::Initiation {
-                    from: endpoint([192, 0, 2, 66].into(), 1),
+                    from: endpoint([192, 0, 2, 66].into(), 1).into(),
                     datagram: dice.datagram(),
                 },
                 1 => Crossing::ToPeer { packet: dice.packet(SERVER), offload: dice.offload() },

@@ -13,7 +13,7 @@ impl World {
 
     fn bob_receives(&mut self, from: SocketAddrV4, bytes: &[u8]) -> (Received, Outgoing) {
         let mut out = Outgoing::default();
-        let received = self.bob.tunnel.receive(self.now, from, &mut bytes.to_vec(), &mut out);
+        let received = self.bob.tunnel.receive(self.now, from.into(), &mut bytes.to_vec(), &mut out);
         (received, out)
     }
 
@@ -159,7 +159,7 @@ fn under_load_a_handshake_needs_a_cookie_and_gets_one() {
     let elsewhere = SocketAddrV4::new(*EVE.ip(), 1);
     let (received, out) = world.bob_receives(elsewhere, &initiation);
     assert_eq!(received, Received::Drop(DropReason::CookieRequired));
-    assert_eq!(out.datagrams[0].0, elsewhere);
+    assert_eq!(out.datagrams[0].0.remote, elsewhere);
     world.deliver();
     assert_eq!(world.bob.inbox, [b"hello"]);
 }
@@ -219,7 +219,7 @@ fn a_shard_under_load_still_reads_what_another_shard_has_admitted() {
     world.alice_sends(b"hello");
     let mut initiation = world.wire.pop_front().unwrap().bytes;
     let mut out = Outgoing::default();
-    let received = world.bob.tunnel.receive_forwarded(world.now, ALICE, &mut initiation, &mut out);
+    let received = world.bob.tunnel.receive_forwarded(world.now, ALICE.into(), &mut initiation, &mut out);
     assert!(matches!(received, Received::Handshake { .. }));
 }
 
@@ -275,6 +275,8 @@ proptest! {
 #[test]
 fn only_a_datagram_from_where_a_peer_is_seems_to_be_the_peers() {
     let world = World::connected();
+    let bob = world.bob.tunnel.peers.get(world.bob.peer).unwrap();
+    assert!(bob.endpoint.unwrap().local.is_some(), "to which of Bob's addresses does not matter");
     let data = world.recorded(ALICE, 4);
     let sender = |datagram: &[u8], from| world.bob.tunnel.sender(datagram, from);
     assert_eq!(sender(&data, ALICE), Some(world.bob.peer));

@@ -188,6 +188,58 @@ fn a_roaming_peer_is_followed_by_its_authentic_messages() {
 }
 
 #[test]
+fn a_peer_is_answered_from_the_address_at_which_it_called() {
+    let mut world = World::new();
+    let path = |end: &End| end.tunnel.peers.get(end.peer).unwrap().endpoint.unwrap();
+    let second = Ipv4Addr::new(198, 51, 100, 7);
+    assert_eq!(path(&world.alice).local, None, "who is configured has not called");
+    for address in [second, *BOB.ip()] {
+        // The handshake at one address, then data at another.
+        world.bob.address.set_ip(address);
+        world.alice.tunnel.set_endpoint(world.alice.peer, world.bob.address, world.now);
+        world.alice_sends(b"hello");
+        world.deliver();
+        world.bob_sends(b"hello");
+        assert_eq!(path(&world.bob), Path { remote: ALICE, local: Some(address) });
+        let answers: Vec<_> = world.wire.iter().collect();
+        assert!(!answers.is_empty() && answers.iter().all(|answer| answer.from == world.bob.address));
+        world.deliver();
+    }
+    let answers = world.recording.iter().filter(|datagram| datagram.from.ip() == &second);
+    assert_eq!(answers.map(|answer| answer.bytes[0]).collect::<Vec<_>>(), [2, 4], "the response, too");
+}
+
+#[test]
+fn an_address_that_the_host_has_lost_is_forgotten_until_the_peer_is_heard_of_again() {
+    let mut world = World::connected();
+    let path = |world: &World| world.bob.tunnel.peers.get(world.bob.peer).unwrap().endpoint.unwrap();
+    world.bob.tunnel.forget_local(Ipv4Addr::new(198, 51, 100, 7));
+    assert_eq!(path(&world).local, Some(*BOB.ip()), "that was another");
+    world.bob.tunnel.forget_local(*BOB.ip());
+    assert_eq!(path(&world), ALICE.into());
+    world.alice_sends(b"still there");
+    world.deliver();
+    assert_eq!(path(&world).local, Some(*BOB.ip()));
+}
+
+#[test]
+fn a_peer_that_does_not_answer_is_called_once_more_from_its_address_and_then_from_any() {
+    let mut world = World::connected();
+    let called_from = |world: &mut World| {
+        let mut out = Outgoing::default();
+        while out.datagrams.is_empty() {
+            world.now = world.bob.tunnel.next_wakeup().unwrap();
+            world.bob.tunnel.poll(world.now, &mut out);
+        }
+        assert_eq!(out.datagrams[0].1[0], 1, "an initiation");
+        out.datagrams[0].0
+    };
+    world.bob_sends(b"are you there?");
+    assert_eq!(called_from(&mut world), Path { remote: ALICE, local: Some(*BOB.ip()) });
+    assert_eq!(called_from(&mut world), ALICE.into());
+}
+
+#[test]
 fn data_is_padded_to_sixteen_bytes_but_not_beyond_the_mtu() {
     let mut world = World::connected();
     for (packet, datagram) in
@@ -275,19 +327,19 @@ fn an_initiation_is_sent_on_to_the_shard_of_its_peer() {
 
     world.alice_sends(b"hello");
     let mut initiation = world.wire.pop_front().unwrap().bytes;
-    assert_eq!(zero.receive(world.now, ALICE, &mut initiation, &mut out), Received::OtherShard(1));
+    assert_eq!(zero.receive(world.now, ALICE.into(), &mut initiation, &mut out), Received::OtherShard(1));
     assert!(out.datagrams.is_empty());
-    let received = one.receive_forwarded(world.now, ALICE, &mut initiation, &mut out);
+    let received = one.receive_forwarded(world.now, ALICE.into(), &mut initiation, &mut out);
     assert_eq!(received, Received::Handshake { peer });
 
     let (to, response) = out.datagrams.pop().unwrap();
-    let answers = world.alice.receive(Datagram { from: BOB, to, bytes: response }, world.now);
+    let answers = world.alice.receive(Datagram { from: BOB, to: to.remote, bytes: response }, world.now);
     let mut data = answers[0].bytes.clone();
     assert_eq!(data[4], 1, "the low byte of the receiver index names the shard");
-    assert_eq!(zero.receive(world.now, ALICE, &mut data, &mut out), Received::OtherShard(1));
-    assert!(matches!(one.receive(world.now, ALICE, &mut data, &mut out), Received::Packet { .. }));
+    assert_eq!(zero.receive(world.now, ALICE.into(), &mut data, &mut out), Received::OtherShard(1));
+    assert!(matches!(one.receive(world.now, ALICE.into(), &mut data, &mut out), Received::Packet { .. }));
 
     zero.remove_peer(&public_key(&ALICE_KEY));
-    let again = zero.receive(world.now, ALICE, &mut initiation, &mut out);
+    let again = zero.receive(world.now, ALICE.into(), &mut initiation, &mut out);
     assert_eq!(again, Received::Drop(DropReason::UnknownPeer));
 }

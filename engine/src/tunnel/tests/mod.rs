@@ -36,6 +36,8 @@ struct Datagram {
 struct End {
     tunnel: Tunnel,
     address: SocketAddrV4,
+    /// Whether it hears which of its addresses was addressed, as a gateway does.
+    sticky_source: bool,
     peer: PeerId,
     /// The packets that came out of the tunnel.
     inbox: Vec<Vec<u8>>,
@@ -89,7 +91,16 @@ impl World {
             let mut config = peer_config(other, endpoint);
             adjust(&mut config);
             let peer = tunnel.set_peer(&config, now);
-            End { tunnel, address, peer, inbox: Vec::new(), dropped: Vec::new(), keepalives: 0 }
+            let sticky_source = endpoint.is_none();
+            End {
+                tunnel,
+                address,
+                sticky_source,
+                peer,
+                inbox: Vec::new(),
+                dropped: Vec::new(),
+                keepalives: 0,
+            }
         };
         Self {
             now,
@@ -189,7 +200,8 @@ impl End {
 
     fn receive(&mut self, mut datagram: Datagram, now: Timestamp) -> Vec<Datagram> {
         let mut out = Outgoing::default();
-        match self.tunnel.receive(now, datagram.from, &mut datagram.bytes, &mut out) {
+        let from = Path { remote: datagram.from, local: self.sticky_source.then_some(*self.address.ip()) };
+        match self.tunnel.receive(now, from, &mut datagram.bytes, &mut out) {
             Received::Packet { peer, plaintext } => {
                 assert_eq!(peer, self.peer);
                 // The tests' packets are texts: padding is what no text ends with.
@@ -212,7 +224,11 @@ impl End {
     }
 
     fn posted(&self, out: Outgoing) -> Vec<Datagram> {
-        out.datagrams.into_iter().map(|(to, bytes)| Datagram { from: self.address, to, bytes }).collect()
+        let datagram = |(to, bytes): (Path, _)| {
+            let from = SocketAddrV4::new(to.local.unwrap_or(*self.address.ip()), self.address.port());
+            Datagram { from, to: to.remote, bytes }
+        };
+        out.datagrams.into_iter().map(datagram).collect()
     }
 
     fn stats(&self) -> PeerStats {

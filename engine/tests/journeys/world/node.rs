@@ -80,14 +80,14 @@ impl<C: Core> Node<C> {
             let (tunnel, drops) = core.sealing();
             let more = seal_frames(outbox, &mut next, arena, tunnel, sealed, now, drops);
             let trains = sealed.trains().iter();
-            output.trains.extend(trains.map(|t| (t.to, t.segment_size, sealed.bytes(t).to_vec())));
+            output.trains.extend(trains.map(|t| (t.to.remote, t.segment_size, sealed.bytes(t).to_vec())));
             sealed.clear();
             if !more {
                 break;
             }
         }
         let datagrams = outbox.datagrams.datagrams.drain(..);
-        output.trains.extend(datagrams.map(|(to, datagram)| (to, datagram.len(), datagram)));
+        output.trains.extend(datagrams.map(|(to, datagram)| (to.remote, datagram.len(), datagram)));
         output.crossings.append(&mut outbox.crossings);
         outbox.clear();
         output
@@ -102,7 +102,7 @@ pub fn receive_trains<C: Core>(node: &mut Node<C>, now: Timestamp, trains: &[Tra
             &mut node.arena,
             span,
             train.segment_size,
-            train.from,
+            train.from.into(),
             &mut node.outbox,
         );
     }
