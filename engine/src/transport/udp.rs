@@ -5,7 +5,8 @@
 //! `UDP_SEGMENT`. Nothing waits: where the kernel has no room, datagrams die and are counted, as on any link.
 //!
 //! UDP GSO is broken on some kernels and drivers. If the kernel refuses a train with `EIO` or `EINVAL`, the train goes out
-//! datagram by datagram; `EIO`, or many `EINVAL` in a row, switches GSO off for good, and [`Transport::gso`] tells.
+//! datagram by datagram; `EIO`, or `EINVAL` towards many destinations in a row, switches GSO off for good, and
+//! [`Transport::gso`] tells.
 //!
 //! On a host with several addresses each datagram tells to which it was sent (`IP_PKTINFO`), and answers leave from there
 //! ([`Path::local`]). Should the host have lost that address, they leave from another, and [`SendOutcome::gone`] tells.
@@ -15,7 +16,7 @@
 //! ([`UdpTransport::steer_by_receiver_index`]).
 
 use std::io;
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use super::{MAX_TRAIN_BYTES, MAX_TRAIN_SEGMENTS, SendOutcome, SendTrain, Train, Transport};
@@ -174,7 +175,7 @@ impl UdpTransport {
             match result {
                 Ok(()) => {
                     if train.datagrams() > 1 {
-                        refusals.in_a_row = 0;
+                        *refusals = Refusals::default();
                     }
                     outcome.sent += train.datagrams();
                 }
@@ -185,7 +186,8 @@ impl UdpTransport {
                 Err(error) if train.datagrams() > 1 && refuses_trains(&error) => {
                     send_apart(fd.as_fd(), train, outcome);
                     if !is_gone(train.to, outcome) {
-                        *gso &= beyond_limits(train) || !refusals.are_for_good(error.raw_os_error());
+                        let errno = error.raw_os_error();
+                        *gso &= beyond_limits(train) || !refusals.are_for_good(errno, *train.to.remote.ip());
                         outcome.error.get_or_insert(error);
                     }
                 }
@@ -303,11 +305,12 @@ fn refuses_trains(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE))
 }
 
-/// How trains were refused lately.
+/// How trains were refused lately, with `EINVAL`, since one was sent.
 #[derive(Default)]
 struct Refusals {
-    /// With `EINVAL`, since a train was sent.
+    /// Each towards another destination than the one before.
     in_a_row: u32,
+    last: Option<Ipv4Addr>,
 }
 
 impl Refusals {
@@ -315,12 +318,13 @@ impl Refusals {
     const ENOUGH: u32 = 64;
 
     /// Whether, after one more refusal, none should be tried any more. `EINVAL` alone does not say so: kernels before 6.14
-    /// mean the MTU of one route by it, and one peer there must not cost all the others their trains.
-    fn are_for_good(&mut self, errno: Option<i32>) -> bool {
+    /// mean the MTU of one route by it, and one peer there, even if it is alone for a while, must not cost all the others
+    /// their trains.
+    fn are_for_good(&mut self, errno: Option<i32>, to: Ipv4Addr) -> bool {
         match errno {
             Some(libc::EIO) => true,
             Some(libc::EINVAL) => {
-                self.in_a_row += 1;
+                self.in_a_row += u32::from(self.last.replace(to) != Some(to));
                 self.in_a_row >= Self::ENOUGH
             }
             _ => false,
@@ -409,7 +413,6 @@ fn receiver_index_program(shards: u8) -> Result<Vec<Instruction>, AssemblyError>
 mod tests {
     use super::*;
     use crate::bpf::interpreter::run;
-    use std::net::Ipv4Addr;
 
     fn loopback(gso: bool, gro: bool) -> UdpTransport {
         let listen = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
@@ -492,23 +495,27 @@ mod tests {
 
         // The kernel refuses to segment for a socket without UDP checksums: as on a device that cannot.
         sys::set_option(sender.fd.as_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, 1u32).unwrap();
-        let refused = |sender: &mut UdpTransport| {
+        let refused = |sender: &mut UdpTransport, host: u32| {
+            let to = SocketAddrV4::new(Ipv4Addr::from_bits(0x7f01_0000 + host), 9);
             let outcome = sender.send(&[SendTrain { to: to.into(), bytes: &bytes, segment_size: 100 }]);
             assert_eq!((outcome.sent, outcome.dropped), (3, 0));
             (outcome.error.is_some(), sender.gso())
         };
-        for _ in 1..Refusals::ENOUGH {
-            assert_eq!(refused(&mut sender), (true, true), "it may be the fault of one route");
+        for host in 1..Refusals::ENOUGH {
+            assert_eq!(refused(&mut sender, host), (true, true), "it may be the fault of one route");
         }
         // A train that passes proves it.
         sys::set_option(sender.fd.as_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, 0u32).unwrap();
-        assert_eq!(refused(&mut sender), (false, true));
+        assert_eq!(refused(&mut sender, 0), (false, true));
         sys::set_option(sender.fd.as_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, 1u32).unwrap();
-        for _ in 1..Refusals::ENOUGH {
-            assert_eq!(refused(&mut sender), (true, true));
+        for _ in 0..2 * Refusals::ENOUGH {
+            assert_eq!(refused(&mut sender, 1), (true, true), "one peer alone never decides");
         }
-        assert_eq!(refused(&mut sender), (true, false), "too many in a row: the kernel takes none");
-        assert_eq!(refused(&mut sender), (false, false), "and is not asked any more");
+        for host in 2..Refusals::ENOUGH {
+            assert_eq!(refused(&mut sender, host), (true, true));
+        }
+        assert_eq!(refused(&mut sender, 0), (true, false), "too many in a row: the kernel takes none");
+        assert_eq!(refused(&mut sender, 0), (false, false), "and is not asked any more");
     }
 
     /// A socket on all addresses of the host.
