@@ -347,13 +347,14 @@ impl World {
                 Event::ToShard(shard, train) => {
                     let trains =
                         self.more_trains(train, |event| matches!(event, Event::ToShard(s, _) if *s == shard));
-                    receive_trains(&mut self.shards[shard], self.now, &trains);
+                    let local = Some(*GATEWAY_ENDPOINT.ip());
+                    receive_trains(&mut self.shards[shard], self.now, &trains, local);
                     self.finish_shard(shard);
                 }
                 Event::ToClient(client, train) => {
                     let trains = self
                         .more_trains(train, |event| matches!(event, Event::ToClient(c, _) if *c == client));
-                    receive_trains(&mut self.clients[client], self.now, &trains);
+                    receive_trains(&mut self.clients[client], self.now, &trains, None);
                     self.finish_client(client);
                 }
                 Event::FromOutside(shard, packet) => self.receive_external(shard, &packet),
@@ -419,7 +420,15 @@ impl World {
             }
         }
         for (to, segment_size, bytes) in output.trains {
-            let client = self.endpoints.iter().position(|&endpoint| endpoint == to);
+            if matches!(bytes[0], 2 | 3) {
+                // A handshake response or a cookie, perhaps of a shard that another one has sent the initiation to.
+                assert_eq!(
+                    to.local,
+                    Some(*GATEWAY_ENDPOINT.ip()),
+                    "answered from the address that was called"
+                );
+            }
+            let client = self.endpoints.iter().position(|&endpoint| endpoint == to.remote);
             let Some(client) = client else { continue };
             let train = Train { from: GATEWAY_ENDPOINT, segment_size, bytes };
             self.datagrams += train.bytes.len().div_ceil(segment_size);
@@ -444,7 +453,7 @@ impl World {
             }
         }
         for (to, segment_size, bytes) in output.trains {
-            assert_eq!(to, GATEWAY_ENDPOINT);
+            assert_eq!(to, GATEWAY_ENDPOINT.into(), "a client leaves its address to the route");
             let train = Train { from: self.endpoints[client], segment_size, bytes };
             if let Some(recorded) = &mut self.recorded {
                 recorded.push(train.clone());

@@ -13,7 +13,8 @@ impl World {
 
     fn bob_receives(&mut self, from: SocketAddrV4, bytes: &[u8]) -> (Received, Outgoing) {
         let mut out = Outgoing::default();
-        let received = self.bob.tunnel.receive(self.now, from.into(), &mut bytes.to_vec(), &mut out);
+        let from = Path { remote: from, local: Some(*BOB.ip()) };
+        let received = self.bob.tunnel.receive(self.now, from, &mut bytes.to_vec(), &mut out);
         (received, out)
     }
 
@@ -159,7 +160,7 @@ fn under_load_a_handshake_needs_a_cookie_and_gets_one() {
     let elsewhere = SocketAddrV4::new(*EVE.ip(), 1);
     let (received, out) = world.bob_receives(elsewhere, &initiation);
     assert_eq!(received, Received::Drop(DropReason::CookieRequired));
-    assert_eq!(out.datagrams[0].0.remote, elsewhere);
+    assert_eq!(out.datagrams[0].0, Path { remote: elsewhere, local: Some(*BOB.ip()) });
     world.deliver();
     assert_eq!(world.bob.inbox, [b"hello"]);
 }

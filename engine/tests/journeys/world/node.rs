@@ -1,12 +1,13 @@
 //! A core, and the loop around it.
 
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use tidegate_engine::arena::{Arena, Span};
 use tidegate_engine::clock::Timestamp;
 use tidegate_engine::core::Core;
 use tidegate_engine::external::MacAddress;
 use tidegate_engine::outbox::{Crossing, Outbox, TrainBuffer, seal_frames};
+use tidegate_engine::path::Path;
 
 /// Trains that one turn of the loop takes (`TRANSPORT_BUFFERS`).
 pub const TRAINS_PER_TURN: usize = 8;
@@ -41,7 +42,7 @@ pub struct Output {
     pub external: Vec<DevicePacket>,
     pub tun: Vec<DevicePacket>,
     pub arp: Vec<[u8; 42]>,
-    pub trains: Vec<(SocketAddrV4, usize, Vec<u8>)>,
+    pub trains: Vec<(Path, usize, Vec<u8>)>,
     pub crossings: Vec<(u8, Crossing)>,
 }
 
@@ -80,21 +81,27 @@ impl<C: Core> Node<C> {
             let (tunnel, drops) = core.sealing();
             let more = seal_frames(outbox, &mut next, arena, tunnel, sealed, now, drops);
             let trains = sealed.trains().iter();
-            output.trains.extend(trains.map(|t| (t.to.remote, t.segment_size, sealed.bytes(t).to_vec())));
+            output.trains.extend(trains.map(|t| (t.to, t.segment_size, sealed.bytes(t).to_vec())));
             sealed.clear();
             if !more {
                 break;
             }
         }
         let datagrams = outbox.datagrams.datagrams.drain(..);
-        output.trains.extend(datagrams.map(|(to, datagram)| (to.remote, datagram.len(), datagram)));
+        output.trains.extend(datagrams.map(|(to, datagram)| (to, datagram.len(), datagram)));
         output.crossings.append(&mut outbox.crossings);
         outbox.clear();
         output
     }
 }
 
-pub fn receive_trains<C: Core>(node: &mut Node<C>, now: Timestamp, trains: &[Train]) {
+/// `local` is the address that was addressed, where the node's socket tells.
+pub fn receive_trains<C: Core>(
+    node: &mut Node<C>,
+    now: Timestamp,
+    trains: &[Train],
+    local: Option<Ipv4Addr>,
+) {
     for (buffer, train) in trains.iter().enumerate() {
         let span = node.store(buffer, &train.bytes);
         node.core.receive_datagrams(
@@ -102,7 +109,7 @@ pub fn receive_trains<C: Core>(node: &mut Node<C>, now: Timestamp, trains: &[Tra
             &mut node.arena,
             span,
             train.segment_size,
-            train.from.into(),
+            Path { remote: train.from, local },
             &mut node.outbox,
         );
     }
