@@ -23,7 +23,7 @@ Answer = Callable[[dns.message.Message], "bytes | None"]
 
 @pytest.fixture(autouse=True)
 def _the_hosts_own_look_up_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tidegate.whereabouts.TIMEOUT", 0.1)
+    monkeypatch.setattr("tidegate.whereabouts.TIMEOUT", 1.0)
 
     def fail(*_: object, **__: object) -> None:
         raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
