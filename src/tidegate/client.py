@@ -23,7 +23,7 @@ from tidegate.ciphers import check_cipher
 from tidegate.dns.resolvers import Resolver, host_resolvers
 from tidegate.engine import ClientOptions, Engine, EngineClient
 from tidegate.errors import EngineError, HostNetworkError
-from tidegate.gateway import explain_engine, watch_engine
+from tidegate.gateway import SETTLE, explain_engine, watch_engine
 from tidegate.host.names import resolve
 from tidegate.host.netlink import configure_tun, watch
 from tidegate.host.privileges import CAP_NET_ADMIN, check_privileges
@@ -44,8 +44,6 @@ SILENCE = 20.0
 """Seconds after the first handshake until packets that nobody answers are mentioned, once."""
 SEARCH_PAUSE = 30.0
 """Seconds at least between two look-ups of the name of a gateway that does not answer."""
-SETTLE = 0.2
-"""Seconds that changes of the host's network may go on before they are looked at."""
 FIRST_LOOK, LAST_LOOK = 0.05, 1.0
 """Seconds between looks for the first handshake: it comes within a round trip, or not soon."""
 

@@ -1,10 +1,10 @@
 //! The external side of the whole gateway: its interface, its addresses, and the ports that are published on them.
 //!
 //! Theory of operation. A port is published on the first external address (what answers has one address to come from),
-//! and on every shard: that of the client's translates, the others send it what they get, and none lends the port to anybody. First the port is reserved (unless
-//! it is the NAT's already), then the shards are told; if one of them refuses, all take it back. Before the engine has
-//! been started they will find their orders waiting, and have no reason to refuse: so what was published before a
-//! restart is published before the first packet.
+//! and on every shard: that of the client's translates, the others send it what they get, and none lends the port to
+//! anybody. First the port is reserved (unless it is the NAT's already), then the shards are told; if one of them
+//! refuses, all take it back. Before the engine has been started they will find their orders waiting, and have no reason
+//! to refuse: so what was published before a restart is published before the first packet.
 //!
 //! When an address goes, so do its reserved ports; when another one is the first, everything is published there. What is
 //! refused there is remembered with its reason, and tried again at the next change. When the interface is another one,
