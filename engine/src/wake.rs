@@ -1,6 +1,6 @@
-//! Waiting and being woken: epoll(7) and eventfd(2).
+//! Waiting and being woken: epoll(7), eventfd(2) and timerfd_create(2).
 //!
-//! A shard waits in [`Epoll::wait`] until a device is ready, its next deadline comes, or another thread calls
+//! A shard waits in [`Epoll::wait`] until a device is ready, its [`AlarmClock`] rings, or another thread calls
 //! [`EventFd::notify`]. Nothing here polls: with nothing to do and no deadline it waits for ever.
 
 use std::io;
@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use libc::c_int;
 
+use crate::clock::Timestamp;
 use crate::sys::{Context, DeviceError, check, would_block};
 
 /// A level-triggered set of descriptors to wait for.
@@ -224,9 +225,131 @@ impl AsRawFd for EventFd {
     }
 }
 
+/// Wakes a thread that waits in [`Epoll::wait`] at a time of [`monotonic_now`](crate::clock::monotonic_now), which goes on
+/// while the machine sleeps. The timeouts of epoll do not: after a night, what was due in a minute would be due a minute
+/// later. Level-triggered: readable from the time it was set to until [`Self::silence`].
+#[derive(Debug)]
+pub struct AlarmClock {
+    fd: OwnedFd,
+    /// When it rings, or has rung; `None`: not at all.
+    set_to: Option<Timestamp>,
+}
+
+impl AlarmClock {
+    /// One that is not set.
+    ///
+    /// # Errors
+    /// Where the kernel has no more descriptors.
+    pub fn new() -> Result<Self, DeviceError> {
+        // SAFETY: timerfd_create(2) takes no pointers.
+        let fd = check(unsafe {
+            libc::timerfd_create(libc::CLOCK_BOOTTIME, libc::TFD_NONBLOCK | libc::TFD_CLOEXEC)
+        })
+        .context(|| "create a timer".into())?;
+        // SAFETY: the descriptor was just opened, and nobody else has it.
+        Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) }, set_to: None })
+    }
+
+    /// Lets it ring at `deadline` at the latest. Where it is set to an earlier time, it is left so: deadlines mostly move
+    /// on, and ringing once in vain costs less than setting it for each packet.
+    ///
+    /// # Errors
+    /// None is expected.
+    pub fn ring_by(&mut self, deadline: Timestamp) -> io::Result<()> {
+        if self.set_to.is_some_and(|set_to| set_to <= deadline) {
+            return Ok(());
+        }
+        // A time of zero would switch it off.
+        let nanos = deadline.as_nanos().max(1);
+        let at = libc::itimerspec {
+            it_interval: libc::timespec { tv_sec: 0, tv_nsec: 0 },
+            it_value: libc::timespec {
+                tv_sec: libc::time_t::try_from(nanos / 1_000_000_000).unwrap_or(libc::time_t::MAX),
+                tv_nsec: (nanos % 1_000_000_000) as libc::c_long,
+            },
+        };
+        // SAFETY: the kernel reads one `itimerspec`, and writes none, for the last pointer is null.
+        check(unsafe {
+            libc::timerfd_settime(
+                self.fd.as_raw_fd(),
+                libc::TFD_TIMER_ABSTIME,
+                &raw const at,
+                std::ptr::null_mut(),
+            )
+        })?;
+        self.set_to = Some(deadline);
+        Ok(())
+    }
+
+    /// Makes it quiet after it has rung; it is not set any more.
+    ///
+    /// # Errors
+    /// None is expected.
+    pub fn silence(&mut self) -> io::Result<()> {
+        match crate::sys::read(self.fd.as_fd(), &mut [0; 8]) {
+            Ok(_) => self.set_to = None,
+            // It has not rung yet.
+            Err(error) if would_block(&error) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+}
+
+impl AsFd for AlarmClock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::monotonic_now;
+
+    const SHORT: Duration = Duration::from_millis(20);
+    const LONG: Duration = Duration::from_secs(3_600);
+
+    /// Waits until the alarm rings, and silences it.
+    fn rung_at(epoll: &Epoll, alarm: &mut AlarmClock) -> Timestamp {
+        let mut events = Events::with_capacity(1);
+        epoll.wait(&mut events, Some(Duration::from_secs(10))).unwrap();
+        assert_eq!(events.iter().count(), 1);
+        let rang = monotonic_now();
+        alarm.silence().unwrap();
+        epoll.wait(&mut events, Some(Duration::ZERO)).unwrap();
+        assert!(events.is_empty(), "silent until it is set again");
+        rang
+    }
+
+    #[test]
+    fn an_alarm_clock_rings_at_the_earliest_time_that_it_was_told_and_not_before() {
+        let (epoll, mut alarm) = (Epoll::new().unwrap(), AlarmClock::new().unwrap());
+        epoll.add(&alarm, 1, Interest::Read).unwrap();
+        let began = monotonic_now();
+        alarm.ring_by(began + LONG).unwrap();
+        alarm.ring_by(began + SHORT).unwrap();
+        alarm.ring_by(began + LONG).unwrap();
+        assert!(rung_at(&epoll, &mut alarm) >= began + SHORT);
+        alarm.ring_by(Timestamp::ORIGIN).unwrap();
+        rung_at(&epoll, &mut alarm);
+    }
+
+    #[test]
+    fn silencing_an_alarm_clock_too_early_leaves_it_set() {
+        let (epoll, mut alarm) = (Epoll::new().unwrap(), AlarmClock::new().unwrap());
+        epoll.add(&alarm, 1, Interest::Read).unwrap();
+        alarm.ring_by(monotonic_now() + SHORT).unwrap();
+        alarm.silence().unwrap();
+        rung_at(&epoll, &mut alarm);
+    }
+
+    #[test]
+    fn an_alarm_clock_goes_on_while_the_machine_sleeps() {
+        let alarm = AlarmClock::new().unwrap();
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", alarm.fd.as_raw_fd())).unwrap();
+        assert!(info.contains(&format!("clockid: {}\n", libc::CLOCK_BOOTTIME)), "{info}");
+    }
 
     #[test]
     fn a_notified_event_is_readable_until_it_is_cleared() {
