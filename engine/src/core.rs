@@ -6,6 +6,7 @@ use crate::arena::{Arena, Span};
 use crate::clock::Timestamp;
 use crate::drop_reason::DropCounters;
 use crate::external::reservation::ReserveRequest;
+use crate::fair_queue::Owner;
 use crate::messages::{Command, ShardStatus};
 use crate::outbox::{Crossing, Outbox};
 use crate::path::Path;
@@ -25,10 +26,9 @@ pub trait Core {
         outbox: &mut Outbox,
     );
 
-    /// Whose datagrams these seem to be, so that they wait in that peer's queue. Nobody has verified it yet; what cannot be
-    /// told waits in a queue of its own.
-    fn sender(&self, _train: &[u8], _from: SocketAddrV4) -> Option<PeerId> {
-        None
+    /// Whose datagrams these seem to be, so that they wait in that peer's queue. Nobody has verified it yet.
+    fn sender(&self, _train: &[u8], _from: SocketAddrV4) -> Owner<PeerId> {
+        Owner::Stranger
     }
 
     /// Routes what was opened since the last flush.
@@ -71,8 +71,8 @@ pub trait Core {
     fn expect_external(&self, _arena: &Arena, _packet: Span) {}
 
     /// The same for a packet of the external interface: which client it seems to be for.
-    fn recipient(&self, _packet: &[u8]) -> Option<Ipv4Addr> {
-        None
+    fn recipient(&self, _packet: &[u8]) -> Owner<Ipv4Addr> {
+        Owner::Stranger
     }
 
     /// Takes a packet of the external interface.

@@ -30,6 +30,28 @@ pub const QUANTUM: usize = 65_535;
 /// small one.
 const LEAST_COST: usize = 256;
 
+/// Whose packet it seems to be, before anything is verified: the usual key of these queues.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Owner<K> {
+    /// A client's.
+    Client(K),
+    /// A handshake: of somebody who wants to be a client, or to go on being one. What other strangers send, however much,
+    /// takes nothing of its turns.
+    Newcomer,
+    /// Nobody's that we know.
+    Stranger,
+}
+
+impl<K> Owner<K> {
+    /// The client, if it is one's.
+    pub fn client(self) -> Option<K> {
+        match self {
+            Self::Client(client) => Some(client),
+            Self::Newcomer | Self::Stranger => None,
+        }
+    }
+}
+
 /// So many packets, and so many bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Amount {

@@ -19,7 +19,7 @@ use crate::clock::Timestamp;
 use crate::drop_reason::{DropCounters, DropReason};
 use crate::external::packet_socket::Frame;
 use crate::fair_queue::codel::INTERVAL;
-use crate::fair_queue::{Amount, FairQueue, QUANTUM};
+use crate::fair_queue::{Amount, FairQueue, Owner, QUANTUM};
 use crate::pool::Pool;
 use crate::transport::Train;
 
@@ -75,8 +75,7 @@ impl Arrival for Frame {
 /// What one device has brought.
 pub struct Intake<K, T> {
     pool: Pool,
-    /// What nobody knows the client of waits under `None`.
-    queue: FairQueue<Option<K>, T>,
+    queue: FairQueue<Owner<K>, T>,
     /// Whose packet came last, of those known, and until when it counts that others' came, too.
     last: Option<K>,
     contested_until: Timestamp,
@@ -130,7 +129,7 @@ impl<K: Copy + Eq + Hash, T: Arrival> Intake<K, T> {
         (!self.slots.is_empty()).then_some((&self.slots, &mut self.arrived))
     }
 
-    /// Queues what the last read has brought, each packet under the key that `key` finds. Returns whether there may be more.
+    /// Queues what the last read has brought, each packet under the owner that `owner` finds. Returns whether there may be more.
     ///
     /// `half_full`, whether the kernel's buffer is so even now, is asked once an interval while there has always been more:
     /// if it is, a queue stands there.
@@ -138,7 +137,7 @@ impl<K: Copy + Eq + Hash, T: Arrival> Intake<K, T> {
         &mut self,
         now: Timestamp,
         half_full: impl FnOnce() -> bool,
-        mut key: impl FnMut(&T) -> Option<K>,
+        mut owner: impl FnMut(&T) -> Owner<K>,
     ) -> bool {
         let Self { pool, queue, last, contested_until, backlog_since, arrived, read, slots, drops, .. } =
             self;
@@ -163,13 +162,14 @@ impl<K: Copy + Eq + Hash, T: Arrival> Intake<K, T> {
                 pool.release(packet.span());
                 continue;
             }
-            let key = key(&packet);
-            if last.is_some() && key != *last {
-                let counts_for = if key.is_some() { CONTEST } else { STRANGERS };
+            let owner = owner(&packet);
+            let client = owner.client();
+            if last.is_some() && client != *last {
+                let counts_for = if client.is_some() { CONTEST } else { STRANGERS };
                 *contested_until = (*contested_until).max(now + counts_for);
             }
-            *last = key.or(*last);
-            queue.push(key, packet, bytes, now, |packet| {
+            *last = client.or(*last);
+            queue.push(owner, packet, bytes, now, |packet| {
                 drops.add(DropReason::QueueShare, packet.packets());
                 pool.release(packet.span());
             });
@@ -245,8 +245,12 @@ mod tests {
                 client,
                 span: Span::new(slot.buffer, slot.start..slot.start + len),
             }));
-            let known = |packet: &Packet| Some(packet.client).filter(|&client| client != '?');
-            if !intake.accept(now, || kernel.len() > HALF, known) {
+            let owner = |packet: &Packet| match packet.client {
+                '?' => Owner::Stranger,
+                '!' => Owner::Newcomer,
+                client => Owner::Client(client),
+            };
+            if !intake.accept(now, || kernel.len() > HALF, owner) {
                 return;
             }
         }
@@ -358,6 +362,17 @@ mod tests {
         assert!(intake.drops().get(DropReason::QueueDelay) > 0, "{:?}", intake.drops());
         assert!(intake.drops().get(DropReason::QueueShare) > 0, "{:?}", intake.drops());
         assert_eq!(intake.drops().get(DropReason::QueueShare) % 10, 0, "a train counts as its datagrams");
+    }
+
+    #[test]
+    fn a_handshake_waits_for_nobodys_forged_data() {
+        let mut intake = Intake::new(0..96);
+        let mut kernel = vec![('?', 1_400); 60];
+        kernel.insert(55, ('!', 148));
+        kernel.insert(30, ('a', 84));
+        let order = turn(&mut intake, &mut kernel, NOW) + &turn(&mut intake, &mut kernel, NOW);
+        assert!(order.find('!').unwrap() > order.find('?').unwrap(), "it came last: {order}");
+        assert!(order.trim_end_matches('?').len() < 55, "it did not wait for all that came before: {order}");
     }
 
     #[test]

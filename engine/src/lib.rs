@@ -10,6 +10,7 @@ pub mod bpf;
 pub mod client;
 pub mod clock;
 pub mod core;
+pub mod crossings;
 pub mod drop_reason;
 pub mod engine;
 pub mod external;

@@ -3,6 +3,7 @@
 //! The core decides and rewrites headers in place; the payload stays in the [`Arena`] and is only named here, until
 //! [`seal_frames`] seals it out of there. The shell ([`crate::shard`]) hands the outbox to the devices at the end of the turn.
 
+use std::net::Ipv4Addr;
 use std::ops::Range;
 
 use crate::arena::{Arena, Span};
@@ -10,6 +11,7 @@ use crate::clock::Timestamp;
 use crate::drop_reason::{DropCounters, DropReason};
 use crate::external::MacAddress;
 use crate::external::neighbor::ArpFrame;
+use crate::fair_queue::Owner;
 use crate::path::Path;
 use crate::transport::{MAX_TRAIN_BYTES, MAX_TRAIN_SEGMENTS};
 use crate::tunnel::{Outgoing, PeerId, Sealer, Tunnel};
@@ -146,6 +148,28 @@ pub enum Crossing {
         /// Its offload metadata.
         offload: Offload,
     },
+}
+
+impl Crossing {
+    /// Its bytes.
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Initiation { datagram, .. } => datagram,
+            Self::ToPeer { packet, .. } | Self::Inbound { packet, .. } => packet,
+        }
+    }
+
+    /// Whose it is: the inner source's, which the router has judged; what comes from outside names what source it likes.
+    pub fn owner(&self) -> Owner<Ipv4Addr> {
+        match self {
+            Self::Initiation { .. } => Owner::Newcomer,
+            Self::ToPeer { packet, .. } => match packet.get(12..16) {
+                Some(&[a, b, c, d]) => Owner::Client(Ipv4Addr::new(a, b, c, d)),
+                _ => Owner::Stranger,
+            },
+            Self::Inbound { .. } => Owner::Stranger,
+        }
+    }
 }
 
 impl Outbox {
@@ -338,7 +362,7 @@ pub fn seal_frames(
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, SocketAddrV4};
+    use std::net::SocketAddrV4;
 
     use super::*;
 

@@ -18,6 +18,7 @@ use std::time::Duration;
 use crate::arena::{Arena, BUFFER_SIZE, LARGEST_PACKET};
 use crate::clock::{Timestamp, monotonic_now, unix_time};
 use crate::core::Core;
+use crate::crossings::Crossings;
 use crate::drop_reason::DropReason;
 use crate::external::ExternalGateway;
 use crate::external::packet_socket::Frame;
@@ -30,7 +31,7 @@ use crate::time_slice::TimeSlice;
 use crate::transport::{Train, Transport};
 use crate::tun::Tun;
 use crate::tunnel::PeerId;
-use crate::wake::{Epoll, EventFd, Events as Readiness, Interest};
+use crate::wake::{AlarmClock, Epoll, EventFd, Events as Readiness, Interest};
 
 mod send;
 
@@ -45,13 +46,11 @@ const TRANSPORT_RANGE: Range<usize> = 0..TRANSPORT_BUFFERS;
 const EXTERNAL_RANGE: Range<usize> = TRANSPORT_RANGE.end..TRANSPORT_RANGE.end + EXTERNAL_BUFFERS;
 const TUN_RANGE: Range<usize> = EXTERNAL_RANGE.end..EXTERNAL_RANGE.end + TUN_BUFFERS;
 
-/// Packets between two shards that have not been taken yet, at most.
-pub const CROSSING_QUEUE: usize = 1_024;
 /// How often the wall clock is looked at: more rarely than handshakes are repeated.
 const WALL_CLOCK_PAUSE: Duration = Duration::from_secs(1);
 /// After what time a reserver that was too busy is asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(10);
-/// Commands and crossings that one turn carries out, at most.
+/// Commands, or ARP messages, that one turn carries out, at most.
 const MESSAGES_PER_TURN: usize = 64;
 
 /// The devices of one shard.
@@ -75,7 +74,7 @@ pub struct Links {
     /// What it is told to do.
     pub commands: Receiver<Command>,
     /// What other shards found to belong here.
-    pub crossings: Receiver<Crossing>,
+    pub crossings: Crossings,
     /// The other shards, by number.
     pub shards: Vec<CrossingSender>,
     /// Whom to ask for external ports, once it has been started.
@@ -104,6 +103,7 @@ enum Token {
     Tun,
     External,
     Arp,
+    Alarm,
 }
 
 /// One shard: a core and its devices.
@@ -112,6 +112,7 @@ pub struct Shard<C> {
     devices: Devices,
     links: Links,
     epoll: Epoll,
+    alarm: AlarmClock,
     poll_window: PollWindow,
     time_slice: TimeSlice,
     arena: Arena,
@@ -143,7 +144,8 @@ impl<C: Core> Shard<C> {
     /// # Errors
     /// Where the kernel has no room for another epoll instance.
     pub fn new(core: C, devices: Devices, links: Links) -> Result<Self, crate::sys::DeviceError> {
-        let epoll = Epoll::new()?;
+        let (epoll, alarm) = (Epoll::new()?, AlarmClock::new()?);
+        epoll.add(&alarm, Token::Alarm as u64, Interest::Read)?;
         epoll.add(&*links.wake, Token::Wake as u64, Interest::Read)?;
         epoll.add(devices.transport.as_fd(), Token::Transport as u64, Interest::Read)?;
         if devices.reads_tun {
@@ -158,6 +160,7 @@ impl<C: Core> Shard<C> {
             devices,
             links,
             epoll,
+            alarm,
             poll_window: PollWindow::default(),
             time_slice: TimeSlice::default(),
             arena: Arena::new(TUN_RANGE.end),
@@ -198,12 +201,14 @@ impl<C: Core> Shard<C> {
             }
             self.serve_datagrams(now);
             self.serve_external(now);
+            self.serve_crossings(now);
             if self.core.next_wakeup().is_some_and(|deadline| deadline <= now) {
                 self.core.poll(now, &mut self.outbox);
             }
             self.send(now);
             self.trains.end_turn();
             self.frames.end_turn();
+            self.links.crossings.end_turn();
             self.request_ports();
         }
     }
@@ -211,15 +216,15 @@ impl<C: Core> Shard<C> {
     /// Waits until a device is ready or a deadline has come, and returns what time it is then. While packets wait in the
     /// queues, it only looks.
     fn wait(&mut self, ready: &mut Readiness) -> io::Result<Timestamp> {
-        if self.trains.is_waiting() || self.frames.is_waiting() {
+        if self.trains.is_waiting() || self.frames.is_waiting() || self.links.crossings.is_waiting() {
             self.epoll.wait(ready, Some(Duration::ZERO))?;
             return Ok(monotonic_now());
         }
         let began = monotonic_now();
         let ask_again = (!self.port_requests.is_empty()).then(|| began + ASK_AGAIN);
         let deadline = self.core.next_wakeup().into_iter().chain(ask_again).min();
-        let timeout = deadline.map(|deadline| deadline.since(began));
-        let look = timeout.unwrap_or(Duration::MAX).min(self.poll_window.length());
+        let until_due = deadline.map_or(Duration::MAX, |deadline| deadline.since(began));
+        let look = until_due.min(self.poll_window.length());
         let mut now = began;
         while now.since(began) < look {
             self.epoll.wait(ready, Some(Duration::ZERO))?;
@@ -231,7 +236,14 @@ impl<C: Core> Shard<C> {
             std::thread::yield_now();
             now = monotonic_now();
         }
-        self.epoll.wait(ready, timeout.map(|timeout| timeout.saturating_sub(now.since(began))))?;
+        match deadline {
+            Some(deadline) if deadline <= now => self.epoll.wait(ready, Some(Duration::ZERO))?,
+            Some(deadline) => {
+                self.alarm.ring_by(deadline)?;
+                self.epoll.wait(ready, None)?;
+            }
+            None => self.epoll.wait(ready, None)?,
+        }
         now = monotonic_now();
         self.poll_window.slept(now.since(began));
         self.time_slice.waited(now.since(began));
@@ -243,7 +255,10 @@ impl<C: Core> Shard<C> {
         const TRANSPORT: u64 = Token::Transport as u64;
         const TUN: u64 = Token::Tun as u64;
         const EXTERNAL: u64 = Token::External as u64;
+        const ALARM: u64 = Token::Alarm as u64;
         match token {
+            // What is due is found by its time, every turn.
+            ALARM => self.alarm.silence()?,
             WAKE => return Ok(self.receive_messages(now)),
             TRANSPORT => self.receive_datagrams(now),
             TUN => self.receive_host(now)?,
@@ -263,7 +278,10 @@ impl<C: Core> Shard<C> {
                 core.drops().count(DropReason::ReceiveFailed);
             }
             let half_full = || devices.transport.is_half_full();
-            if !trains.accept(now, half_full, |train| core.sender(arena.get(train.span), train.from.remote)) {
+            let owner = |train: &Train| {
+                core.sender(arena.get(train.span.take(train.segment_size)), train.from.remote)
+            };
+            if !trains.accept(now, half_full, owner) {
                 return;
             }
         }
@@ -353,17 +371,7 @@ impl<C: Core> Shard<C> {
                 self.wake_again();
             }
         }
-        for taken in 1..=MESSAGES_PER_TURN {
-            match self.links.crossings.try_recv() {
-                Ok(crossing) => {
-                    self.core.receive_crossing(now, &mut self.arena, crossing, &mut self.outbox);
-                }
-                Err(_) => break,
-            }
-            if taken == MESSAGES_PER_TURN {
-                self.wake_again();
-            }
-        }
+        self.links.crossings.collect(now);
         Turn::Again
     }
 
@@ -380,6 +388,7 @@ impl<C: Core> Shard<C> {
                 let mut status = self.core.status(now);
                 status.drops.merge(self.trains.drops());
                 status.drops.merge(self.frames.drops());
+                status.drops.merge(self.links.crossings.drops());
                 status.offloads = self.offloads_in_use();
                 // Whoever asked may have given up: then nobody misses the answer.
                 drop(reply.try_send(status));
@@ -472,6 +481,12 @@ impl<C: Core> Shard<C> {
                 }
                 None => self.core.drops().count(DropReason::UnknownOffload),
             }
+        }
+    }
+
+    fn serve_crossings(&mut self, now: Timestamp) {
+        while let Some(crossing) = self.links.crossings.next(now) {
+            self.core.receive_crossing(now, &mut self.arena, crossing, &mut self.outbox);
         }
     }
 

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use super::EngineError;
 use crate::core::Core;
+use crate::crossings::{CROSSING_QUEUE, Crossings};
 use crate::messages::{Command, EventKind, Events};
-use crate::shard::{CROSSING_QUEUE, CrossingSender, Links, Shard};
+use crate::shard::{CrossingSender, Links, Shard};
 use crate::sys::DeviceError;
 use crate::wake::EventFd;
 
@@ -136,7 +137,7 @@ pub(super) fn link_up(shards: u8, events: &Events) -> Result<Vec<(Links, Command
         let wake = Arc::new(EventFd::new()?);
         let (queue, crossings) = mpsc::sync_channel(CROSSING_QUEUE);
         crossing_senders.push(CrossingSender { queue, wake: Arc::clone(&wake) });
-        receivers.push((wake, crossings));
+        receivers.push((wake, Crossings::new(crossings)));
     }
     Ok(receivers
         .into_iter()

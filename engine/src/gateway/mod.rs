@@ -33,6 +33,7 @@ use crate::drop_reason::{DropCounters, DropReason};
 use crate::external::neighbor::{Ignored, NeighborCache};
 use crate::external::next_hop::ExternalLink;
 use crate::external::reservation::{PortOwnership, ReserveRequest};
+use crate::fair_queue::Owner;
 use crate::fragment::reassembly::Reassembly;
 use crate::icmp_error::{IcmpErrorKind, IcmpErrors};
 use crate::messages::{Command, MappingLog, ShardStatus};
@@ -195,7 +196,7 @@ impl Core for Gateway {
         }
     }
 
-    fn sender(&self, train: &[u8], from: SocketAddrV4) -> Option<PeerId> {
+    fn sender(&self, train: &[u8], from: SocketAddrV4) -> Owner<PeerId> {
         self.tunnel.sender(train, from)
     }
 
@@ -218,8 +219,8 @@ impl Core for Gateway {
         self.nat.prefetch_inbound(arena.get(packet));
     }
 
-    fn recipient(&self, packet: &[u8]) -> Option<Ipv4Addr> {
-        self.nat.recipient(packet)
+    fn recipient(&self, packet: &[u8]) -> Owner<Ipv4Addr> {
+        self.nat.recipient(packet).map_or(Owner::Stranger, Owner::Client)
     }
 
     fn receive_external(

@@ -12,6 +12,7 @@ use super::timers::{MIN_INITIATION_INTERVAL, REKEY_AFTER_TIME_RECEIVING};
 use super::{Home, Outgoing, PeerId, Tunnel};
 use crate::clock::Timestamp;
 use crate::drop_reason::DropReason;
+use crate::fair_queue::Owner;
 use crate::path::Path;
 
 /// What became of a datagram.
@@ -70,11 +71,18 @@ impl Tunnel {
     }
 
     /// Whose datagram this seems to be, before it is opened: the peer that its index was given to, if it comes from where
-    /// that peer is. Handshakes are nobody's.
-    pub fn sender(&self, datagram: &[u8], from: SocketAddrV4) -> Option<PeerId> {
-        let Ok(Message::Data(header)) = Message::parse(datagram) else { return None };
-        let id = self.indices.get(header.receiver)?;
-        self.peers.get(id).filter(|peer| peer.endpoint.is_some_and(|path| path.remote == from)).map(|_| id)
+    /// that peer is.
+    pub fn sender(&self, datagram: &[u8], from: SocketAddrV4) -> Owner<PeerId> {
+        let header = match Message::parse(datagram) {
+            Ok(Message::Data(header)) => header,
+            Ok(_) => return Owner::Newcomer,
+            Err(_) => return Owner::Stranger,
+        };
+        let is_there = |&id: &PeerId| {
+            let endpoint = self.peers.get(id).and_then(|peer| peer.endpoint);
+            endpoint.is_some_and(|path| path.remote == from)
+        };
+        self.indices.get(header.receiver).filter(is_there).map_or(Owner::Stranger, Owner::Client)
     }
 
     fn walk(

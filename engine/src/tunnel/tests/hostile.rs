@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::super::cookie::{CookieJar, LOAD_THRESHOLD, MacKeys, SOURCE_BURST};
 use super::*;
+use crate::fair_queue::Owner;
 
 impl World {
     /// Eve sends a copy of `datagram`; what Bob says to that.
@@ -280,11 +281,19 @@ fn only_a_datagram_from_where_a_peer_is_seems_to_be_the_peers() {
     assert!(bob.endpoint.unwrap().local.is_some(), "to which of Bob's addresses does not matter");
     let data = world.recorded(ALICE, 4);
     let sender = |datagram: &[u8], from| world.bob.tunnel.sender(datagram, from);
-    assert_eq!(sender(&data, ALICE), Some(world.bob.peer));
-    assert_eq!(sender(&data, EVE), None, "whoever has only seen the index does not get into Alice's queue");
+    assert_eq!(sender(&data, ALICE), Owner::Client(world.bob.peer));
+    assert_eq!(
+        sender(&data, EVE),
+        Owner::Stranger,
+        "whoever has only seen the index does not get into Alice's queue"
+    );
     let mut other = data.clone();
     other[5] ^= 1;
-    assert_eq!(sender(&other, ALICE), None, "an index that nobody has");
-    assert_eq!(sender(&world.recorded(ALICE, 1), ALICE), None, "handshakes are nobody's yet");
-    assert_eq!(sender(&data[..20], ALICE), None);
+    assert_eq!(sender(&other, ALICE), Owner::Stranger, "an index that nobody has");
+    assert_eq!(
+        sender(&world.recorded(ALICE, 1), EVE),
+        Owner::Newcomer,
+        "a handshake, wherever it comes from"
+    );
+    assert_eq!(sender(&data[..20], ALICE), Owner::Stranger);
 }
