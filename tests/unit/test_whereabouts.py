@@ -12,7 +12,7 @@ import dns.message
 import dns.rrset
 import pytest
 
-from tests.unit.dns.test_dns import Resolver, good, servfail, silent
+from tests.unit.dns.loopback import Resolver, good, servfail, silent
 from tidegate.errors import HostNetworkError
 from tidegate.net import Endpoint
 from tidegate.whereabouts import find_anew

@@ -1,4 +1,4 @@
-"""The DNS proxy between a client and fake resolvers on loopback."""
+"""Queries and answers: whom the proxy asks, what counts as an answer, and what a client gets."""
 
 from __future__ import annotations
 
@@ -6,154 +6,32 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
 from pathlib import Path
-from typing import cast
 
-import dns.edns
 import dns.flags
 import dns.message
-import dns.name
 import dns.rcode
-import dns.rrset
-import dns.tsig
 import dns.tsigkeyring
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.dns import DnsProxy, DnsServer, choose_upstreams
+from tests.unit.dns.loopback import (
+    Answer,
+    Resolver,
+    ask,
+    ask_over_tcp,
+    big,
+    good,
+    proxy,
+    query,
+    run,
+    servfail,
+    silent,
+)
+from tidegate.dns import DnsProxy, choose_upstreams
 from tidegate.dns.message import MalformedError, parse_query
-from tidegate.errors import ConflictError
-
-LOOPBACK = IPv4Network("127.0.0.0/8")
-Answer = Callable[[dns.message.Message], "bytes | None"]
-
-
-def good(query: dns.message.Message) -> bytes:
-    response = dns.message.make_response(query)
-    response.answer.append(dns.rrset.from_text(query.question[0].name, 60, "IN", "A", "192.0.2.80"))
-    return response.to_wire()
-
-
-def big(query: dns.message.Message) -> bytes:
-    response = dns.message.make_response(query)
-    texts = [f'"{"x" * 200}{number}"' for number in range(10)]
-    response.answer.append(dns.rrset.from_text(query.question[0].name, 60, "IN", "TXT", *texts))
-    return response.to_wire(max_size=65535)
-
-
-def servfail(query: dns.message.Message) -> bytes:
-    response = dns.message.make_response(query)
-    response.set_rcode(dns.rcode.SERVFAIL)
-    return response.to_wire()
-
-
-def silent(_query: dns.message.Message) -> None:
-    return None
-
-
-class Resolver:
-    """A resolver that answers as it is told, over UDP and TCP."""
-
-    keyring: dict[dns.name.Name, dns.tsig.Key] | None = None
-
-    def __init__(self, answer: Answer) -> None:
-        self.answer = answer
-        self.ids: list[int] = []
-        self.ports: list[int] = []
-        self.address: tuple[str, int] = ("127.0.0.1", 0)
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[Resolver]:
-        resolver = self
-
-        class Udp(asyncio.DatagramProtocol):
-            def connection_made(self, transport: asyncio.BaseTransport) -> None:
-                self.transport = cast(asyncio.DatagramTransport, transport)  # no subclass of it in CPython
-
-            def datagram_received(self, data: bytes, source: tuple[str, int]) -> None:
-                query = dns.message.from_wire(data, keyring=resolver.keyring)
-                resolver.ids.append(query.id)
-                resolver.ports.append(source[1])
-                told = resolver.answer(query)
-                if told is not None:
-                    self.transport.sendto(told, source)
-
-        async def tcp(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            (length,) = struct.unpack("!H", await reader.readexactly(2))
-            told = resolver.answer(dns.message.from_wire(await reader.readexactly(length)))
-            if told is not None:
-                writer.write(struct.pack("!H", len(told)) + told)
-            writer.close()
-
-        transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
-            Udp, local_addr=("127.0.0.1", 0)
-        )
-        self.address = transport.get_extra_info("sockname")
-        server = await asyncio.start_server(tcp, *self.address)
-        try:
-            yield self
-        finally:
-            transport.close()
-            server.close()
-
-
-@asynccontextmanager
-async def proxy(
-    *resolvers: Resolver, timeout: float = 0.2, clients: IPv4Network = LOOPBACK, max_in_flight: int = 1024
-) -> AsyncIterator[DnsServer]:
-    """The proxy on a port of its own, in front of the resolvers."""
-    async with contextlib.AsyncExitStack() as stack:
-        for resolver in resolvers:
-            await stack.enter_async_context(resolver.running())
-        upstreams = [resolver.address for resolver in resolvers]
-        inner = DnsProxy(upstreams, timeout=timeout, max_in_flight=max_in_flight)
-        server = DnsServer(inner, IPv4Address("127.0.0.1"), clients, port=0)
-        server.open()
-        stack.callback(server.close)
-        task = asyncio.create_task(server.run())
-        await asyncio.sleep(0.02)
-        try:
-            yield server
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-
-class _Catch(asyncio.DatagramProtocol):
-    def __init__(self) -> None:
-        self.got: asyncio.Queue[bytes] = asyncio.Queue()
-
-    def datagram_received(self, data: bytes, _source: object) -> None:
-        self.got.put_nowait(data)
-
-
-async def ask(
-    server: DnsServer, wire: bytes, patience: float = 2.0, source: str = "127.0.0.1"
-) -> bytes | None:
-    """One datagram to the proxy; what comes back."""
-    transport, catch = await asyncio.get_running_loop().create_datagram_endpoint(
-        _Catch, local_addr=(source, 0), remote_addr=("127.0.0.1", server.port)
-    )
-    try:
-        transport.sendto(wire)
-        async with asyncio.timeout(patience):
-            return await catch.got.get()
-    except TimeoutError:
-        return None
-    finally:
-        transport.close()
-
-
-def query(name: str = "example.com.", kind: str = "A", **arguments: int) -> dns.message.Message:
-    return dns.message.make_query(name, kind, **arguments)  # type: ignore[arg-type]
-
-
-def run(scenario: Callable[[], object]) -> None:
-    asyncio.run(scenario())  # type: ignore[arg-type]
 
 
 def test_a_query_is_answered_with_its_own_id_and_asked_with_another() -> None:
@@ -415,114 +293,6 @@ def test_truncation_by_the_resolver_is_passed_to_the_client() -> None:
     run(scenario)
 
 
-async def ask_over_tcp(server: DnsServer, *wires: bytes, close_early: bool = False) -> list[bytes]:
-    """Several queries on one connection, sent before the first answer is read."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    try:
-        for wire in wires:
-            writer.write(struct.pack("!H", len(wire)) + wire)
-        if close_early:
-            writer.write_eof()
-        answers = []
-        async with asyncio.timeout(3):
-            for _ in wires:
-                (length,) = struct.unpack("!H", await reader.readexactly(2))
-                answers.append(await reader.readexactly(length))
-        return answers
-    finally:
-        writer.close()
-
-
-@pytest.mark.parametrize("close_early", [False, True])
-def test_queries_are_pipelined_on_one_tcp_connection(close_early: bool) -> None:
-    async def scenario() -> None:
-        async with proxy(Resolver(good)) as server:
-            asked = [query(f"host{number}.example.") for number in range(40)]
-            answers = await ask_over_tcp(server, *(one.to_wire() for one in asked), close_early=close_early)
-            assert {dns.message.from_wire(wire).id for wire in answers} == {one.id for one in asked}
-            assert server.counters()["queries_tcp"] == 40
-
-    run(scenario)
-
-
-def test_an_idle_tcp_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tidegate.dns.server.TCP_IDLE_TIMEOUT", 0.1)
-
-    async def scenario() -> None:
-        async with proxy(Resolver(good)) as server:
-            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-            async with asyncio.timeout(2):
-                assert await reader.read() == b""
-            writer.close()
-
-    run(scenario)
-
-
-async def connect(server: DnsServer, source: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    return await asyncio.open_connection("127.0.0.1", server.port, local_addr=(source, 0))
-
-
-async def is_refused(server: DnsServer, source: str) -> bool:
-    """Whether a new connection is closed at once."""
-    reader, writer = await connect(server, source)
-    try:
-        async with asyncio.timeout(0.5):
-            return await reader.read() == b""
-    except TimeoutError:
-        return False
-    finally:
-        writer.close()
-
-
-def test_tcp_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tidegate.dns.server.MAX_TCP_CONNECTIONS", 2)
-
-    async def scenario() -> None:
-        async with proxy(Resolver(good)) as server:
-            held = [await connect(server, f"127.0.0.{number}") for number in (1, 2)]
-            await asyncio.sleep(0.05)
-            assert await is_refused(server, "127.0.0.3")
-            assert server.counters()["tcp_connections_refused"] == 1
-            for _, writer in held:
-                writer.close()
-            await asyncio.sleep(0.05)
-            assert not await is_refused(server, "127.0.0.3")
-
-    run(scenario)
-
-
-def test_an_open_tcp_connection_ends_with_the_server_and_without_complaint() -> None:
-    complaints: list[object] = []
-
-    async def scenario() -> None:
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
-        async with proxy(Resolver(good)) as server:
-            reader, writer = await connect(server, "127.0.0.1")
-            await asyncio.sleep(0.02)
-        async with asyncio.timeout(1):
-            assert await reader.read() == b""
-        writer.close()
-
-    run(scenario)
-    assert complaints == []
-
-
-def test_one_source_cannot_hold_all_tcp_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tidegate.dns.server.MAX_TCP_CONNECTIONS", 16)
-
-    async def scenario() -> None:
-        async with proxy(Resolver(good)) as server:
-            held = [await connect(server, "127.0.0.1") for _ in range(2)]
-            await asyncio.sleep(0.05)
-            assert await is_refused(server, "127.0.0.1")
-            assert not await is_refused(server, "127.0.0.2")
-            assert server.counters()["tcp_connections_over_share"] == 1
-            for _, writer in held:
-                writer.close()
-
-    run(scenario)
-
-
 def test_queries_in_flight_are_bounded() -> None:
     async def scenario() -> None:
         async with proxy(Resolver(silent), timeout=0.5, max_in_flight=3) as server:
@@ -544,15 +314,6 @@ def test_one_source_cannot_hold_all_queries_in_flight() -> None:
             assert sum(answer is not None for answer in answers) == 2
             assert server.counters()["over_share"] == 18
             assert await ask(server, query().to_wire(), 1.5) is not None, "its places are given back"
-
-    run(scenario)
-
-
-def test_sources_outside_the_vpn_get_silence() -> None:
-    async def scenario() -> None:
-        async with proxy(Resolver(good), clients=IPv4Network("10.66.77.0/24")) as server:
-            assert await ask(server, query().to_wire(), 0.3) is None
-            assert server.counters()["refused_source"] == 1
 
     run(scenario)
 
@@ -590,17 +351,6 @@ def test_a_malformed_query_gets_formerr_or_silence(wire: bytes, rcode: dns.rcode
 def test_any_bytes_are_a_query_or_malformed(wire: bytes) -> None:
     with contextlib.suppress(MalformedError):
         assert parse_query(wire).wire == wire
-
-
-def test_a_port_that_is_taken_is_named_with_the_remedy() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        server = DnsServer(DnsProxy([]), IPv4Address("127.0.0.1"), LOOPBACK, port=other.getsockname()[1])
-        with pytest.raises(ConflictError, match=r"is in use: TCP .* \[dns\] enabled = false"):
-            server.open()
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
-            udp.bind(other.getsockname())  # the UDP one was given back
 
 
 def test_resolvers_come_from_settings_or_resolv_conf_and_never_loop(tmp_path: Path) -> None:

@@ -1,0 +1,124 @@
+"""The sockets in front of the proxy: TCP connections and their bounds, whose queries are heard, and ports."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from ipaddress import IPv4Address, IPv4Network
+
+import dns.message
+import pytest
+
+from tests.unit.dns.loopback import LOOPBACK, Resolver, ask, ask_over_tcp, good, proxy, query, run
+from tidegate.dns import DnsProxy, DnsServer
+from tidegate.errors import ConflictError
+
+
+@pytest.mark.parametrize("close_early", [False, True])
+def test_queries_are_pipelined_on_one_tcp_connection(close_early: bool) -> None:
+    async def scenario() -> None:
+        async with proxy(Resolver(good)) as server:
+            asked = [query(f"host{number}.example.") for number in range(40)]
+            answers = await ask_over_tcp(server, *(one.to_wire() for one in asked), close_early=close_early)
+            assert {dns.message.from_wire(wire).id for wire in answers} == {one.id for one in asked}
+            assert server.counters()["queries_tcp"] == 40
+
+    run(scenario)
+
+
+def test_an_idle_tcp_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tidegate.dns.server.TCP_IDLE_TIMEOUT", 0.1)
+
+    async def scenario() -> None:
+        async with proxy(Resolver(good)) as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            async with asyncio.timeout(2):
+                assert await reader.read() == b""
+            writer.close()
+
+    run(scenario)
+
+
+async def connect(server: DnsServer, source: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection("127.0.0.1", server.port, local_addr=(source, 0))
+
+
+async def is_refused(server: DnsServer, source: str) -> bool:
+    """Whether a new connection is closed at once."""
+    reader, writer = await connect(server, source)
+    try:
+        async with asyncio.timeout(0.5):
+            return await reader.read() == b""
+    except TimeoutError:
+        return False
+    finally:
+        writer.close()
+
+
+def test_tcp_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tidegate.dns.server.MAX_TCP_CONNECTIONS", 2)
+
+    async def scenario() -> None:
+        async with proxy(Resolver(good)) as server:
+            held = [await connect(server, f"127.0.0.{number}") for number in (1, 2)]
+            await asyncio.sleep(0.05)
+            assert await is_refused(server, "127.0.0.3")
+            assert server.counters()["tcp_connections_refused"] == 1
+            for _, writer in held:
+                writer.close()
+            await asyncio.sleep(0.05)
+            assert not await is_refused(server, "127.0.0.3")
+
+    run(scenario)
+
+
+def test_an_open_tcp_connection_ends_with_the_server_and_without_complaint() -> None:
+    complaints: list[object] = []
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+        async with proxy(Resolver(good)) as server:
+            reader, writer = await connect(server, "127.0.0.1")
+            await asyncio.sleep(0.02)
+        async with asyncio.timeout(1):
+            assert await reader.read() == b""
+        writer.close()
+
+    run(scenario)
+    assert complaints == []
+
+
+def test_one_source_cannot_hold_all_tcp_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tidegate.dns.server.MAX_TCP_CONNECTIONS", 16)
+
+    async def scenario() -> None:
+        async with proxy(Resolver(good)) as server:
+            held = [await connect(server, "127.0.0.1") for _ in range(2)]
+            await asyncio.sleep(0.05)
+            assert await is_refused(server, "127.0.0.1")
+            assert not await is_refused(server, "127.0.0.2")
+            assert server.counters()["tcp_connections_over_share"] == 1
+            for _, writer in held:
+                writer.close()
+
+    run(scenario)
+
+
+def test_sources_outside_the_vpn_get_silence() -> None:
+    async def scenario() -> None:
+        async with proxy(Resolver(good), clients=IPv4Network("10.66.77.0/24")) as server:
+            assert await ask(server, query().to_wire(), 0.3) is None
+            assert server.counters()["refused_source"] == 1
+
+    run(scenario)
+
+
+def test_a_port_that_is_taken_is_named_with_the_remedy() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        server = DnsServer(DnsProxy([]), IPv4Address("127.0.0.1"), LOOPBACK, port=other.getsockname()[1])
+        with pytest.raises(ConflictError, match=r"is in use: TCP .* \[dns\] enabled = false"):
+            server.open()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            udp.bind(other.getsockname())  # the UDP one was given back
