@@ -89,8 +89,8 @@ class ControlServer:
             return
 
         def ended(task: asyncio.Task[None]) -> None:
+            writer.transport.abort()  # closing would wait for ever for one who takes nothing
             self._connections.discard(task)
-            writer.close()
             if not task.cancelled() and (cause := task.exception()) is not None:
                 log.error("a control connection failed unexpectedly", cause=repr(cause))
 
@@ -101,6 +101,8 @@ class ControlServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await self._converse(reader, writer)
+            writer.close()
+            await asyncio.wait_for(writer.wait_closed(), IDLE_TIMEOUT)
         except (OSError, TimeoutError) as cause:
             log.debug("control connection ended", cause=str(cause) or type(cause).__name__)
 

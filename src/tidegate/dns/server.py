@@ -149,8 +149,8 @@ class DnsServer:
             return
 
         def hung_up(_task: object) -> None:
+            writer.transport.abort()  # closing would wait for ever for a client that takes nothing
             self._connections.give_back(source)
-            writer.close()
 
         task = asyncio.create_task(self._converse(source, reader, writer))
         task.add_done_callback(hung_up)
@@ -166,6 +166,9 @@ class DnsServer:
                 while (query := await _read_query(reader)) is not None:
                     await pipeline.acquire()
                     answering.create_task(self._answer_over_tcp(query, source, writer, pipeline))
+            writer.close()
+            async with asyncio.timeout(TCP_IDLE_TIMEOUT):
+                await writer.wait_closed()  # in its place for as long as there is something to be taken
         except* (OSError, TimeoutError):
             pass  # the client does not take its answers
 

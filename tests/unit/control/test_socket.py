@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.running import open_sockets, until
 from tidegate.control.client import ControlClient
-from tidegate.control.commands import Answer, Command, PeerList, PeerListed, PeerRemove
+from tidegate.control.commands import Answer, Command, PeerList, PeerListed, PeerRemove, PeerView
 from tidegate.control.server import ControlServer
 from tidegate.control.wire import MAX_REQUEST_BYTES, RemoteError, decode_request
 from tidegate.errors import ControlError, NotFoundError, NotRunningError, PrivilegeError
@@ -115,6 +116,32 @@ def test_an_open_connection_ends_with_the_server_and_without_complaint(tmp_path:
 
     asyncio.run(scenario())
     assert complaints == []
+
+
+@pytest.mark.parametrize("then", ["waits", "says that it is done"])
+def test_one_who_does_not_take_an_answer_is_let_go_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    monkeypatch.setattr("tidegate.control.server.IDLE_TIMEOUT", 0.2)
+    peer = PeerView(name="p" * 63, address="10.66.77.2", public_key="k" * 44, created_at=0.0)
+
+    def much(_command: Command[Any]) -> Answer:
+        return PeerListed(running=True, peers=[peer] * 20_000)
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        async with server(tmp_path, much):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as deaf:
+                before = open_sockets()
+                await loop.sock_connect(deaf, str(tmp_path / "control.sock"))
+                await loop.sock_sendall(deaf, b'{"version": 1, "request": {"command": "peer.list"}}\n')
+                if then != "waits":
+                    deaf.shutdown(socket.SHUT_WR)
+                await asyncio.sleep(0.02)
+                assert not open_sockets() <= before
+                await until(lambda: open_sockets() <= before)
+
+    asyncio.run(scenario())
 
 
 def test_a_refusal_keeps_its_words_and_its_exit_code(tmp_path: Path) -> None:

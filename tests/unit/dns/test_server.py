@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
+from functools import cache
 from ipaddress import IPv4Address, IPv4Network
 
 import dns.message
+import dns.rrset
 import pytest
 
 from tests.unit.dns.loopback import LOOPBACK, Resolver, ask, ask_over_tcp, good, proxy, query, run
+from tests.unit.running import open_sockets, until
 from tidegate.dns import DnsProxy, DnsServer
+from tidegate.dns.message import replace_id
+from tidegate.dns.places import SHARES
 from tidegate.errors import ConflictError
 
 
@@ -100,6 +106,52 @@ def test_one_source_cannot_hold_all_tcp_connections(monkeypatch: pytest.MonkeyPa
             assert server.counters()["tcp_connections_over_share"] == 1
             for _, writer in held:
                 writer.close()
+
+    run(scenario)
+
+
+@cache
+def enormous_answer() -> bytes:
+    """Almost as large as an answer may be."""
+    response = dns.message.make_response(query(kind="TXT"))
+    texts = [f'"{"x" * 240}{number}"' for number in range(240)]
+    response.answer.append(dns.rrset.from_text("example.com.", 60, "IN", "TXT", *texts))
+    return response.to_wire(max_size=65535)
+
+
+def enormous(asked: dns.message.Message) -> bytes:
+    return replace_id(enormous_answer(), asked.id)
+
+
+@pytest.mark.parametrize(
+    ("count", "then"),
+    [(16, "waits"), (1, "waits"), (1, "says that it is done")],
+    ids=["many answers", "one answer", "the last answer"],
+)
+def test_a_client_that_does_not_take_its_answers_is_gone_before_its_place_is_anothers(
+    monkeypatch: pytest.MonkeyPatch, count: int, then: str
+) -> None:
+    monkeypatch.setattr("tidegate.dns.server.MAX_TCP_CONNECTIONS", SHARES)  # one for each source
+    monkeypatch.setattr("tidegate.dns.server.TCP_IDLE_TIMEOUT", 0.7)  # `is_refused` waits for less
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        async with proxy(Resolver(enormous), timeout=2) as server:
+            assert server._tcp is not None
+            server._tcp.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the least there is
+            with socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as deaf:
+                deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+                before = open_sockets()
+                await loop.sock_connect(deaf, ("127.0.0.1", server.port))
+                for _ in range(count):
+                    wire = query(kind="TXT").to_wire()
+                    await loop.sock_sendall(deaf, struct.pack("!H", len(wire)) + wire)
+                if then != "waits":
+                    deaf.shutdown(socket.SHUT_WR)
+                await asyncio.sleep(0.2)
+                assert await is_refused(server, "127.0.0.1")
+                await until(lambda: open_sockets() <= before)
+                assert not await is_refused(server, "127.0.0.1")
 
     run(scenario)
 
