@@ -150,6 +150,8 @@ def _delivery(name: str, out: Path | None, force: bool) -> Iterator[Callable[[st
                 raise UsageError(
                     f"{out} is a directory", hint=f"name a file in it, such as {out / name}.conf"
                 )
+            if out.exists() and not out.is_file():  # /dev/stdout would be one from then on, for all programs
+                raise UsageError(f"{out} is no regular file", hint="leave --out away to print the profile")
             file = files.enter_context(atomic_write(out, replace=force))
 
         def write(text: str) -> None:

@@ -161,6 +161,22 @@ def test_a_profile_that_cannot_get_to_its_place_adds_no_peer(
     assert [peer["name"] for peer in listed["peers"]] == ["first"]
 
 
+@pytest.mark.parametrize("force", [(), ("--force",)], ids=["", "force"])
+def test_a_profile_does_not_take_the_place_of_a_device_or_pipe(
+    tidegate: CommandLine, tmp_path: Path, force: tuple[str, ...]
+) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to("/dev/null")
+    for out in (pipe, link):
+        arguments = ["--endpoint", "a.b:1", "--state-dir", tmp_path / "state", "--out", out, *force]
+        message = tidegate.refused(2, "peer", "add", "alice", *arguments)
+        assert message == f"tidegate: {out} is no regular file; leave --out away to print the profile"
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+    assert not (tmp_path / "state").exists()
+
+
 def test_a_peer_without_a_known_endpoint_is_not_added(tidegate: CommandLine, tmp_path: Path) -> None:
     from tests.unit.fakes import ordinary_network
 
