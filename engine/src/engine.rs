@@ -254,7 +254,7 @@ impl GatewayEngine {
     /// Adds a peer, or changes its address, preshared key or cipher.
     ///
     /// # Errors
-    /// If another peer holds the address, or this processor cannot run the cipher.
+    /// If another peer holds the address, this processor cannot run the cipher, or the engine was stopped.
     pub fn set_peer(
         &mut self,
         public_key: [u8; 32],
@@ -263,6 +263,9 @@ impl GatewayEngine {
         cipher: Cipher,
     ) -> Result<(), EngineError> {
         check_cipher(cipher)?;
+        if self.shards.senders.is_empty() {
+            return Err(EngineError::State("the engine was stopped".into()));
+        }
         if self.peers.iter().any(|(key, &(held, _))| held == address && *key != public_key) {
             return Err(EngineError::Argument(format!("another peer holds {address}")));
         }
@@ -334,7 +337,7 @@ impl GatewayEngine {
     }
 
     fn least_loaded_shard(&self) -> u8 {
-        let mut load = vec![0usize; self.shards.senders.len().max(1)];
+        let mut load = vec![0usize; self.shards.senders.len()];
         for &(_, shard) in self.peers.values() {
             load[usize::from(shard)] += 1;
         }

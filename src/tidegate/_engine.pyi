@@ -204,7 +204,7 @@ class Gateway:
         cipher: str = "chacha20-poly1305",  # or "aes-256-gcm": ValueError where this CPU has no AES instructions
     ) -> None:
         """Adds the peer, or changes its address, preshared key and cipher; sessions of other peers are not
-        disturbed."""
+        disturbed. Raises `RuntimeError` once the engine was stopped."""
     def remove_peer(self, public_key: bytes) -> bool: ...
     def set_external(self, link: ExternalLink, host_addresses: list[str]) -> None:
         """The kernel's view of the link changed: new next hop, address, MTU or interface. `OSError` if another

@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from tidegate.engine import GatewayOptions, load
+from tidegate.host.external import external_link
+from tidegate.host.netlink import LinuxHost
 from tidegate.lab import checks, hoststate
 from tidegate.lab.hoststate import HostState
 from tidegate.lab.processes import Process
@@ -21,6 +24,7 @@ from tidegate.lab.services import start_services
 from tidegate.lab.stacks import LISTEN_PORT, TidegateClient, TidegateGateway, tidegate_command
 from tidegate.lab.topology import GATEWAY_ACCESS, INTERNET, Lab, Namespace
 from tidegate.lab.waiting import pause, wait_until
+from tidegate.settings import Settings
 
 from .conftest import Scale
 
@@ -256,6 +260,35 @@ def test_an_idle_gateway_uses_no_cpu_with_peers_connected(lab: Lab, scale: Scale
     print(f"woken {woken[0]} and {woken[1]} times in {scale.idle_seconds:g} s")
     assert max(woken) < scale.idle_seconds, f"gateway and client were woken {woken} times"
     gateway.stop()
+
+
+def test_an_engine_that_was_stopped_takes_no_more_peers(lab: Lab) -> None:
+    """A command may still be under way when its gateway goes."""
+    settings = Settings()
+
+    def outlive_it() -> None:
+        engine = load().gateway(
+            GatewayOptions(
+                private_key=bytes(range(32)),
+                listen=("0.0.0.0", LISTEN_PORT),
+                subnet="10.66.77.0/24",
+                gateway_address="10.66.77.1",
+                tun_name="tidegate0",
+                tunnel_mtu=1420,
+                external=external_link(LinuxHost().read_network(), settings.external),
+                host_addresses=(),
+                nat=settings.nat,
+                offloads=settings.offloads,
+                shards=2,
+            )
+        )
+        for number in (2, 3):  # one on each shard
+            engine.set_peer(bytes([number]) * 32, f"10.66.77.{number}")
+        engine.stop()
+        with pytest.raises(RuntimeError, match="the engine was stopped"):
+            engine.set_peer(bytes([4]) * 32, "10.66.77.4")
+
+    lab.gateway.call(outlive_it)
 
 
 def test_the_port_that_clients_connect_to_is_the_one_that_was_asked_for(lab: Lab) -> None:

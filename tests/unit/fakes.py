@@ -116,7 +116,7 @@ class FakeGateway(FakeLifecycle):
         self.held: set[int] = set()
         self.late_at: int | None = None
         self.failed: list[tuple[str, int, str, str]] = []
-        self.refuse_peers = False
+        self.refuse_peers: Exception | None = None
         self.nat: list[NatSettings] = []
         self.refuse_nat = False
         self.records: list[FakeRecord] = []
@@ -132,8 +132,8 @@ class FakeGateway(FakeLifecycle):
         *,
         cipher: CipherName = WIREGUARD_CIPHER,
     ) -> None:
-        if self.refuse_peers:
-            raise OSError(errno.ENOMEM, "no room for another peer")
+        if self.refuse_peers is not None:
+            raise self.refuse_peers
         self.peers[public_key] = address
         self.ciphers[public_key] = cipher
 

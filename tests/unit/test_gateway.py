@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -117,15 +118,18 @@ def test_a_profile_has_the_running_gateways_endpoint_and_port_and_not_what_the_c
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize(
+    "refusal", [OSError(errno.ENOMEM, "no room for another peer"), RuntimeError("the engine was stopped")]
+)
 def test_a_peer_that_the_engine_refuses_is_not_in_the_store(
-    settings: Settings, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    settings: Settings, capsys: pytest.CaptureFixture[str], tmp_path: Path, refusal: Exception
 ) -> None:
     async def scenario() -> None:
         async with serving(settings, capsys) as running:
-            running.packets.refuse_peers = True
+            running.packets.refuse_peers = refusal
             code, _, err = await running.cli("peer", "add", "alice", "--out", str(tmp_path / "alice.conf"))
             assert code == 1
-            assert "no room for another peer" in err
+            assert str(refusal.args[-1]) in err
             assert not (tmp_path / "alice.conf").exists()
             assert (await running.answer("peer", "list"))["peers"] == []
 

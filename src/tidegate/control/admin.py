@@ -191,8 +191,10 @@ class Administration:
             self._names[str(peer.address)] = name
             try:
                 self._live.engine.set_peer(public_key, str(peer.address), preshared_key, cipher=peer.cipher)
-            except (OSError, ValueError) as cause:
+            except BaseException as cause:  # whatever it is: half of a command is none
                 self._store.remove_peer(name)
+                if not isinstance(cause, OSError | ValueError | RuntimeError):
+                    raise
                 raise EngineError(f"the engine refuses peer {name!r}: {cause}") from cause
             self.pass_protocols()
         endpoint = gateway.endpoint or self._around.suggested_endpoint()
