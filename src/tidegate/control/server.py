@@ -26,6 +26,8 @@ log = structlog.get_logger("tidegate.control")
 
 MAX_CONNECTIONS = 32
 IDLE_TIMEOUT = 30.0  # seconds until a connection that says nothing is closed
+LAST_ANSWER = 1.0
+"""Seconds that the command under way has when the server stops; within the Supervisor's `STOP_DEADLINE`."""
 
 
 class ControlServer:
@@ -37,6 +39,9 @@ class ControlServer:
         self._execute = execute
         self._one_at_a_time = asyncio.Lock()
         self._connections: set[asyncio.Task[None]] = set()
+        self._answering: set[asyncio.Task[Any]] = set()
+        """Connections that have asked something and were not told the answer yet."""
+        self._stopping = False
         self._listener: socket.socket | None = None
 
     def open(self) -> None:
@@ -61,14 +66,20 @@ class ControlServer:
         self._listener = listener
 
     async def run(self) -> None:
-        """Accepts connections until cancelled."""
+        """Accepts connections until cancelled. The command under way is still answered then, or the one who asked
+        would not know what became of it; those that wait behind it are refused."""
         if self._listener is None:
             raise RuntimeError("ControlServer.run before open")
         server = await asyncio.start_unix_server(self._accept, sock=self._listener, limit=MAX_REQUEST_BYTES)
         try:
             await asyncio.get_running_loop().create_future()  # until cancelled
         finally:
+            self._stopping = True
             server.close()
+            for connection in self._connections - self._answering:
+                connection.cancel()
+            if self._answering:
+                await asyncio.wait(self._answering, timeout=LAST_ANSWER)
             for connection in self._connections:
                 connection.cancel()
             await asyncio.gather(*self._connections, return_exceptions=True)
@@ -107,7 +118,9 @@ class ControlServer:
             log.debug("control connection ended", cause=str(cause) or type(cause).__name__)
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while True:
+        connection = asyncio.current_task()
+        assert connection is not None, "a coroutine runs in a task"
+        while not self._stopping:
             try:
                 line = await asyncio.wait_for(reader.readline(), IDLE_TIMEOUT)
             except ValueError:  # longer than the limit
@@ -116,12 +129,18 @@ class ControlServer:
                 return
             if not line.endswith(b"\n"):
                 return
-            writer.write(await self._answer(line))
-            await asyncio.wait_for(writer.drain(), IDLE_TIMEOUT)
+            self._answering.add(connection)
+            try:
+                writer.write(await self._answer(line))
+                await asyncio.wait_for(writer.drain(), IDLE_TIMEOUT)
+            finally:
+                self._answering.discard(connection)
 
     async def execute(self, command: Command[Any]) -> Answer:
         """Carries out a command, when those before it are done. Raises `TidegateError`."""
         async with self._one_at_a_time:
+            if self._stopping:
+                raise ControlError("the gateway is stopping, and begins nothing new")
             # Shielded: a command that began is finished, also when the one who asked is gone.
             return await asyncio.shield(asyncio.to_thread(self._execute, command))
 

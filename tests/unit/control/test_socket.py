@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,9 +18,10 @@ from hypothesis import strategies as st
 from tests.unit.running import open_sockets, until
 from tidegate.control.client import ControlClient
 from tidegate.control.commands import Answer, Command, PeerList, PeerListed, PeerRemove, PeerView
-from tidegate.control.server import ControlServer
+from tidegate.control.server import LAST_ANSWER, ControlServer
 from tidegate.control.wire import MAX_REQUEST_BYTES, RemoteError, decode_request
 from tidegate.errors import ControlError, NotFoundError, NotRunningError, PrivilegeError
+from tidegate.lifecycle import STOP_DEADLINE
 
 Execute = Callable[[Command[Any]], Answer]
 
@@ -144,6 +146,64 @@ def test_one_who_does_not_take_an_answer_is_let_go_of(
     asyncio.run(scenario())
 
 
+LIST = b'{"version": 1, "request": {"command": "peer.list"}}\n'
+
+
+class Slow:
+    """Carries out commands, each when it is told to."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.go_on = threading.Event()
+        self.count = 0
+
+    def __call__(self, _command: Command[Any]) -> Answer:
+        self.count += 1
+        self.begun.set()
+        assert self.go_on.wait(5)
+        return PeerListed(running=True, peers=[])
+
+
+def test_a_server_that_stops_answers_the_command_under_way_and_refuses_those_behind_it(
+    tmp_path: Path,
+) -> None:
+    slow = Slow()
+
+    async def scenario() -> None:
+        async with server(tmp_path, slow):
+            first = asyncio.create_task(say(tmp_path, LIST))
+            assert await asyncio.to_thread(slow.begun.wait, 5)
+            second = asyncio.create_task(say(tmp_path, LIST))
+            await asyncio.sleep(0.05)
+            asyncio.get_running_loop().call_later(0.2, slow.go_on.set)
+        (answer,), (refusal,) = await asyncio.gather(first, second)
+        assert answer["answer"]["running"] is True
+        assert "the gateway is stopping" in refusal["error"]["message"]
+        assert slow.count == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_server_that_stops_does_not_wait_for_a_command_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tidegate.control.server.LAST_ANSWER", 0.1)
+    assert LAST_ANSWER < STOP_DEADLINE
+    slow = Slow()
+
+    async def scenario() -> None:
+        async with server(tmp_path, slow):
+            reader, writer = await asyncio.open_unix_connection(str(tmp_path / "control.sock"))
+            writer.write(LIST)
+            assert await asyncio.to_thread(slow.begun.wait, 5)
+        async with asyncio.timeout(1):
+            assert await reader.read() == b""
+        writer.close()
+        slow.go_on.set()
+
+    asyncio.run(scenario())
+
+
 def test_a_refusal_keeps_its_words_and_its_exit_code(tmp_path: Path) -> None:
     def refuse(_command: Command[Any]) -> Answer:
         raise NotFoundError("no such peer", hint="look again")
@@ -199,8 +259,6 @@ def test_an_answer_that_breaks_off_is_told(tmp_path: Path) -> None:
         connection.recv(1000)
         connection.sendall(b'{"version": 1, "ans')
         connection.close()
-
-    import threading
 
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "control.sock"))
