@@ -84,6 +84,10 @@ class ControlError(TidegateError):
     """The control socket of a gateway cannot be reached or talks nonsense."""
 
 
+class UnansweredError(ControlError):
+    """A gateway was asked something, and nobody knows whether it did it."""
+
+
 class NotRunningError(ControlError):
     """No gateway runs on this state directory."""
 

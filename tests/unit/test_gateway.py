@@ -20,8 +20,10 @@ import pytest
 
 from tests.unit.fakes import FakeEngine, FakeEvent, FakeHost, ordinary_network
 from tests.unit.running import serving, until
+from tidegate.control.client import ControlClient
+from tidegate.control.commands import AnswerT, Command, PeerAdd, PeerList
 from tidegate.dns import DnsProxy, DnsServer, choose_upstreams
-from tidegate.errors import ConflictError, EngineError, LockedError
+from tidegate.errors import ConflictError, EngineError, LockedError, UnansweredError
 from tidegate.gateway import Gateway
 from tidegate.host import MAIN_TABLE, HostNetwork, Route
 from tidegate.identity import parse_profile
@@ -132,6 +134,76 @@ def test_a_peer_that_the_engine_refuses_is_not_in_the_store(
             assert str(refusal.args[-1]) in err
             assert not (tmp_path / "alice.conf").exists()
             assert (await running.answer("peer", "list"))["peers"] == []
+
+    asyncio.run(scenario())
+
+
+def deafen(monkeypatch: pytest.MonkeyPatch, kinds: set[type], cause: BaseException) -> None:
+    """Commands of these kinds are carried out, and the command line does not hear the answer."""
+    execute = ControlClient.execute
+
+    def deaf(client: ControlClient, command: Command[AnswerT]) -> AnswerT:
+        try:
+            return execute(client, command)
+        finally:
+            if type(command) in kinds:
+                raise cause
+
+    monkeypatch.setattr(ControlClient, "execute", deaf)
+
+
+@pytest.mark.parametrize(
+    ("cause", "code", "told"),
+    [
+        (UnansweredError("no word", hint="is it well?"), 1, "tidegate: no word; alice was not added\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_a_peer_whose_adding_is_not_answered_is_taken_back(
+    settings: Settings,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    cause: BaseException,
+    code: int,
+    told: str,
+) -> None:
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            out = tmp_path / "alice.conf"
+            with monkeypatch.context() as patch:
+                deafen(patch, {PeerAdd}, cause)
+                assert await running.cli("peer", "add", "alice", "--out", str(out)) == (code, "", told)
+            assert not out.exists()
+            assert (await running.answer("peer", "list"))["peers"] == []
+            assert running.packets.peers == {}
+            assert (await running.cli("peer", "add", "alice"))[0] == 0
+            with monkeypatch.context() as patch:
+                deafen(patch, {PeerAdd}, cause)
+                assert (await running.cli("peer", "add", "alice"))[0] == code
+            assert len(running.packets.peers) == 1, "the alice of before has another key"
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("cause", "code"), [(UnansweredError("no word"), 1), (KeyboardInterrupt(), 130)], ids=["", "Ctrl-C"]
+)
+def test_a_peer_that_cannot_be_taken_back_is_told_of(
+    settings: Settings,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    cause: BaseException,
+    code: int,
+) -> None:
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            with monkeypatch.context() as patch:
+                deafen(patch, {PeerAdd, PeerList}, cause)
+                exit_code, out, err = await running.cli("peer", "add", "alice")
+            assert (exit_code, out) == (code, "")
+            (line,) = err.splitlines()
+            assert "alice may have been added" in line and "`tidegate peer show alice`" in line
 
     asyncio.run(scenario())
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from ipaddress import AddressValueError, IPv4Address, IPv4Interface, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -68,9 +66,12 @@ def add(
 ) -> None:
     """Add a peer and hand out its profile (wg-quick format). Its private key is in the profile and nowhere
     else."""
+    from functools import partial
+
     from tidegate.cli.administration import administration
+    from tidegate.cli.delivery import adding, delivery
     from tidegate.cli.output import remark, written
-    from tidegate.control.commands import PeerAdd, PeerRemove
+    from tidegate.control.commands import PeerAdd
     from tidegate.identity import encode_key, make_preshared_key, make_private_key, public_key_of
     from tidegate.store import check_peer_name
 
@@ -86,21 +87,21 @@ def add(
         cipher=cipher,
     )
     comment = f"Tidegate profile of {name}. It holds secret keys: keep it to yourself."
-    with _delivery(name, out, force) as deliver:
-        runtime = runtime_of(context)
-        with administration(
-            settings, runtime.host(), make=True, suggest_endpoint=endpoint is None, engine=runtime.engine
-        ) as executor:
-            added = executor.execute(command)
-            try:
-                wanted = _endpoint(endpoint, added.listen_port)
-                profile = _profile(added, wanted, private_key, preshared_key)
-                text = profile.render(comment)
-                answer = _answer(added, profile, text, out)
-                deliver(answer if json and out is None else text)
-            except BaseException:
-                executor.execute(PeerRemove(name=name))
-                raise
+    runtime = runtime_of(context)
+    asking = partial(
+        administration,
+        settings,
+        runtime.host(),
+        make=True,
+        suggest_endpoint=endpoint is None,
+        engine=runtime.engine,
+    )
+    with delivery(name, out, force) as deliver, adding(command, asking) as added:
+        wanted = _endpoint(endpoint, added.listen_port)
+        profile = _profile(added, wanted, private_key, preshared_key)
+        text = profile.render(comment)
+        answer = _answer(added, profile, text, out)
+        deliver(answer if json and out is None else text)
     if out is not None and json:
         with written():
             print(answer, end="")
@@ -123,57 +124,6 @@ def _endpoint(text: str | None, default_port: int) -> Endpoint | None:
         return Endpoint.parse(text, default_port)
     except ValueError as cause:
         raise UsageError(f"--endpoint: {cause}") from None
-
-
-@contextmanager
-def _delivery(name: str, out: Path | None, force: bool) -> Iterator[Callable[[str], None]]:
-    """The way out of a profile, to be used once. A file is begun before the peer is added, and appears once it
-    was: nothing is ever half-done."""
-    from tidegate.cli.output import hand_out
-    from tidegate.errors import TidegateError, UsageError
-    from tidegate.files import atomic_write
-
-    def show(text: str) -> None:
-        try:
-            hand_out(text)
-        except OSError as cause:
-            raise TidegateError(
-                f"the profile cannot be printed: {cause.strerror}", hint=f"{name} was not added"
-            ) from cause
-
-    if out is None:
-        yield show
-        return
-    with ExitStack() as files:
-        with _explained(out):
-            if out.is_dir():
-                raise UsageError(
-                    f"{out} is a directory", hint=f"name a file in it, such as {out / name}.conf"
-                )
-            if out.exists() and not out.is_file():  # /dev/stdout would be one from then on, for all programs
-                raise UsageError(f"{out} is no regular file", hint="leave --out away to print the profile")
-            file = files.enter_context(atomic_write(out, replace=force))
-
-        def write(text: str) -> None:
-            with _explained(out):
-                file.write(text)
-                files.close()
-
-        yield write
-
-
-@contextmanager
-def _explained(out: Path) -> Iterator[None]:
-    from tidegate.errors import TidegateError, UsageError
-
-    try:
-        yield
-    except FileExistsError:
-        raise UsageError(
-            f"{out} exists, and may hold somebody's only key", hint="choose another --out, or add --force"
-        ) from None
-    except OSError as cause:
-        raise TidegateError(f"{out}: cannot be written: {cause.strerror}") from cause
 
 
 def _profile(

@@ -8,7 +8,7 @@ from typing import cast
 
 from tidegate.control.commands import AnswerT, Command
 from tidegate.control.wire import MAX_ANSWER_BYTES, SOCKET_NAME, decode_answer, encode_request
-from tidegate.errors import ControlError, NotRunningError, PrivilegeError
+from tidegate.errors import ControlError, NotRunningError, PrivilegeError, UnansweredError
 
 TIMEOUT = 15.0  # seconds; a command that publishes a thousand ports takes about one
 
@@ -42,17 +42,18 @@ class ControlClient:
         return cls(connection)
 
     def execute(self, command: Command[AnswerT]) -> AnswerT:
-        """Raises `ControlError`; `RemoteError` with the gateway's own words where it refused."""
+        """Raises `ControlError`: `RemoteError` with the gateway's own words where it refused, `UnansweredError` where
+        it said nothing that can be read."""
         try:
             self._connection.sendall(encode_request(command))
             with self._connection.makefile("rb") as stream:
                 line = stream.readline(MAX_ANSWER_BYTES + 1)
         except TimeoutError:
-            raise ControlError(f"the gateway did not answer within {TIMEOUT:g} s") from None
+            raise UnansweredError(f"the gateway did not answer within {TIMEOUT:g} s") from None
         except OSError as cause:
-            raise ControlError(f"the gateway broke off: {cause.strerror or cause}") from cause
+            raise UnansweredError(f"the gateway broke off: {cause.strerror or cause}") from cause
         if not line.endswith(b"\n"):
-            raise ControlError("the gateway broke off before it answered", hint="is it shutting down?")
+            raise UnansweredError("the gateway broke off before it answered", hint="is it shutting down?")
         return cast(AnswerT, decode_answer(line, command.answer))
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from tidegate.control.commands import PROTOCOL_VERSION, Answer, AnyCommand, Command
-from tidegate.errors import ControlError, TidegateError
+from tidegate.errors import ControlError, TidegateError, UnansweredError
 
 SOCKET_NAME = "control.sock"
 MAX_REQUEST_BYTES = 64 * 1024
@@ -76,7 +76,7 @@ def encode_error(error: TidegateError) -> bytes:
 
 
 def decode_answer(line: bytes, kind: type[Answer]) -> Answer:
-    """Raises `ControlError`; `RemoteError` where the gateway refused."""
+    """Raises `ControlError`: `RemoteError` where the gateway refused, `UnansweredError` where that is not known."""
     try:
         response = _Response.model_validate_json(line)
         if response.error is not None:
@@ -84,7 +84,7 @@ def decode_answer(line: bytes, kind: type[Answer]) -> Answer:
         _check_version(response.version)
         return kind.model_validate(response.answer)
     except ValidationError:
-        raise ControlError(
+        raise UnansweredError(
             "the gateway's answer cannot be read", hint="does it run the same version as this command?"
         ) from None
 

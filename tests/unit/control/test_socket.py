@@ -20,7 +20,7 @@ from tidegate.control.client import ControlClient
 from tidegate.control.commands import Answer, Command, PeerList, PeerListed, PeerRemove, PeerView
 from tidegate.control.server import LAST_ANSWER, ControlServer
 from tidegate.control.wire import MAX_REQUEST_BYTES, RemoteError, decode_request
-from tidegate.errors import ControlError, NotFoundError, NotRunningError, PrivilegeError
+from tidegate.errors import ControlError, NotFoundError, NotRunningError, PrivilegeError, UnansweredError
 from tidegate.lifecycle import STOP_DEADLINE
 
 Execute = Callable[[Command[Any]], Answer]
@@ -265,7 +265,7 @@ def test_an_answer_that_breaks_off_is_told(tmp_path: Path) -> None:
         listener.listen()
         thread = threading.Thread(target=hang_up, args=(listener,))
         thread.start()
-        with pytest.raises(ControlError, match="broke off before it answered"):
+        with pytest.raises(UnansweredError, match="broke off before it answered"):
             ControlClient.connect(tmp_path).execute(PeerList())
         thread.join(5)
 
