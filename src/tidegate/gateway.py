@@ -286,6 +286,8 @@ class Gateway:
                 await control.execute(ReloadSettings())
             except TidegateError as refused:
                 log.error("the settings are as they were", cause=str(refused))
+            except Exception:  # as over the control socket, no command takes the gateway down
+                log.exception("reading the settings anew failed unexpectedly")
             notify("READY=1")
 
     async def _watch_link(self, changed: asyncio.Event) -> None:

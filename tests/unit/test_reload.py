@@ -207,6 +207,27 @@ def test_sighup_reads_the_settings_anew_and_survives_a_wrong_file(
     asyncio.run(scenario())
 
 
+def test_a_failure_that_nobody_thought_of_does_not_take_the_gateway_down(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    looks = 0
+
+    def reread() -> Settings:
+        nonlocal looks
+        looks += 1
+        raise ZeroDivisionError("oops")
+
+    async def scenario() -> None:
+        async with serving(settings, capsys, reread=reread) as running:
+            for look in (1, 2):
+                os.kill(os.getpid(), signal.SIGHUP)
+                await until(lambda: looks == look)  # noqa: B023 -- at once
+                await asyncio.sleep(0.05)
+                assert not running.task.done()
+
+    asyncio.run(scenario())
+
+
 def test_a_timer_below_its_standard_is_accepted_and_told_with_the_standards_name(
     tmp_path: Path, free_port: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

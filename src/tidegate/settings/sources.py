@@ -8,6 +8,8 @@ keeps a note of its origin, so that a message can say ``tidegate.toml:12``, ``$T
 from __future__ import annotations
 
 import difflib
+import re
+import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +25,8 @@ DEFAULT_PATH = Path("/etc/tidegate/tidegate.toml")
 PREFIX = "TIDEGATE_"
 NESTED = "__"
 MAX_FILE_BYTES = 1 << 20
+LONGEST_INTEGER = 1024
+"""Bits, of those that a message may show. Python refuses to write out longer ones: in a file, they are hexadecimal."""
 
 _WANTED = {
     "is_instance_of": "text",
@@ -97,6 +101,10 @@ class _Merged:
         except tomllib.TOMLDecodeError as cause:
             raise SettingsError(
                 f"is not valid TOML: {cause}", where=_toml_position(path, self._text, str(cause))
+            ) from None
+        except ValueError:  # Python's own, of what `tomllib` has read as an integer
+            raise SettingsError(
+                "has an integer that is too long", where=_long_number_position(path, self._text)
             ) from None
         except RecursionError:
             raise SettingsError("is nested too deeply", where=str(path)) from None
@@ -191,6 +199,13 @@ def _toml_position(path: Path, text: str, message: str) -> str:
     return f"{path}:{line}"
 
 
+def _long_number_position(path: Path, text: str) -> str:
+    digits = f"[0-9_]{{{sys.get_int_max_str_digits()},}}"
+    lines = (number for number, line in enumerate(text.splitlines(), start=1) if re.search(digits, line))
+    line = next(lines, None)
+    return f"{path}:{line}" if line else str(path)
+
+
 def _is_model(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 
@@ -253,6 +268,8 @@ def _shown(value: Any) -> str:
             return "a table"
         case list() | tuple():
             return "a list"
+        case int() if value.bit_length() > LONGEST_INTEGER:
+            shown = "so long an integer"
         case _:
             shown = str(value)
     return shown if len(shown) <= 60 else shown[:57] + "..."
