@@ -138,7 +138,9 @@ class FakeGateway(FakeLifecycle):
         self.ciphers[public_key] = cipher
 
     def remove_peer(self, public_key: bytes) -> bool:
-        return self.peers.pop(public_key, None) is not None
+        gone = self.peers.pop(public_key, None)
+        self.passed = {number: holder for number, holder in self.passed.items() if holder != gone}
+        return gone is not None
 
     def set_external(self, link: ExternalLink, host_addresses: Sequence[str]) -> None:
         self.links.append(link)

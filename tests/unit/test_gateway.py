@@ -9,12 +9,13 @@ import signal
 import socket
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -23,12 +24,13 @@ from tests.unit.running import serving, until
 from tidegate.control.client import ControlClient
 from tidegate.control.commands import AnswerT, Command, PeerAdd, PeerList
 from tidegate.dns import DnsProxy, DnsServer, choose_upstreams
-from tidegate.errors import ConflictError, EngineError, LockedError, UnansweredError
+from tidegate.errors import ConflictError, EngineError, LockedError, StoreError, UnansweredError
 from tidegate.gateway import Gateway
 from tidegate.host import MAIN_TABLE, HostNetwork, Route
 from tidegate.identity import parse_profile
 from tidegate.net import Endpoint
 from tidegate.settings import DnsSettings, Settings
+from tidegate.store.sqlite import SqliteStore
 
 
 def only(items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -204,6 +206,36 @@ def test_a_peer_that_cannot_be_taken_back_is_told_of(
             assert (exit_code, out) == (code, "")
             (line,) = err.splitlines()
             assert "alice may have been added" in line and "`tidegate peer show alice`" in line
+
+    asyncio.run(scenario())
+
+
+@contextmanager
+def unreadable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The store cannot be read, as when another process holds it for long."""
+
+    def held(_store: SqliteStore) -> NoReturn:
+        raise StoreError("tidegate.db: is held by another process", hint="try again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SqliteStore, "peers", held)
+        patch.setattr(SqliteStore, "publications", held)
+        yield
+
+
+def test_a_store_that_fails_in_the_midst_of_a_command_leaves_no_half_of_it(
+    settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            with unreadable(monkeypatch):
+                code, out, _ = await running.cli("peer", "add", "alice")
+                assert code == 0
+                assert parse_profile(out).address == IPv4Interface("10.66.77.2/32")
+                assert list(running.packets.peers.values()) == ["10.66.77.2"]
+                assert (await running.cli("peer", "remove", "alice"))[0] == 0
+                assert running.packets.peers == {}, "it cannot connect any more"
+            assert (await running.cli("peer", "add", "alice"))[0] == 0
 
     asyncio.run(scenario())
 

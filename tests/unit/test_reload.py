@@ -10,16 +10,18 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Interface
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from tests.unit.fakes import FakeEngine, ordinary_network
 from tests.unit.running import Running, serving, until
+from tidegate.errors import StoreError
 from tidegate.host import InterfaceAddress
 from tidegate.settings import Settings, load_settings
 from tidegate.settings.changes import changed_keys, is_live, with_live_changes
 from tidegate.settings.standards import FLOORS, below_the_standard
+from tidegate.store.sqlite import SqliteStore
 
 USAGE, FAILURE = 2, 1
 
@@ -224,6 +226,24 @@ def test_a_failure_that_nobody_thought_of_does_not_take_the_gateway_down(
                 await until(lambda: looks == look)  # noqa: B023 -- at once
                 await asyncio.sleep(0.05)
                 assert not running.task.done()
+
+    asyncio.run(scenario())
+
+
+def test_a_store_that_cannot_be_read_does_not_deny_what_came_into_force(
+    tmp_path: Path, free_port: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def held(_store: SqliteStore) -> NoReturn:
+        raise StoreError("tidegate.db: is held by another process")
+
+    async def scenario() -> None:
+        async with edited(tmp_path, free_port, capsys) as editor:
+            await editor.running.cli("peer", "add", "alice")
+            monkeypatch.setattr(SqliteStore, "peers", held)
+            answer = await editor.change('[nat]\nudp_timeout = 150.0\n[nat.other_protocols]\ngre = "alice"\n')
+            assert answer["applied"] == ["nat.udp_timeout", "nat.other_protocols"]
+            (warning,) = answer["warnings"]
+            assert "other_protocols" in warning and "held by another process" in warning
 
     asyncio.run(scenario())
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from ipaddress import AddressValueError, IPv4Address
 from typing import Protocol, cast
 
+import structlog
+
 from tidegate import VERSION
 from tidegate.ciphers import CipherName, check_cipher
 from tidegate.control.commands import (
@@ -43,12 +45,14 @@ from tidegate.control.commands import (
     StatusQuery,
 )
 from tidegate.engine import EngineGateway, EngineStatus, ExternalLink, PeerStatus
-from tidegate.errors import ConflictError, EngineError, NotRunningError, UsageError
+from tidegate.errors import ConflictError, EngineError, NotRunningError, StoreError, UsageError
 from tidegate.identity.keys import decode_key, encode_key
 from tidegate.ip_protocols import protocol_name
 from tidegate.net import MAX_PORT, Endpoint
 from tidegate.settings import Key, Settings
 from tidegate.store import MAX_PUBLISHED_PORTS, Peer, Publication, Store, check_peer_name
+
+log = structlog.get_logger("tidegate.control")
 
 
 class LiveGateway(Protocol):
@@ -196,7 +200,7 @@ class Administration:
                 if not isinstance(cause, OSError | ValueError | RuntimeError):
                     raise
                 raise EngineError(f"the engine refuses peer {name!r}: {cause}") from cause
-            self.pass_protocols()
+            self._pass_protocols_and_log()
         endpoint = gateway.endpoint or self._around.suggested_endpoint()
         return PeerAdded(
             peer=_peer_view(peer, None),
@@ -242,10 +246,15 @@ class Administration:
     def _peer_remove(self, command: PeerRemove) -> PeerRemoved:
         peer, publications = self._store.remove_peer(command.name)
         if self._live is not None:
+            # First of all, because the store may fail from now on, and the peer may connect no more. What is the
+            # peer's goes with it.
+            self._live.engine.remove_peer(peer.public_key)
+            self._passed = {
+                number: holder for number, holder in self._passed.items() if holder != str(peer.address)
+            }
             for publication in publications:
                 self._unpublish(publication)
-            self.pass_protocols()
-            self._live.engine.remove_peer(peer.public_key)
+            self._pass_protocols_and_log()
         return PeerRemoved(
             peer=_peer_view(peer, None),
             publications=[publication.external_text for publication in publications],
@@ -277,13 +286,18 @@ class Administration:
 
     def _publish_what_failed(self) -> list[str]:
         """Tries the publications again that were refused when the gateway started; gives back why some still are."""
-        failed = [
-            entry for entry in self._store.publications() if entry.external_text in self._failed_publications
-        ]
-        for publication in failed:
+        if not self._failed_publications:
+            return []
+        try:
+            published = self._store.publications()
+        except StoreError as cause:
+            return [f"ports that are not published: {cause}"]
+        for publication in published:
+            if publication.external_text not in self._failed_publications:
+                continue
             try:
                 self._publish(publication)
-            except (ConflictError, EngineError) as refused:
+            except (ConflictError, EngineError, StoreError) as refused:
                 self._failed_publications[publication.external_text] = str(refused)
             else:
                 del self._failed_publications[publication.external_text]
@@ -415,9 +429,12 @@ class Administration:
 
     def pass_protocols(self) -> list[str]:
         """Tells the engine which client's each protocol without ports is, as settings name peers. Gives back
-        what came in the way: a peer that does not exist (yet), or the engine's refusal."""
+        what came in the way: a peer that does not exist (yet), a store that cannot be read, or the engine's refusal."""
         wanted = self._around.settings.nat.other_protocols
-        holders = {peer.name: str(peer.address) for peer in self._store.peers()}
+        try:
+            holders = {peer.name: str(peer.address) for peer in self._store.peers()} if wanted else {}
+        except StoreError as cause:
+            return [f"[nat] other_protocols: whose they are cannot be looked up: {cause}"]
         unheeded = [
             f"[nat] other_protocols: {protocol_name(number)} is to go to {name!r}, and there is no such peer"
             for number, name in wanted.items()
@@ -431,6 +448,11 @@ class Administration:
             except (OSError, ValueError) as cause:
                 unheeded.append(f"[nat] other_protocols: the engine refuses: {cause}")
         return unheeded
+
+    def _pass_protocols_and_log(self) -> None:
+        """For commands that are done as such, whatever comes in the way."""
+        for unheeded in self.pass_protocols():
+            log.warning(unheeded)
 
     def _status(self) -> GatewayStatus:
         live = self._running()
