@@ -87,12 +87,15 @@ class StateDir:
 
 def _acquire(descriptor: int, path: Path, patience: float) -> None:
     pause = threading.Event()  # nobody sets it: a command has nothing else to do while it waits
+    text = ""
     for _ in range(max(1, int(patience / RETRY_INTERVAL))):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            kind, _, pid = os.pread(descriptor, 64, 0).decode("ascii", "replace").strip().partition(" ")
-            if kind == "gateway":
+            before, text = text, os.pread(descriptor, 64, 0).decode("ascii", "replace").strip()
+            kind, _, pid = text.partition(" ")
+            # Once may be what a gateway has left, and a command that has just got the lock is about to replace.
+            if kind == "gateway" and text == before:
                 raise LockedError(
                     f"a gateway is already running with state directory {path} (pid {pid})",
                     hint="stop it first, or name another --state-dir",

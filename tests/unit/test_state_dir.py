@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 import subprocess
@@ -75,6 +76,17 @@ def test_a_command_is_waited_for(tmp_path: Path) -> None:
         threading.Timer(0.3, other.stdin.close).start()
         with StateDir(tmp_path).lock("gateway"):
             assert other.wait(10) == 0
+
+
+def test_what_a_gateway_has_left_in_the_lock_is_not_taken_for_one_that_runs(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    lock.write_text("gateway 1\n")
+    with lock.open() as of_a_command:
+        fcntl.flock(of_a_command, fcntl.LOCK_EX)
+        threading.Timer(0.01, lock.write_text, ["command 2\n"]).start()
+        threading.Timer(0.2, fcntl.flock, [of_a_command, fcntl.LOCK_UN]).start()
+        with StateDir(tmp_path).lock("gateway"):
+            assert lock.read_text() == f"gateway {os.getpid()}\n"
 
 
 def test_a_command_that_does_not_end_is_not_waited_for_for_ever(tmp_path: Path) -> None:
