@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
@@ -29,7 +30,14 @@ from tidegate.control.commands import ReloadSettings
 from tidegate.control.server import ControlServer
 from tidegate.dns import DnsProxy, DnsServer, Resolver, choose_upstreams
 from tidegate.engine import Engine, EngineGateway, EngineLifecycle, ExternalLink, GatewayOptions
-from tidegate.errors import ConflictError, EngineError, HostNetworkError, PrivilegeError, TidegateError
+from tidegate.errors import (
+    ConflictError,
+    EngineError,
+    HostNetworkError,
+    LockedError,
+    PrivilegeError,
+    TidegateError,
+)
 from tidegate.host import Host
 from tidegate.host.external import check_subnet, external_link, host_addresses
 from tidegate.host.privileges import raise_open_file_limit
@@ -167,7 +175,8 @@ class Gateway:
         self._own_addresses = host_addresses(network, tun_name=gateway.tun_name)
 
         state.prepare()
-        undo.enter_context(state.lock("gateway"))
+        if not await self._lock(state, undo):
+            return
         self._host.check_listen_port(gateway.listen.address, gateway.listen.port)
         private_key = load_or_make_private_key(state.key)
         store = await asyncio.to_thread(SqliteStore, state.database)
@@ -224,6 +233,22 @@ class Gateway:
         self._supervisor.start("control", control.run)
         self._supervisor.start("reload", lambda: self._reload_on(hung_up, control))
         self._announce(peers)
+
+    async def _lock(self, state: StateDir, undo: AsyncExitStack) -> bool:
+        """Takes the state directory, once a command that has it is done; `False` if a stop is requested before."""
+        given_up = threading.Event()
+        lock = state.lock("gateway", given_up=given_up)
+        locking = asyncio.create_task(asyncio.to_thread(undo.enter_context, lock))
+        stopped = asyncio.create_task(self._supervisor.stopped())
+        await asyncio.wait({locking, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        given_up.set()
+        try:
+            await locking
+        except LockedError:
+            if not self._supervisor.stop_requested:
+                raise
+        return not self._supervisor.stop_requested
 
     async def _open_engine(self, private_key: bytes) -> EngineGateway:
         gateway = self._settings.gateway

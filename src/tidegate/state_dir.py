@@ -62,8 +62,15 @@ class StateDir:
             ) from cause
 
     @contextmanager
-    def lock(self, holder: Holder, *, patience: float = COMMAND_PATIENCE) -> Iterator[None]:
-        """Holds the directory's lock. A command that holds it is waited for; a gateway is not.
+    def lock(
+        self,
+        holder: Holder,
+        *,
+        patience: float = COMMAND_PATIENCE,
+        given_up: threading.Event | None = None,
+    ) -> Iterator[None]:
+        """Holds the directory's lock. A command that holds it is waited for, for `patience` seconds or until
+        another thread sets `given_up`; a gateway is not.
 
         Raises `LockedError`, `PrivilegeError` or `StoreError`.
         """
@@ -74,7 +81,7 @@ class StateDir:
         except OSError as cause:
             raise StoreError(f"{self.lock_file}: {cause.strerror}") from cause
         try:
-            _acquire(descriptor, self.path, patience)
+            _acquire(descriptor, self.path, patience, given_up or threading.Event())
             try:
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, f"{holder} {os.getpid()}\n".encode(), 0)
@@ -85,8 +92,7 @@ class StateDir:
             os.close(descriptor)  # gives the lock back
 
 
-def _acquire(descriptor: int, path: Path, patience: float) -> None:
-    pause = threading.Event()  # nobody sets it: a command has nothing else to do while it waits
+def _acquire(descriptor: int, path: Path, patience: float, given_up: threading.Event) -> None:
     text = ""
     for _ in range(max(1, int(patience / RETRY_INTERVAL))):
         try:
@@ -100,7 +106,8 @@ def _acquire(descriptor: int, path: Path, patience: float) -> None:
                     f"a gateway is already running with state directory {path} (pid {pid})",
                     hint="stop it first, or name another --state-dir",
                 ) from None
-            pause.wait(RETRY_INTERVAL)
+            if given_up.wait(RETRY_INTERVAL):
+                raise LockedError(f"another command holds {path}") from None
         else:
             return
     raise LockedError(f"another command holds {path} for {patience:g} s", hint="try again")

@@ -30,6 +30,7 @@ from tidegate.host import MAIN_TABLE, HostNetwork, Route
 from tidegate.identity import parse_profile
 from tidegate.net import Endpoint
 from tidegate.settings import DnsSettings, Settings
+from tidegate.state_dir import StateDir
 from tidegate.store.sqlite import SqliteStore
 
 
@@ -399,6 +400,25 @@ def test_a_second_gateway_on_the_same_state_is_refused(
             with pytest.raises(LockedError, match=rf"already running .*\(pid {os.getpid()}\)"):
                 await Gateway(settings, FakeEngine(), FakeHost()).run()
             assert (await running.cli("status"))[0] == 0, "the first one is not disturbed"
+
+    asyncio.run(scenario())
+
+
+def test_a_stop_is_heeded_while_a_command_has_the_state_directory(settings: Settings) -> None:
+    state, engine = StateDir(settings.state_dir), FakeEngine()
+    state.prepare()
+
+    async def scenario() -> None:
+        with state.lock("command"):
+            gateway = Gateway(settings, engine, FakeHost())
+            starting = asyncio.create_task(gateway.run())
+            await asyncio.sleep(0.1)
+            gateway.request_stop()
+            async with asyncio.timeout(1):
+                await starting
+        assert engine.gateways == []
+        with state.lock("command", patience=0):
+            pass
 
     asyncio.run(scenario())
 
