@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import pytest
 
+from tests.unit.conftest import CommandLine
 from tests.unit.fakes import FakeEngine, ordinary_network
 from tests.unit.running import Running, serving, until
 from tidegate.errors import StoreError
@@ -244,6 +245,24 @@ def test_a_store_that_cannot_be_read_does_not_deny_what_came_into_force(
             assert answer["applied"] == ["nat.udp_timeout", "nat.other_protocols"]
             (warning,) = answer["warnings"]
             assert "other_protocols" in warning and "held by another process" in warning
+
+    asyncio.run(scenario())
+
+
+def test_a_new_state_directory_needs_a_restart_and_the_former_one_until_then(
+    tmp_path: Path, free_port: int, capsys: pytest.CaptureFixture[str], tidegate: CommandLine
+) -> None:
+    async def scenario() -> None:
+        async with edited(tmp_path, free_port, capsys) as editor:
+            file = editor.write("[nat]\nudp_timeout = 150\n")
+            file.write_text(file.read_text().replace("/state", "/other"))
+            capsys.readouterr()
+            message = await asyncio.to_thread(tidegate.refused, FAILURE, "reload", "--config", file)
+            assert f"no gateway is running with state directory {tmp_path}/other" in message
+            assert "name the state_dir that it has with --state-dir" in message
+            answer = await editor.running.answer("reload")
+            assert answer["applied"] == ["nat.udp_timeout"]
+            assert answer["needs_restart"] == ["state_dir"]
 
     asyncio.run(scenario())
 

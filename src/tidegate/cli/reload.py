@@ -26,10 +26,18 @@ def reload(
     from tidegate.cli.administration import running_gateway
     from tidegate.cli.output import print_json, remark
     from tidegate.control.commands import ReloadSettings
+    from tidegate.errors import NotRunningError
 
     settings = read_settings(context, config, state_dir)
-    with running_gateway(settings) as gateway:
-        answer = gateway.execute(ReloadSettings())
+    try:
+        with running_gateway(settings) as gateway:
+            answer = gateway.execute(ReloadSettings())
+    except NotRunningError as absent:
+        if state_dir is None:  # this command has read a new one already, the gateway has not
+            absent.hint = (
+                "start one with `tidegate serve`, or name the state_dir that it has with --state-dir"
+            )
+        raise
     if json:
         print_json(answer)
         return
