@@ -117,6 +117,15 @@ class ExternalSettings(_Section):
     addresses: AddressList = ()
     """The addresses to translate to; by default the interface's first."""
 
+    @field_validator("addresses")
+    @classmethod
+    def _addresses_differ(cls, value: tuple[IPv4Address, ...]) -> tuple[IPv4Address, ...]:
+        # The engine shares out ports by their number.
+        for address in value:
+            if value.count(address) > 1:
+                raise ValueError(f"{address} is there twice")
+        return value
+
 
 class NatSettings(_Section):
     """``[nat]``: behaviour of the NAT; docs/settings.md explains each. Times in seconds."""

@@ -66,6 +66,11 @@ USAGE, FAILURE = 2, 1
         ('[nat]\ntcp_transitory_timeout = "x"', 2, ["nat.tcp_transitory_timeout", "a number"]),
         ("[nat]\nudp_timeout = inf", 2, ["nat.udp_timeout", "finite"]),
         ('[external]\ninterface = "a-name-that-is-too-long"', 2, ["external.interface", "15 bytes"]),
+        (
+            '[external]\naddresses = ["192.0.2.2", "192.0.2.3", "192.0.2.2"]',
+            2,
+            ["external.addresses: 192.0.2.2 is there twice"],
+        ),
         ('[gateway]\ntun_name = "tg%d"', 2, ["gateway.tun_name: 'tg%d' is not an interface name"]),
         (f"[gateway]\nshards = {'9' * 5000}", 2, ["has an integer that is too long"]),
         (f"[gateway]\nshards = 0x{'f' * 5000}", 2, ["gateway.shards: must be", "not so long an integer"]),
