@@ -27,7 +27,11 @@ NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The peer's na
 
 _ADD_EXAMPLES = examples(
     ("tidegate peer add alice --out alice.conf", "a profile for any WireGuard app"),
-    ("tidegate peer add bob --endpoint vpn.example.com:51820 > bob.conf", "with the name that clients reach"),
+    (
+        "tidegate peer add bob --endpoint vpn.example.com:51820 --out bob.conf",
+        "with the name that clients reach",
+    ),
+    ("tidegate peer add eve | qrencode -t ansiutf8", "printed: for a telephone's camera"),
     ("tidegate peer add carol --address 10.66.77.20", "with a chosen address"),
     ("tidegate peer add dave --cipher aes-256-gcm --out dave.conf", "faster, for Tidegate's own client only"),
 )
@@ -46,7 +50,10 @@ def add(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write the profile here (mode 0600), not to standard output."),
+        typer.Option(
+            metavar="FILE",
+            help="Write the profile here, for its owner alone (mode 0600). [dim]\\[standard output][/]",
+        ),
     ] = None,
     address: Annotated[
         str | None,

@@ -45,6 +45,12 @@ def test_every_command_has_help_with_examples(tidegate: CommandLine, command: li
     assert f"tidegate {' '.join(command)}" in text
 
 
+def test_the_help_does_not_teach_to_write_keys_where_others_may_read_them(tidegate: CommandLine) -> None:
+    text = re.sub(r"\x1b\[[0-9;]*m", "", tidegate("peer", "add", "--help").out)
+    assert ".conf" in text
+    assert not re.search(r"> *\w+\.conf", text)
+
+
 def test_help_is_there_at_once() -> None:
     command = [sys.executable, "-X", "importtime", "-m", "tidegate", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
