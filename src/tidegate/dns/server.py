@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 import struct
 from ipaddress import AddressValueError, IPv4Address, IPv4Network
@@ -26,6 +27,13 @@ TCP_IDLE_TIMEOUT = 10.0  # seconds, RFC 7766 §6.2.3: a few seconds
 MAX_TCP_CONNECTIONS = 128
 MAX_PIPELINED = 16
 """Queries of one TCP connection that are carried at once (RFC 7766 §6.2.1.1)."""
+
+_WITHOUT_DNS = "switch the DNS proxy off with [dns] enabled = false"
+_HINTS = {
+    errno.EADDRINUSE: f"stop it, or {_WITHOUT_DNS}",
+    errno.EADDRNOTAVAIL: "it is the gateway's own, on its TUN device: does a network manager take it off again?",
+}
+"""What to do about a socket that cannot be bound."""
 
 
 class DnsServer:
@@ -70,7 +78,7 @@ class DnsServer:
         except OSError as cause:
             bound.close()
             name = "TCP" if kind == socket.SOCK_STREAM else "UDP"
-            hint = "stop it, or switch the DNS proxy off with [dns] enabled = false"
+            hint = _HINTS.get(cause.errno or 0, _WITHOUT_DNS)
             raise explain_bind(cause, name, str(self._address), self._port, hint=hint) from cause
         return bound
 

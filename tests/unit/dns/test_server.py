@@ -17,7 +17,7 @@ from tests.unit.running import open_sockets, until
 from tidegate.dns import DnsProxy, DnsServer
 from tidegate.dns.message import replace_id
 from tidegate.dns.places import SHARES
-from tidegate.errors import ConflictError
+from tidegate.errors import ConflictError, HostNetworkError
 
 
 @pytest.mark.parametrize("close_early", [False, True])
@@ -170,7 +170,15 @@ def test_a_port_that_is_taken_is_named_with_the_remedy() -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         server = DnsServer(DnsProxy([]), IPv4Address("127.0.0.1"), LOOPBACK, port=other.getsockname()[1])
-        with pytest.raises(ConflictError, match=r"is in use: TCP .* \[dns\] enabled = false"):
+        with pytest.raises(ConflictError, match=r"is in use: TCP .*stop it, or .*\[dns\] enabled = false"):
             server.open()
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
             udp.bind(other.getsockname())  # the UDP one was given back
+
+
+def test_an_address_that_is_gone_is_told_as_such() -> None:
+    server = DnsServer(DnsProxy([]), IPv4Address("198.51.100.1"), LOOPBACK, port=0)
+    with pytest.raises(HostNetworkError) as told:
+        server.open()
+    assert "198.51.100.1 is not an address of this host; it is the gateway's own" in str(told.value)
+    assert "stop it" not in str(told.value)
