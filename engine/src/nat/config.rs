@@ -97,6 +97,14 @@ impl Proto {
         }
     }
 
+    /// The class of a port of this protocol. Identifiers have none: all of them are alike.
+    pub(super) const fn class_of(self, port: u16) -> PortClass {
+        match self {
+            Self::Icmp => PortClass::Unprivileged,
+            Self::Tcp | Self::Udp => PortClass::of(port),
+        }
+    }
+
     pub(super) const fn index(self) -> usize {
         match self {
             Self::Tcp => 0,

@@ -233,10 +233,7 @@ impl Nat {
         has_its_share: bool,
         now: Timestamp,
     ) -> Option<(u16, Kind)> {
-        let class = match protocol {
-            Proto::Icmp => PortClass::Unprivileged, // identifiers have no classes
-            Proto::Tcp | Proto::Udp => PortClass::of(internal.port),
-        };
+        let class = protocol.class_of(internal.port);
         if !has_its_share {
             if let Some(port) = self.pools.draw(protocol, address, class, &mut self.random) {
                 return Some((port, Kind::Drawn));

@@ -113,7 +113,9 @@ impl Pools {
 
     /// Whether the port may be lent. ICMP identifiers and privileged ports have no range.
     fn may_lend(&self, protocol: Proto, port: u16) -> bool {
-        protocol == Proto::Icmp || PortClass::of(port) == PortClass::Privileged || self.range.contains(&port)
+        protocol == Proto::Icmp
+            || protocol.class_of(port) == PortClass::Privileged
+            || self.range.contains(&port)
     }
 
     /// Begins to use these external addresses, and ceases to use the others.
@@ -157,7 +159,7 @@ impl Pools {
         let Some(pool) = self.pool_mut(protocol, address) else { return false };
         let new = may_lend && pool.owned.insert(port);
         if new {
-            pool.free_mut(PortClass::of(port)).push(port);
+            pool.free_mut(protocol.class_of(port)).push(port);
         }
         new
     }
@@ -168,7 +170,7 @@ impl Pools {
         if !pool.owned.contains(port) {
             return true;
         }
-        let free = pool.free_mut(PortClass::of(port));
+        let free = pool.free_mut(protocol.class_of(port));
         if let Some(at) = free.iter().position(|&p| p == port) {
             free.swap_remove(at);
             pool.owned.remove(port);
@@ -266,7 +268,7 @@ impl Pools {
         self.pool(protocol, address)
             .into_iter()
             .flat_map(move |pool| pool.owned.from(start))
-            .filter(move |&port| PortClass::of(port) == class && self.may_lend(protocol, port))
+            .filter(move |&port| protocol.class_of(port) == class && self.may_lend(protocol, port))
             .take(SHARING_ATTEMPTS)
     }
 
@@ -329,7 +331,7 @@ impl Pools {
         if let Some(pool) = self.pool_mut(protocol, address) {
             if pool.owned.contains(port) {
                 if may_lend {
-                    pool.free_mut(PortClass::of(port)).push(port);
+                    pool.free_mut(protocol.class_of(port)).push(port);
                 } else {
                     pool.owned.remove(port);
                     self.returned.push((protocol, Endpoint::new(address, port)));

@@ -70,6 +70,20 @@ fn req_2_a_query_session_lives_sixty_seconds() {
 }
 
 #[test]
+fn every_identifier_is_lent_again_whatever_its_number() {
+    // One of 128 shards, with 512 identifiers: eight of them are below 1024, where ports are of another class.
+    let slice = ShardSlice { shard: 3, shards: 128 };
+    let nat = Nat::new(NatConfig::default(), &[EXTERNAL], slice, [7; 32]);
+    let mut world = World { nat, now: Timestamp::from_secs(1_000) };
+    for round in 0..3 {
+        let lent = (0..512).map(|n| world.send(icmp(8, address("10.66.77.2"), at(SERVER).address, n)));
+        assert_eq!(lent.filter(Result::is_ok).count(), 512, "round {round}");
+        world.pass(62);
+        assert_eq!(world.nat.free_ports(Proto::Icmp, EXTERNAL, PortClass::Unprivileged), 512);
+    }
+}
+
+#[test]
 fn queries_from_outside_and_odd_messages_do_not_pass() {
     let mut world = World::new();
     let (client, server) = (address("10.66.77.2"), address("198.51.100.9"));
