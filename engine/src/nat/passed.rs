@@ -32,9 +32,9 @@ impl Nat {
         if self.passed.client(packet.protocol())? != client {
             return Err(DropReason::UnsupportedProtocol);
         }
-        // The address that its mappings have, too (RFC 4787 REQ-2).
-        let external =
-            self.clients.get(client).map(|client| client.external).or_else(|| self.home_of(client));
+        // The address that its mappings have, too (RFC 4787 REQ-2); if that is gone, the one that they will have.
+        let held = self.clients.get(client).map(|client| client.external);
+        let external = held.filter(|&held| self.pools.contains(held)).or_else(|| self.home_of(client));
         packet.rewrite_source_address(external.ok_or(DropReason::PortsExhausted)?);
         Ok(())
     }

@@ -197,6 +197,26 @@ fn a_change_of_the_external_address_ends_its_mappings() {
 }
 
 #[test]
+fn a_protocol_without_ports_leaves_from_an_address_that_is_still_ours() {
+    const GRE: u8 = 47;
+    let client = at(CLIENT).address;
+    let addresses = [EXTERNAL, SECOND_EXTERNAL];
+    let nat = Nat::new(NatConfig::default(), &addresses, ShardSlice::WHOLE, [7; 32]);
+    let mut world = World { nat, now: Timestamp::from_secs(1_000) };
+    world.nat.pass_protocols(vec![(GRE, client)]);
+    let gre =
+        |world: &mut World| source(&world.send(ipv4(GRE, client, at(SERVER).address, &[0; 40])).unwrap());
+    let home = gre(&mut world).address;
+    let other = addresses.into_iter().find(|&address| address != home).unwrap();
+    // Its ping comes from there, too; what it publishes is on the other address, and outlives the first.
+    let ping = world.send(icmp(8, client, at(SERVER).address, 1)).unwrap();
+    assert_eq!(source(&ping).address, home);
+    world.nat.publish(Proto::Udp, Endpoint::new(other, 53), at("10.66.77.2:53"), world.now).unwrap();
+    world.nat.set_external(&[other], world.now);
+    assert_eq!(gre(&mut world).address, other);
+}
+
+#[test]
 fn a_shorter_timeout_holds_for_sessions_that_are_there_already() {
     let mut world = World::new();
     world.send(udp(at(CLIENT), at(SERVER), b"")).unwrap();
