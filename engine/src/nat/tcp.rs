@@ -12,6 +12,9 @@
 //! not fit are still translated, for the client's own TCP is the better judge, but they refresh nothing; except for RST,
 //! which is dropped.
 //!
+//! A SYN from outside counts until the client has answered one: then it tells, by what its SYN-ACK acknowledges, which
+//! one it believes. That may be one that did not fit, where the client has forgotten a connection that stands here.
+//!
 //! ```text
 //!   outbound SYN, or an inbound one that the filter admits
 //!        |
@@ -21,7 +24,7 @@
 //!        | RST                  FIN both ways, |    | the client sends data after an RST
 //!        v                              or RST v    | (RFC 7857 §2.2)
 //!     Closing <-------------------------------------+
-//!        |   a new SYN: Opening again
+//!        |   a new SYN: Opening again; the client's, and its SYN-ACK with a new number, in any state
 //!        v
 //!     removed, when the timer of its state has run out
 //! ```
@@ -153,6 +156,10 @@ impl Progress {
         self.0 |= flag;
     }
 
+    fn remove(&mut self, flags: u8) {
+        self.0 &= !flags;
+    }
+
     fn window_scale(self) -> Option<u8> {
         Some(self.0 & Self::WINDOW_SCALE).filter(|&scale| scale <= MAX_WINDOW_SCALE)
     }
@@ -182,8 +189,22 @@ impl Sender {
         sender
     }
 
+    /// Its SYN was another one than we know of: the one that the other end acknowledges here.
+    fn restart(&mut self, acknowledgment: u32) {
+        self.initial = acknowledgment.wrapping_sub(1);
+        self.unacknowledged = self.initial;
+        self.next = acknowledgment;
+        self.limit = acknowledgment.wrapping_add(UNSCALED_WINDOW);
+        self.progress.remove(Progress::SYNCHRONIZED | Progress::FINISHED);
+    }
+
     fn has(&self, flag: u8) -> bool {
         self.progress.has(flag)
+    }
+
+    /// Whether this acknowledges its SYN, and nothing that it has not sent.
+    fn is_answered_by(&self, acknowledgment: u32) -> bool {
+        after(acknowledgment, self.initial) && !after(acknowledgment, self.next)
     }
 
     fn window_scale(&self) -> Option<u8> {
@@ -263,14 +284,8 @@ impl Connection {
             let was = self.close_by_reset();
             return if was == TcpState::Established { Verdict::Refresh } else { Verdict::Pass };
         }
-        // After its own RST of a stale connection, the client repeats the SYN as it was (RFC 9293 §3.5.1).
-        let anew = segment.sequence != self.client.initial || self.state == TcpState::Closing;
-        if segment.opens() && self.client.has(Progress::STARTED) && anew {
-            *self = Self::opened_by_client(segment);
-            return Verdict::Refresh;
-        }
-        if segment.has(tcp_flags::SYN) && !self.client.has(Progress::STARTED) {
-            self.client = Sender::start(segment);
+        if segment.has(tcp_flags::SYN) {
+            self.outbound_syn(segment);
         }
         if after(segment.end(), self.client.next) {
             self.client.next = segment.end();
@@ -291,15 +306,34 @@ impl Connection {
         Verdict::Refresh
     }
 
+    /// The client begins, or answers who has begun.
+    fn outbound_syn(&mut self, syn: &Segment) {
+        let answers = syn.has(tcp_flags::ACK);
+        if !self.client.has(Progress::STARTED) {
+            self.client = Sender::start(syn);
+        } else if syn.opens() {
+            // After its own RST of a stale connection, the client repeats the SYN as it was (RFC 9293 §3.5.1).
+            if syn.sequence != self.client.initial || self.state == TcpState::Closing {
+                *self = Self::opened_by_client(syn);
+            }
+        } else if answers && syn.sequence != self.client.initial {
+            // A SYN that did not fit the connection that stood; the client has forgotten that one.
+            self.client = Sender::start(syn);
+            self.remote.restart(syn.acknowledgment);
+            (self.state, self.reset) = (TcpState::Opening, false);
+        }
+        let is_settled = !self.remote.has(Progress::STARTED) || self.remote.has(Progress::SYNCHRONIZED);
+        if answers && !is_settled && !self.remote.is_answered_by(syn.acknowledgment) {
+            self.remote.restart(syn.acknowledgment); // of several, the client tells which one it has
+        }
+    }
+
     /// Takes in a segment from outside.
     pub(super) fn inbound(&mut self, segment: &Segment) -> Verdict {
         if segment.resets() {
             return self.inbound_reset(segment);
         }
-        // What the client has opened and an RST has closed may go on; only the client can tell.
-        let over = self.state == TcpState::Closing && (self.remote.has(Progress::OPENED) || !self.reset);
-        if segment.opens() && over {
-            *self = Self::opened_by_remote(segment);
+        if segment.has(tcp_flags::SYN) && self.inbound_syn(segment) {
             return Verdict::Pass; // as with every call, it is the client's answer that counts
         }
         let acknowledges = segment.has(tcp_flags::ACK) && self.client.has(Progress::STARTED);
@@ -331,13 +365,37 @@ impl Connection {
         if self.client.has(Progress::STARTED) { Verdict::Refresh } else { Verdict::Pass }
     }
 
+    /// Somebody outside begins, or answers. Says whether it is a call with which a connection begins anew.
+    fn inbound_syn(&mut self, syn: &Segment) -> bool {
+        if syn.opens() {
+            // What the client has opened and an RST has closed may go on; only the client can tell.
+            let over = self.state == TcpState::Closing && (self.remote.has(Progress::OPENED) || !self.reset);
+            let begins = over || !self.client.has(Progress::STARTED);
+            if begins {
+                *self = Self::opened_by_remote(syn);
+            }
+            return begins;
+        }
+        // Who called once, and was not answered, answers now that the client calls: with a number of this connection.
+        let is_call = self.remote.has(Progress::OPENED) && !self.remote.has(Progress::SYNCHRONIZED);
+        if is_call && syn.sequence != self.remote.initial && self.is_answered_by(syn) {
+            self.remote = Sender::silent();
+        }
+        false
+    }
+
+    /// Whether it acknowledges the client's SYN, of which a stranger does not know the number.
+    fn is_answered_by(&self, segment: &Segment) -> bool {
+        segment.has(tcp_flags::ACK)
+            && self.client.has(Progress::STARTED)
+            && self.client.is_answered_by(segment.acknowledgment)
+    }
+
     /// RFC 5382 REQ-10, RFC 7857 §2.2, RFC 5961 §3.2: believed only where the client's TCP will believe it.
     fn inbound_reset(&mut self, segment: &Segment) -> Verdict {
         if !self.remote.has(Progress::STARTED) {
             // A refusal of our SYN has no sequence number of its own, but must acknowledge the SYN (RFC 9293 §3.10.7.3).
-            let refuses = segment.has(tcp_flags::ACK)
-                && after(segment.acknowledgment, self.client.initial)
-                && !after(segment.acknowledgment, self.client.next);
+            let refuses = self.is_answered_by(segment);
             if !refuses {
                 return Verdict::Refuse;
             }

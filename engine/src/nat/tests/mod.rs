@@ -1,6 +1,7 @@
 //! The requirements of `docs/nat.md`, one file per standard, one test per requirement.
 
 mod attacks;
+mod calls;
 mod others;
 mod packets;
 mod rfc4787_udp;
