@@ -6,6 +6,7 @@ use std::time::Duration;
 use foldhash::quality::SeedableRandomState;
 use hashbrown::HashMap;
 
+use super::calls::CallList;
 use super::table::{Mapping, NIL};
 use crate::clock::Timestamp;
 use slab::Slab;
@@ -22,6 +23,8 @@ pub(super) struct Client {
     pub closed: MappingList,
     /// The sessions of all its mappings.
     pub sessions: u32,
+    /// Those of them that make room when room is needed.
+    pub calls: CallList,
     /// The one external address of all its mappings (RFC 4787 REQ-2: paired pooling).
     pub external: Ipv4Addr,
     pub pace: Pace,
@@ -36,6 +39,7 @@ impl Client {
             live: MappingList::EMPTY,
             closed: MappingList::EMPTY,
             sessions: 0,
+            calls: CallList::EMPTY,
             external,
             pace: Pace::default(),
         }

@@ -17,7 +17,7 @@ use crate::drop_reason::DropReason;
 /// Sessions that one call of [`Nat::expire`] looks at: about a millisecond's worth.
 const EXPIRY_BUDGET: usize = 4096;
 /// Closed mappings of a client, or sessions of a mapping, that are looked at for one to be reclaimed.
-const RECLAIM_ATTEMPTS: usize = 32;
+pub(super) const RECLAIM_ATTEMPTS: usize = 32;
 /// A mapping with more sessions than this is not looked at.
 const RECLAIM_SESSIONS: u32 = 4;
 
@@ -44,7 +44,12 @@ impl Nat {
         tcp: Option<Connection>,
         now: Timestamp,
     ) -> Result<u32, DropReason> {
-        self.check_session_limits(internal.address)?;
+        let limit = self.check_session_limits(internal.address).err();
+        if let Some(reason) = limit {
+            if self.oldest_call(internal.address).is_none() {
+                return Err(reason);
+            }
+        }
         let mapping = match self.table.find_internal(protocol, internal) {
             Some(id) => {
                 let mapping = &self.table.mappings[id as usize];
@@ -59,6 +64,9 @@ impl Nat {
             }
             None => self.open_mapping(protocol, internal, remote, now)?,
         };
+        if limit.is_some() {
+            self.evict_call(internal.address, mapping, now);
+        }
         let id = self.add_session(mapping, remote, tcp, now);
         self.table.admit(id);
         Ok(id)
@@ -75,13 +83,19 @@ impl Nat {
         tcp: Connection,
         now: Timestamp,
     ) -> Result<u32, DropReason> {
-        let mapping = self.table.mappings[mapping_id as usize];
-        let full = mapping.sessions as usize >= self.config.max_sessions_per_mapping
-            || self.check_session_limits(mapping.internal.address).is_err();
-        if full && !self.evict_call(mapping_id) {
+        let Mapping { sessions, internal, .. } = self.table.mappings[mapping_id as usize];
+        let has_room = if sessions as usize >= self.config.max_sessions_per_mapping {
+            self.evict_call_of(mapping_id)
+        } else {
+            self.check_session_limits(internal.address).is_ok()
+                || self.evict_call(internal.address, mapping_id, now)
+        };
+        if !has_room {
             return Err(DropReason::SessionLimit);
         }
-        Ok(self.add_session(mapping_id, remote, Some(tcp), now))
+        let id = self.add_session(mapping_id, remote, Some(tcp), now);
+        self.note_call(id);
+        Ok(id)
     }
 
     /// The one place where time ends things: sessions that were idle for too long, mappings with their last session, the
@@ -103,10 +117,7 @@ impl Nat {
             }
             let mapping = self.table.places[id as usize].mapping;
             self.close_session(id);
-            let Mapping { sessions, kind, .. } = self.table.mappings[mapping as usize];
-            if sessions == 0 && kind != Kind::Published {
-                self.close_mapping(mapping, End::Expired, now);
-            }
+            self.end_if_unused(mapping, now);
         }
     }
 
@@ -325,30 +336,21 @@ impl Nat {
         id
     }
 
-    /// Makes room in a mapping by ending its oldest connection from outside that does not stand, as a full accept queue
-    /// would. Looks at a few of the oldest; those that are alive go to the end of the list, so that the next call looks at
-    /// others.
-    fn evict_call(&mut self, mapping: u32) -> bool {
-        for _ in 0..RECLAIM_ATTEMPTS {
-            let id = self.table.mappings[mapping as usize].first_session;
-            if id == NIL {
-                return false;
-            }
-            if self.table.sessions[id as usize].tcp.is_some_and(|connection| connection.is_only_a_call()) {
-                self.close_session(id);
-                return true;
-            }
-            self.table.move_to_end(id);
+    /// Ends a session. Its mapping stays.
+    pub(super) fn close_session(&mut self, id: u32) {
+        self.wheel.cancel(&mut self.table.places, id);
+        if let Some(client) = self.clients.get_mut(self.table.sessions[id as usize].internal.address) {
+            client.sessions -= 1;
+            client.calls.unlink(id, &mut self.table.places);
         }
-        false
+        self.table.remove_session(id);
     }
 
-    /// Ends a session. Its mapping stays.
-    fn close_session(&mut self, id: u32) {
-        self.wheel.cancel(&mut self.table.places, id);
-        let session = self.table.remove_session(id);
-        if let Some(client) = self.clients.get_mut(session.internal.address) {
-            client.sessions -= 1;
+    /// Ends a mapping whose last session has ended, unless it is there for good.
+    pub(super) fn end_if_unused(&mut self, id: u32, now: Timestamp) {
+        let Mapping { sessions, kind, .. } = self.table.mappings[id as usize];
+        if sessions == 0 && kind != Kind::Published {
+            self.close_mapping(id, End::Expired, now);
         }
     }
 

@@ -7,7 +7,8 @@
 //! no I/O, reads no clock and draws its randomness from a seed that it is given. It sees neither fragments (they are
 //! reassembled before, and fragmented again after it) nor TTLs, and it never answers anybody: whoever calls it does.
 //!
-//! - `table.rs` holds mappings and sessions and finds them; `lifecycle.rs` is where they begin and end.
+//! - `table.rs` holds mappings and sessions and finds them; `lifecycle.rs` is where they begin and end; `calls.rs` ends
+//!   what somebody outside began, where there is no room.
 //! - `tcp.rs` follows TCP connections; `icmp.rs` translates ICMP errors; `passed.rs` is for protocols without ports.
 //! - `ports.rs` lends external ports; `clients.rs` bounds what one client may take; `timers.rs` says when time is up.
 //! - `manage.rs` is for the shell: settings, published ports, lists and counts. `log.rs` notes which client had which port.
@@ -16,6 +17,7 @@
 //! ([`SESSIONS_PER_MAPPING`] times as many) end in [`Nat::expire`]; resting ports are bounded by the ports there are and
 //! end there too; clients exist as long as they have mappings.
 
+mod calls;
 mod clients;
 mod config;
 mod icmp;

@@ -12,7 +12,7 @@
 //! Both kinds live in slabs and are referred to by number; what the packets of a session need is one cache line, and
 //! what else there is to a session lies elsewhere under the same number. The indexes hold the numbers alone and are keyed with a
 //! secret, so that nobody can choose endpoints that collide. Lists are threaded through the records: the sessions of a
-//! mapping, and the mappings of a client, each from the oldest to the newest.
+//! mapping, the mappings of a client and its calls (`calls.rs`), each from the oldest to the newest.
 
 use std::hash::BuildHasher;
 use std::net::Ipv4Addr;
@@ -23,6 +23,7 @@ use hashbrown::hash_map::Entry;
 use hashbrown::{HashMap, HashTable};
 use slab::Slab;
 
+use super::calls::CallLinks;
 use super::config::{Endpoint, Proto};
 use super::random::Random;
 use super::tcp::Connection;
@@ -93,6 +94,8 @@ pub(super) struct Place {
     /// Its neighbours among the sessions of its mapping.
     pub previous: u32,
     pub next: u32,
+    /// And among the calls of its client.
+    pub call: CallLinks,
     pub timer: Timer,
 }
 
@@ -288,7 +291,8 @@ impl Table {
     ) -> u32 {
         let mapping = &mut self.mappings[mapping_id as usize];
         let Mapping { protocol, internal, external, last_session: previous, .. } = *mapping;
-        let place = Place { mapping: mapping_id, previous, next: NIL, timer: Timer::NONE };
+        let (call, timer) = (CallLinks::NONE, Timer::NONE);
+        let place = Place { mapping: mapping_id, previous, next: NIL, call, timer };
         let id = self.places.insert(place) as u32;
         let session =
             Session { last_activity: now, tcp, internal, external, remote, protocol, admitted: false };
@@ -326,8 +330,9 @@ impl Table {
         }
     }
 
-    /// Removes a session that is not in the timer wheel any more. Its mapping stays, even if it has no other.
-    pub(super) fn remove_session(&mut self, id: u32) -> Session {
+    /// Removes a session that is not in the timer wheel any more, nor among the calls of its client. Its mapping stays,
+    /// even if it has no other.
+    pub(super) fn remove_session(&mut self, id: u32) {
         let session = self.sessions[id as usize];
         let place = self.places.remove(id as usize);
         let Session { protocol, internal, external, remote, .. } = session;
@@ -349,7 +354,6 @@ impl Table {
         }
         self.unlink(&place);
         self.mappings[place.mapping as usize].sessions -= 1;
-        session
     }
 
     /// Makes the session the newest of its mapping.

@@ -229,6 +229,7 @@ impl Nat {
         }
         if changed {
             self.note_closed(self.table.places[id as usize].mapping);
+            self.note_call(id);
             self.restart_timer(id, now);
         }
         Ok(())

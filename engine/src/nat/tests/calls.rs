@@ -114,3 +114,121 @@ fn a_guessed_answer_does_not_take_the_place_of_an_earlier_call() {
     line.hears("SA", THIRDS[0], 101, b"").unwrap();
     line.assert_stands(THIRDS[0] + 1, 101);
 }
+
+/// A client with 64 sessions at most, because that is what it may have, or because all may have no more. One of its ports
+/// can be flooded, and its line is to another.
+struct Flooded {
+    line: Line,
+    flooded: Endpoint,
+    nobodies: std::ops::RangeFrom<u32>,
+}
+
+impl Flooded {
+    fn both() -> [Self; 2] {
+        let client = NatConfig { max_mappings_per_client: 16, ..NatConfig::default() };
+        let all = NatConfig { max_mappings: 16, ..NatConfig::default() };
+        [client, all].map(Self::with)
+    }
+
+    fn with(config: NatConfig) -> Self {
+        let mut world = World::with(config);
+        let (external, flooded) = (Endpoint::new(EXTERNAL, 443), Endpoint::new(EXTERNAL, 80));
+        world.nat.publish(Proto::Tcp, external, at(CLIENT), world.now).unwrap();
+        world.nat.publish(Proto::Tcp, flooded, at("10.66.77.2:80"), world.now).unwrap();
+        Self { line: Line { world, external }, flooded, nobodies: 0.. }
+    }
+
+    fn flood(&mut self, calls: usize) {
+        for n in self.nobodies.by_ref().take(calls) {
+            let nobody = Endpoint::new(Ipv4Addr::from_bits(0xc000_0200 + n % 256), 1_000 + n as u16);
+            self.line.world.receive(tcp(nobody, self.flooded, "S", n, 0, b"")).unwrap();
+        }
+        assert!(self.line.world.nat.counts().sessions <= 64);
+    }
+
+    /// The caller of the line is connected.
+    fn connect(&mut self) {
+        self.line.hears("S", 1, 0, b"").unwrap();
+        self.line.says("SA", 900, 2, b"").unwrap();
+        self.line.hears("A", 2, 901, b"").unwrap();
+    }
+}
+
+#[test]
+fn a_flood_of_one_port_neither_closes_the_others_nor_keeps_their_client_in() {
+    for mut here in Flooded::both() {
+        here.flood(200);
+        here.connect();
+        let mut answers = Vec::new();
+        for n in 1..=10 {
+            here.flood(200);
+            let server = Endpoint::new(address("192.0.2.77"), n);
+            let query = here.line.world.send(udp(at("10.66.77.2:5000"), server, b"")).unwrap();
+            here.line.world.send(tcp(at("10.66.77.2:5001"), server, "S", 100, 0, b"")).unwrap();
+            answers.push(udp(server, source(&query), b""));
+        }
+        here.flood(200);
+        for answer in answers {
+            assert!(here.line.world.receive(answer).is_ok(), "what the client has opened is not ended");
+        }
+        here.line.assert_stands(2, 901);
+    }
+}
+
+#[test]
+fn visitors_of_one_port_that_have_gone_close_no_other() {
+    for mut here in Flooded::both() {
+        let world = &mut here.line.world;
+        let service = at("10.66.77.2:80");
+        let visitors = (2_000..2_050).map(|port| Endpoint::new(address("198.51.100.1"), port));
+        for visitor in visitors.clone() {
+            world.receive(tcp(visitor, here.flooded, "S", 1, 0, b"")).unwrap();
+            world.send(tcp(service, visitor, "SA", 1, 2, b"")).unwrap();
+            world.receive(tcp(visitor, here.flooded, "A", 2, 2, b"")).unwrap();
+        }
+        for n in 0..20 {
+            let query = udp(at("10.66.77.2:5000"), Endpoint::new(address("192.0.2.77"), n), b"");
+            let expected = if n < 14 { Ok(()) } else { Err(DropReason::SessionLimit) };
+            assert_eq!(
+                world.send(query).map(drop),
+                expected,
+                "visitors whose connection stands make no room"
+            );
+        }
+        for visitor in visitors {
+            world.receive(tcp(visitor, here.flooded, "FA", 2, 2, b"")).unwrap();
+            world.send(tcp(service, visitor, "FA", 2, 3, b"")).unwrap();
+        }
+        here.connect();
+        here.line.assert_stands(2, 901);
+    }
+}
+
+#[test]
+fn a_call_that_has_become_the_clients_own_makes_no_room() {
+    for mut here in Flooded::both() {
+        here.line.hears("S", 1, 0, b"").unwrap();
+        here.line.says("SA", 900, 2, b"").unwrap();
+        here.line.says("S", 7_000, 0, b"").unwrap();
+        here.flood(200);
+        here.line.hears("SA", 1, 7_001, b"").unwrap();
+        here.line.says("A", 7_001, 2, b"").unwrap();
+        here.line.assert_stands(2, 7_001);
+    }
+}
+
+#[test]
+fn a_mapping_that_only_a_call_has_kept_ends_with_it() {
+    let filtering = Filtering::EndpointIndependent;
+    let config = NatConfig { filtering, max_mappings_per_client: 16, ..NatConfig::default() };
+    let mut here = Flooded::with(config);
+    let (client, server) = (at("10.66.77.2:5000"), at("192.0.2.77:80"));
+    let external = source(&here.line.world.send(tcp(client, server, "S", 100, 0, b"")).unwrap());
+    here.line.world.pass(200);
+    here.line.world.receive(tcp(at(CALLER), external, "S", 1, 0, b"")).unwrap();
+    here.line.world.pass(42);
+    assert_eq!(here.line.world.mapping(client).map(|mapping| mapping.sessions), Some(1), "the call's");
+    here.flood(200);
+    assert_eq!(here.line.world.mapping(client), None);
+    assert_eq!(here.line.world.nat.free_ports(Proto::Tcp, EXTERNAL, PortClass::Unprivileged), 2_000);
+}

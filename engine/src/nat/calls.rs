@@ -1,0 +1,147 @@
+//! Calls: connections that somebody outside began and that do not stand. They make room where there is none.
+//!
+//! # Theory of operation
+//!
+//! A SYN costs its sender nothing, and its source may be forged. So what began with one from outside, and is not (or no
+//! longer) a connection that stands, is the first to go where no more sessions may be, as in a full accept queue: where a
+//! *mapping* has no room, its oldest call ([`Nat::evict_call_of`]); where its *client* has none, or the *shard*, the
+//! client's oldest call, at whichever of its ports ([`Nat::evict_call`]). It makes room for a visitor of another port, and
+//! for what the client opens itself: a flood of one port neither closes the others nor keeps the client in.
+//!
+//! The calls of a client are a list, threaded through their places in the order in which they became calls. A session
+//! enters and leaves it when its connection's state changes ([`Nat::note_call`]). Where one becomes the client's own and is
+//! opening still, it stays in the list until somebody looks for a call.
+
+use std::net::Ipv4Addr;
+
+use slab::Slab;
+
+use super::Nat;
+use super::lifecycle::RECLAIM_ATTEMPTS;
+use super::table::{NIL, Place};
+use crate::clock::Timestamp;
+
+/// In no list. There are never that many sessions.
+const UNLISTED: u32 = NIL - 1;
+
+/// A session's neighbours among the calls of its client.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CallLinks {
+    previous: u32,
+    next: u32,
+}
+
+impl CallLinks {
+    /// Not in the list.
+    pub(super) const NONE: Self = Self { previous: UNLISTED, next: UNLISTED };
+
+    fn is_listed(self) -> bool {
+        self.previous != UNLISTED
+    }
+}
+
+/// The ends of the list of a client's calls: the oldest one, and the newest.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CallList {
+    first: u32,
+    last: u32,
+}
+
+impl CallList {
+    pub(super) const EMPTY: Self = Self { first: NIL, last: NIL };
+
+    fn push(&mut self, id: u32, places: &mut Slab<Place>) {
+        let previous = std::mem::replace(&mut self.last, id);
+        if previous == NIL {
+            self.first = id;
+        } else {
+            places[previous as usize].call.next = id;
+        }
+        places[id as usize].call = CallLinks { previous, next: NIL };
+    }
+
+    /// Takes a session out, if it is in the list.
+    pub(super) fn unlink(&mut self, id: u32, places: &mut Slab<Place>) {
+        let links = std::mem::replace(&mut places[id as usize].call, CallLinks::NONE);
+        if !links.is_listed() {
+            return;
+        }
+        if links.previous == NIL {
+            self.first = links.next;
+        } else {
+            places[links.previous as usize].call.next = links.next;
+        }
+        if links.next == NIL {
+            self.last = links.previous;
+        } else {
+            places[links.next as usize].call.previous = links.previous;
+        }
+    }
+}
+
+impl Nat {
+    /// Notes whether a session is a call, after its connection has changed.
+    pub(super) fn note_call(&mut self, id: u32) {
+        let is_call = self.is_call(id);
+        let places = &mut self.table.places;
+        if is_call == places[id as usize].call.is_listed() {
+            return;
+        }
+        let Some(client) = self.clients.get_mut(self.table.sessions[id as usize].internal.address) else {
+            return;
+        };
+        if is_call {
+            client.calls.push(id, places);
+        } else {
+            client.calls.unlink(id, places);
+        }
+    }
+
+    /// The oldest call of a client, if it has any.
+    pub(super) fn oldest_call(&mut self, client: Ipv4Addr) -> Option<u32> {
+        for _ in 0..RECLAIM_ATTEMPTS {
+            let id = self.clients.get(client)?.calls.first;
+            if id == NIL {
+                return None;
+            }
+            if self.is_call(id) {
+                return Some(id);
+            }
+            self.note_call(id);
+        }
+        None
+    }
+
+    /// Makes room for a session of `mapping`, whose client or whose shard has all that it may have, by ending the client's
+    /// oldest call. False if it has none.
+    pub(super) fn evict_call(&mut self, client: Ipv4Addr, mapping: u32, now: Timestamp) -> bool {
+        let Some(id) = self.oldest_call(client) else { return false };
+        let called = self.table.places[id as usize].mapping;
+        self.close_session(id);
+        if called != mapping {
+            self.end_if_unused(called, now);
+        }
+        true
+    }
+
+    /// Makes room in a mapping that has all the sessions that it may have, by ending its oldest call. Looks at a few of the
+    /// oldest sessions; those that are alive go to the end of the list, so that the next call looks at others.
+    pub(super) fn evict_call_of(&mut self, mapping: u32) -> bool {
+        for _ in 0..RECLAIM_ATTEMPTS {
+            let id = self.table.mappings[mapping as usize].first_session;
+            if id == NIL {
+                return false;
+            }
+            if self.is_call(id) {
+                self.close_session(id);
+                return true;
+            }
+            self.table.move_to_end(id);
+        }
+        false
+    }
+
+    fn is_call(&self, id: u32) -> bool {
+        self.table.sessions[id as usize].tcp.is_some_and(|connection| connection.is_only_a_call())
+    }
+}
