@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::*;
 use crate::external::reservation::{Batch, PortProtocol, first_ports};
 use crate::messages::PeerSnapshot;
-use crate::nat::{PortClass, PublishError};
+use crate::nat::{PortClass, PortOutlook, PublishError};
 
 /// TCP ports of the first batch at most: a burst of that many connections finds its ports made, instead of having them made
 /// in its midst. And of any batch: reserving one takes some 6 us of the reserver's time.
@@ -41,8 +41,9 @@ pub(super) struct PortSupply {
     /// How many ports all shards together may reserve.
     budget: usize,
     asked: Vec<(Proto, Ipv4Addr, PortClass)>,
-    /// Pools that stay in `asked` until then, because there are no more ports for them.
-    short: Vec<((Proto, Ipv4Addr, PortClass), Timestamp)>,
+    /// Pools for which there were fewer ports than were asked for the last time. They stay in `asked` until then; `None`:
+    /// that is over, and whoever finds too few ports asks again.
+    short: Vec<((Proto, Ipv4Addr, PortClass), Option<Timestamp>)>,
     granted: HashMap<(Proto, Ipv4Addr), usize>,
     /// Whether the first ports of every pool were asked for: before the first packet, which should not have to wait.
     begun: bool,
@@ -62,27 +63,31 @@ impl PortSupply {
 
     /// When [`Self::expire`] has something to do: as long as a shortage lasts, clients are told that there are no ports.
     pub(super) fn next_expiry(&self) -> Option<Timestamp> {
-        self.short.iter().map(|&(_, until)| until).min()
+        self.short.iter().filter_map(|&(_, until)| until).min()
     }
 
-    /// Ends the shortages that have lasted long enough: the next packet that finds no port asks.
+    /// Ends the shortages that have lasted long enough: the next packet that finds too few ports asks. That there are
+    /// more only the answer can tell.
     pub(super) fn expire(&mut self, now: Timestamp) {
-        let asked = &mut self.asked;
-        self.short.retain(|&(pool, until)| {
-            let lasts = now < until;
-            if !lasts {
-                asked.retain(|&waiting| waiting != pool);
+        for (pool, until) in &mut self.short {
+            if until.is_some_and(|until| now >= until) {
+                *until = None;
+                self.asked.retain(|waiting| waiting != pool);
             }
-            lasts
-        });
+        }
     }
 
-    /// Whether there are no more ports of the protocol; otherwise a pool that is empty has asked for some (or does so at
-    /// the end of this turn), and they may come any moment.
-    fn is_short(&self, protocol: Proto) -> bool {
-        let is_it =
-            |pool: (Proto, Ipv4Addr, PortClass)| pool.0 == protocol && pool.2 == PortClass::Unprivileged;
-        self.short.iter().any(|&(pool, _)| is_it(pool))
+    /// Whether there are more ports of the protocol. Unless there are none, a pool that is empty has asked for some (or
+    /// does so at the end of this turn), and they may come any moment.
+    fn outlook(&self, protocol: Proto) -> PortOutlook {
+        let of_protocol = self
+            .short
+            .iter()
+            .filter(|((short, _, class), _)| *short == protocol && *class == PortClass::Unprivileged);
+        of_protocol
+            .map(|(_, until)| if until.is_some() { PortOutlook::None } else { PortOutlook::Unsure })
+            .max()
+            .unwrap_or(PortOutlook::More)
     }
 
     /// Forgets the addresses that are gone; those that are new are to be supplied.
@@ -254,7 +259,7 @@ impl Gateway {
     /// Tells the NAT what there is to hope for.
     pub(super) fn update_expectations(&mut self) {
         for protocol in [Proto::Tcp, Proto::Udp] {
-            self.nat.expect_ports(protocol, !self.supply.is_short(protocol));
+            self.nat.expect_ports(protocol, self.supply.outlook(protocol));
         }
     }
 
@@ -268,7 +273,7 @@ impl Gateway {
         let pool = (protocol, address, class);
         self.supply.short.retain(|&(short, _)| short != pool);
         if batch.shortage.is_some() {
-            self.supply.short.push((pool, now + SHORTAGE_LASTS));
+            self.supply.short.push((pool, Some(now + SHORTAGE_LASTS)));
         } else {
             self.supply.asked.retain(|&asked| asked != pool);
         }
@@ -401,10 +406,12 @@ mod tests {
         let until = Timestamp::from_secs(10);
         let pool = (Proto::Tcp, Ipv4Addr::LOCALHOST, PortClass::Unprivileged);
         supply.asked.push(pool);
-        supply.short.push((pool, until));
-        assert_eq!(supply.next_expiry(), Some(until));
+        supply.short.push((pool, Some(until)));
+        assert_eq!((supply.next_expiry(), supply.outlook(Proto::Tcp)), (Some(until), PortOutlook::None));
         supply.expire(until);
-        assert!(supply.next_expiry().is_none() && supply.asked.is_empty() && !supply.is_short(Proto::Tcp));
+        assert!(supply.next_expiry().is_none() && supply.asked.is_empty());
+        assert_eq!(supply.outlook(Proto::Tcp), PortOutlook::Unsure, "until there is an answer");
+        assert_eq!(supply.outlook(Proto::Udp), PortOutlook::More);
     }
 
     #[test]

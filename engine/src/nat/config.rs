@@ -211,6 +211,17 @@ pub struct PortDemand {
     pub free: usize,
 }
 
+/// Whether more ports of a protocol can be had.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum PortOutlook {
+    /// They can: a pool that is empty has some under way.
+    More,
+    /// There were too few the last time, which is a while ago: they may be, but nobody should count on them.
+    Unsure,
+    /// They cannot: a pool that is empty is exhausted.
+    None,
+}
+
 /// Why a port could not be published.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum PublishError {

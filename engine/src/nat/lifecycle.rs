@@ -245,10 +245,10 @@ impl Nat {
         now: Timestamp,
     ) -> Option<(u16, Kind)> {
         let class = protocol.class_of(internal.port);
-        if !has_its_share {
-            if let Some(port) = self.pools.draw(protocol, address, class, &mut self.random) {
-                return Some((port, Kind::Drawn));
-            }
+        if has_its_share {
+            self.pools.ask(protocol, address); // there may be more again, and nobody else may need any
+        } else if let Some(port) = self.pools.draw(protocol, address, class, &mut self.random) {
+            return Some((port, Kind::Drawn));
         }
         if protocol != Proto::Tcp {
             return None;

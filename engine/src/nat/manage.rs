@@ -7,7 +7,8 @@ use std::time::Duration;
 use super::Nat;
 use super::clients::Client;
 use super::config::{
-    Endpoint, MappingState, MappingView, NatConfig, NatCounts, PortClass, PortDemand, Proto, PublishError,
+    Endpoint, MappingState, MappingView, NatConfig, NatCounts, PortClass, PortDemand, PortOutlook, Proto,
+    PublishError,
 };
 use super::lifecycle::End;
 use super::log::MappingRecord;
@@ -44,9 +45,10 @@ impl Nat {
     }
 
     /// Says whether ports of the protocol may still come. While they may, an empty pool is not an exhausted one: no port is
-    /// shared, and what finds no port had better try again in a moment. To begin with, none are expected.
-    pub fn expect_ports(&mut self, protocol: Proto, expected: bool) {
-        self.pools.set_more_to_come(protocol, expected);
+    /// shared, and what finds no port had better try again in a moment. Unless they are sure to come, the last part of a
+    /// pool is for clients that have less than their share. To begin with, none are expected.
+    pub fn expect_ports(&mut self, protocol: Proto, outlook: PortOutlook) {
+        self.pools.set_outlook(protocol, outlook);
     }
 
     /// Whether ports of the protocol may still come.

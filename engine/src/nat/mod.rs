@@ -39,7 +39,7 @@ use std::net::Ipv4Addr;
 
 pub use config::{
     Endpoint, Filtering, Inbound, MappingState, MappingView, NatConfig, NatCounts, Outbound, PortClass,
-    PortDemand, Proto, PublishError, ShardSlice,
+    PortDemand, PortOutlook, Proto, PublishError, ShardSlice,
 };
 pub use log::{MappingEvent, MappingRecord};
 pub use translate::external_port;

@@ -15,14 +15,14 @@ use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::config::{Endpoint, PortClass, PortDemand, Proto, ShardSlice};
+use super::config::{Endpoint, PortClass, PortDemand, PortOutlook, Proto, ShardSlice};
 use super::random::Random;
 use crate::clock::Timestamp;
 
 /// How long a freed port rests (RFC 6888 REQ-8).
 pub(super) const REST: Duration = Duration::from_secs(120);
-/// A pool with fewer free ports than this asks for more: a tenth of a second's worth for a client that opens 2,000
-/// connections per second, which the reserver needs on a busy machine.
+/// A pool with fewer free ports than this, beside those that are kept if there are no more, asks for more: a tenth of a
+/// second's worth for a client that opens 2,000 connections per second, which the reserver needs on a busy machine.
 const LOW_WATER: usize = 224;
 /// The same for ports below 1024: few clients use them, and the host has 512 to give.
 const PRIVILEGED_LOW_WATER: usize = 4;
@@ -42,8 +42,8 @@ pub(super) struct Pools {
     resting: VecDeque<Resting>,
     /// Some pool asks for ports.
     demand: bool,
-    /// Whether ports may still come, by protocol: then an empty pool is not an exhausted one.
-    more_to_come: [bool; 3],
+    /// Whether ports may still come, by protocol.
+    outlook: [PortOutlook; 3],
     /// The unprivileged TCP and UDP ports that may be lent.
     range: RangeInclusive<u16>,
     /// Ports that are the shell's again. Bounded by the number of ports.
@@ -81,7 +81,7 @@ impl Pools {
             addresses: Vec::new(),
             resting: VecDeque::new(),
             demand: false,
-            more_to_come: [false; 3],
+            outlook: [PortOutlook::None; 3],
             range: 1024..=u16::MAX,
             returned: Vec::new(),
         }
@@ -192,14 +192,14 @@ impl Pools {
         self.pool(protocol, address).is_some_and(|pool| pool.owned.contains(port))
     }
 
-    /// Whether ports of the protocol may still come.
+    /// Whether ports of the protocol may still come: then an empty pool is not an exhausted one.
     pub(super) fn more_to_come(&self, protocol: Proto) -> bool {
-        self.more_to_come[protocol.index()]
+        self.outlook[protocol.index()] != PortOutlook::None
     }
 
-    /// See [`Self::more_to_come`].
-    pub(super) fn set_more_to_come(&mut self, protocol: Proto, more: bool) {
-        self.more_to_come[protocol.index()] = more;
+    /// Says whether they may.
+    pub(super) fn set_outlook(&mut self, protocol: Proto, outlook: PortOutlook) {
+        self.outlook[protocol.index()] = outlook;
     }
 
     /// How many ports can be drawn.
@@ -209,11 +209,9 @@ impl Pools {
 
     /// Whether the unprivileged ports, or the identifiers, that are left are to be kept for clients that have few.
     pub(super) fn runs_low(&self, protocol: Proto, address: Ipv4Addr) -> bool {
-        let is_low = |pool: &Pool| {
-            let owned = pool.owned.len();
-            owned >= SMALLEST_TO_KEEP_OF && pool.unprivileged.len() <= owned / KEPT_PART
-        };
-        !self.more_to_come(protocol) && self.pool(protocol, address).is_some_and(is_low)
+        let is_low = |pool: &Pool| pool.kept() > 0 && pool.unprivileged.len() <= pool.kept();
+        self.outlook[protocol.index()] != PortOutlook::More
+            && self.pool(protocol, address).is_some_and(is_low)
     }
 
     /// How many ports are ours, of all addresses together.
@@ -237,12 +235,13 @@ impl Pools {
     ) -> Option<u16> {
         let pool = self.addresses.iter_mut().find(|pools| pools.address == address)?;
         let pool = &mut pool.pools[protocol.index()];
+        let kept = pool.kept();
         let mut draw = |class| {
             let free = pool.free_mut(class);
             let port = random.below(free.len()).map(|at| free.swap_remove(at));
             let low_water = match class {
                 PortClass::Privileged => PRIVILEGED_LOW_WATER,
-                PortClass::Unprivileged => LOW_WATER,
+                PortClass::Unprivileged => LOW_WATER + kept,
             };
             if free.len() < low_water && protocol != Proto::Icmp {
                 pool.demand[class as usize] = true;
@@ -254,6 +253,16 @@ impl Pools {
             PortClass::Unprivileged => draw(PortClass::Unprivileged),
             PortClass::Privileged => draw(PortClass::Privileged).or_else(|| draw(PortClass::Unprivileged)),
         }
+    }
+
+    /// Asks for unprivileged ports, as drawing one from a pool that runs low does. Identifiers are all there.
+    pub(super) fn ask(&mut self, protocol: Proto, address: Ipv4Addr) {
+        if protocol == Proto::Icmp {
+            return;
+        }
+        let Some(pool) = self.pool_mut(protocol, address) else { return };
+        pool.demand[PortClass::Unprivileged as usize] = true;
+        self.demand = true;
     }
 
     /// A few ports that are ours and not free, from a random one on: candidates for sharing.
@@ -356,6 +365,12 @@ impl Pools {
 }
 
 impl Pool {
+    /// How many of its ports, or identifiers, are for clients that have few, if they are the last ones.
+    fn kept(&self) -> usize {
+        let owned = self.owned.len();
+        if owned >= SMALLEST_TO_KEEP_OF { owned / KEPT_PART } else { 0 }
+    }
+
     fn free(&self, class: PortClass) -> &Vec<u16> {
         match class {
             PortClass::Privileged => &self.privileged,

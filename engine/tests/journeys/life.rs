@@ -1,9 +1,11 @@
 //! Peers, neighbours, mappings and the gateway itself, as time passes.
 
+use std::net::SocketAddrV4;
 use std::time::Duration;
 
 use tidegate_engine::core::Core;
 use tidegate_engine::drop_reason::DropReason;
+use tidegate_engine::external::reservation::PortProtocol;
 use tidegate_engine::nat::{MappingEvent, MappingRecord, NatConfig, Proto};
 
 use super::flow::{Flow, HTTPS};
@@ -52,6 +54,51 @@ fn a_next_hop_that_does_not_answer_keeps_few_packets_and_not_for_long() {
     world.pass(6 * SECOND);
     world.send(0, &echo(0, 5_000));
     assert_eq!(world.take_outside().len(), 1, "and after a while it is asked again");
+}
+
+/// 4,096 UDP ports, which come in batches of 2,048 at most.
+fn with_4096_ports() -> World {
+    let nat = NatConfig { max_new_mappings_per_second: 1_000_000, ..NatConfig::default() };
+    World::of(Plan { port_range: (40_000, 44_095), nat, ..Plan::default() }).connected()
+}
+
+/// A client sends from each of these ports. How many packets get through?
+fn insist(world: &mut World, client: usize, ports: std::ops::Range<u16>) -> usize {
+    for port in ports {
+        world.send(client, &Ip::udp(endpoint(client_address(client), port), endpoint(SERVER, 9), b""));
+    }
+    world.take(client);
+    world.take_outside().len()
+}
+
+#[test]
+fn the_last_eighth_of_the_ports_is_kept_for_others_however_long_two_clients_insist() {
+    let mut world = with_4096_ports();
+    let taken = insist(&mut world, 0, 2_000..4_500) + insist(&mut world, 1, 2_000..4_500);
+    assert_eq!(taken, 4_096 - 512);
+    for round in 0..3 {
+        world.pass(11 * SECOND);
+        let more = [0, 1].map(|client| insist(&mut world, client, 5_000..5_100));
+        assert_eq!(more, [0, 0], "round {round}: that there are no more is not forgotten");
+    }
+    assert_eq!(insist(&mut world, 2, 2_000..2_600), 512);
+}
+
+#[test]
+fn who_has_a_share_of_the_ports_gets_more_when_there_are_more() {
+    let mut world = with_4096_ports();
+    // Half of them are a program's of the host, for now.
+    let hold = |world: &World, held: bool| {
+        for port in 42_048..=44_095 {
+            assert!(world.ownership.set(PortProtocol::Udp, SocketAddrV4::new(EXTERNAL, port), held));
+        }
+    };
+    hold(&world, true);
+    assert_eq!(insist(&mut world, 0, 2_000..4_500), 2_048 - 256);
+    hold(&world, false);
+    world.pass(11 * SECOND);
+    let more = insist(&mut world, 0, 5_000..5_100);
+    assert_eq!(more, 99, "the first one asks");
 }
 
 #[test]

@@ -387,11 +387,11 @@ fn rfc_7857_a_port_is_shared_towards_other_destinations_once_the_pool_is_exhaust
 #[test]
 fn rfc_7857_a_pool_that_is_empty_for_a_moment_is_not_exhausted() {
     let mut world = World::with_ports(NatConfig::default(), 10_000..10_001);
-    world.nat.expect_ports(Proto::Tcp, true);
+    world.nat.expect_ports(Proto::Tcp, PortOutlook::More);
     let first = Connection::open(&mut world, "10.66.77.2:1100", SERVER);
     let elsewhere = tcp(at("10.66.77.2:1101"), at("198.51.100.10:443"), "S", 1, 0, b"");
     assert_eq!(world.send(elsewhere.clone()), Err(DropReason::PortsExhausted));
-    world.nat.expect_ports(Proto::Tcp, false);
+    world.nat.expect_ports(Proto::Tcp, PortOutlook::None);
     assert_eq!(source(&world.send(elsewhere).unwrap()), first.external);
 }
 
