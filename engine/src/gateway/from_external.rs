@@ -91,8 +91,9 @@ impl Gateway {
             let reason = if expired { DropReason::TtlExceeded } else { DropReason::TooBig };
             let rest = total_len - before.len();
             let mut answer = Vec::new();
-            let built = Ipv4Packet::parse(&mut before, rest, packet.offload())
-                .is_ok_and(|original| self.icmp_errors.build(kind, &original, destination, now, &mut answer));
+            let built = Ipv4Packet::parse(&mut before, rest, packet.offload()).is_ok_and(|original| {
+                self.outside_errors.build(kind, &original, destination, now, &mut answer)
+            });
             return Err(Refusal { reason, answer: built.then_some(answer) });
         }
         packet.decrement_ttl()?;

@@ -116,6 +116,8 @@ pub struct Gateway {
     from_peers: Reassembly,
     from_external: Reassembly,
     icmp_errors: IcmpErrors,
+    /// Those to the outside: what they may cost is of their own, for whoever forges sources provokes as many as he likes.
+    outside_errors: IcmpErrors,
     drops: DropCounters,
     traffic: Traffic,
 }
@@ -153,6 +155,7 @@ impl Gateway {
             from_peers: Reassembly::default(),
             from_external: Reassembly::default(),
             icmp_errors: IcmpErrors::new(config.seed),
+            outside_errors: IcmpErrors::new(other(config.seed)),
             drops: DropCounters::default(),
             traffic: Traffic::default(),
         };
@@ -169,6 +172,12 @@ fn router(
     host_addresses: Vec<Ipv4Addr>,
 ) -> PacketRouter {
     PacketRouter::new(subnet, gateway, host_addresses).with_on_link(external.on_link.iter().copied())
+}
+
+/// Another secret than the seed, for what must not share its numbers.
+fn other(mut seed: [u8; 32]) -> [u8; 32] {
+    seed.rotate_left(8);
+    seed
 }
 
 /// The address under which neighbours know us.

@@ -9,23 +9,24 @@ impl Gateway {
     /// there is silence.)
     pub(super) fn expire_fragments(&mut self, now: Timestamp, outbox: &mut Outbox) {
         let (mut to_peers, mut to_strangers) = (Vec::new(), Vec::new());
-        let (errors, nat, gateway) = (&mut self.icmp_errors, &self.nat, self.gateway_address);
-        let mut answer = |first: &Ipv4Packet<'_>, source: Ipv4Addr| {
+        let answer = |errors: &mut IcmpErrors, first: &Ipv4Packet<'_>, source: Ipv4Addr| {
             let mut answer = Vec::new();
             let kind = IcmpErrorKind::ReassemblyTimeExceeded;
             errors.build(kind, first, source, now, &mut answer).then_some(answer)
         };
 
+        let (errors, gateway) = (&mut self.icmp_errors, self.gateway_address);
         let expired = self.from_peers.expire_with(now, |first| {
             if let Ok(first) = Ipv4Packet::parse(first, 0, Offload::NONE) {
-                to_peers.extend(answer(&first, gateway).map(|answer| (first.source(), answer)));
+                to_peers.extend(answer(errors, &first, gateway).map(|answer| (first.source(), answer)));
             }
         });
         self.drops.add(DropReason::FragmentTimeout, expired);
+        let (errors, nat) = (&mut self.outside_errors, &self.nat);
         let expired = self.from_external.expire_with(now, |first| {
             if let Ok(first) = Ipv4Packet::parse(first, 0, Offload::NONE) {
                 if nat.awaits_fragment(&first) {
-                    to_strangers.extend(answer(&first, first.destination()));
+                    to_strangers.extend(answer(errors, &first, first.destination()));
                 }
             }
         });

@@ -1,9 +1,10 @@
 //! ICMP errors: the gateway's own, and those of others that pass through it (RFC 5508, RFC 1191).
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use tidegate_engine::drop_reason::DropReason;
-use tidegate_engine::nat::NatConfig;
+use tidegate_engine::nat::{NatConfig, Proto};
 
 use super::flow::{Flow, HTTPS};
 use super::packets::*;
@@ -253,6 +254,22 @@ fn errors_are_limited_and_never_answered_with_errors() {
     let about = Ip::udp(endpoint(SERVER, 9), here(0), b"");
     world.send(0, &Ip::icmp_error(client_address(0), &about, 3, 3, 0, 28).with(|ip| ip.ttl = 1));
     assert!(world.take(0).is_empty() && world.outside.is_empty());
+}
+
+#[test]
+fn forged_packets_from_outside_do_not_use_up_the_errors_that_clients_get() {
+    let mut world = World::new().connected();
+    world.publish(Proto::Udp, 45_000, endpoint(client_address(0), 53)).unwrap();
+    for n in 0..1_000 {
+        let nobody = endpoint(Ipv4Addr::from_bits(0x0808_0000 + n), 53);
+        world.arrive(&Ip::udp(nobody, endpoint(EXTERNAL, 45_000), b"query").with(|ip| ip.ttl = 1));
+    }
+    assert!(world.take_outside().len() < 600, "those to the outside are limited");
+    for port in 0..20 {
+        world
+            .send(1, &Ip::udp(here(1), endpoint(SERVER, 33_434 + port), b"traceroute").with(|ip| ip.ttl = 1));
+    }
+    assert_eq!(world.take(1).len(), 20);
 }
 
 /// A segment of a connection from before the gateway's restart.
