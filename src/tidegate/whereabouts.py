@@ -8,6 +8,7 @@ a tunnel, with the mark of what goes past it.
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections import Counter
 from collections.abc import Sequence
 from ipaddress import IPv4Address
@@ -41,9 +42,19 @@ async def _ask(name: str, resolver: Resolver, fwmark: int) -> IPv4Address | None
     try:
         query = parse_query(dns.message.make_query(name, dns.rdatatype.A).to_wire())
         async with asyncio.timeout(TIMEOUT):
-            answer = dns.message.from_wire(await ask_udp(query, resolver, Counter(), fwmark))
-        assert isinstance(answer, dns.message.QueryMessage)
-        found = answer.resolve_chaining().answer  # past CNAMEs
+            wire = await ask_udp(query, resolver, Counter(), fwmark)
     except (OSError, TimeoutError, dns.exception.DNSException):
+        return None
+    return _address_in(wire)
+
+
+def _address_in(wire: bytes) -> IPv4Address | None:
+    """The address that an answer gives. What a stranger on the way may have written raises nothing."""
+    try:
+        answer = dns.message.from_wire(wire)
+        if not isinstance(answer, dns.message.QueryMessage):
+            return None
+        found = answer.resolve_chaining().answer  # past CNAMEs
+    except (dns.exception.DNSException, ValueError, struct.error):  # as in `parse_query`
         return None
     return IPv4Address(found[0].address) if found else None

@@ -11,11 +11,13 @@ from ipaddress import IPv4Address
 import dns.message
 import dns.rrset
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from tests.unit.dns.loopback import Resolver, good, servfail, silent
 from tidegate.errors import HostNetworkError
 from tidegate.net import Endpoint
-from tidegate.whereabouts import find_anew
+from tidegate.whereabouts import _address_in, find_anew
 
 NAME = Endpoint("vpn.example", 51820)
 Answer = Callable[[dns.message.Message], "bytes | None"]
@@ -43,6 +45,17 @@ def empty(query: dns.message.Message) -> bytes:
     return dns.message.make_response(query).to_wire()
 
 
+def of_another_kind(query: dns.message.Message) -> bytes:
+    """An answer to a NOTIFY (opcode 4, RFC 1996), with the question of the query."""
+    wire = bytearray(good(query))
+    wire[2] |= 4 << 3
+    return bytes(wire)
+
+
+def cut_off(query: dns.message.Message) -> bytes:
+    return good(query)[:-3]
+
+
 def find(*answers: Answer) -> IPv4Address:
     async def scenario() -> IPv4Address:
         resolvers = [Resolver(answer) for answer in answers]
@@ -57,6 +70,27 @@ def find(*answers: Answer) -> IPv4Address:
 def test_the_resolvers_of_before_are_asked_one_after_the_other() -> None:
     assert find(good) == IPv4Address("192.0.2.80")
     assert find(silent, servfail, empty, alias) == IPv4Address("192.0.2.81")
+
+
+@pytest.mark.parametrize("odd", [of_another_kind, cut_off], ids=["another kind", "cut off"])
+def test_an_odd_answer_is_none_and_the_next_resolver_is_asked(odd: Answer) -> None:
+    assert find(odd, good) == IPv4Address("192.0.2.80")
+    with pytest.raises(HostNetworkError, match=r"vpn\.example cannot be resolved"):
+        find(odd)
+
+
+GOOD = good(dns.message.make_query(NAME.host, "A"))
+
+
+@given(st.binary() | st.tuples(st.integers(0, len(GOOD) - 1), st.binary(min_size=1, max_size=4)))
+@example((2, b"\xa0"))
+def test_whatever_is_written_in_an_answer_raises_nothing(written: bytes | tuple[int, bytes]) -> None:
+    if isinstance(written, bytes):
+        wire = written
+    else:
+        at, damage = written
+        wire = GOOD[:at] + damage + GOOD[at + len(damage) :]
+    assert _address_in(wire) is None or isinstance(_address_in(wire), IPv4Address)
 
 
 def test_where_nobody_knows_it_the_hosts_own_refusal_is_told() -> None:

@@ -80,11 +80,11 @@ def parse_query(wire: bytes) -> Query:
 
 def answers(wire: bytes, query: Query, number: int) -> bool:
     """Whether `wire` is a response to the query that was sent with id `number` (RFC 5452 §9.1: id and
-    question)."""
+    question; and its kind, RFC 1035 §4.1.1)."""
     if len(wire) < HEADER_BYTES:
         return False
     got, flags = struct.unpack_from("!HH", wire)
-    if got != number or not flags & QR:
+    if got != number or not flags & QR or dns.opcode.from_flags(flags) != dns.opcode.QUERY:
         return False
     try:
         message = dns.message.from_wire(wire, question_only=True)

@@ -189,9 +189,10 @@ def test_servfail_of_one_resolver_is_not_the_last_word() -> None:
         lambda asked: good(dns.message.make_query(asked.question[0].name, "AAAA", id=asked.id)),
         lambda asked: asked.to_wire(),
         lambda asked: asked.to_wire()[:2] + b"\x80",
+        lambda asked: asked.to_wire()[:2] + b"\xa1" + good(asked)[3:],
         lambda asked: struct.pack("!HHHHHH", asked.id, 0x8180, 1, 1, 0, 0) + b"\xc0\x0c" * 9,
     ],
-    ids=["other id", "other name", "other type", "a query", "too short", "garbage"],
+    ids=["other id", "other name", "other type", "a query", "too short", "other kind", "garbage"],
 )
 def test_an_answer_that_does_not_fit_the_question_does_not_count(forge: Answer) -> None:
     async def scenario() -> None:
