@@ -5,30 +5,22 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import (
-    AbstractContextManager,
-    AsyncExitStack,
-    asynccontextmanager,
-    contextmanager,
-    suppress,
-)
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface
-from typing import Any, Protocol, TypeVar
+from ipaddress import IPv4Address
+from typing import Any, TypeVar
 
 import structlog
 
 from tidegate.ciphers import check_cipher
-from tidegate.dns.resolvers import Resolver, host_resolvers
+from tidegate.dns.resolvers import Resolver
 from tidegate.engine import ClientOptions, Engine, EngineClient
 from tidegate.errors import EngineError, HostNetworkError
 from tidegate.gateway import SETTLE, explain_engine, watch_engine
+from tidegate.host.client import ClientHost
 from tidegate.host.names import resolve
-from tidegate.host.netlink import configure_tun, watch
-from tidegate.host.privileges import CAP_NET_ADMIN, check_privileges
-from tidegate.host.resolver import configured_dns
-from tidegate.host.routes import Renewal, RoutePlan, apply_routes, plan_routes, renew_routes
+from tidegate.host.routes import Renewal, RoutePlan, plan_routes
 from tidegate.identity import Profile
 from tidegate.lifecycle import Supervisor
 from tidegate.settings import OffloadSettings
@@ -56,51 +48,6 @@ class ClientEvent:
     """"starting", "waiting", "connected", "silent", "stopping"."""
     text: str
     fields: dict[str, Any] = field(default_factory=dict)
-
-
-class ClientHost(Protocol):
-    """What a client asks of its host. Methods block shortly."""
-
-    def check_privileges(self) -> None: ...
-    def configure_tun(self, name: str, address: IPv4Interface, mtu: int) -> None: ...
-    def resolvers(self) -> Sequence[Resolver]: ...
-    def routes(self, plan: RoutePlan, tun_name: str) -> AbstractContextManager[None]: ...
-    def renew_routes(self, plan: RoutePlan, tun_name: str) -> Renewal: ...
-    def watch(self, changed: Callable[[], None]) -> AbstractContextManager[None]: ...
-    def dns(
-        self, tun_name: str, servers: Sequence[IPv4Address], search: Sequence[str]
-    ) -> AbstractContextManager[str | None]: ...
-
-
-class LinuxClientHost(ClientHost):
-    """The host that this process runs on (its network namespace)."""
-
-    def check_privileges(self) -> None:
-        check_privileges((CAP_NET_ADMIN,))
-
-    def configure_tun(self, name: str, address: IPv4Interface, mtu: int) -> None:
-        configure_tun(name, address, mtu)
-
-    def resolvers(self) -> Sequence[Resolver]:
-        return host_resolvers()
-
-    @contextmanager
-    def routes(self, plan: RoutePlan, tun_name: str) -> Iterator[None]:
-        with apply_routes(plan, tun_name):
-            yield
-
-    def renew_routes(self, plan: RoutePlan, tun_name: str) -> Renewal:
-        return renew_routes(plan, tun_name)
-
-    def watch(self, changed: Callable[[], None]) -> AbstractContextManager[None]:
-        return watch(changed)
-
-    @contextmanager
-    def dns(
-        self, tun_name: str, servers: Sequence[IPv4Address], search: Sequence[str]
-    ) -> Iterator[str | None]:
-        with configured_dns(tun_name, servers, search) as manager:
-            yield manager
 
 
 class _StopRequestedError(Exception):

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, cast
 import typer
 
 if TYPE_CHECKING:
-    from tidegate.client import ClientHost
     from tidegate.engine import Engine
     from tidegate.host import Host
+    from tidegate.host.client import ClientHost
 
 
 def _load_engine() -> Engine:
@@ -28,7 +28,7 @@ def _linux_host() -> Host:
 
 
 def _linux_client_host() -> ClientHost:
-    from tidegate.client import LinuxClientHost
+    from tidegate.host.client import LinuxClientHost
 
     return LinuxClientHost()
 

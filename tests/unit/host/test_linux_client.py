@@ -31,8 +31,9 @@ INSIDE = """
 import asyncio, json, subprocess
 from tests.unit.fakes import FakeEngine, FakeEvent
 from tests.unit.test_client import PROFILE, until_connected
-from tidegate.client import Client, LinuxClientHost
+from tidegate.client import Client
 from tidegate.errors import EngineError
+from tidegate.host.client import LinuxClientHost
 from tidegate.settings import OffloadSettings
 
 def sh(command):

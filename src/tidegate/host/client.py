@@ -1,0 +1,59 @@
+"""The host as a client sees it: its own TUN device, routes, rules and resolver, each taken back at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from ipaddress import IPv4Address, IPv4Interface
+from typing import Protocol
+
+from tidegate.dns.resolvers import Resolver, host_resolvers
+from tidegate.host.netlink import configure_tun, watch
+from tidegate.host.privileges import CAP_NET_ADMIN, check_privileges
+from tidegate.host.resolver import configured_dns
+from tidegate.host.routes import Renewal, RoutePlan, apply_routes, renew_routes
+
+
+class ClientHost(Protocol):
+    """What a client asks of its host. Methods block shortly."""
+
+    def check_privileges(self) -> None: ...
+    def configure_tun(self, name: str, address: IPv4Interface, mtu: int) -> None: ...
+    def resolvers(self) -> Sequence[Resolver]: ...
+    def routes(self, plan: RoutePlan, tun_name: str) -> AbstractContextManager[None]: ...
+    def renew_routes(self, plan: RoutePlan, tun_name: str) -> Renewal: ...
+    def watch(self, changed: Callable[[], None]) -> AbstractContextManager[None]: ...
+    def dns(
+        self, tun_name: str, servers: Sequence[IPv4Address], search: Sequence[str]
+    ) -> AbstractContextManager[str | None]: ...
+
+
+class LinuxClientHost(ClientHost):
+    """The host that this process runs on (its network namespace)."""
+
+    def check_privileges(self) -> None:
+        check_privileges((CAP_NET_ADMIN,))
+
+    def configure_tun(self, name: str, address: IPv4Interface, mtu: int) -> None:
+        configure_tun(name, address, mtu)
+
+    def resolvers(self) -> Sequence[Resolver]:
+        return host_resolvers()
+
+    @contextmanager
+    def routes(self, plan: RoutePlan, tun_name: str) -> Iterator[None]:
+        with apply_routes(plan, tun_name):
+            yield
+
+    def renew_routes(self, plan: RoutePlan, tun_name: str) -> Renewal:
+        return renew_routes(plan, tun_name)
+
+    def watch(self, changed: Callable[[], None]) -> AbstractContextManager[None]:
+        return watch(changed)
+
+    @contextmanager
+    def dns(
+        self, tun_name: str, servers: Sequence[IPv4Address], search: Sequence[str]
+    ) -> Iterator[str | None]:
+        with configured_dns(tun_name, servers, search) as manager:
+            yield manager
