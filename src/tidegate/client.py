@@ -202,7 +202,7 @@ class Client:
         await self._supervisor.stopped()
 
     async def _keep_routes(self, plan: RoutePlan) -> None:
-        """The kernel forgets routes whose device is taken down, and does not bring them back with it."""
+        """Brings back what others take away: see `renew_routes`."""
         changed = asyncio.Event()
         was: Renewal = "whole"
         with self._host.watch(changed.set):
@@ -220,7 +220,9 @@ class Client:
                 if now == "down" != was:
                     log.warning("the tunnel's device is down: traffic goes past it", device=self._tun_name)
                 elif now == "renewed":
-                    log.warning("the tunnel's routes had gone, and are there again", device=self._tun_name)
+                    log.warning(
+                        "the tunnel's routes or rules had gone, and are there again", device=self._tun_name
+                    )
                 was = now
 
     async def _search(

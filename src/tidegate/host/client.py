@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv4Interface
 from typing import Protocol
 
 from tidegate.dns.resolvers import Resolver, host_resolvers
-from tidegate.host.netlink import configure_tun, watch
+from tidegate.host.netlink import CLIENT_GROUPS, configure_tun, watch
 from tidegate.host.privileges import CAP_NET_ADMIN, check_privileges
 from tidegate.host.resolver import configured_dns
 from tidegate.host.routes import Renewal, RoutePlan, apply_routes, renew_routes
@@ -49,7 +49,7 @@ class LinuxClientHost(ClientHost):
         return renew_routes(plan, tun_name)
 
     def watch(self, changed: Callable[[], None]) -> AbstractContextManager[None]:
-        return watch(changed)
+        return watch(changed, CLIENT_GROUPS)
 
     @contextmanager
     def dns(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
@@ -49,11 +49,21 @@ MAX_TCP_HEADER = 320
 
 ARPHRD_ETHER = 1  # linux/if_arp.h
 IFF_UP = 1  # linux/if.h
-RTN_UNICAST = 1  # linux/rtnetlink.h
-RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE = 1, 5, 7  # linux/rtnetlink.h
+RTN_UNICAST, RTN_UNREACHABLE = 1, 7  # linux/rtnetlink.h
+RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR = 1, 5  # linux/rtnetlink.h
+RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV4_RULE, RTNLGRP_IPV6_ROUTE, RTNLGRP_IPV6_RULE = 7, 8, 11, 19  # the same
 IN6_ADDR_GEN_MODE_NONE = 1  # linux/if_link.h
 INET6_PROC = Path("/proc/net/if_inet6")  # absent where IPv6 is switched off
-EVERY_GROUP = sum(1 << (group - 1) for group in (RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE))
+GATEWAY_GROUPS = (RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE)
+"""What a gateway's external link is made of."""
+CLIENT_GROUPS = (
+    RTNLGRP_LINK,
+    RTNLGRP_IPV4_ROUTE,
+    RTNLGRP_IPV4_RULE,
+    RTNLGRP_IPV6_ROUTE,
+    RTNLGRP_IPV6_RULE,
+)
+"""What a client's way into its tunnel is made of."""
 
 
 class LinuxHost(Host):
@@ -73,7 +83,7 @@ class LinuxHost(Host):
 
     @contextmanager
     def watch(self, changed: Callable[[], None]) -> Iterator[None]:
-        with watch(changed):
+        with watch(changed, GATEWAY_GROUPS):
             yield
 
 
@@ -149,14 +159,14 @@ def _fit_superpackets(ip: Any, index: int, mtu: int) -> None:
 
 
 @contextmanager
-def watch(changed: Callable[[], None]) -> Iterator[None]:
-    """Calls `changed` in the running loop when links, IPv4 addresses or IPv4 routes change; several changes
-    at once may be told once."""
+def watch(changed: Callable[[], None], groups: Sequence[int]) -> Iterator[None]:
+    """Calls `changed` in the running loop when something of the netlink groups changes; several changes at once
+    may be told once."""
     loop = asyncio.get_running_loop()
     with socket.socket(
         socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
     ) as notices:
-        notices.bind((0, EVERY_GROUP))
+        notices.bind((0, sum(1 << (group - 1) for group in groups)))
 
         def readable() -> None:
             try:

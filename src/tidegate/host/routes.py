@@ -14,6 +14,9 @@ A client that was killed (SIGKILL) cannot take anything back. Its device goes wi
 the rules stay, the *unreachable* route (which is no device's) and `src_valid_mark`: IPv4 goes its old way, IPv6
 is blocked. Table, mark and priorities are constants, so that the next client recognises what it finds, replaces
 it, and takes it back at its end. `src_valid_mark` stays as it is found: it may be the administrator's.
+
+Others take something away while a client runs: the kernel the routes of a device that is set down,
+systemd-networkd at its start the rules and routes that are not its own. `renew_routes` adds what has gone.
 """
 
 from __future__ import annotations
@@ -24,8 +27,8 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +36,7 @@ import structlog
 
 from tidegate.errors import ConflictError, HostNetworkError
 from tidegate.host import MAIN_TABLE
-from tidegate.host.netlink import IFF_UP, INET6_PROC, rtnetlink
+from tidegate.host.netlink import IFF_UP, INET6_PROC, RTN_UNREACHABLE, rtnetlink
 
 log = structlog.get_logger("tidegate.routes")
 
@@ -44,6 +47,8 @@ FIB_RULE_INVERT = 2  # linux/fib_rules.h
 SRC_VALID_MARK = Path("/proc/sys/net/ipv4/conf/all/src_valid_mark")
 _GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EAFNOSUPPORT}
 _LOCK_NAME = b"\0tidegate/policy-routing"
+
+_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 Network = IPv4Network | IPv6Network
 
@@ -84,7 +89,7 @@ class RoutePlan:
 
 
 Renewal = Literal["whole", "renewed", "down"]
-"""What became of the routes through the tunnel; *down*: its device is, and what it carried goes past it."""
+"""What became of the plan; *down*: the tunnel's device is, and what it carried goes past it."""
 
 
 def plan_routes(allowed_ips: tuple[Network, ...], endpoint: IPv4Address) -> RoutePlan:
@@ -112,43 +117,77 @@ def apply_routes(plan: RoutePlan, tun_name: str) -> Iterator[None]:
         if plan.has_policy:
             undo.enter_context(_only_policy_router())
             _remove_leftovers()
-        ipv6 = INET6_PROC.exists()
         with rtnetlink(f"find {tun_name}") as ip:
             device = next(iter(ip.link_lookup(ifname=tun_name)), 0)
         if not device:
             raise HostNetworkError(f"the TUN device {tun_name} is gone")
-        for route in plan.routes:
-            if route.destination.version == 4 or ipv6:
-                undo.enter_context(_added_route(route, device))
-        for rule in plan.rules:
-            if rule.version == 4 or ipv6:
-                undo.enter_context(_added_rule(rule))
+        possible = _possible(plan)
+        for route in possible.routes:
+            undo.enter_context(_added_route(route, device))
+        for rule in possible.rules:
+            undo.enter_context(_added_rule(rule))
         if plan.has_policy:
             undo.enter_context(_source_check_sees_mark())
         yield
 
 
 def renew_routes(plan: RoutePlan, tun_name: str) -> Renewal:
-    """Adds the routes through the tunnel that have gone: with its device, when that was taken down for a moment.
+    """Adds the plan's routes and rules that have gone; while the tunnel's device is down, it cannot have any.
 
     Raises `HostNetworkError`.
     """
-    wanted = [route for route in plan.routes if not route.unreachable]
+    wanted = _possible(plan)
     with rtnetlink(f"look at the routes through {tun_name}") as ip:
         [*found] = ip.get_links(ifname=tun_name)
         if not found or not found[0]["flags"] & IFF_UP:
             return "down"
         device = found[0]["index"]
-        there = {
-            (message.get("RTA_TABLE"), f"{message.get('RTA_DST') or '0.0.0.0'}/{message['dst_len']}")
-            for table in {route.table for route in wanted}
-            for message in ip.get_routes(family=socket.AF_INET, table=table)
-            if message.get("RTA_OIF") == device
-        }
-        missing = [route for route in wanted if (route.table, str(route.destination)) not in there]
-        for route in missing:
+        routes_there, rules_there = _routes_there(ip, wanted, device), _rules_there(ip, wanted)
+        routes = [route for route in wanted.routes if route not in routes_there]
+        rules = [rule for rule in wanted.rules if _rule_key(rule) not in rules_there]
+        for route in routes:
             ip.route("add", **_route_arguments(route, device))
-    return "renewed" if missing else "whole"
+        for rule in rules:
+            ip.rule("add", **_rule_arguments(rule))
+    return "renewed" if routes or rules else "whole"
+
+
+def _possible(plan: RoutePlan) -> RoutePlan:
+    """What of the plan this kernel takes: nothing of IPv6 where that is switched off."""
+    if INET6_PROC.exists():
+        return plan
+    return replace(
+        plan,
+        routes=tuple(route for route in plan.routes if route.destination.version == 4),
+        rules=tuple(rule for rule in plan.rules if rule.version == 4),
+    )
+
+
+def _routes_there(ip: Any, plan: RoutePlan, device: int) -> set[TunnelRoute]:
+    """The routes into `device` and to nowhere, in the tables of the plan."""
+    there = set()
+    for version, table in {(route.destination.version, route.table) for route in plan.routes}:
+        for message in ip.get_routes(family=_FAMILIES[version], table=table):
+            nowhere = message["type"] == RTN_UNREACHABLE
+            if nowhere or message.get("RTA_OIF") == device:
+                address = message.get("RTA_DST") or {4: "0.0.0.0", 6: "::"}[version]
+                destination = ip_network(f"{address}/{message['dst_len']}")
+                there.add(TunnelRoute(destination, message.get("RTA_TABLE"), unreachable=nowhere))
+    return there
+
+
+def _rules_there(ip: Any, plan: RoutePlan) -> set[tuple[int, int, int]]:
+    """The rules of the plan's IP versions, as `_rule_key` has them."""
+    return {
+        (version, message.get("FRA_PRIORITY"), message.get("FRA_TABLE"))
+        for version in {rule.version for rule in plan.rules}
+        for message in ip.get_rules(family=_FAMILIES[version])
+    }
+
+
+def _rule_key(rule: Rule) -> tuple[int, int, int]:
+    """What tells a rule of ours from all others."""
+    return rule.version, rule.priority, rule.table
 
 
 @contextmanager
@@ -191,7 +230,7 @@ def _remove_leftovers() -> None:
 
 
 def _route_arguments(route: TunnelRoute, device: int) -> dict[str, Any]:
-    family = socket.AF_INET if route.destination.version == 4 else socket.AF_INET6
+    family = _FAMILIES[route.destination.version]
     common = {"dst": str(route.destination), "table": route.table, "family": family}
     return common | ({"type": "unreachable"} if route.unreachable else {"oif": device, "scope": "link"})
 
@@ -207,10 +246,9 @@ def _added_route(route: TunnelRoute, device: int) -> Iterator[None]:
         _undo(f"remove the route to {route.destination}", "route", arguments)
 
 
-@contextmanager
-def _added_rule(rule: Rule) -> Iterator[None]:
+def _rule_arguments(rule: Rule) -> dict[str, Any]:
     arguments: dict[str, Any] = {
-        "family": socket.AF_INET if rule.version == 4 else socket.AF_INET6,
+        "family": _FAMILIES[rule.version],
         "priority": rule.priority,
         "table": rule.table,
     }
@@ -218,6 +256,12 @@ def _added_rule(rule: Rule) -> Iterator[None]:
         arguments |= {"fwmark": rule.unless_fwmark, "flags": FIB_RULE_INVERT}
     if rule.suppress_prefixlength is not None:
         arguments["FRA_SUPPRESS_PREFIXLEN"] = rule.suppress_prefixlength
+    return arguments
+
+
+@contextmanager
+def _added_rule(rule: Rule) -> Iterator[None]:
+    arguments = _rule_arguments(rule)
     with rtnetlink(f"add rule {rule.priority}") as ip:
         ip.rule("add", **arguments)
     try:

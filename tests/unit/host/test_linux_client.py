@@ -56,6 +56,17 @@ async def orderly():
     told["internet"] = sh("ip route get 198.51.100.1")
     told["own"] = sh("ip route get 192.0.2.2 mark 0x7467")
     told["address"] = sh("ip -o address show dev test0")
+    told["renewed"] = []
+    whole = host_state()
+    for gone in ("rule del priority 29799", "-6 rule del priority 29799",
+                 "-6 route del unreachable ::/0 table 29799"):
+        sh(f"ip {gone}")
+        assert host_state() != whole
+        for _ in range(100):
+            await asyncio.sleep(0.05)
+            if host_state() == whole:
+                break
+        told["renewed"].append(host_state() == whole)
     one.request_stop()
     await task
 
@@ -86,6 +97,7 @@ def test_a_client_takes_everything_back_when_it_is_stopped_and_when_it_dies() ->
     told = json.loads(done.stdout.splitlines()[-1])
     assert "dev test0" in told["internet"]
     assert "inet 10.66.77.2/32" in told["address"]
+    assert told["renewed"] == [True, True, True], "what others take away"
     assert "out of luck" in told["died"]
     assert told["after orderly"] == told["before"]
     assert told["after dying"] == told["before"]

@@ -69,6 +69,16 @@ ip addr add 10.66.77.2/32 dev tun9
 ip link set tun9 up
 """
 
+GOING = [
+    (4, "rule del priority 29798"),
+    (4, "rule del priority 29799"),
+    (6, "rule del priority 29798"),
+    (6, "rule del priority 29799"),
+    (4, "route del 0.0.0.0/0 table 29799"),
+    (6, "route del unreachable ::/0 table 29799"),
+]
+"""What another program may take away, as systemd-networkd does at its start."""
+
 INSIDE = """
 import json, os, subprocess, sys
 from ipaddress import *
@@ -113,6 +123,12 @@ with apply_routes(plan, "tun9"):
     sh("ip link set tun9 up")
     told["renewed"] += [way("198.51.100.1"), renew_routes(plan, "tun9")]
     told["renewed"] += [way("198.51.100.1"), renew_routes(plan, "tun9")]
+    whole = state()
+    told["taken away"] = {}
+    for version, what in json.loads(sys.argv[1]):
+        sh(f"ip -{version} {what}")
+        told["taken away"][f"{version} {what}"] = [
+            state() != whole, renew_routes(plan, "tun9"), state() == whole, renew_routes(plan, "tun9")]
 told["after"] = state()
 try:
     with apply_routes(plan, "no-such-device"):
@@ -129,7 +145,7 @@ print(json.dumps(told))
 
 @pytest.mark.namespaces
 def test_the_kernel_routes_as_planned_and_forgets_everything_afterwards() -> None:
-    script = f"set -e\n{SETUP}\nexec {sys.executable} -c '{INSIDE}'"
+    script = f"set -e\n{SETUP}\nexec {sys.executable} -c '{INSIDE}' '{json.dumps(GOING)}'"
     done = subprocess.run(
         ["unshare", "--net", "sh", "-c", script], capture_output=True, text=True, timeout=60, check=False
     )
@@ -149,6 +165,8 @@ def test_the_kernel_routes_as_planned_and_forgets_everything_afterwards() -> Non
         "the kernel forgets the route, and does not bring it back"
     )
     assert "dev tun9" in again
+    for what, (gone, renewed, as_before, then) in told["taken away"].items():
+        assert (gone, renewed, as_before, then) == (True, "renewed", True, "whole"), what
     assert told["after"] == [*told["before"][:-1], "1\n"], "the killed one had set src_valid_mark"
     assert "no-such-device" in told["failed"]
     assert told["after failure"] == told["after"] == told["after plain"]
