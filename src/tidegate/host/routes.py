@@ -25,7 +25,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
@@ -142,7 +142,7 @@ def renew_routes(plan: RoutePlan, tun_name: str) -> Renewal:
         if not found or not found[0]["flags"] & IFF_UP:
             return "down"
         device = found[0]["index"]
-        routes_there, rules_there = _routes_there(ip, wanted, device), _rules_there(ip, wanted)
+        routes_there, rules_there = _routes_there(ip, wanted.routes, device), _rules_there(ip, wanted)
         routes = [route for route in wanted.routes if route not in routes_there]
         rules = [rule for rule in wanted.rules if _rule_key(rule) not in rules_there]
         for route in routes:
@@ -163,10 +163,10 @@ def _possible(plan: RoutePlan) -> RoutePlan:
     )
 
 
-def _routes_there(ip: Any, plan: RoutePlan, device: int) -> set[TunnelRoute]:
-    """The routes into `device` and to nowhere, in the tables of the plan."""
+def _routes_there(ip: Any, wanted: Iterable[TunnelRoute], device: int) -> set[TunnelRoute]:
+    """The routes into `device` and to nowhere, in the tables of those that are wanted."""
     there = set()
-    for version, table in {(route.destination.version, route.table) for route in plan.routes}:
+    for version, table in {(route.destination.version, route.table) for route in wanted}:
         for message in ip.get_routes(family=_FAMILIES[version], table=table):
             nowhere = message["type"] == RTN_UNREACHABLE
             if nowhere or message.get("RTA_OIF") == device:
@@ -239,11 +239,31 @@ def _route_arguments(route: TunnelRoute, device: int) -> dict[str, Any]:
 def _added_route(route: TunnelRoute, device: int) -> Iterator[None]:
     arguments = _route_arguments(route, device)
     with rtnetlink(f"add a route to {route.destination}") as ip:
-        ip.route("add", **arguments)
+        ours = _add(ip, route, arguments, device)
     try:
         yield
     finally:
-        _undo(f"remove the route to {route.destination}", "route", arguments)
+        if ours:
+            _undo(f"remove the route to {route.destination}", "route", arguments)
+
+
+def _add(ip: Any, route: TunnelRoute, arguments: dict[str, Any], device: int) -> bool:
+    """Adds the route, unless it is there: the kernel makes one into the network of the device's own address. Whether it
+    was added."""
+    from pyroute2 import NetlinkError  # noqa: PLC0415 -- slow to import
+
+    try:
+        ip.route("add", **arguments)
+    except NetlinkError as cause:
+        if cause.code != errno.EEXIST:
+            raise
+        if route not in _routes_there(ip, (route,), device):
+            raise HostNetworkError(
+                f"this host has another route to {route.destination} already",
+                hint="take it out of AllowedIPs, or use --no-routes",
+            ) from None
+        return False
+    return True
 
 
 def _rule_arguments(rule: Rule) -> dict[str, Any]:

@@ -139,6 +139,17 @@ told["after failure"] = state()
 with apply_routes(plan_routes((ip_network("203.0.113.0/24"),), IPv4Address("192.0.2.7")), "tun9"):
     told["plain"] = way("203.0.113.5")
 told["after plain"] = state()
+sh("ip addr add 10.66.78.2/24 dev tun9")
+told["before own"] = state()
+own = plan_routes((ip_network("10.66.78.0/24"), ip_network("203.0.113.0/24")), IPv4Address("192.0.2.7"))
+with apply_routes(own, "tun9"):
+    told["own"] = [way("10.66.78.5"), way("203.0.113.5"), renew_routes(own, "tun9")]
+told["after own"] = state()
+try:
+    with apply_routes(plan_routes((ip_network("192.0.2.0/24"),), IPv4Address("198.51.100.7")), "tun9"):
+        pass
+except TidegateError as refused:
+    told["taken"] = str(refused)
 print(json.dumps(told))
 """
 
@@ -172,3 +183,8 @@ def test_the_kernel_routes_as_planned_and_forgets_everything_afterwards() -> Non
     assert told["after failure"] == told["after"] == told["after plain"]
     assert told["killed"] != told["before"]
     assert "dev tun9" in told["plain"]
+    network, added, renewal = told["own"]
+    assert "dev tun9" in network and "dev tun9" in added and renewal == "whole"
+    assert told["after own"] == told["before own"], "the kernel made the one route, and keeps it"
+    assert "another route to 192.0.2.0/24" in told["taken"]
+    assert "--no-routes" in told["taken"]
