@@ -24,7 +24,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import struct
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -34,9 +33,10 @@ from typing import Any, Literal
 
 import structlog
 
-from tidegate.errors import ConflictError, HostNetworkError
+from tidegate.errors import HostNetworkError
 from tidegate.host import MAIN_TABLE
 from tidegate.host.netlink import IFF_UP, INET6_PROC, RTN_UNREACHABLE, rtnetlink
+from tidegate.host.sole_router import sole_router
 
 log = structlog.get_logger("tidegate.routes")
 
@@ -46,7 +46,6 @@ PRIORITY_MAIN, PRIORITY_TUNNEL = TABLE - 1, TABLE
 FIB_RULE_INVERT = 2  # linux/fib_rules.h
 SRC_VALID_MARK = Path("/proc/sys/net/ipv4/conf/all/src_valid_mark")
 _GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EAFNOSUPPORT}
-_LOCK_NAME = b"\0tidegate/policy-routing"
 
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
@@ -115,7 +114,7 @@ def apply_routes(plan: RoutePlan, tun_name: str) -> Iterator[None]:
     `ConflictError` if another client of this host (network namespace) already routes everything."""
     with ExitStack() as undo:
         if plan.has_policy:
-            undo.enter_context(_only_policy_router())
+            undo.enter_context(sole_router())
             _remove_leftovers()
         with rtnetlink(f"find {tun_name}") as ip:
             device = next(iter(ip.link_lookup(ifname=tun_name)), 0)
@@ -188,33 +187,6 @@ def _rules_there(ip: Any, plan: RoutePlan) -> set[tuple[int, int, int]]:
 def _rule_key(rule: Rule) -> tuple[int, int, int]:
     """What tells a rule of ours from all others."""
     return rule.version, rule.priority, rule.table
-
-
-@contextmanager
-def _only_policy_router() -> Iterator[None]:
-    """A name in the abstract namespace (unix(7)): one per network namespace, and gone with the process."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as name:
-        try:
-            name.bind(_LOCK_NAME)
-            name.listen(1)
-        except OSError as cause:
-            if cause.errno != errno.EADDRINUSE:
-                raise
-            raise ConflictError(
-                f"another client already routes through its tunnel{_pid_of_holder()}",
-                hint="stop it first; two tunnels cannot both take everything",
-            ) from None
-        yield
-
-
-def _pid_of_holder() -> str:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as ask:
-        try:
-            ask.connect(_LOCK_NAME)
-            credentials = ask.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        except OSError:
-            return ""
-        return f" (pid {struct.unpack('3i', credentials)[0]})"
 
 
 def _remove_leftovers() -> None:

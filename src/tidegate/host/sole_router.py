@@ -1,0 +1,58 @@
+"""Which client of a host (network namespace) may send everything through its tunnel: one at a time.
+
+The lock is the kernel's (flock(2)), so that a killed client leaves none behind. It lies on a file of which every
+network namespace has its own, and which nobody may open but who administers that namespace (root, or CAP_NET_ADMIN
+alone): a sysctl that is secret. Its value is neither read nor written. A file of ours would need a directory that
+clients without root can write, and a name that anybody can take (an abstract socket) would let anybody keep root from
+connecting.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tidegate.errors import ConflictError, HostNetworkError
+
+LOCK_FILE = Path("/proc/sys/net/ipv4/tcp_fastopen_key")  # mode 0600, net/ipv4/sysctl_net_ipv4.c
+LOCKS = Path("/proc/locks")  # proc_locks(5)
+
+
+@contextmanager
+def sole_router() -> Iterator[None]:
+    """Holds the lock while the block lasts. Raises `ConflictError` if another client has it, and `HostNetworkError`."""
+    try:
+        descriptor = os.open(LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as cause:
+        raise HostNetworkError(
+            f"{LOCK_FILE} cannot be opened ({cause.strerror}), which keeps clients out of each other's way",
+            hint="mount /proc here, or use --no-routes",
+        ) from cause
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConflictError(
+                f"another client already routes through its tunnel{_pid_of_holder(descriptor)}",
+                hint="stop it first; two tunnels cannot both take everything",
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)  # gives the lock back
+
+
+def _pid_of_holder(descriptor: int) -> str:
+    """For a message: nothing where it cannot be told, as of a process in another PID namespace."""
+    status = os.fstat(descriptor)
+    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+    try:
+        lines = LOCKS.read_text("ascii").splitlines()
+    except OSError:
+        return ""
+    for words in map(str.split, lines):  # such as 1: FLOCK ADVISORY WRITE 4711 00:15:4026 0 EOF
+        if words[1] == "FLOCK" and words[5] == f"{device}:{status.st_ino}":
+            return f" (pid {words[4]})"
+    return ""
