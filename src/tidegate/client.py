@@ -123,12 +123,8 @@ class Client:
         engine.start()
         await undo.enter_async_context(in_thread(self._host.routes(plan, self._tun_name)))
         self._heed_stop()
-        if self._use_dns and (profile.dns or profile.search):
-            managed = self._host.dns(self._tun_name, profile.dns, profile.search)
-            manager = await undo.enter_async_context(in_thread(managed))
-            if manager is None:
-                servers = ", ".join(map(str, profile.dns))
-                log.warning("nothing here manages resolv.conf: DNS is left as it is", servers=servers)
+        if self._use_dns:
+            await self._tell_resolver(undo)
         self._heed_stop()
         undo.push_async_callback(self._supervisor.stop)
         heeded = {"handshake_unanswered": self._unanswered.set}
@@ -179,6 +175,19 @@ class Client:
             ) from cause
         except ValueError as cause:
             raise EngineError(f"the engine refuses the profile: {cause}") from cause
+
+    async def _tell_resolver(self, undo: AsyncExitStack) -> None:
+        """Says so where it cannot: what programs ask goes to the servers of before then."""
+        profile = self._profile
+        if not (profile.dns or profile.search):
+            return
+        managed = self._host.dns(self._tun_name, profile.dns, profile.search)
+        outcome = await undo.enter_async_context(in_thread(managed))
+        servers = ", ".join(map(str, profile.dns))
+        if outcome == "unmanaged":
+            log.warning("nothing here manages resolv.conf: DNS is left as it is", servers=servers)
+        elif outcome == "refused":
+            log.warning("what manages resolv.conf refuses: DNS is left as it is", servers=servers)
 
     async def _await_handshake(self, engine: EngineClient) -> None:
         """Says when the tunnel is up. Ends its looking then: an idle client runs nothing."""

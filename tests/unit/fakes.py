@@ -13,6 +13,7 @@ from tidegate.ciphers import WIREGUARD_CIPHER, CipherName
 from tidegate.engine import ClientOptions, ExternalLink, GatewayOptions
 from tidegate.host import MAIN_TABLE, HostNetwork, Interface, InterfaceAddress, Route
 from tidegate.host.ports import check_listen_port
+from tidegate.host.resolver import DnsOutcome
 from tidegate.host.routes import Renewal, RoutePlan
 from tidegate.settings import NatSettings
 
@@ -300,6 +301,7 @@ class FakeClientHost:
     def __init__(self, failure: Exception | None = None) -> None:
         self.journal: list[str] = []
         self.failure = failure
+        self.dns_outcome: DnsOutcome = "told"
 
     def check_privileges(self) -> None:
         self.journal.append("privileges")
@@ -331,9 +333,9 @@ class FakeClientHost:
     @contextmanager
     def dns(
         self, tun_name: str, servers: Sequence[IPv4Address], search: Sequence[str]
-    ) -> Iterator[str | None]:
+    ) -> Iterator[DnsOutcome]:
         self.journal.append("dns")
         try:
-            yield "a resolver"
+            yield self.dns_outcome
         finally:
             self.journal.append("dns undone")

@@ -23,6 +23,7 @@ from tests.unit.conftest import CommandLine
 from tests.unit.fakes import FakeClient, FakeClientHost, FakeEngine, FakeEvent, FakePeerStatus
 from tidegate.client import Client, ClientEvent
 from tidegate.errors import EngineError, HostNetworkError
+from tidegate.host.resolver import DnsOutcome
 from tidegate.identity import Profile
 from tidegate.net import Endpoint
 from tidegate.settings import OffloadSettings
@@ -417,6 +418,21 @@ def test_a_terminal_that_is_gone_keeps_nothing_from_being_taken_back() -> None:
 
     asyncio.run(scenario())
     assert host.journal == WHOLE
+
+
+@pytest.mark.parametrize(
+    ("outcome", "said"), [("told", ""), ("refused", "refuses"), ("unmanaged", "nothing here manages")]
+)
+def test_a_resolver_that_was_not_told_is_mentioned(
+    tidegate: CommandLine, tmp_path: Path, outcome: DnsOutcome, said: str
+) -> None:
+    tidegate.client_host.dns_outcome = outcome
+    file = tmp_path / "alice.conf"
+    file.write_text(PROFILE.render())
+    threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT)).start()
+    told = tidegate("connect", file).err
+    assert ("DNS is left as it is" in told) == bool(said)
+    assert said in told
 
 
 def test_switches_leave_dns_and_routes_alone(tidegate: CommandLine, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Protocol
 from tidegate.dns.resolvers import Resolver, host_resolvers
 from tidegate.host.netlink import CLIENT_GROUPS, configure_tun, watch
 from tidegate.host.privileges import CAP_NET_ADMIN, check_privileges
-from tidegate.host.resolver import configured_dns
+from tidegate.host.resolver import DnsOutcome, configured_dns
 from tidegate.host.routes import Renewal, RoutePlan, apply_routes, renew_routes
 
 
@@ -25,7 +25,7 @@ class ClientHost(Protocol):
     def watch(self, changed: Callable[[], None]) -> AbstractContextManager[None]: ...
     def dns(
         self, tun_name: str, servers: Sequence[IPv4Address], search: Sequence[str]
-    ) -> AbstractContextManager[str | None]: ...
+    ) -> AbstractContextManager[DnsOutcome]: ...
 
 
 class LinuxClientHost(ClientHost):
@@ -54,6 +54,6 @@ class LinuxClientHost(ClientHost):
     @contextmanager
     def dns(
         self, tun_name: str, servers: Sequence[IPv4Address], search: Sequence[str]
-    ) -> Iterator[str | None]:
-        with configured_dns(tun_name, servers, search) as manager:
-            yield manager
+    ) -> Iterator[DnsOutcome]:
+        with configured_dns(tun_name, servers, search) as outcome:
+            yield outcome

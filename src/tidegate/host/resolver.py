@@ -1,48 +1,75 @@
-"""Tells the client's resolver about the tunnel's DNS servers, with whatever manages resolv.conf here."""
+"""Tells the client's resolver about the tunnel's DNS servers, with whatever manages resolv.conf here.
+
+Of several records, Debian's `resolvconf` puts those first whose names come first in its interface-order(5), and knows
+no other order. So the record of a tunnel is named after a kind of interface that comes early there, as wg-quick does.
+"""
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Literal
 
 import structlog
 
 log = structlog.get_logger("tidegate.resolver")
 
 SYSTEMD_RESOLVED = Path("/run/systemd/resolve/io.systemd.Resolve")
+INTERFACE_ORDER = Path("/etc/resolvconf/interface-order")
 TIMEOUT = 10  # seconds for a helper command
+
+DnsOutcome = Literal["told", "refused", "unmanaged"]
+"""What became of the tunnel's DNS servers; *refused*: what manages resolv.conf failed, *unmanaged*: there is none.
+DNS is as it was then."""
 
 
 @contextmanager
 def configured_dns(
     tun_name: str, servers: Sequence[IPv4Address], search: Sequence[str]
-) -> Iterator[str | None]:
-    """Uses the servers while the block lasts; gives the manager's name, or `None` where there is none that
-    could be told (then nothing was changed)."""
+) -> Iterator[DnsOutcome]:
+    """Uses the servers (at least one) while the block lasts, if there is something that can be told."""
     addresses = [str(server) for server in servers]
     if SYSTEMD_RESOLVED.exists() and (resolvectl := shutil.which("resolvectl")):
         told = _run([resolvectl, "dns", tun_name, *addresses]) and _run(
             [resolvectl, "domain", tun_name, "~.", *search]
         )
         undo = [resolvectl, "revert", tun_name]
-        name = "systemd-resolved"
     elif resolvconf := shutil.which("resolvconf"):
         text = "".join(f"nameserver {address}\n" for address in addresses)
         text += f"search {' '.join(search)}\n" if search else ""
-        told = _run([resolvconf, "-a", f"{tun_name}.inet", "-m", "0", "-x"], text)
-        undo = [resolvconf, "-d", f"{tun_name}.inet", "-f"]
-        name = "resolvconf"
+        record = _record(Path(resolvconf), tun_name)
+        told = _run([resolvconf, "-a", record, "-m", "0", "-x"], text)
+        undo = [resolvconf, "-d", record, "-f"]
     else:
-        yield None
+        yield "unmanaged"
+        return
+    if not told:
+        _run(undo)  # half of it may have been done
+        yield "refused"
         return
     try:
-        yield name if told else None
+        yield "told"
     finally:
         _run(undo)
+
+
+def _record(resolvconf: Path, tun_name: str) -> str:
+    """The name of the tunnel's record. Only Debian's program has an order of names; where `resolvconf` is a symbolic
+    link, it is another's (systemd's, which takes names of interfaces alone)."""
+    name = f"{tun_name}.inet"
+    if resolvconf.is_symlink():
+        return name
+    try:
+        order = INTERFACE_ORDER.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return name
+    kind = next((line[:-1] for line in order if re.fullmatch(r"[A-Za-z0-9-]+\*", line)), None)
+    return f"{kind}.{name}" if kind else name
 
 
 def _run(command: list[str], text: str | None = None) -> bool:

@@ -1,0 +1,132 @@
+"""What a client tells the program that manages resolv.conf, and how it takes that back."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from tidegate.host import resolver
+from tidegate.host.resolver import configured_dns
+
+SERVERS = (IPv4Address("10.66.77.1"), IPv4Address("192.0.2.53"))
+DEBIAN_ORDER = "# interface-order(5)\nlo.inet6\nlo.@(dnsmasq|pdnsd)\nlo\ntun*\ntap*\neth*([^.]).inet6\n*\n"
+
+
+class Host:
+    """A host whose programs write down what they are called with, and what they are given to read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.programs = folder / "bin"
+        self.programs.mkdir()
+        self.calls_file = folder / "calls"
+        self.order = folder / "interface-order"
+        self.resolved = folder / "resolved"
+
+    def install(self, name: str, *, fails: str = "") -> Path:
+        """A program that fails when one of its arguments is `fails`."""
+        program = self.programs / name
+        program.write_text(
+            f"""#!/bin/sh
+echo "{name} $*" >>{self.calls_file}
+case "$1" in -a) while read -r line; do echo "    $line" >>{self.calls_file}; done;; esac
+for argument; do
+    if [ "$argument" = "{fails}" ]; then echo "not today" >&2; exit 1; fi
+done
+"""
+        )
+        program.chmod(0o755)
+        return program
+
+    def calls(self) -> list[str]:
+        """What was called since this was asked last."""
+        told = self.calls_file.read_text().splitlines() if self.calls_file.exists() else []
+        self.calls_file.unlink(missing_ok=True)
+        return told
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    made = Host(tmp_path)
+    monkeypatch.setenv("PATH", str(made.programs))
+    monkeypatch.setattr(resolver, "SYSTEMD_RESOLVED", made.resolved)
+    monkeypatch.setattr(resolver, "INTERFACE_ORDER", made.order)
+    return made
+
+
+def test_resolved_is_told_which_servers_and_that_they_are_for_every_name(host: Host) -> None:
+    host.resolved.touch()
+    host.install("resolvectl")
+    host.install("resolvconf")
+    with configured_dns("tun9", SERVERS, ("corp.example",)) as outcome:
+        assert outcome == "told"
+        assert host.calls() == [
+            "resolvectl dns tun9 10.66.77.1 192.0.2.53",
+            "resolvectl domain tun9 ~. corp.example",
+        ]
+    assert host.calls() == ["resolvectl revert tun9"]
+
+
+def test_resolvconf_gets_a_record_of_its_own_that_keeps_all_others_out(host: Host) -> None:
+    host.install("resolvconf")
+    with configured_dns("tun9", SERVERS, ("corp.example", "example")) as outcome:
+        assert outcome == "told"
+        assert host.calls() == [
+            "resolvconf -a tun9.inet -m 0 -x",
+            "    nameserver 10.66.77.1",
+            "    nameserver 192.0.2.53",
+            "    search corp.example example",
+        ]
+    assert host.calls() == ["resolvconf -d tun9.inet -f"]
+
+
+def test_where_records_have_an_order_by_name_the_tunnels_comes_early(host: Host) -> None:
+    host.install("resolvconf")
+    host.order.write_text(DEBIAN_ORDER)
+    with configured_dns("tidegate-client", SERVERS[:1], ()):
+        assert host.calls()[0] == "resolvconf -a tun.tidegate-client.inet -m 0 -x"
+    assert host.calls() == ["resolvconf -d tun.tidegate-client.inet -f"]
+
+
+@pytest.mark.parametrize("order", ["", "*\n", "lo\neth*([^.]).inet6\n"], ids=["empty", "any", "patterns"])
+def test_an_order_without_a_plain_kind_changes_no_name(host: Host, order: str) -> None:
+    host.install("resolvconf")
+    host.order.write_text(order)
+    with configured_dns("tun9", SERVERS[:1], ()):
+        assert host.calls()[0] == "resolvconf -a tun9.inet -m 0 -x"
+
+
+def test_systemds_resolvconf_takes_names_of_interfaces_alone(host: Host) -> None:
+    (host.programs / "resolvconf").symlink_to(host.install("resolvectl"))
+    host.order.write_text(DEBIAN_ORDER)
+    with configured_dns("tun9", SERVERS[:1], ()):
+        assert host.calls()[0] == "resolvectl -a tun9.inet -m 0 -x"
+    assert host.calls() == ["resolvectl -d tun9.inet -f"]
+
+
+@pytest.mark.parametrize(
+    ("program", "step", "undo"),
+    [
+        ("resolvectl", "dns", "resolvectl revert tun9"),
+        ("resolvectl", "domain", "resolvectl revert tun9"),
+        ("resolvconf", "-a", "resolvconf -d tun9.inet -f"),
+    ],
+)
+def test_a_program_that_fails_is_told_apart_from_none_and_what_it_did_is_taken_back(
+    host: Host, program: str, step: str, undo: str
+) -> None:
+    if program == "resolvectl":
+        host.resolved.touch()
+    host.install(program, fails=step)
+    with configured_dns("tun9", SERVERS[:1], ()) as outcome:
+        assert outcome == "refused"
+        assert host.calls()[-1] == undo
+    assert host.calls() == []
+
+
+def test_where_nothing_manages_it_nothing_is_called(host: Host) -> None:
+    host.install("resolvectl")  # but systemd-resolved does not run
+    with configured_dns("tun9", SERVERS, ()) as outcome:
+        assert outcome == "unmanaged"
+    assert host.calls() == []
