@@ -179,7 +179,12 @@ class Client:
     async def _tell_resolver(self, undo: AsyncExitStack) -> None:
         """Says so where it cannot: what programs ask goes to the servers of before then."""
         profile = self._profile
-        if not (profile.dns or profile.search):
+        if not profile.dns:
+            if profile.search:  # without a server, resolvers would be left with none
+                searched = ", ".join(profile.search)
+                log.warning(
+                    "the profile names no DNS server: its search domains are left out", search=searched
+                )
             return
         managed = self._host.dns(self._tun_name, profile.dns, profile.search)
         outcome = await undo.enter_async_context(in_thread(managed))

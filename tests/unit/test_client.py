@@ -435,6 +435,16 @@ def test_a_resolver_that_was_not_told_is_mentioned(
     assert said in told
 
 
+def test_search_domains_without_a_server_leave_dns_alone(tidegate: CommandLine, tmp_path: Path) -> None:
+    file = tmp_path / "alice.conf"
+    file.write_text(replace(PROFILE, dns=(), search=("corp.example", "example")).render())
+    threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT)).start()
+    told = tidegate("connect", file).err
+    assert "dns" not in tidegate.client_host.journal
+    assert "its search domains are left out" in told
+    assert "corp.example, example" in told
+
+
 def test_switches_leave_dns_and_routes_alone(tidegate: CommandLine, tmp_path: Path) -> None:
     file = tmp_path / "alice.conf"
     file.write_text(PROFILE.render())
