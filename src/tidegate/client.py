@@ -105,6 +105,8 @@ class Client:
             user="this profile",
             hint="ask for a profile of `tidegate peer add` without --cipher",
         )
+        await self._remove_leftovers()  # a killed client's may keep the gateway's name from being looked up
+        self._heed_stop()
         endpoint = await self._unless_stopped(resolve(profile.endpoint))
         plan = plan_routes(profile.allowed_ips, endpoint) if self._use_routes else RoutePlan(0, (), ())
         self._report(
@@ -133,6 +135,14 @@ class Client:
         if plan.routes:
             self._supervisor.start("routes", lambda: self._keep_routes(plan))
         self._supervisor.start("handshake", lambda: self._await_handshake(engine))
+
+    async def _remove_leftovers(self) -> None:
+        try:
+            await asyncio.to_thread(
+                self._host.remove_leftovers, self._tun_name, routes=self._use_routes, dns=self._use_dns
+            )
+        except HostNetworkError as cause:
+            log.warning("what an earlier client may have left cannot be removed", cause=cause.message)
 
     def _heed_stop(self) -> None:
         if self._supervisor.stop_requested:

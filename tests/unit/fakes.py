@@ -306,6 +306,9 @@ class FakeClientHost:
     def check_privileges(self) -> None:
         self.journal.append("privileges")
 
+    def remove_leftovers(self, tun_name: str, *, routes: bool, dns: bool) -> None:
+        self.journal.append("leftovers")
+
     def configure_tun(self, name: str, address: IPv4Interface, mtu: int) -> None:
         self.journal.append(f"tun {address} {mtu}")
 

@@ -39,7 +39,15 @@ PROFILE = Profile(
     persistent_keepalive=25,
 )
 
-WHOLE = ["privileges", "tun 10.66.77.2/32 1420", "routes", "dns", "dns undone", "routes undone"]
+WHOLE = [
+    "privileges",
+    "leftovers",
+    "tun 10.66.77.2/32 1420",
+    "routes",
+    "dns",
+    "dns undone",
+    "routes undone",
+]
 
 
 def made(
@@ -63,7 +71,7 @@ def test_everything_is_set_up_and_taken_back_in_reverse_order() -> None:
     async def scenario() -> None:
         client = made(engine, host, events)
         task = await until_connected(client, events)
-        assert host.journal == WHOLE[:4]
+        assert host.journal == WHOLE[:5]
         client.request_stop()
         async with asyncio.timeout(2):
             assert await task is None
@@ -82,7 +90,7 @@ def test_a_failure_half_way_takes_back_what_was_done() -> None:
     with pytest.raises(HostNetworkError, match="no route for you"):
         asyncio.run(made(engine, host, []).run())
     assert engine.clients[0].stopped == 1
-    assert host.journal == WHOLE[:2]
+    assert host.journal == WHOLE[:3]
 
 
 def test_an_engine_that_dies_takes_the_client_down_and_its_routes_with_it() -> None:
@@ -282,7 +290,9 @@ def test_a_client_that_is_stopped_while_it_looks_up_its_gateway_ends_at_once() -
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
         assert asyncio.run(made(engine, host, [], named).run()) == signal.SIGTERM
         assert time.monotonic() - began < 2
-    assert host.journal == ["privileges"]
+    assert host.journal == WHOLE[:2], (
+        "what a killed client left is removed before: it may keep names from being found"
+    )
     assert engine.clients == []
 
 
@@ -308,9 +318,28 @@ def test_a_stop_during_the_start_is_heeded_and_what_was_done_is_undone(step: str
 
     setattr(host, step, stopping)
     asyncio.run(client.run())
-    done = {"configure_tun": WHOLE[:2], "routes": [*WHOLE[:3], "routes undone"], "dns": WHOLE}
+    done = {"configure_tun": WHOLE[:3], "routes": [*WHOLE[:4], "routes undone"], "dns": WHOLE}
     assert host.journal == done[step]
     assert engine.clients[0].stopped == 1
+
+
+def test_leftovers_that_cannot_be_removed_keep_nobody_from_connecting(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise HostNetworkError("cannot remove an earlier client's rules: Operation not supported")
+
+    host, events = FakeClientHost(), []  # type: ignore[var-annotated]
+    monkeypatch.setattr(host, "remove_leftovers", refuse)
+
+    async def scenario() -> None:
+        client = made(FakeEngine(), host, events)
+        task = await until_connected(client, events)
+        client.request_stop()
+        await task
+
+    asyncio.run(scenario())
+    assert "cannot be removed" in "".join(capsys.readouterr())
 
 
 class Name:

@@ -10,14 +10,18 @@ from typing import Protocol
 from tidegate.dns.resolvers import Resolver, host_resolvers
 from tidegate.host.netlink import CLIENT_GROUPS, configure_tun, watch
 from tidegate.host.privileges import CAP_NET_ADMIN, check_privileges
-from tidegate.host.resolver import DnsOutcome, configured_dns
-from tidegate.host.routes import Renewal, RoutePlan, apply_routes, renew_routes
+from tidegate.host.resolver import DnsOutcome, configured_dns, remove_leftover_record
+from tidegate.host.routes import Renewal, RoutePlan, apply_routes, remove_leftovers, renew_routes
 
 
 class ClientHost(Protocol):
     """What a client asks of its host. Methods block shortly."""
 
     def check_privileges(self) -> None: ...
+    def remove_leftovers(self, tun_name: str, *, routes: bool, dns: bool) -> None:
+        """Takes back what a killed client of this device's name left of routes and rules, and of DNS. Raises
+        `HostNetworkError`."""
+
     def configure_tun(self, name: str, address: IPv4Interface, mtu: int) -> None: ...
     def resolvers(self) -> Sequence[Resolver]: ...
     def routes(self, plan: RoutePlan, tun_name: str) -> AbstractContextManager[None]: ...
@@ -33,6 +37,12 @@ class LinuxClientHost(ClientHost):
 
     def check_privileges(self) -> None:
         check_privileges((CAP_NET_ADMIN,))
+
+    def remove_leftovers(self, tun_name: str, *, routes: bool, dns: bool) -> None:
+        if dns:
+            remove_leftover_record(tun_name)
+        if routes:
+            remove_leftovers()
 
     def configure_tun(self, name: str, address: IPv4Interface, mtu: int) -> None:
         configure_tun(name, address, mtu)

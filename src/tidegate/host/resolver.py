@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ def configured_dns(
 ) -> Iterator[DnsOutcome]:
     """Uses the servers (at least one) while the block lasts, if there is something that can be told."""
     addresses = [str(server) for server in servers]
-    if SYSTEMD_RESOLVED.exists() and (resolvectl := shutil.which("resolvectl")):
+    if resolvectl := _resolvectl():
         told = _run([resolvectl, "dns", tun_name, *addresses]) and _run(
             [resolvectl, "domain", tun_name, "~.", *search]
         )
@@ -58,6 +59,28 @@ def configured_dns(
         _run(undo)
 
 
+def remove_leftover_record(tun_name: str) -> None:
+    """Takes back what a killed client told: resolv.conf would name a server inside a tunnel that is no more, and no
+    other. systemd-resolved forgets by itself, with the device."""
+    if _resolvectl() or _exists(tun_name):
+        return
+    if resolvconf := shutil.which("resolvconf"):
+        # Most often there is nothing to take back, and who may not do so may not have told anything either.
+        _run([resolvconf, "-d", _record(Path(resolvconf), tun_name), "-f"], quietly=True)
+
+
+def _exists(interface: str) -> bool:
+    try:
+        socket.if_nametoindex(interface)
+    except OSError:
+        return False
+    return True
+
+
+def _resolvectl() -> str | None:
+    return shutil.which("resolvectl") if SYSTEMD_RESOLVED.exists() else None
+
+
 def _record(resolvconf: Path, tun_name: str) -> str:
     """The name of the tunnel's record. Only Debian's program has an order of names; where `resolvconf` is a symbolic
     link, it is another's (systemd's, which takes names of interfaces alone)."""
@@ -72,14 +95,15 @@ def _record(resolvconf: Path, tun_name: str) -> str:
     return f"{kind}.{name}" if kind else name
 
 
-def _run(command: list[str], text: str | None = None) -> bool:
+def _run(command: list[str], text: str | None = None, *, quietly: bool = False) -> bool:
+    complain = log.debug if quietly else log.warning
     try:
         done = subprocess.run(
             command, input=text, text=True, capture_output=True, timeout=TIMEOUT, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as cause:
-        log.warning("a resolver command failed", command=command[0], cause=str(cause))
+        complain("a resolver command failed", command=command[0], cause=str(cause))
         return False
     if done.returncode != 0:
-        log.warning("a resolver command failed", command=" ".join(command), cause=done.stderr.strip()[:200])
+        complain("a resolver command failed", command=" ".join(command), cause=done.stderr.strip()[:200])
     return done.returncode == 0

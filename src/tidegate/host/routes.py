@@ -12,8 +12,8 @@ programs fall back to IPv4 at once, and nothing leaks past the tunnel.
 
 A client that was killed (SIGKILL) cannot take anything back. Its device goes with it, and the device's routes;
 the rules stay, the *unreachable* route (which is no device's) and `src_valid_mark`: IPv4 goes its old way, IPv6
-is blocked. Table, mark and priorities are constants, so that the next client recognises what it finds, replaces
-it, and takes it back at its end. `src_valid_mark` stays as it is found: it may be the administrator's.
+is blocked. Table, mark and priorities are constants, so that the next client recognises what it finds, and removes
+it before it does anything else. `src_valid_mark` stays as it is found: it may be the administrator's.
 
 Others take something away while a client runs: the kernel the routes of a device that is set down,
 systemd-networkd at its start the rules and routes that are not its own. `renew_routes` adds what has gone.
@@ -25,7 +25,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 from pathlib import Path
@@ -33,7 +33,7 @@ from typing import Any, Literal
 
 import structlog
 
-from tidegate.errors import HostNetworkError
+from tidegate.errors import ConflictError, HostNetworkError
 from tidegate.host import MAIN_TABLE
 from tidegate.host.netlink import IFF_UP, INET6_PROC, RTN_UNREACHABLE, rtnetlink
 from tidegate.host.sole_router import sole_router
@@ -115,7 +115,7 @@ def apply_routes(plan: RoutePlan, tun_name: str) -> Iterator[None]:
     with ExitStack() as undo:
         if plan.has_policy:
             undo.enter_context(sole_router())
-            _remove_leftovers()
+            _remove_ours()
         with rtnetlink(f"find {tun_name}") as ip:
             device = next(iter(ip.link_lookup(ifname=tun_name)), 0)
         if not device:
@@ -189,8 +189,14 @@ def _rule_key(rule: Rule) -> tuple[int, int, int]:
     return rule.version, rule.priority, rule.table
 
 
-def _remove_leftovers() -> None:
-    """Rules and routes that a killed client left."""
+def remove_leftovers() -> None:
+    """Takes back what a killed client left; nothing while one is running. Raises `HostNetworkError`."""
+    with suppress(ConflictError), sole_router():
+        _remove_ours()
+
+
+def _remove_ours() -> None:
+    """Whatever has our priorities or is in our table. To be called by who holds the lock."""
     for family in (socket.AF_INET, socket.AF_INET6) if INET6_PROC.exists() else (socket.AF_INET,):
         with rtnetlink("remove an earlier client's rules") as ip:
             for message in list(ip.get_rules(family=family)):

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from tidegate.host import resolver
-from tidegate.host.resolver import configured_dns
+from tidegate.host.resolver import configured_dns, remove_leftover_record
+from tidegate.log import configure_logging
+from tidegate.settings import LogSettings
 
 SERVERS = (IPv4Address("10.66.77.1"), IPv4Address("192.0.2.53"))
 DEBIAN_ORDER = "# interface-order(5)\nlo.inet6\nlo.@(dnsmasq|pdnsd)\nlo\ntun*\ntap*\neth*([^.]).inet6\n*\n"
@@ -130,3 +132,28 @@ def test_where_nothing_manages_it_nothing_is_called(host: Host) -> None:
     with configured_dns("tun9", SERVERS, ()) as outcome:
         assert outcome == "unmanaged"
     assert host.calls() == []
+
+
+def test_what_a_killed_client_told_resolvconf_is_taken_back(host: Host) -> None:
+    remove_leftover_record("gone9")
+    assert host.calls() == [], "there is nothing here that could be told"
+    host.install("resolvconf")
+    host.order.write_text(DEBIAN_ORDER)
+    remove_leftover_record("gone9")
+    assert host.calls() == ["resolvconf -d tun.gone9.inet -f"]
+    remove_leftover_record("lo")
+    assert host.calls() == [], "a client with this device may be running"
+    host.install("resolvectl")
+    host.resolved.touch()
+    remove_leftover_record("gone9")
+    assert host.calls() == [], "systemd-resolved has forgotten it"
+
+
+def test_a_program_with_nothing_to_take_back_is_no_reason_to_complain(
+    host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host.install("resolvconf", fails="-d")
+    configure_logging(LogSettings())
+    remove_leftover_record("gone9")
+    assert host.calls() == ["resolvconf -d gone9.inet -f"]
+    assert capsys.readouterr().err == ""

@@ -83,7 +83,7 @@ INSIDE = """
 import json, os, subprocess, sys
 from ipaddress import *
 from tidegate.errors import TidegateError
-from tidegate.host.routes import apply_routes, plan_routes, renew_routes
+from tidegate.host.routes import apply_routes, plan_routes, remove_leftovers, renew_routes
 
 def sh(command):
     return subprocess.run(command, shell=True, capture_output=True, text=True).stdout
@@ -97,13 +97,20 @@ def way(target):
 
 plan = plan_routes((ip_network("0.0.0.0/0"), ip_network("::/0")), IPv4Address("192.0.2.7"))
 told = {"before": state()}
-pid = os.fork()
-if pid == 0:  # a client that is killed
-    routes = apply_routes(plan, "tun9")
-    routes.__enter__()
-    os._exit(0)
-os.waitpid(pid, 0)
+
+def client_that_is_killed():
+    pid = os.fork()
+    if pid == 0:
+        routes = apply_routes(plan, "tun9")
+        routes.__enter__()
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+client_that_is_killed()
 told["killed"] = state()
+remove_leftovers()
+told["cleared"] = state()
+client_that_is_killed()
 with apply_routes(plan, "tun9"):
     told["rules"] = sh("ip rule")
     told["internet"] = way("198.51.100.1")
@@ -117,6 +124,9 @@ with apply_routes(plan, "tun9"):
             told["second"] = "was let in"
     except TidegateError as refused:
         told["second"] = str(refused)
+    running = state()
+    remove_leftovers()
+    told["still running"] = state() == running
     told["renewed"] = [renew_routes(plan, "tun9")]
     sh("ip link set tun9 down")
     told["renewed"] += [renew_routes(plan, "tun9"), way("198.51.100.1")]
@@ -182,6 +192,8 @@ def test_the_kernel_routes_as_planned_and_forgets_everything_afterwards() -> Non
     assert "no-such-device" in told["failed"]
     assert told["after failure"] == told["after"] == told["after plain"]
     assert told["killed"] != told["before"]
+    assert told["cleared"] == told["after"]
+    assert told["still running"], "nothing is removed from under a client that lives"
     assert "dev tun9" in told["plain"]
     network, added, renewal = told["own"]
     assert "dev tun9" in network and "dev tun9" in added and renewal == "whole"
