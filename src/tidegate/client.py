@@ -252,26 +252,36 @@ class Client:
     async def _search(
         self, engine: EngineClient, known: IPv4Address, plan: RoutePlan, resolvers: Sequence[Resolver]
     ) -> None:
-        """Whenever the gateway has not answered for a while: looks whether its name means another address now."""
-        gateway = self._profile.endpoint
+        """Whenever the gateway has not answered for a while: calls it where its name says that it is now."""
         while True:
             await self._unanswered.wait()
             self._unanswered.clear()
             try:
-                found = await find_anew(gateway, resolvers, plan.fwmark)
+                found = await find_anew(self._profile.endpoint, resolvers, plan.fwmark)
             except HostNetworkError as cause:
                 log.warning("the gateway does not answer, and its name cannot be looked up", cause=str(cause))
-                found = known
-            if found != known and self._would_swallow(plan, found):
-                log.warning(
-                    "the gateway has moved into what its tunnel carries: connect anew", address=str(found)
-                )
-            elif found != known:
-                log.info("the gateway has moved", name=gateway.host, before=str(known), now=str(found))
-                engine.set_endpoint((str(found), gateway.port))
-                known = found
+            else:
+                known = self._follow(engine, known, found, plan)
             if await self._supervisor.wait_for_stop(SEARCH_PAUSE):
                 return
+
+    def _follow(
+        self, engine: EngineClient, known: IPv4Address, found: IPv4Address, plan: RoutePlan
+    ) -> IPv4Address:
+        """Calls the gateway at the address that was found, and gives back what is known then.
+
+        Also where that was known before: the engine may be calling another, at which it heard the gateway last.
+        """
+        gateway = self._profile.endpoint
+        if self._would_swallow(plan, found):
+            log.warning(
+                "the gateway has moved into what its tunnel carries: connect anew", address=str(found)
+            )
+            return known
+        if found != known:
+            log.info("the gateway has moved", name=gateway.host, before=str(known), now=str(found))
+        engine.set_endpoint((str(found), gateway.port))
+        return found
 
     def _would_swallow(self, plan: RoutePlan, endpoint: IPv4Address) -> bool:
         """Whether the routes would send the tunnel's own datagrams into the tunnel."""

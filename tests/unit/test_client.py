@@ -374,11 +374,29 @@ def test_a_gateway_that_does_not_answer_is_looked_for_and_found(monkeypatch: pyt
                 packets.tell(FakeEvent("handshake_unanswered"))
                 await asyncio.sleep(0.005)
             await asyncio.sleep(0.15)
-        assert packets.endpoints == [("192.0.2.3", 51820)]
+        called = [host for host, _ in packets.endpoints]
+        assert list(dict.fromkeys(called)) == ["192.0.2.2", "192.0.2.3"], called
         assert 5 <= name.look_ups <= 8
         quiet = name.look_ups
         await asyncio.sleep(0.3)
         assert name.look_ups <= quiet + 1, "nobody looks for a gateway that answers"
+        client.request_stop()
+        await task
+
+    asyncio.run(scenario())
+
+
+def test_a_gateway_is_called_where_its_profile_says_after_it_has_roamed_and_come_back() -> None:
+    """The engine calls a gateway where it was heard last; who was restarted at its old address is not heard from."""
+    engine, events = FakeEngine(), []  # type: ignore[var-annotated]
+
+    async def scenario() -> None:
+        client = made(engine, FakeClientHost(), events)
+        task = await until_connected(client, events)
+        (packets,) = engine.clients
+        packets.tell(FakeEvent("handshake_unanswered"))
+        await asyncio.sleep(0.1)
+        assert packets.endpoints == [("192.0.2.2", 51820)]
         client.request_stop()
         await task
 
