@@ -250,12 +250,14 @@ class Client:
                 was = now
 
     async def _search(
-        self, engine: EngineClient, known: IPv4Address, plan: RoutePlan, resolvers: Sequence[Resolver]
+        self, engine: EngineClient, known: IPv4Address, plan: RoutePlan, before: Sequence[Resolver]
     ) -> None:
-        """Whenever the gateway has not answered for a while: calls it where its name says that it is now."""
+        """Whenever the gateway has not answered for a while: calls it where its name says that it is now. `before` are
+        the host's resolvers from before the tunnel."""
         while True:
             await self._unanswered.wait()
             self._unanswered.clear()
+            resolvers = await asyncio.to_thread(self._resolvers_outside, before)
             try:
                 found = await find_anew(self._profile.endpoint, resolvers, plan.fwmark)
             except HostNetworkError as cause:
@@ -264,6 +266,13 @@ class Client:
                 known = self._follow(engine, known, found, plan)
             if await self._supervisor.wait_for_stop(SEARCH_PAUSE):
                 return
+
+    def _resolvers_outside(self, before: Sequence[Resolver]) -> list[Resolver]:
+        """Whom to ask past the tunnel: the host's resolvers of this moment, for it may be in another network than at
+        the start, then those of before. The tunnel's own are not outside."""
+        inside = set(map(str, self._profile.dns))
+        found = dict.fromkeys([*self._host.resolvers(), *before])
+        return [resolver for resolver in found if resolver[0] not in inside]
 
     def _follow(
         self, engine: EngineClient, known: IPv4Address, found: IPv4Address, plan: RoutePlan

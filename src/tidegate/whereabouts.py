@@ -1,8 +1,8 @@
 """Where a client's gateway is now, if its name has come to mean another address (dynamic DNS).
 
 A tunnel that leads nowhere must not keep its client from finding that out. The host's own look-up is asked first; but
-its resolver is often the tunnel's, or behind the tunnel. So those are asked next that the host had before there was
-a tunnel, with the mark of what goes past it.
+its resolver is often the tunnel's, or behind the tunnel. So those are asked next that the host has for what is outside,
+or had before there was a tunnel, with the mark of what goes past it.
 """
 
 from __future__ import annotations

@@ -302,6 +302,7 @@ class FakeClientHost:
         self.journal: list[str] = []
         self.failure = failure
         self.dns_outcome: DnsOutcome = "told"
+        self.name_servers: list[tuple[str, int]] = []
 
     def check_privileges(self) -> None:
         self.journal.append("privileges")
@@ -313,7 +314,7 @@ class FakeClientHost:
         self.journal.append(f"tun {address} {mtu}")
 
     def resolvers(self) -> Sequence[tuple[str, int]]:
-        return []
+        return self.name_servers
 
     @contextmanager
     def routes(self, plan: RoutePlan, tun_name: str) -> Iterator[None]:

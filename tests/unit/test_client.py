@@ -403,6 +403,32 @@ def test_a_gateway_is_called_where_its_profile_says_after_it_has_roamed_and_come
     asyncio.run(scenario())
 
 
+def test_the_resolvers_of_the_network_of_now_are_asked_before_those_of_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[list[tuple[str, int]]] = []
+
+    async def find(_: Endpoint, resolvers: list[tuple[str, int]], __: int) -> IPv4Address:
+        asked.append(resolvers)
+        return IPv4Address("192.0.2.2")
+
+    monkeypatch.setattr("tidegate.client.find_anew", find)
+    engine, host, events = FakeEngine(), FakeClientHost(), []  # type: ignore[var-annotated]
+    host.name_servers = [("192.0.2.53", 53)]
+
+    async def scenario() -> None:
+        client = made(engine, host, events)
+        task = await until_connected(client, events)
+        host.name_servers = [("10.66.77.1", 53), ("198.51.100.53", 53)]
+        engine.clients[0].tell(FakeEvent("handshake_unanswered"))
+        await asyncio.sleep(0.1)
+        client.request_stop()
+        await task
+
+    asyncio.run(scenario())
+    assert asked == [[("198.51.100.53", 53), ("192.0.2.53", 53)]], "and never the tunnel's own"
+
+
 @pytest.mark.parametrize(("found", "moved"), [("10.9.0.1", False), ("192.0.2.3", True)])
 def test_a_gateway_is_not_followed_into_its_own_tunnel(
     monkeypatch: pytest.MonkeyPatch, found: str, moved: bool
