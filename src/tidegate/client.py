@@ -15,7 +15,7 @@ import structlog
 
 from tidegate.ciphers import check_cipher
 from tidegate.dns.resolvers import Resolver
-from tidegate.engine import ClientOptions, Engine, EngineClient
+from tidegate.engine import ClientOptions, Engine, EngineClient, PeerStatus
 from tidegate.errors import EngineError, HostNetworkError
 from tidegate.gateway import SETTLE, explain_engine, watch_engine
 from tidegate.host.client import ClientHost
@@ -210,7 +210,7 @@ class Client:
         began = loop.time()
         reminded = 0
         pause = FIRST_LOOK
-        while not any(peer.last_handshake is not None for peer in engine.status().peers):
+        while not any(peer.last_handshake is not None for peer in peers_of(engine)):
             waited = loop.time() - began
             if waited >= REMINDER * (reminded + 1):
                 reminded += 1
@@ -305,7 +305,7 @@ class Client:
         nothing else."""
         if await self._supervisor.wait_for_stop(SILENCE):
             return
-        peers = engine.status().peers
+        peers = peers_of(engine)
         if any(peer.sent_packets for peer in peers) and not any(peer.received_packets for peer in peers):
             cipher = self._profile.cipher
             text = (
@@ -313,6 +313,16 @@ class Client:
                 "here, and there what `tidegate peer show` says"
             )
             self._report(ClientEvent("silent", text, {"cipher": cipher}))
+
+
+def peers_of(engine: EngineClient) -> Sequence[PeerStatus]:
+    """What the engine says of its peer. Nothing where it is too busy to say: a tunnel does not end for that, and an
+    engine that has died tells it as an event."""
+    try:
+        return engine.status().peers
+    except RuntimeError as cause:
+        log.debug("the engine does not say how it is", cause=str(cause))
+        return ()
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import json
 import os
 import signal
@@ -148,6 +149,30 @@ def test_a_connected_client_stops_looking(monkeypatch: pytest.MonkeyPatch) -> No
         await task
 
     asyncio.run(scenario())
+
+
+def test_an_engine_that_is_too_busy_to_answer_takes_no_tunnel_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tidegate.client.SILENCE", 0.05)
+    engine, host, events = FakeEngine(), FakeClientHost(), []  # type: ignore[var-annotated]
+    status, looks = FakeClient.status, itertools.count()
+
+    def busy(self: FakeClient) -> object:
+        if next(looks) % 2 == 0:
+            raise RuntimeError("shard 0 did not answer within 2s")
+        return status(self)
+
+    monkeypatch.setattr(FakeClient, "status", busy)
+
+    async def scenario() -> None:
+        client = made(engine, host, events)
+        task = await until_connected(client, events)
+        await asyncio.sleep(0.2)
+        client.request_stop()
+        await task
+
+    asyncio.run(scenario())
+    assert next(looks) == 5, "two looks, each in vain once; then one at what came back"
+    assert host.journal == WHOLE
 
 
 def test_the_engine_gets_the_profiles_cipher() -> None:
