@@ -551,6 +551,20 @@ def test_switches_leave_dns_and_routes_alone(tidegate: CommandLine, tmp_path: Pa
     assert "dns" not in tidegate.client_host.journal
 
 
+@pytest.mark.parametrize(("mode", "said"), [(0o644, True), (0o600, False)])
+def test_a_profile_that_everybody_can_read_is_mentioned(
+    tidegate: CommandLine, tmp_path: Path, mode: int, said: bool
+) -> None:
+    file = tmp_path / "alice.conf"
+    file.write_text(PROFILE.render())
+    file.chmod(mode)
+    tmp_path.chmod(0o755)
+    threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT)).start()
+    outcome = tidegate("connect", file)
+    assert outcome.code == 130
+    assert (f"{file}: every user of this machine can read its keys" in outcome.err) == said
+
+
 def test_a_broken_profile_is_a_usage_error(tidegate: CommandLine, tmp_path: Path) -> None:
     file = tmp_path / "alice.conf"
     file.write_text(PROFILE.render().replace("PublicKey = ", "PublicKey = x"))

@@ -44,7 +44,7 @@ def connect(
     from tidegate.cli.output import remark
     from tidegate.client import Client, ClientEvent
     from tidegate.errors import UsageError
-    from tidegate.identity import read_profile
+    from tidegate.identity import others_can_read, read_profile
     from tidegate.log import configure_logging
     from tidegate.settings import LogSettings, OffloadSettings
     from tidegate.settings.model import parse_interface
@@ -61,6 +61,8 @@ def connect(
     except ValueError as cause:
         raise UsageError(f"--interface: {cause}") from None
     parsed = read_profile(profile)
+    if others_can_read(profile):
+        remark(f"{profile}: every user of this machine can read its keys; chmod 600 it")
     configure_logging(LogSettings())
     runtime = runtime_of(context)
     client = Client(

@@ -8,7 +8,7 @@ from tidegate.identity.keys import (
     make_private_key,
     public_key_of,
 )
-from tidegate.identity.profile import Profile, parse_profile, read_profile
+from tidegate.identity.profile import Profile, others_can_read, parse_profile, read_profile
 
 __all__ = [
     "Profile",
@@ -17,6 +17,7 @@ __all__ = [
     "load_or_make_private_key",
     "make_preshared_key",
     "make_private_key",
+    "others_can_read",
     "parse_profile",
     "public_key_of",
     "read_profile",

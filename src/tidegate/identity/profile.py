@@ -10,6 +10,7 @@ WireGuard programs can read the profile; they are parsed as strictly.
 from __future__ import annotations
 
 import re
+import stat
 from dataclasses import dataclass
 from ipaddress import (
     IPv4Address,
@@ -102,6 +103,16 @@ def read_profile(path: Path) -> Profile:
     except UnicodeDecodeError as cause:
         raise ProfileError("is not UTF-8 text", path=path, line=raw[: cause.start].count(b"\n") + 1) from None
     return parse_profile(text, path)
+
+
+def others_can_read(path: Path) -> bool:
+    """Whether any user of this machine may read a file, by its mode and its directory's, as wg-quick looks."""
+    try:
+        file, directory = path.stat(), path.resolve().parent.stat()
+    except OSError:
+        return False  # whoever reads it will tell why not
+    readable = stat.S_ISREG(file.st_mode) and file.st_mode & stat.S_IROTH
+    return bool(readable and directory.st_mode & stat.S_IXOTH)
 
 
 def parse_profile(text: str, path: Path | str = "profile") -> Profile:

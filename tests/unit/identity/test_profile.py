@@ -18,6 +18,7 @@ from tidegate.identity import (
     Profile,
     encode_key,
     make_private_key,
+    others_can_read,
     parse_profile,
     public_key_of,
     read_profile,
@@ -187,6 +188,26 @@ def test_a_file_that_is_no_profile_is_refused(tmp_path: Path) -> None:
     file.write_bytes(b"[Interface]\n\xff")
     with pytest.raises(ProfileError, match=r"big\.conf:2: is not UTF-8"):
         read_profile(file)
+
+
+@pytest.mark.parametrize(
+    ("file", "directory", "readable"),
+    [(0o644, 0o755, True), (0o644, 0o700, False), (0o640, 0o755, False), (0o600, 0o755, False)],
+    ids=lambda value: f"{value:o}" if isinstance(value, int) else "",
+)
+def test_whom_a_files_keys_are_open_to_is_told_by_its_mode_and_its_directorys(
+    tmp_path: Path, file: int, directory: int, readable: bool
+) -> None:
+    profile = tmp_path / "alice.conf"
+    profile.touch()
+    profile.chmod(file)
+    tmp_path.chmod(directory)
+    assert others_can_read(profile) == readable
+    link = tmp_path / "link.conf"
+    link.symlink_to(profile)
+    assert others_can_read(link) == readable
+    assert not others_can_read(tmp_path / "missing.conf")
+    assert not others_can_read(Path("/dev/null"))
 
 
 def test_keys_are_those_that_wg_makes() -> None:
