@@ -42,7 +42,8 @@ class HostState:
             features += [f"{interface} {line.strip()}" for line in lines("ethtool", "-k", interface)]
         return cls(
             {
-                "routes": lines("ip", "route", "show", "table", "all"),
+                "routes": lines("ip", "route", "show", "table", "all")
+                + lines("ip", "-6", "route", "show", "table", "all"),
                 "rules": lines("ip", "rule") + lines("ip", "-6", "rule"),
                 "nftables": lines("nft", "list", "ruleset"),
                 "iptables": _iptables(host),
