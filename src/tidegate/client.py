@@ -8,6 +8,7 @@ import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import IPv4Address
 from typing import Any, TypeVar
 
@@ -237,7 +238,7 @@ class Client:
                     return
                 changed.clear()
                 try:
-                    now = await asyncio.to_thread(self._host.renew_routes, plan, self._tun_name)
+                    now = await to_its_end(partial(self._host.renew_routes, plan, self._tun_name))
                 except HostNetworkError as cause:
                     log.warning("the tunnel's routes cannot be looked at", cause=cause.message)
                     continue
@@ -330,6 +331,17 @@ def stop_signals() -> tuple[signal.Signals, ...]:
     ignored."""
     hung_up = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
     return (signal.SIGTERM, signal.SIGINT, *hung_up)
+
+
+async def to_its_end(work: Callable[[], T]) -> T:
+    """What `work` gives, in a thread that is not left behind: a caller that is cancelled waits for it, so that nothing
+    is done after it has been undone."""
+    working = asyncio.create_task(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.wait({working})
+        raise
 
 
 @asynccontextmanager

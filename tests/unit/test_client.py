@@ -25,6 +25,7 @@ from tests.unit.fakes import FakeClient, FakeClientHost, FakeEngine, FakeEvent, 
 from tidegate.client import Client, ClientEvent
 from tidegate.errors import EngineError, HostNetworkError
 from tidegate.host.resolver import DnsOutcome
+from tidegate.host.routes import Renewal
 from tidegate.identity import Profile
 from tidegate.net import Endpoint
 from tidegate.settings import OffloadSettings
@@ -365,6 +366,29 @@ def test_leftovers_that_cannot_be_removed_keep_nobody_from_connecting(
 
     asyncio.run(scenario())
     assert "cannot be removed" in "".join(capsys.readouterr())
+
+
+def test_routes_are_not_renewed_after_they_have_been_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    host, events = FakeClientHost(), []  # type: ignore[var-annotated]
+    looking = threading.Event()
+
+    def renew(*_: object) -> Renewal:
+        looking.set()
+        threading.Event().wait(0.3)
+        host.journal.append("routes renewed")
+        return "renewed"
+
+    monkeypatch.setattr(host, "renew_routes", renew)
+
+    async def scenario() -> None:
+        client = made(FakeEngine(), host, events)
+        task = await until_connected(client, events)
+        await asyncio.to_thread(looking.wait, 5)
+        client.request_stop()
+        await task
+
+    asyncio.run(scenario())
+    assert host.journal == [*WHOLE[:5], "routes renewed", *WHOLE[5:]]
 
 
 class Name:
