@@ -25,7 +25,7 @@ from tidegate.host.routes import Renewal, RoutePlan, plan_routes
 from tidegate.identity import Profile
 from tidegate.lifecycle import Supervisor
 from tidegate.settings import OffloadSettings
-from tidegate.whereabouts import find_anew
+from tidegate.whereabouts import Whereabouts, find_anew
 
 T = TypeVar("T")
 
@@ -251,10 +251,11 @@ class Client:
                 was = now
 
     async def _search(
-        self, engine: EngineClient, known: IPv4Address, plan: RoutePlan, before: Sequence[Resolver]
+        self, engine: EngineClient, endpoint: IPv4Address, plan: RoutePlan, before: Sequence[Resolver]
     ) -> None:
-        """Whenever the gateway has not answered for a while: calls it where its name says that it is now. `before` are
-        the host's resolvers from before the tunnel."""
+        """Whenever the gateway has not answered for a while: looks its name up, and calls it where else it may be.
+        `before` are the host's resolvers from before the tunnel."""
+        known = Whereabouts((str(endpoint), self._profile.endpoint.port))
         while True:
             await self._unanswered.wait()
             self._unanswered.clear()
@@ -264,7 +265,7 @@ class Client:
             except HostNetworkError as cause:
                 log.warning("the gateway does not answer, and its name cannot be looked up", cause=str(cause))
             else:
-                known = self._follow(engine, known, found, plan)
+                self._follow(engine, known, found, plan)
             if await self._supervisor.wait_for_stop(SEARCH_PAUSE):
                 return
 
@@ -275,23 +276,19 @@ class Client:
         found = dict.fromkeys([*self._host.resolvers(), *before])
         return [resolver for resolver in found if resolver[0] not in inside]
 
-    def _follow(
-        self, engine: EngineClient, known: IPv4Address, found: IPv4Address, plan: RoutePlan
-    ) -> IPv4Address:
-        """Calls the gateway at the address that was found, and gives back what is known then.
-
-        Also where that was known before: the engine may be calling another, at which it heard the gateway last.
-        """
-        gateway = self._profile.endpoint
+    def _follow(self, engine: EngineClient, known: Whereabouts, found: IPv4Address, plan: RoutePlan) -> None:
+        """Calls the gateway elsewhere, if there is another place where it may be."""
         if self._would_swallow(plan, found):
             log.warning(
                 "the gateway has moved into what its tunnel carries: connect anew", address=str(found)
             )
-            return known
-        if found != known:
-            log.info("the gateway has moved", name=gateway.host, before=str(known), now=str(found))
-        engine.set_endpoint((str(found), gateway.port))
-        return found
+            return
+        called = next((peer.endpoint for peer in peers_of(engine)), None)
+        target = known.next((str(found), self._profile.endpoint.port), called)
+        if target != called:
+            before, now = (f"{at[0]}:{at[1]}" if at else None for at in (called, target))
+            log.info("the gateway does not answer, and is called elsewhere", before=before, now=now)
+            engine.set_endpoint(target)
 
     def _would_swallow(self, plan: RoutePlan, endpoint: IPv4Address) -> bool:
         """Whether the routes would send the tunnel's own datagrams into the tunnel."""

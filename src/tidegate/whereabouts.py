@@ -1,4 +1,4 @@
-"""Where a client's gateway is now, if its name has come to mean another address (dynamic DNS).
+"""Where a client's gateway is now: its name may have come to mean another address (dynamic DNS).
 
 A tunnel that leads nowhere must not keep its client from finding that out. The host's own look-up is asked first; but
 its resolver is often the tunnel's, or behind the tunnel. So those are asked next that the host has for what is outside,
@@ -24,6 +24,30 @@ from tidegate.dns.upstream import ask_udp
 from tidegate.errors import HostNetworkError
 from tidegate.host.names import resolve
 from tidegate.net import Endpoint
+
+SocketAddress = tuple[str, int]
+
+
+class Whereabouts:
+    """Where to call a gateway that does not answer: pure.
+
+    It may be where its name says, or where it was heard last (roaming, WireGuard whitepaper §2.1). Either may be out
+    of date, so they take turns. A name that has come to mean another address has news, and is believed.
+    """
+
+    def __init__(self, named: SocketAddress) -> None:
+        self._named = named
+        self._heard: SocketAddress | None = None
+
+    def next(self, named: SocketAddress, called: SocketAddress | None) -> SocketAddress:
+        """`named` is what the name means now, `called` where the gateway was called in vain; `None`: unknown."""
+        if named != self._named:
+            self._named, self._heard = named, None
+        elif called == named and self._heard is not None:
+            return self._heard
+        elif called not in (None, named):
+            self._heard = called
+        return named
 
 
 async def find_anew(endpoint: Endpoint, resolvers: Sequence[Resolver], fwmark: int) -> IPv4Address:

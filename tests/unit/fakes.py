@@ -193,20 +193,22 @@ class FakeGateway(FakeLifecycle):
 
 
 class FakeClient(FakeLifecycle):
-    """Has its handshake after `looks` looks at its status."""
+    """Has its handshake after `looks` looks at its status. `called` is where it takes its gateway to be."""
 
     def __init__(self, options: ClientOptions, looks: int = 2) -> None:
         super().__init__()
         self.options = options
         self.endpoints: list[tuple[str, int]] = []
+        self.called = options.endpoint
         self._looks = looks
 
     def set_endpoint(self, endpoint: tuple[str, int]) -> None:
         self.endpoints.append(endpoint)
+        self.called = endpoint
 
     def status(self) -> FakeStatus:
         self._looks -= 1
-        peer = FakePeerStatus(self.options.peer_public_key, "0.0.0.0")
+        peer = FakePeerStatus(self.options.peer_public_key, "0.0.0.0", self.called)
         peer.last_handshake = 0.1 if self._looks <= 0 else None
         return FakeStatus([peer])
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.unit.dns.loopback import Resolver, good, servfail, silent
 from tidegate.errors import HostNetworkError
 from tidegate.net import Endpoint
-from tidegate.whereabouts import _address_in, find_anew
+from tidegate.whereabouts import Whereabouts, _address_in, find_anew
 
 NAME = Endpoint("vpn.example", 51820)
 Answer = Callable[[dns.message.Message], "bytes | None"]
@@ -98,3 +98,27 @@ def test_where_nobody_knows_it_the_hosts_own_refusal_is_told() -> None:
         find(silent, empty)
     with pytest.raises(HostNetworkError):
         find()
+
+
+OLD, NEW, HEARD, AGAIN = (f"192.0.2.{number}" for number in (2, 3, 9, 10))
+
+
+@pytest.mark.parametrize(
+    ("steps", "targets"),
+    [
+        ([(OLD, OLD), (OLD, OLD)], [OLD, OLD]),
+        ([(OLD, OLD), (NEW, OLD), (NEW, NEW)], [OLD, NEW, NEW]),
+        ([(OLD, HEARD), (OLD, OLD), (OLD, HEARD), (OLD, OLD)], [OLD, HEARD, OLD, HEARD]),
+        ([(OLD, HEARD), (NEW, OLD), (NEW, NEW)], [OLD, NEW, NEW]),
+        ([(OLD, HEARD), (OLD, AGAIN), (OLD, OLD)], [OLD, OLD, AGAIN]),
+        ([(OLD, None), (OLD, HEARD), (OLD, None), (OLD, OLD)], [OLD, OLD, OLD, HEARD]),
+    ],
+    ids=["one place", "moved", "in turns", "the name has news", "roamed again", "unknown"],
+)
+def test_a_gateway_is_called_where_its_name_says_and_where_it_was_heard_in_turns(
+    steps: list[tuple[str, str | None]], targets: list[str]
+) -> None:
+    """Steps are what the name means, and where the gateway was called in vain."""
+    known = Whereabouts((OLD, 1))
+    found = [known.next((named, 1), (called, 1) if called else None) for named, called in steps]
+    assert [host for host, _ in found] == targets
