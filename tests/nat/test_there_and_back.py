@@ -4,7 +4,7 @@ client as if there were no NAT."""
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.nat import packets
@@ -105,6 +105,7 @@ def test_a_tcp_connection_from_syn_to_fin(
     packets.clients, st.integers(0, 65535), packets.remotes, packets.payloads, packets.headers,
     st.sampled_from([(ECHO, ECHO_REPLY), (TIMESTAMP, TIMESTAMP_REPLY)]),
 )  # fmt: skip
+@example("10.66.77.2", 65534, "198.51.100.9", b"", packets.PLAIN, (ECHO, ECHO_REPLY))  # adds up to all ones
 def test_icmp_queries(
     client: str, identifier: int, remote: str, payload: bytes, header: Header, kinds: tuple[int, int]
 ) -> None:

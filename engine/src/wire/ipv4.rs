@@ -390,9 +390,9 @@ impl<'a> Ipv4Packet<'a> {
         let old = u16_at(self.head, at);
         let new = match (self.transport, self.offload.checksum) {
             // The ICMP checksum has no pseudo-header, so that a message can become all zeros (an echo reply with
-            // identifier 0), whose checksum is 0xffff; elsewhere the two zeros are equally right.
+            // identifier 0), whose checksum is 0xffff. No other message's is: RFC 1624 §3.
             (Transport::Icmp, _) => match covered.apply(old) {
-                0 => 0xffff,
+                0 if self.is_all_zeros_but(at) => 0xffff,
                 sum => sum,
             },
             (_, ChecksumState::Partial) => pseudo.apply_partial(old),
@@ -404,6 +404,13 @@ impl<'a> Ipv4Packet<'a> {
             (_, ChecksumState::Complete) => pseudo.and(covered).apply(old),
         };
         put_u16(self.head, at, new);
+    }
+
+    /// Whether the transport segment has no bit set outside the 16 of its checksum, at `checksum`.
+    fn is_all_zeros_but(&self, checksum: usize) -> bool {
+        let (before, after) = (self.header_len()..checksum, checksum + 2..self.head.len());
+        self.head.len() == self.total_len()
+            && self.head[before].iter().chain(&self.head[after]).all(|&byte| byte == 0)
     }
 
     fn checksum_offset(&self) -> Option<usize> {

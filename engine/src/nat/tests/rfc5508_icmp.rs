@@ -47,6 +47,17 @@ fn the_checksum_of_an_answer_that_becomes_all_zeros_is_right() {
 }
 
 #[test]
+fn the_checksum_of_an_answer_that_adds_up_to_all_ones_is_zero() {
+    let mut world = World::new();
+    let (client, server) = (address("10.66.77.2"), address("198.51.100.9"));
+    let id = source(&world.send(icmp(8, client, server, 0xfffe)).unwrap()).port;
+    let [high, low] = id.to_be_bytes();
+    let [first, second] = (!(id + 1)).to_be_bytes();
+    let answer = world.receive(ipv4(1, server, EXTERNAL, &[0, 0, first, second, high, low, 0, 1])).unwrap();
+    assert_eq!(answer[20..], [0, 0, 0, 0, 0xff, 0xfe, 0, 1], "some compare it with what they compute");
+}
+
+#[test]
 fn req_1_the_identifier_does_not_depend_on_the_destination_and_differs_between_clients() {
     let mut world = World::new();
     let mut ping = |client: &str, server: &str| {
