@@ -89,6 +89,7 @@ fn a_stranger_cannot_keep_a_connection_alive() {
         _ = world.receive(tcp(at(SERVER), external, "PA", 0x4000_0000, 0x5000_0000, b"forged"));
         _ = world.receive(tcp(at(SERVER), external, "S", 0x4000_0000, 0, b""));
         _ = world.receive(tcp(at("198.51.100.9:1"), external, "S", 1, 0, b""));
+        _ = world.receive(tcp(at("198.51.100.9:1"), external, "PA", 2, 0, b"hello?"));
     }
     world.pass(12);
     let left = world.mapping(at(CLIENT)).map(|mapping| mapping.sessions);

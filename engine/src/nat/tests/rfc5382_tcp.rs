@@ -294,14 +294,20 @@ fn a_connection_that_first_resets_a_stale_one_of_the_server_is_established() {
 
 #[test]
 fn a_server_may_call_from_its_port_after_the_clients_connection_is_closed() {
-    let mut world = World::new();
-    let connection = Connection::open(&mut world, CLIENT, SERVER);
-    connection.sends(&mut world, "FA", 101, 901, b"").unwrap();
-    connection.receives(&mut world, "FA", 901, 102, b"").unwrap();
-    connection.receives(&mut world, "S", 50_000, 0, b"").unwrap();
-    connection.sends(&mut world, "SA", 70_000, 50_001, b"").unwrap();
-    connection.receives(&mut world, "A", 50_001, 70_001, b"").unwrap();
-    assert_eq!(connection.state(&world), Some(MappingState::Established));
+    for hangs_up in [false, true] {
+        let mut world = World::new();
+        let connection = Connection::open(&mut world, CLIENT, SERVER);
+        connection.sends(&mut world, "FA", 101, 901, b"").unwrap();
+        connection.receives(&mut world, "FA", 901, 102, b"").unwrap();
+        connection.receives(&mut world, "S", 500_000, 0, b"").unwrap();
+        if hangs_up {
+            connection.receives(&mut world, "R", 500_001, 0, b"").unwrap();
+            continue;
+        }
+        connection.sends(&mut world, "SA", 70_000, 500_001, b"").unwrap();
+        connection.receives(&mut world, "A", 500_001, 70_001, b"").unwrap();
+        assert_eq!(connection.state(&world), Some(MappingState::Established));
+    }
 }
 
 #[test]
