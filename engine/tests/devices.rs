@@ -297,7 +297,7 @@ fn the_fanout_steers_by_port_and_identifier_and_survives_a_link_flap() {
         for port in ports.clone() {
             probes.push(probe(port).udp(&port.to_be_bytes()));
             probes.push(probe(port).with_options(probe(port).tcp(tcp_flags::ACK, &port.to_be_bytes())));
-            probes.push(probe(0).echo_reply(port));
+            probes.extend([0, 14].map(|kind| probe(0).icmp_reply(kind, port))); // to echo, to timestamp
         }
         // To shard 0, whatever their ports: a fragment and an ICMP error.
         probes.push(probe(40_001).fragment(probe(40_001).udp(b"fragment")));
@@ -311,14 +311,14 @@ fn the_fanout_steers_by_port_and_identifier_and_survives_a_link_flap() {
         });
         sockets = gateway.run(move || {
             for (shard, socket) in sockets.iter_mut().enumerate() {
-                let expected = 3 * 10 + if shard == 0 { 2 } else { 0 };
+                let expected = 4 * 10 + if shard == 0 { 2 } else { 0 };
                 let packets = receive(socket, expected);
                 assert_eq!(packets.len(), expected, "shard {shard} of {total}, round {round}");
                 for (_, packet) in packets {
                     let at = usize::from(packet[0] & 15) * 4;
                     let word = |at: usize| u16::from_be_bytes([packet[at], packet[at + 1]]);
                     match (packet[9], word(6) & 0x3fff, packet[at]) {
-                        (1, 0, 0) => assert_eq!(word(at + 4) % 3, shard as u16),
+                        (1, 0, 0 | 14) => assert_eq!(word(at + 4) % 3, shard as u16),
                         (6 | 17, 0, _) => assert_eq!(word(at + 2) % 3, shard as u16),
                         _ => assert_eq!(shard, 0),
                     }

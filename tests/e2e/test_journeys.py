@@ -9,12 +9,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
+from scapy.layers.inet import ICMP, IP
 
 from tidegate.lab import checks, udpecho
 from tidegate.lab.blob import blob, blob_sha256
@@ -26,6 +28,7 @@ from .conftest import ClientKind, MakeWorld, Scale
 pytestmark = pytest.mark.namespaces
 
 MIB = 1 << 20
+TIMESTAMP, TIMESTAMP_REPLY = 13, 14  # RFC 792
 
 
 @dataclass
@@ -52,6 +55,25 @@ def test_the_gateway_and_the_internet_answer_pings(journey: Journey) -> None:
     for address in (INNER_GATEWAY, INTERNET, BEYOND, GATEWAY_EXTERNAL):
         result = checks.ping(journey.lab.client, address, count=20, interval=0.02)
         assert result.complete, f"{address}: {result}"
+
+
+def test_the_internet_answers_timestamp_queries(journey: Journey) -> None:
+    identifiers = set(range(1_000, 1_016))  # so many that every shard gets some
+
+    def answered() -> set[int]:
+        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as client:
+            client.settimeout(5)
+            for identifier in identifiers:
+                client.sendto(bytes(ICMP(type=TIMESTAMP, id=identifier, seq=1)), (INTERNET, 0))
+            seen: set[int] = set()
+            with contextlib.suppress(TimeoutError):
+                while seen != identifiers:
+                    answer = IP(client.recv(200))
+                    if answer[ICMP].type == TIMESTAMP_REPLY and answer.src == INTERNET:
+                        seen.add(answer[ICMP].id)
+            return seen
+
+    assert journey.lab.client.call(answered) == identifiers
 
 
 def test_names_are_resolved_over_udp_and_tcp(journey: Journey) -> None:

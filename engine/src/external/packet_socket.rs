@@ -128,7 +128,7 @@ impl PacketSocket {
     }
 
     /// Shares the interface's packets among `shards` sockets: the destination port of TCP and UDP, or the identifier of
-    /// an ICMP echo reply, modulo `shards` picks the socket; fragments and ICMP errors go to shard 0.
+    /// an ICMP query's answer, modulo `shards` picks the socket; fragments and ICMP errors go to shard 0.
     ///
     /// The first socket founds the group (`None`) and gets its number, with which the others join it. They number
     /// themselves in the order of joining (after a link flap, of opening), so open and join in the order of the shards,
@@ -337,8 +337,8 @@ mod ip {
     pub(super) const DESTINATION: u32 = 16;
 }
 
-/// ICMP types that the NAT translates (RFC 792).
-const ICMP_ECHO_REPLY: u32 = 0;
+/// ICMP types that the NAT translates (RFC 792; `message` in nat/icmp.rs).
+const ICMP_REPLIES: [u32; 2] = [0, 14]; // echo reply, timestamp reply
 const ICMP_ERRORS: [u32; 3] = [3, 11, 12]; // destination unreachable, time exceeded, parameter problem
 
 /// Destination port of TCP and UDP, from the transport header's first byte.
@@ -372,8 +372,7 @@ fn filter_program(rules: &FilterRules) -> Result<Vec<Instruction>, AssemblyError
 
     program.place(icmp);
     program.load_byte_beyond_x(LINK);
-    program.jump_if(Test::Equal(ICMP_ECHO_REPLY), keep);
-    for kind in ICMP_ERRORS {
+    for kind in ICMP_REPLIES.into_iter().chain(ICMP_ERRORS) {
         program.jump_if(Test::Equal(kind), keep);
     }
     program.jump(drop);
@@ -402,7 +401,7 @@ fn filter_program(rules: &FilterRules) -> Result<Vec<Instruction>, AssemblyError
 fn fanout_program(shards: u8) -> Result<Vec<Instruction>, AssemblyError> {
     const IDENTIFIER: u32 = 4; // of an ICMP query, RFC 792
     let mut program = Assembler::new();
-    let (ports, first, steer) = (program.label(), program.label(), program.label());
+    let (ports, reply, first, steer) = (program.label(), program.label(), program.label(), program.label());
     program.load_half(ip::FRAGMENT);
     program.jump_if(Test::AnyBit(ip::FRAGMENT_BITS), first);
     program.load_header_length_into_x(0);
@@ -411,7 +410,11 @@ fn fanout_program(shards: u8) -> Result<Vec<Instruction>, AssemblyError> {
     program.jump_if(Test::Equal(u32::from(protocol::UDP)), ports);
     program.jump_unless(Test::Equal(u32::from(protocol::ICMP)), first);
     program.load_byte_beyond_x(0);
-    program.jump_unless(Test::Equal(ICMP_ECHO_REPLY), first);
+    for kind in ICMP_REPLIES {
+        program.jump_if(Test::Equal(kind), reply);
+    }
+    program.jump(first);
+    program.place(reply);
     program.load_half_beyond_x(IDENTIFIER);
     program.jump(steer);
     program.place(ports);
@@ -502,7 +505,7 @@ mod tests {
     fn only_icmp_that_answers_us_is_let_in() {
         for kind in 0..=255u8 {
             let packet = packet(OURS, protocol::ICMP, [kind, 0, 0, 0, 0, 0, 0, 0], 2, 0);
-            assert_eq!(kept(&rules(), &packet), [0, 3, 11, 12].contains(&kind), "type {kind}");
+            assert_eq!(kept(&rules(), &packet), [0, 3, 11, 12, 14].contains(&kind), "type {kind}");
         }
     }
 
@@ -558,8 +561,10 @@ mod tests {
                 }
             }
             let [high, low] = 50_000u16.to_be_bytes();
-            let reply = packet(OURS, protocol::ICMP, [0, 0, 9, 9, high, low, 0, 1], options, 0);
-            assert_eq!(shard(&reply), 50_000 % 3);
+            for kind in [0, 14] {
+                let reply = packet(OURS, protocol::ICMP, [kind, 0, 9, 9, high, low, 0, 1], options, 0);
+                assert_eq!(shard(&reply), 50_000 % 3, "type {kind}");
+            }
             let error = packet(OURS, protocol::ICMP, [3, 0, 9, 9, high, low, 0, 1], options, 0);
             assert_eq!(shard(&error), 0);
         }

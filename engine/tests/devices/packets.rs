@@ -42,9 +42,10 @@ impl Probe {
         packet
     }
 
-    pub fn echo_reply(self, identifier: u16) -> Vec<u8> {
+    /// The answer to an ICMP query, by its type.
+    pub fn icmp_reply(self, kind: u8, identifier: u16) -> Vec<u8> {
         let [high, low] = identifier.to_be_bytes();
-        self.icmp(&[0, 0, 0, 0, high, low, 0, 1])
+        self.icmp(&[kind, 0, 0, 0, high, low, 0, 1])
     }
 
     /// Time exceeded, about nothing in particular.
