@@ -74,7 +74,7 @@ pub struct GatewayEngine {
     reserver: Option<Reserver>,
     ownership: PortOwnership,
     mapping_log: MappingLog,
-    listen_port: u16,
+    listen: SocketAddrV4,
     /// Where each peer lives, and under which address: the shards are told, this is who tells them.
     peers: HashMap<[u8; 32], (Ipv4Addr, u8)>,
     external_addresses: Vec<Ipv4Addr>,
@@ -108,7 +108,7 @@ impl GatewayEngine {
             ownership: reservation.ownership(),
             mapping_log: MappingLog::new(events.clone()),
             reservation: Some(reservation),
-            listen_port: settings.listen.port(),
+            listen: settings.listen,
             peers: HashMap::new(),
             external_addresses: settings.external.addresses.clone(),
             heard_ports: settings.port_range,

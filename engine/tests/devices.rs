@@ -34,12 +34,7 @@ use world::{Namespace, interface_index, interface_mac, ip, pair, privileged, rea
 
 /// Lets in everything for `address` that the NAT could want.
 fn everything_for(address: Ipv4Addr) -> FilterRules {
-    FilterRules {
-        addresses: vec![address],
-        ports: 0..=u16::MAX,
-        other_protocols: vec![],
-        except_udp_port: None,
-    }
+    FilterRules { addresses: vec![address], ports: 0..=u16::MAX, other_protocols: vec![], except_udp: None }
 }
 
 /// A packet socket on `name` that hears everything for `address`.

@@ -1,4 +1,4 @@
-"""A gateway with several addresses on the clients' side: answers leave from the one that was addressed.
+"""A gateway with several addresses: answers leave from the one that was addressed, and its port is its own there only.
 
 ::
 
@@ -12,12 +12,15 @@ gateway's kernel would send to it: as any stateful firewall, or NAT, between the
 
 from __future__ import annotations
 
+import socket
+import sys
+
 import pytest
 
-from tidegate.lab import checks
+from tidegate.lab import checks, udpecho
 from tidegate.lab.blob import blob_sha256
-from tidegate.lab.stacks import LISTEN_PORT, TidegateClient, WireguardGoClient, read_profile
-from tidegate.lab.topology import GATEWAY_ACCESS, INTERNET, Lab
+from tidegate.lab.stacks import LISTEN_PORT, TidegateClient, TidegateGateway, WireguardGoClient, read_profile
+from tidegate.lab.topology import GATEWAY_ACCESS, GATEWAY_EXTERNAL, INTERNET, Lab
 
 from .conftest import ClientKind, MakeWorld
 
@@ -91,5 +94,31 @@ def test_an_address_that_the_gateway_loses_costs_no_packet_towards_the_client(ma
     assert checks.ping(world.lab.gateway, inner, count=5).complete
     assert checks.ping(host, INTERNET, count=5).complete
     assert "send_failed" not in gateway.status()["drops"]
+    client.stop()
+    gateway.stop()
+
+
+def test_the_port_on_which_a_gateway_listens_can_be_published_on_another_address(
+    make_world: MakeWorld,
+) -> None:
+    world = make_world()
+    world.tidegate.stop()
+    gateway, host = TidegateGateway(world.lab, listen=GATEWAY_ACCESS), world.lab.client
+    gateway.start()
+    profile = gateway.add_peer("client")
+    client = TidegateClient(host, profile)
+    client.start()
+    inner = read_profile(profile)["Interface"]["Address"].partition("/")[0]
+    host.popen([sys.executable, "-m", udpecho.__name__, inner], name="udpecho").wait_for(udpecho.READY)
+    gateway.command("publish", "add", f"udp/{LISTEN_PORT}", "--to", f"client:{udpecho.PORT}")
+
+    def asked() -> str:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as visitor:
+            visitor.settimeout(5)
+            visitor.connect((GATEWAY_EXTERNAL, LISTEN_PORT))
+            visitor.send(udpecho.WHOAMI)
+            return visitor.recv(100).decode()
+
+    assert world.lab.internet.call(asked).startswith(f"{INTERNET}:")
     client.stop()
     gateway.stop()

@@ -299,7 +299,7 @@ impl World {
                         addresses: vec![EXTERNAL],
                         ports: 0..=u16::MAX,
                         other_protocols: vec![],
-                        except_udp_port: None,
+                        except_udp: None,
                     },
                 });
             }

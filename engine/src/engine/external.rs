@@ -212,7 +212,7 @@ impl GatewayEngine {
             addresses: self.external_addresses.clone(),
             ports: lowest..=highest,
             other_protocols: self.passed.keys().copied().collect(),
-            except_udp_port: Some(self.listen_port),
+            except_udp: Some(self.listen),
         }
     }
 

@@ -14,7 +14,7 @@
 //! datagrams without offload metadata, and raw sends above the MTU fail.
 
 use std::io::{self, IoSlice};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
@@ -59,8 +59,9 @@ pub struct FilterRules {
     pub ports: RangeInclusive<u16>,
     /// Other protocols to let through, whose packets have no ports: at most [`MAX_OTHER_PROTOCOLS`].
     pub other_protocols: Vec<u8>,
-    /// The gateway's own WireGuard port, whose datagrams arrive through the transport.
-    pub except_udp_port: Option<u16>,
+    /// Where the gateway itself listens for WireGuard, on all addresses if it is the unspecified one: these datagrams
+    /// arrive through the transport.
+    pub except_udp: Option<SocketAddrV4>,
 }
 
 /// An AF_PACKET socket on the external interface.
@@ -349,7 +350,7 @@ fn filter_program(rules: &FilterRules) -> Result<Vec<Instruction>, AssemblyError
     const LINK: u32 = LINK_HEADER_LEN as u32;
     let mut program = Assembler::new();
     let (keep, drop) = (program.label(), program.label());
-    let (tcp, udp, icmp, range) = (program.label(), program.label(), program.label(), program.label());
+    let (udp, icmp, port) = (program.label(), program.label(), program.label());
 
     program.load_half(LINK - 2);
     program.jump_unless(Test::Equal(u32::from(ETHERTYPE_IPV4)), drop);
@@ -362,7 +363,7 @@ fn filter_program(rules: &FilterRules) -> Result<Vec<Instruction>, AssemblyError
     program.jump_if(Test::AnyBit(ip::FRAGMENT_BITS), keep);
     program.load_header_length_into_x(LINK);
     program.load_byte(LINK + ip::PROTOCOL);
-    program.jump_if(Test::Equal(u32::from(protocol::TCP)), tcp);
+    program.jump_if(Test::Equal(u32::from(protocol::TCP)), port);
     program.jump_if(Test::Equal(u32::from(protocol::UDP)), udp);
     program.jump_if(Test::Equal(u32::from(protocol::ICMP)), icmp);
     for &other in &rules.other_protocols {
@@ -378,14 +379,16 @@ fn filter_program(rules: &FilterRules) -> Result<Vec<Instruction>, AssemblyError
     program.jump(drop);
 
     program.place(udp);
-    program.load_half_beyond_x(LINK + DESTINATION_PORT);
-    if let Some(port) = rules.except_udp_port {
-        program.jump_if(Test::Equal(u32::from(port)), drop);
+    if let Some(own) = rules.except_udp {
+        if !own.ip().is_unspecified() {
+            program.load_word(LINK + ip::DESTINATION);
+            program.jump_unless(Test::Equal(u32::from(*own.ip())), port);
+        }
+        program.load_half_beyond_x(LINK + DESTINATION_PORT);
+        program.jump_if(Test::Equal(u32::from(own.port())), drop);
     }
-    program.jump(range);
-    program.place(tcp);
+    program.place(port);
     program.load_half_beyond_x(LINK + DESTINATION_PORT);
-    program.place(range);
     program.jump_unless(Test::AtLeast(u32::from(*rules.ports.start())), drop);
     program.jump_if(Test::AtLeast(u32::from(*rules.ports.end()) + 1), drop);
 
@@ -440,7 +443,7 @@ mod tests {
             addresses: vec![OURS],
             ports: 1024..=60_000,
             other_protocols: vec![],
-            except_udp_port: Some(51_820),
+            except_udp: Some(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 51_820)),
         }
     }
 
@@ -497,8 +500,32 @@ mod tests {
                 assert_eq!(kept(&rules(), &packet), expected, "{protocol} {port}, {options} options");
             }
         }
-        let all = FilterRules { ports: 0..=u16::MAX, except_udp_port: None, ..rules() };
+        let all = FilterRules { ports: 0..=u16::MAX, except_udp: None, ..rules() };
         assert!([0, 1, u16::MAX].iter().all(|&port| kept(&all, &packet(OURS, 17, to_port(port), 0, 0))));
+    }
+
+    #[test]
+    fn where_the_gateway_listens_on_one_address_the_port_is_the_nats_on_the_others() {
+        let other = Ipv4Addr::new(192, 0, 2, 11);
+        let listening_on = |address| FilterRules {
+            addresses: vec![OURS, other],
+            except_udp: Some(SocketAddrV4::new(address, 51_820)),
+            ..rules()
+        };
+        let inside = Ipv4Addr::new(10, 0, 0, 5);
+        for (listen, expected) in [
+            (Ipv4Addr::UNSPECIFIED, [false, false]),
+            (OURS, [false, true]),
+            (other, [true, false]),
+            (inside, [true, true]),
+        ] {
+            let rules = listening_on(listen);
+            let kept_at = |to| kept(&rules, &packet(to, protocol::UDP, to_port(51_820), 3, 0));
+            assert_eq!([OURS, other].map(kept_at), expected, "on {listen}");
+            assert!(kept(&rules, &packet(OURS, protocol::TCP, to_port(51_820), 0, 0)), "TCP has its own ports");
+            assert!(!kept(&rules, &packet(other, protocol::UDP, to_port(22), 0, 0)));
+            assert!(!kept(&rules, &packet(inside, protocol::UDP, to_port(2_000), 0, 0)));
+        }
     }
 
     #[test]

@@ -83,9 +83,11 @@ class TidegateGateway:
         state: Path | None = None,
         cipher: str | None = None,
         address: str = INNER_GATEWAY,
+        listen: str = "0.0.0.0",
         open_files: int | None = None,
     ) -> None:
         self._lab = lab
+        self._listen = listen  # the address
         self._address = address  # inside the tunnel, as `config` makes it
         self._open_files = open_files  # the hard limit; None: as this process
         self._config = config
@@ -96,7 +98,7 @@ class TidegateGateway:
 
     def start(self) -> None:
         command = [*tidegate_command(), "serve", "--state-dir", str(self.state)]
-        command += ["--listen", f"0.0.0.0:{LISTEN_PORT}", "--external", "external"]
+        command += ["--listen", f"{self._listen}:{LISTEN_PORT}", "--external", "external"]
         if self._config is not None:
             self.settings_file.write_text(self._config)
             command += ["--config", str(self.settings_file)]
