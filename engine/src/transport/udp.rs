@@ -5,8 +5,8 @@
 //! `UDP_SEGMENT`. Nothing waits: where the kernel has no room, datagrams die and are counted, as on any link.
 //!
 //! UDP GSO is broken on some kernels and drivers. If the kernel refuses a train with `EIO` or `EINVAL`, the train goes out
-//! datagram by datagram; `EIO`, or `EINVAL` towards many destinations in a row, switches GSO off for good, and
-//! [`Transport::gso`] tells.
+//! datagram by datagram. Most refusals are about a route, so only those towards many destinations, without a train that was
+//! taken between them, switch GSO off for good ([`Refusals`]), and [`Transport::gso`] tells.
 //!
 //! On a host with several addresses each datagram tells to which it was sent (`IP_PKTINFO`), and answers leave from there
 //! ([`Path::local`]). Should the host have lost that address, they leave from another, and [`SendOutcome::gone`] tells.
@@ -175,7 +175,7 @@ impl UdpTransport {
             match result {
                 Ok(()) => {
                     if train.datagrams() > 1 {
-                        *refusals = Refusals::default();
+                        refusals.end();
                     }
                     outcome.sent += train.datagrams();
                 }
@@ -305,30 +305,44 @@ fn refuses_trains(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE))
 }
 
-/// How trains were refused lately, with `EINVAL`, since one was sent.
+/// How trains were refused lately, with `EIO` or `EINVAL`.
+///
+/// One of these alone says little. Kernels before 6.14 mean the MTU of a route by `EINVAL`; `EIO` may be about one route's
+/// IPsec policy, or about the one of several devices that makes no checksums. Peers behind such a route, even if they are
+/// alone for a while, must not cost all the others their trains.
 #[derive(Default)]
 struct Refusals {
-    /// Each towards another destination than the one before.
+    /// Whether the kernel has ever taken a train.
+    any_taken: bool,
+    /// How many it has refused since.
     in_a_row: u32,
-    last: Option<Ipv4Addr>,
+    /// Towards whom. At most [`Self::ENOUGH`]; a train that is taken clears them.
+    destinations: Vec<Ipv4Addr>,
 }
 
 impl Refusals {
-    /// So many, and the kernel takes no trains at all.
+    /// So many destinations, and the kernel takes no trains at all; or so many `EIO` if it has never taken one: then a client,
+    /// which has one destination, or a gateway with few peers need not go on trying.
     const ENOUGH: u32 = 64;
 
-    /// Whether, after one more refusal, none should be tried any more. `EINVAL` alone does not say so: kernels before 6.14
-    /// mean the MTU of one route by it, and one peer there, even if it is alone for a while, must not cost all the others
-    /// their trains.
+    /// A train was taken.
+    fn end(&mut self) {
+        self.any_taken = true;
+        self.in_a_row = 0;
+        self.destinations.clear();
+    }
+
+    /// Whether, after one more refusal, none should be tried any more.
     fn are_for_good(&mut self, errno: Option<i32>, to: Ipv4Addr) -> bool {
-        match errno {
-            Some(libc::EIO) => true,
-            Some(libc::EINVAL) => {
-                self.in_a_row += u32::from(self.last.replace(to) != Some(to));
-                self.in_a_row >= Self::ENOUGH
-            }
-            _ => false,
+        if !matches!(errno, Some(libc::EIO | libc::EINVAL)) {
+            return false;
         }
+        self.in_a_row = self.in_a_row.saturating_add(1);
+        if !self.destinations.contains(&to) {
+            self.destinations.push(to);
+        }
+        let never = errno == Some(libc::EIO) && !self.any_taken && self.in_a_row >= Self::ENOUGH;
+        never || self.destinations.len() >= Self::ENOUGH as usize
     }
 }
 
