@@ -10,6 +10,10 @@
 //! which a program picks the shard by port, and only then does [`PacketSocket::set_filter`] let packets in. So nothing
 //! is queued that was not asked for, and nothing reaches the wrong shard while there are only some of them.
 //!
+//! A frame of a kind of offload that a virtio-net header cannot express is lost, and the kernel says `EINVAL`. If others
+//! came before it in one recvmmsg(2), that is said by the next call on the socket, be it to receive or to send: so the first
+//! `EINVAL` to something that is sent is not believed.
+//!
 //! AF_PACKET rather than raw sockets: a firewall's INPUT policy blinds raw sockets, raw sockets deliver reassembled
 //! datagrams without offload metadata, and raw sends above the MTU fail.
 
@@ -200,8 +204,7 @@ impl PacketSocket {
                     return Ok(frames.len() - before);
                 }
                 Err(error) if sys::would_block(&error) => return Ok(0),
-                // The kernel has discarded a frame of a kind of offload that a virtio-net header cannot express.
-                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => self.undescribable += 1,
+                Err(error) if is_invalid(&error) => self.undescribable += 1,
                 Err(error) => return Err(error),
             }
         }
@@ -214,8 +217,8 @@ impl PacketSocket {
     /// `refused`, for the caller to split it and send the segments.
     pub fn send(&mut self, frames: &[SendFrame<'_>], refused: &mut Vec<usize>) -> SendOutcome {
         let mut outcome = SendOutcome::default();
-        let Self { fd, outgoing, source_mac, .. } = self;
-        let mut full = false;
+        let Self { fd, outgoing, source_mac, undescribable, .. } = self;
+        let (mut full, mut doubted) = (false, None);
         for (n, batch) in frames.chunks(MAX_MESSAGES).enumerate() {
             let mut reported = 0;
             let messages = batch.iter().map(|frame| Message {
@@ -227,11 +230,18 @@ impl PacketSocket {
             });
             outgoing.send(fd.as_fd(), messages, |i, result| {
                 reported = i + 1;
+                let index = n * MAX_MESSAGES + i;
                 match result {
-                    Ok(()) => outcome.sent += 1,
-                    Err(error) if is_superpacket(&batch[i]) && error.raw_os_error() == Some(libc::EINVAL) => {
-                        refused.push(n * MAX_MESSAGES + i);
+                    Ok(()) => {
+                        outcome.sent += 1;
+                        // What was said about this one was about a frame that had been received.
+                        *undescribable += u64::from(doubted == Some(index));
                     }
+                    Err(error) if is_invalid(&error) && doubted.is_none() => {
+                        doubted = Some(index);
+                        return AfterError::Again;
+                    }
+                    Err(error) if is_invalid(&error) && is_superpacket(&batch[i]) => refused.push(index),
                     Err(error) => {
                         full = sys::would_block(&error);
                         outcome.lose(1, error);
@@ -323,6 +333,10 @@ fn frame_head(frame: &SendFrame<'_>, source_mac: MacAddress) -> Head {
     head.push(&source_mac);
     head.push(&ETHERTYPE_IPV4.to_be_bytes());
     head
+}
+
+fn is_invalid(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EINVAL)
 }
 
 fn is_superpacket(frame: &SendFrame<'_>) -> bool {

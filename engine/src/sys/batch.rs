@@ -233,6 +233,8 @@ pub(crate) enum Body<'a> {
 pub(crate) enum AfterError {
     /// Go on with the next message.
     Skip,
+    /// Try this one again. Not for ever: who says so counts.
+    Again,
     /// Leave the rest.
     Stop,
 }
@@ -265,7 +267,8 @@ impl SendBatch {
     /// Sends the next [`MAX_MESSAGES`] messages without waiting, and returns how many it took from the iterator.
     ///
     /// `report` hears of each message, by its index and in order, whether the kernel took it; after it answered
-    /// [`AfterError::Stop`] to a refusal, the rest is left and not reported.
+    /// [`AfterError::Stop`] to a refusal, the rest is left and not reported, after [`AfterError::Again`] it hears of the same
+    /// message once more.
     pub(crate) fn send<'a>(
         &mut self,
         fd: BorrowedFd<'_>,
@@ -300,6 +303,7 @@ impl SendBatch {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => match report(next, Err(error)) {
                     AfterError::Skip => next += 1,
+                    AfterError::Again => {}
                     AfterError::Stop => break,
                 },
             }

@@ -1,7 +1,8 @@
 //! Network namespaces, each a thread of its own, and what tests do in them.
 
+use std::fs::File;
 use std::net::Ipv4Addr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::Command;
 use std::sync::mpsc::{Sender, channel};
@@ -87,6 +88,19 @@ pub fn pair() -> (Namespace, Namespace) {
 
 pub fn ip(arguments: &[&str]) {
     run("ip", arguments);
+}
+
+/// A TAP device: what is written to it, behind a virtio-net header, arrives as if from a wire.
+pub fn tap(name: &str) -> File {
+    let device = File::options().read(true).write(true).open("/dev/net/tun").unwrap();
+    let mut request = [0u8; 40];
+    request[..name.len()].copy_from_slice(name.as_bytes());
+    let flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as u16;
+    request[libc::IFNAMSIZ..][..2].copy_from_slice(&flags.to_ne_bytes());
+    // SAFETY: `request` has the size and layout of `struct ifreq`, which the kernel reads and writes.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF as _, request.as_mut_ptr()) };
+    assert_eq!(result, 0, "TUNSETIFF: {}", std::io::Error::last_os_error());
+    device
 }
 
 pub fn run(program: &str, arguments: &[&str]) {
