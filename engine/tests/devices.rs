@@ -13,6 +13,8 @@
 
 #[path = "devices/packets.rs"]
 mod packets;
+#[path = "devices/publications.rs"]
+mod publications;
 #[path = "devices/undescribable.rs"]
 mod undescribable;
 #[path = "devices/world.rs"]

@@ -2,9 +2,10 @@
 //!
 //! Theory of operation. A port is published on the first external address (what answers has one address to come from),
 //! and on every shard: that of the client's translates, the others send it what they get, and none lends the port to
-//! anybody. First the port is reserved (unless it is the NAT's already), then the shards are told; if one of them
-//! refuses, all take it back. Before the engine has been started they will find their orders waiting, and have no reason
-//! to refuse: so what was published before a restart is published before the first packet.
+//! anybody. First the port is claimed, whether it is the NAT's already or not: by the thread that reserves ports, and so after
+//! all that it was to give back before. Then the shards are told; if one of them refuses, all take it back. Before the
+//! engine has been started they will find their orders waiting, and have no reason to refuse: so what was published before
+//! a restart is published before the first packet.
 //!
 //! When an address goes, so do its reserved ports; when another one is the first, everything is published there. What is
 //! refused there is remembered with its reason, and tried again at the next change. When the interface is another one,
@@ -80,7 +81,9 @@ impl GatewayEngine {
             host_addresses: host_addresses.clone(),
             filter: filter.clone(),
         });
-        if let Some(reserver) = &self.reserver {
+        if let Some(reservation) = &mut self.reservation {
+            reservation.retain_addresses(&self.external_addresses);
+        } else if let Some(reserver) = &self.reserver {
             reserver.retain_addresses(&self.external_addresses);
         }
         let (former, address) = (before.first().copied(), link.addresses.first().copied());
@@ -233,11 +236,9 @@ impl GatewayEngine {
         let reserved =
             port_protocol(protocol).ok_or_else(|| in_use(protocol, port, PublishError::NotTcpOrUdp))?;
         let external = Endpoint::new(address, port);
-        let was_ours = self.ownership.is_reserved(reserved, address, port);
-        if !was_ours {
-            self.claim(reserved, SocketAddrV4::new(address, port))
-                .context(|| format!("publish {} port {port} of {address}", protocol.name()))?;
-        }
+        let place = SocketAddrV4::new(address, port);
+        self.claim(reserved, place)
+            .context(|| format!("publish {} port {port} of {address}", protocol.name()))?;
         let order = |reply| Command::Publish { protocol, external, internal, shard, reply };
         let answers = if self.reservation.is_some() {
             let (reply, _) = mpsc::sync_channel(self.shards.senders.len());
@@ -250,19 +251,18 @@ impl GatewayEngine {
                     // A shard that is late finds both orders, in their order. The port may be lent to one of its
                     // mappings if it was ours: then it goes on being the NAT's.
                     self.shards.tell_all(|| Command::Unpublish { protocol, external });
-                    if !was_ours {
-                        self.release(reserved, SocketAddrV4::new(address, port));
-                    }
+                    self.disclaim(reserved, place);
                     return Err(silence);
                 }
             }
         };
-        let refusals: Vec<PublishError> = answers.into_iter().filter_map(Result::err).collect();
-        let Some(&refusal) = refusals.first() else { return Ok(()) };
+        let Some(refusal) = answers.iter().find_map(|answer| answer.err()) else { return Ok(()) };
         self.shards.tell_all(|| Command::Unpublish { protocol, external });
-        // A port that is lent to a mapping goes on being the NAT's. Any other has been taken out of the pools.
-        if !was_ours || !refusals.contains(&PublishError::PortInUse) {
-            self.release(reserved, SocketAddrV4::new(address, port));
+        // The shard whose port it would be has either taken it out of its pool, or is one of those that refused.
+        if answers[usize::from(port) % answers.len()].is_ok() {
+            self.release(reserved, place);
+        } else {
+            self.disclaim(reserved, place);
         }
         Err(in_use(protocol, port, refusal))
     }
@@ -280,6 +280,14 @@ impl GatewayEngine {
             (Some(reservation), _) => reservation.claim(protocol, port),
             (None, Some(reserver)) => reserver.claim(protocol, port),
             (None, None) => Err(io::ErrorKind::BrokenPipe.into()), // stopped
+        }
+    }
+
+    fn disclaim(&mut self, protocol: PortProtocol, port: SocketAddrV4) {
+        if let Some(reservation) = &mut self.reservation {
+            reservation.disclaim(protocol, port);
+        } else if let Some(reserver) = &self.reserver {
+            reserver.disclaim(protocol, port);
         }
     }
 

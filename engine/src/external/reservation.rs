@@ -11,6 +11,9 @@
 //! load one (eBPF, `CAP_BPF`); elsewhere each has a copy, which costs some 9 us and 4 KiB of the kernel's memory more.
 //! Neither SO_REUSEADDR nor SO_REUSEPORT is set: the kernel lets two sockets share a port only if both ask for it.
 //!
+//! A port that is published is *claimed*. It may be one that was reserved for the NAT to lend; what the NAT then gives back of
+//! it, perhaps since before it was published, does not count: a claimed port is reserved until the claim ends.
+//!
 //! Sockets cost descriptors, so `RLIMIT_NOFILE` bounds the pool ([`raise_nofile_limit`], [`budget`]). Opening hundreds
 //! takes milliseconds, so it happens on a thread of its own ([`Reserver`]) and never on a packet's way.
 
@@ -67,6 +70,8 @@ impl fmt::Display for Shortage {
 #[derive(Debug)]
 pub struct PortReservation {
     sockets: HashMap<(PortProtocol, SocketAddrV4), OwnedFd>,
+    /// Those of them that are claimed, and whether the NAT has them as well.
+    claimed: HashMap<(PortProtocol, SocketAddrV4), bool>,
     ownership: PortOwnership,
     budget: usize,
     /// The filter that all sockets share; `None`: each has its own.
@@ -77,7 +82,8 @@ impl PortReservation {
     /// No ports yet, and at most `budget` ever, as of [`budget`].
     pub fn new(budget: usize) -> Self {
         let silence = sys::load_socket_filter(&SILENCE).ok(); // unprivileged: each socket has its own, then
-        Self { sockets: HashMap::new(), ownership: PortOwnership::new(), budget, silence }
+        let (sockets, claimed) = (HashMap::new(), HashMap::new());
+        Self { sockets, claimed, ownership: PortOwnership::new(), budget, silence }
     }
 
     /// What is reserved, for others to read.
@@ -100,7 +106,7 @@ impl PortReservation {
         let mut candidates = candidates.into_iter();
         while ports.len() < count {
             let Some(port) = candidates.next() else { return (ports, Some(Shortage::NoFreePort)) };
-            match self.claim(protocol, SocketAddrV4::new(address, port)) {
+            match self.open(protocol, SocketAddrV4::new(address, port)) {
                 Ok(()) => ports.push(port),
                 Err(error) if error.raw_os_error() == Some(libc::EADDRINUSE) => {} // the next one, then
                 Err(error) => {
@@ -136,12 +142,47 @@ impl PortReservation {
         count.min(free.saturating_sub(kept).max(part.saturating_sub(held)))
     }
 
-    /// Reserves one port.
+    /// Claims one port, to publish it. It is reserved then, if it was not before.
     ///
     /// # Errors
-    /// `EADDRINUSE` if it is reserved already, or a program of the host holds it; `EMFILE` if the budget is spent;
+    /// `EADDRINUSE` if it is claimed already, or a program of the host holds it; `EMFILE` if the budget is spent;
     /// `EACCES` for a port below 1024 without `CAP_NET_BIND_SERVICE`.
     pub fn claim(&mut self, protocol: PortProtocol, port: SocketAddrV4) -> io::Result<()> {
+        let key = (protocol, port);
+        if self.claimed.contains_key(&key) {
+            return Err(io::Error::from_raw_os_error(libc::EADDRINUSE));
+        }
+        let is_the_nats = self.sockets.contains_key(&key);
+        if !is_the_nats {
+            self.open(protocol, port)?;
+        }
+        self.claimed.insert(key, is_the_nats);
+        Ok(())
+    }
+
+    /// Ends a claim that came to nothing: the port goes on being the NAT's if it was before, and has not been given back.
+    pub fn disclaim(&mut self, protocol: PortProtocol, port: SocketAddrV4) {
+        if self.claimed.remove(&(protocol, port)) == Some(false) {
+            self.close(protocol, port);
+        }
+    }
+
+    /// Gives a port back to the host, whoever has it. Returns whether it was reserved.
+    pub fn release(&mut self, protocol: PortProtocol, port: SocketAddrV4) -> bool {
+        self.claimed.remove(&(protocol, port));
+        self.close(protocol, port)
+    }
+
+    /// The NAT has the port no longer: it is the host's again, unless it is claimed.
+    pub fn give_back(&mut self, protocol: PortProtocol, port: SocketAddrV4) {
+        match self.claimed.get_mut(&(protocol, port)) {
+            Some(is_the_nats) => *is_the_nats = false,
+            None => _ = self.close(protocol, port),
+        }
+    }
+
+    /// Opens a port's socket. Errors as of [`Self::claim`].
+    fn open(&mut self, protocol: PortProtocol, port: SocketAddrV4) -> io::Result<()> {
         let held = port.port() == 0 || self.sockets.contains_key(&(protocol, port));
         if held {
             return Err(io::Error::from_raw_os_error(libc::EADDRINUSE));
@@ -157,8 +198,8 @@ impl PortReservation {
         Ok(())
     }
 
-    /// Gives a port back to the host. Returns whether it was reserved.
-    pub fn release(&mut self, protocol: PortProtocol, port: SocketAddrV4) -> bool {
+    /// Closes a port's socket. Returns whether there was one.
+    fn close(&mut self, protocol: PortProtocol, port: SocketAddrV4) -> bool {
         let Some(socket) = self.sockets.remove(&(protocol, port)) else { return false };
         self.ownership.set(protocol, port, false);
         drop(socket);
@@ -168,6 +209,7 @@ impl PortReservation {
     /// Gives back the ports of all other addresses: the host has them no longer.
     pub fn retain_addresses(&mut self, addresses: &[Ipv4Addr]) {
         let ownership = &self.ownership;
+        self.claimed.retain(|(_, port), _| addresses.contains(port.ip()));
         self.sockets.retain(|&(protocol, port), _| {
             let keep = addresses.contains(port.ip());
             if !keep {
@@ -352,6 +394,42 @@ mod tests {
                 PortProtocol::Udp => drop(UdpSocket::bind(port).unwrap()),
             }
         }
+    }
+
+    #[test]
+    fn a_claimed_port_stays_reserved_whatever_the_nat_gives_back() {
+        let mut reservation = PortReservation::new(100);
+        let ownership = reservation.ownership();
+        let tcp = PortProtocol::Tcp;
+        let is_reserved = |port: SocketAddrV4| {
+            let known = ownership.is_reserved(tcp, HERE, port.port());
+            assert_eq!(TcpListener::bind(port).is_err(), known);
+            known
+        };
+        let (taken, _) = reservation.reserve(tcp, HERE, ports(61_700), 4);
+        let [published, refused, lent, left] =
+            [0, 1, 2, 3].map(|index: usize| SocketAddrV4::new(HERE, taken[index]));
+        let new = SocketAddrV4::new(HERE, 61_950);
+        for port in [published, refused, lent, new] {
+            reservation.claim(tcp, port).unwrap();
+            assert_eq!(reservation.claim(tcp, port).unwrap_err().raw_os_error(), Some(libc::EADDRINUSE));
+        }
+        for port in [published, refused, left, new] {
+            reservation.give_back(tcp, port);
+        }
+        assert_eq!([published, refused, lent, left, new].map(is_reserved), [true, true, true, false, true]);
+        for port in [refused, lent, new] {
+            reservation.disclaim(tcp, port);
+        }
+        assert_eq!([refused, lent, new].map(is_reserved), [false, true, false], "the NAT has one of them");
+        reservation.give_back(tcp, lent);
+        assert!(reservation.release(tcp, published) && !reservation.release(tcp, published));
+        assert_eq!([published, lent].map(is_reserved), [false; 2]);
+
+        reservation.claim(tcp, published).unwrap();
+        reservation.retain_addresses(&[]);
+        reservation.claim(tcp, published).unwrap();
+        assert_eq!(reservation.len(), 1);
     }
 
     #[test]

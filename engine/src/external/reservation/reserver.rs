@@ -55,6 +55,7 @@ pub enum Refused {
 enum Command {
     Reserve(ReserveRequest),
     Claim(PortProtocol, SocketAddrV4, SyncSender<io::Result<()>>),
+    Disclaim(PortProtocol, SocketAddrV4),
     Release(PortProtocol, SocketAddrV4),
     RetainAddresses(Vec<Ipv4Addr>),
     Stop,
@@ -100,7 +101,8 @@ impl Reserver {
         self.ownership.clone()
     }
 
-    /// Reserves one port and waits until that is done. Not for a packet's way: use it to publish a port.
+    /// Claims one port and waits until that is done. Not for a packet's way: use it to publish a port. What was asked of
+    /// the thread before, as to give the port back, has been done by then.
     ///
     /// # Errors
     /// As of [`PortReservation::claim`]; `BrokenPipe` after [`Self::stop`].
@@ -109,6 +111,13 @@ impl Reserver {
         let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
         self.handle.0.send(Command::Claim(protocol, port, reply)).map_err(|_| io::ErrorKind::BrokenPipe)?;
         answer.recv().map_err(gone)?
+    }
+
+    /// Ends a claim that came to nothing ([`PortReservation::disclaim`]). As [`Self::claim`], it may wait for the thread's
+    /// current work.
+    pub fn disclaim(&self, protocol: PortProtocol, port: SocketAddrV4) {
+        // Fails only after `Self::stop`, which has freed every port.
+        drop(self.handle.0.send(Command::Disclaim(protocol, port)));
     }
 
     /// Gives back one port. As [`Self::claim`], it may wait for the thread's current work.
@@ -191,7 +200,7 @@ fn work(mut reservation: PortReservation, commands: &Receiver<Command>, mut deli
         match command {
             Command::Reserve(request) => {
                 for &port in &request.returned {
-                    reservation.release(request.protocol, SocketAddrV4::new(request.address, port));
+                    reservation.give_back(request.protocol, SocketAddrV4::new(request.address, port));
                 }
                 if request.count == 0 {
                     continue; // nobody waits for an answer
@@ -208,6 +217,7 @@ fn work(mut reservation: PortReservation, commands: &Receiver<Command>, mut deli
                 // Nobody waits any more if this fails, and the port is theirs to release.
                 drop(reply.send(reservation.claim(protocol, port)));
             }
+            Command::Disclaim(protocol, port) => reservation.disclaim(protocol, port),
             Command::Release(protocol, port) => {
                 reservation.release(protocol, port);
             }
@@ -257,6 +267,7 @@ mod tests {
 
     /// Where no other test reserves ports of these ranges.
     const ALONE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 80);
+    const BUSY: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 82);
 
     fn request(shard: u8, count: usize) -> ReserveRequest {
         ReserveRequest {
@@ -395,6 +406,39 @@ mod tests {
         assert!(pending.is_empty());
         reserver.stop();
         assert!(!pending.send(vec![request(0, 1)], &handle) && pending.is_empty());
+    }
+
+    #[test]
+    fn a_port_is_claimed_after_all_that_was_asked_before() {
+        let (go_on, stopped) = channel::<()>();
+        let (sender, batches) = channel();
+        let reserver = Reserver::start(PortReservation::new(100), move |batch: Batch| {
+            sender.send(batch).unwrap();
+            stopped.recv().ok();
+        })
+        .unwrap();
+        let (handle, udp) = (reserver.handle(), PortProtocol::Udp);
+        let request = |count| ReserveRequest { address: BUSY, ..request(0, count) };
+        handle.request(request(2)).unwrap();
+        let returned = batches.recv_timeout(Duration::from_secs(10)).unwrap().ports;
+        let [first, second] = [0, 1].map(|index: usize| SocketAddrV4::new(BUSY, returned[index]));
+        // While the thread is at its batch: one port is given back, another one's publication ends, and both are published.
+        handle.request(ReserveRequest { returned: vec![first.port()], ..request(0) }).unwrap();
+        reserver.release(udp, second);
+        assert!(reserver.ownership().is_reserved(udp, BUSY, first.port()), "as far as one can see");
+        std::thread::scope(|scope| {
+            let claims = [first, second].map(|port| {
+                let reserver = &reserver;
+                scope.spawn(move || reserver.claim(udp, port))
+            });
+            drop(go_on);
+            assert!(claims.into_iter().all(|claim| claim.join().unwrap().is_ok()));
+        });
+        assert!([first, second].iter().all(|&port| std::net::UdpSocket::bind(port).is_err()));
+        // What is given back from now on is the publication's.
+        handle.request(ReserveRequest { returned: vec![first.port()], ..request(1) }).unwrap();
+        batches.recv_timeout(Duration::from_secs(10)).unwrap();
+        std::net::UdpSocket::bind(first).unwrap_err();
     }
 
     #[test]

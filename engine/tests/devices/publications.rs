@@ -1,0 +1,97 @@
+//! Ports that a whole engine publishes, while those of its NAT come and go.
+
+use std::time::Duration;
+
+use tidegate_engine::clock::monotonic_now;
+use tidegate_engine::engine::{GatewayEngine, GatewaySettings, OffloadSettings};
+use tidegate_engine::external::next_hop::ExternalLink;
+use tidegate_engine::nat::{Endpoint, NatConfig, Proto};
+use tidegate_engine::tunnel::Cipher;
+
+use super::*;
+
+const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 66, 77, 2);
+
+/// An engine of two shards on `g0`, with one client.
+fn engine() -> GatewayEngine {
+    let offloads = OffloadSettings {
+        tun: true,
+        tun_uso: true,
+        udp_gso: true,
+        udp_gro: true,
+        external: true,
+        coalesce: true,
+    };
+    let external = ExternalLink {
+        interface: "g0".into(),
+        index: interface_index("g0"),
+        mac: interface_mac("g0"),
+        mtu: 1_500,
+        addresses: vec![GATEWAY],
+        on_link: vec!["192.0.2.0/24".parse().unwrap()],
+        router: Some(NEIGHBOR),
+    };
+    let settings = GatewaySettings {
+        private_key: [1; 32],
+        listen: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 51_820),
+        subnet: "10.66.77.0/24".parse().unwrap(),
+        gateway_address: Ipv4Addr::new(10, 66, 77, 1),
+        tun_name: "tide%d".into(),
+        tunnel_mtu: 1_420,
+        external,
+        host_addresses: vec![GATEWAY],
+        nat: NatConfig::default(),
+        port_range: (1_024, 65_535),
+        offloads,
+        shards: 2,
+    };
+    let mut engine = GatewayEngine::new(settings).unwrap();
+    engine.set_peer([7; 32], CLIENT, None, Cipher::default()).unwrap();
+    engine
+}
+
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = monotonic_now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(monotonic_now() < deadline, "waited in vain for {what}");
+        std::thread::yield_now();
+    }
+}
+
+fn is_reserved(port: u16) -> bool {
+    TcpListener::bind((GATEWAY, port)).is_err()
+}
+
+#[test]
+fn a_port_that_is_published_while_the_nat_gives_ports_back_is_reserved() {
+    if !privileged() {
+        return;
+    }
+    let (gateway, _neighbor) = pair();
+    gateway.run(|| {
+        const AGAIN: u16 = 1_080;
+        let mut engine = engine();
+        engine.publish(Proto::Tcp, AGAIN, Endpoint::new(CLIENT, AGAIN)).unwrap();
+        engine.start().unwrap();
+        wait_until("the first ports", || engine.reserved_ports()[0] > 1_000);
+        let of_the_nat: Vec<u16> = (10_000..20_000).filter(|&port| is_reserved(port)).take(20).collect();
+        assert_eq!(of_the_nat.len(), 20);
+
+        // The NAT gives back all that it does not lend: for a while the reserver closes sockets.
+        engine.set_nat(NatConfig::default(), (60_000, 60_001));
+        let before = engine.reserved_ports()[0];
+        wait_until("the reserver to begin", || engine.reserved_ports()[0] < before);
+        assert!(engine.unpublish(Proto::Tcp, AGAIN));
+        let published: Vec<u16> = [AGAIN].into_iter().chain(of_the_nat).collect();
+        for &port in &published {
+            // A child that another test has forked may hold a closed socket until it execs.
+            let mut publish = || engine.publish(Proto::Tcp, port, Endpoint::new(CLIENT, port));
+            wait_until("a port that was given back", || publish().is_ok());
+        }
+        wait_until("the reserver to end", || engine.reserved_ports()[0] < 100);
+        // Answered when everything before it is done.
+        engine.publish(Proto::Tcp, 1_081, Endpoint::new(CLIENT, 1_081)).unwrap();
+        let lost: Vec<u16> = published.into_iter().filter(|&port| !is_reserved(port)).collect();
+        assert_eq!(lost, [] as [u16; 0], "published, and the host's");
+    });
+}
