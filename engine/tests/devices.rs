@@ -34,7 +34,7 @@ use tidegate_engine::transport::udp::{UdpOptions, UdpTransport};
 use tidegate_engine::transport::{SendTrain, Transport};
 use tidegate_engine::tun::{Tun, TunOffloads};
 use tidegate_engine::wire::{Gso, GsoKind, Ipv4Packet, Offload, VirtioNetHeader};
-use world::{Namespace, interface_index, interface_mac, ip, pair, privileged, readable, run};
+use world::{Namespace, external_link, interface_index, interface_mac, ip, pair, privileged, readable, run};
 
 /// Lets in everything for `address` that the NAT could want.
 fn everything_for(address: Ipv4Addr) -> FilterRules {
@@ -345,7 +345,7 @@ fn a_neighbour_is_resolved_by_arp() {
     let expected = neighbor.run(|| interface_mac("n0"));
     gateway.run(move || {
         let socket = ArpSocket::open(interface_index("g0"), &[GATEWAY]).unwrap();
-        let mut cache = NeighborCache::<()>::new(interface_mac("g0"), GATEWAY, Some(NEIGHBOR));
+        let mut cache = NeighborCache::<()>::new(external_link());
         let now = Timestamp::from_secs(1);
         assert_eq!(cache.resolve(NEIGHBOR, now), Resolution::Pending);
         cache.poll(now, |frame| socket.send(&frame).unwrap(), drop);

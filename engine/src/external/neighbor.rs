@@ -16,6 +16,7 @@ use std::collections::{HashMap, VecDeque};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use super::next_hop::ExternalLink;
 use super::{ETHERTYPE_ARP, ETHERTYPE_IPV4, MacAddress};
 use crate::clock::Timestamp;
 use crate::fair_queue::Amount;
@@ -82,9 +83,7 @@ pub enum Ignored {
 /// The neighbours of one interface; `P` is what waits for them.
 #[derive(Debug)]
 pub struct NeighborCache<P> {
-    mac: MacAddress,
-    address: Ipv4Addr,
-    router: Option<Ipv4Addr>,
+    link: ExternalLink,
     entries: HashMap<Ipv4Addr, Entry<P>>,
     held: Amount,
     wakeup: Option<Timestamp>,
@@ -113,9 +112,9 @@ struct Asking {
 }
 
 impl<P> NeighborCache<P> {
-    /// An empty cache of an interface with this link address; requests come from `address`.
-    pub fn new(mac: MacAddress, address: Ipv4Addr, router: Option<Ipv4Addr>) -> Self {
-        Self { mac, address, router, entries: HashMap::new(), held: Amount::default(), wakeup: None }
+    /// An empty cache of this interface.
+    pub fn new(link: ExternalLink) -> Self {
+        Self { link, entries: HashMap::new(), held: Amount::default(), wakeup: None }
     }
 
     /// Looks a neighbour up, and begins to ask for it where needed.
@@ -158,7 +157,8 @@ impl<P> NeighborCache<P> {
     /// # Errors
     /// Why it was ignored.
     pub fn receive(&mut self, frame: &[u8], now: Timestamp) -> Result<Ipv4Addr, Ignored> {
-        let Heard { neighbor, mac, answers } = parse(frame, self.address).ok_or(Ignored::Malformed)?;
+        let Heard { neighbor, mac, answers } =
+            parse(frame, &self.link.addresses).ok_or(Ignored::Malformed)?;
         let ignored = if answers { Ignored::Unsolicited } else { Ignored::NoReply };
         let entry = self.entries.get_mut(&neighbor).ok_or(ignored)?;
         let asked = match entry.state {
@@ -197,11 +197,10 @@ impl<P> NeighborCache<P> {
         if self.wakeup.is_none_or(|wakeup| now < wakeup) {
             return;
         }
-        let (mac, address) = (self.mac, self.address);
         let mut wakeup: Option<Timestamp> = None;
-        let held = &mut self.held;
-        self.entries.retain(|&neighbor, entry| {
-            let ask = |to| request_frame(mac, address, neighbor, to);
+        let Self { link, entries, held, .. } = self;
+        entries.retain(|&neighbor, entry| {
+            let ask = |to| request_frame(link, neighbor, to);
             let due = entry.advance(now, |to| request(ask(to)));
             if matches!(entry.state, State::Failed { .. }) {
                 entry.release(held).into_iter().for_each(|(packet, _)| undeliverable(packet));
@@ -221,14 +220,14 @@ impl<P> NeighborCache<P> {
     }
 
     /// The link changed: everything is forgotten, and the packets that waited are returned.
-    pub fn reset(&mut self, mac: MacAddress, address: Ipv4Addr, router: Option<Ipv4Addr>) -> Vec<P> {
-        let old = std::mem::replace(self, Self::new(mac, address, router));
+    pub fn reset(&mut self, link: ExternalLink) -> Vec<P> {
+        let old = std::mem::replace(self, Self::new(link));
         old.entries.into_values().flat_map(|entry| entry.held).map(|(packet, _)| packet).collect()
     }
 
     /// Begins to ask for a neighbour. There is always room for the router, however many others a client scans for.
     fn begin(&mut self, neighbor: Ipv4Addr, now: Timestamp) -> Resolution {
-        if self.entries.len() >= MAX_NEIGHBORS && self.router != Some(neighbor) {
+        if self.entries.len() >= MAX_NEIGHBORS && self.link.router != Some(neighbor) {
             return Resolution::Failed;
         }
         let state = State::Resolving(Asking { sent: 0, next: now });
@@ -313,8 +312,8 @@ impl Asking {
     }
 }
 
-fn request_frame(mac: MacAddress, address: Ipv4Addr, neighbor: Ipv4Addr, to: MacAddress) -> ArpFrame {
-    frame(arp::REQUEST, (address, mac), (neighbor, [0; 6]), to)
+fn request_frame(link: &ExternalLink, neighbor: Ipv4Addr, to: MacAddress) -> ArpFrame {
+    frame(arp::REQUEST, (link.face_towards(neighbor), link.mac), (neighbor, [0; 6]), to)
 }
 
 fn frame(
@@ -350,10 +349,10 @@ struct Heard {
     answers: bool,
 }
 
-fn parse(frame: &[u8], ours: Ipv4Addr) -> Option<Heard> {
+fn parse(frame: &[u8], ours: &[Ipv4Addr]) -> Option<Heard> {
     let frame: &ArpFrame = frame.first_chunk()?;
     let operation = u16::from_be_bytes([frame[arp::OPERATION], frame[arp::OPERATION + 1]]);
-    let to_us = frame[arp::TARGET_ADDRESS..] == ours.octets();
+    let to_us = ours.iter().any(|ours| frame[arp::TARGET_ADDRESS..] == ours.octets());
     let announces = frame[arp::TARGET_ADDRESS..] == frame[arp::SENDER_ADDRESS..arp::TARGET_MAC];
     let well_formed = frame[12..14] == ETHERTYPE_ARP.to_be_bytes()
         && frame[arp::HARDWARE..arp::OPERATION] == KIND

@@ -17,7 +17,7 @@ pub struct ExternalLink {
     pub mac: MacAddress,
     /// Its MTU, in bytes of IPv4 packet.
     pub mtu: usize,
-    /// The external addresses to translate to; the first is the gateway's own face.
+    /// The external addresses to translate to; the first is the gateway's own face ([`Self::face_towards`]).
     pub addresses: Vec<Ipv4Addr>,
     /// Prefixes that are reached without a router.
     pub on_link: Vec<Prefix>,
@@ -42,6 +42,16 @@ impl ExternalLink {
             Some(_) => Ok(NextHop(destination)),
             None => self.router.map(NextHop).ok_or(DropReason::NoRoute),
         }
+    }
+
+    /// The address under which a neighbour knows us: one in a network that it shares with us, since many stations do not
+    /// answer a request from elsewhere. If there is none, the first.
+    pub fn face_towards(&self, neighbor: Ipv4Addr) -> Ipv4Addr {
+        let shared = |&&address: &&Ipv4Addr| {
+            self.on_link.iter().any(|prefix| prefix.contains(neighbor) && prefix.contains(address))
+        };
+        let face = self.addresses.iter().find(shared).or(self.addresses.first());
+        face.copied().unwrap_or(Ipv4Addr::UNSPECIFIED)
     }
 }
 
@@ -70,6 +80,20 @@ mod tests {
         assert_eq!(hop("203.0.113.8"), Ok(NextHop("192.0.2.1".parse().unwrap())));
         assert_eq!(hop("192.0.2.255"), Err(DropReason::BogonDestination));
         assert_eq!(hop("192.0.2.0"), Err(DropReason::BogonDestination));
+    }
+
+    #[test]
+    fn a_neighbour_knows_us_by_an_address_of_its_own_network() {
+        let [first, second] = [Ipv4Addr::new(192, 0, 2, 10), Ipv4Addr::new(198, 51, 100, 70)];
+        let mut link = ExternalLink { addresses: vec![first, second], ..link(Some("198.51.100.1")) };
+        let face = |link: &ExternalLink, neighbor: &str| link.face_towards(neighbor.parse().unwrap());
+        assert_eq!(face(&link, "198.51.100.1"), first, "reached by a route, through no network that we know");
+        link.on_link.push("198.51.100.0/24".parse().unwrap());
+        assert_eq!(face(&link, "198.51.100.1"), second);
+        assert_eq!(face(&link, "192.0.2.1"), first);
+        assert_eq!(face(&link, "203.0.113.7"), first, "on the link, but in no network of ours");
+        link.addresses.clear();
+        assert_eq!(face(&link, "192.0.2.1"), Ipv4Addr::UNSPECIFIED);
     }
 
     #[test]

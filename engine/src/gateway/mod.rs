@@ -143,7 +143,7 @@ impl Gateway {
             router: router(config.subnet, config.gateway_address, &external, config.host_addresses),
             subnet: config.subnet,
             gateway_address: config.gateway_address,
-            neighbors: NeighborCache::new(external.mac, own_face(&external), external.router),
+            neighbors: NeighborCache::new(external.clone()),
             external,
             ownership: config.ownership,
             supply: PortSupply::new(config.port_range, config.port_budget),
@@ -178,11 +178,6 @@ fn router(
 fn other(mut seed: [u8; 32]) -> [u8; 32] {
     seed.rotate_left(8);
     seed
-}
-
-/// The address under which neighbours know us.
-fn own_face(link: &ExternalLink) -> Ipv4Addr {
-    link.addresses.first().copied().unwrap_or(Ipv4Addr::UNSPECIFIED)
 }
 
 impl Core for Gateway {

@@ -246,7 +246,7 @@ impl Gateway {
     }
 
     fn set_external(&mut self, link: ExternalLink, host_addresses: Vec<Ipv4Addr>, now: Timestamp) {
-        let held = self.neighbors.reset(link.mac, own_face(&link), link.router);
+        let held = self.neighbors.reset(link.clone());
         self.drops.add(DropReason::NextHopUnresolved, held.len() as u64);
         self.nat.set_external(&link.addresses, now);
         self.published.retain(|(_, external), _| link.addresses.contains(&external.address));

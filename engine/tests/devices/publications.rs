@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use tidegate_engine::clock::monotonic_now;
 use tidegate_engine::engine::{GatewayEngine, GatewaySettings, OffloadSettings};
-use tidegate_engine::external::next_hop::ExternalLink;
 use tidegate_engine::nat::{Endpoint, NatConfig, Proto};
 use tidegate_engine::tunnel::Cipher;
 
@@ -22,15 +21,6 @@ fn engine() -> GatewayEngine {
         external: true,
         coalesce: true,
     };
-    let external = ExternalLink {
-        interface: "g0".into(),
-        index: interface_index("g0"),
-        mac: interface_mac("g0"),
-        mtu: 1_500,
-        addresses: vec![GATEWAY],
-        on_link: vec!["192.0.2.0/24".parse().unwrap()],
-        router: Some(NEIGHBOR),
-    };
     let settings = GatewaySettings {
         private_key: [1; 32],
         listen: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 51_820),
@@ -38,7 +28,7 @@ fn engine() -> GatewayEngine {
         gateway_address: Ipv4Addr::new(10, 66, 77, 1),
         tun_name: "tide%d".into(),
         tunnel_mtu: 1_420,
-        external,
+        external: external_link(),
         host_addresses: vec![GATEWAY],
         nat: NatConfig::default(),
         port_range: (1_024, 65_535),

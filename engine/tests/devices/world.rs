@@ -9,6 +9,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use tidegate_engine::external::next_hop::ExternalLink;
 use tidegate_engine::wake::{Epoll, Events, Interest};
 
 use crate::packets::{GATEWAY, NEIGHBOR};
@@ -84,6 +85,19 @@ pub fn pair() -> (Namespace, Namespace) {
     gateway.run(ready("g0", GATEWAY));
     neighbor.run(ready("n0", NEIGHBOR));
     (gateway, neighbor)
+}
+
+/// `g0`, as the gateway is told of it.
+pub fn external_link() -> ExternalLink {
+    ExternalLink {
+        interface: "g0".into(),
+        index: interface_index("g0"),
+        mac: interface_mac("g0"),
+        mtu: 1_500,
+        addresses: vec![GATEWAY],
+        on_link: vec!["192.0.2.0/24".parse().unwrap()],
+        router: Some(NEIGHBOR),
+    }
 }
 
 pub fn ip(arguments: &[&str]) {

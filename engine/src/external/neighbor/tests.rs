@@ -11,8 +11,20 @@ fn at(seconds: u64) -> Timestamp {
     Timestamp::from_secs(seconds)
 }
 
+fn link() -> ExternalLink {
+    ExternalLink {
+        interface: "eth0".into(),
+        index: 2,
+        mac: OUR_MAC,
+        mtu: 1500,
+        addresses: vec![OURS],
+        on_link: vec!["192.0.2.0/24".parse().unwrap()],
+        router: Some(ROUTER),
+    }
+}
+
 fn cache() -> NeighborCache<u32> {
-    NeighborCache::new(OUR_MAC, OURS, Some(ROUTER))
+    NeighborCache::new(link())
 }
 
 /// The frames to send and the packets that died.
@@ -55,6 +67,23 @@ fn a_neighbour_is_asked_for_and_its_packets_are_delivered_in_order() {
     assert_eq!(cache.drain(ROUTER).collect::<Vec<_>>(), [1, 2]);
     assert_eq!(cache.resolve(ROUTER, at(6)), Resolution::Known(ROUTER_MAC));
     assert_eq!(cache.hold(ROUTER, 3, 100), Err(3));
+}
+
+#[test]
+fn a_neighbour_is_asked_from_our_address_in_its_own_network() {
+    let [second, router] = [70, 1].map(|host| Ipv4Addr::new(198, 51, 100, host));
+    let mut on_link = link().on_link;
+    on_link.push("198.51.100.0/24".parse().unwrap());
+    let link = ExternalLink { addresses: vec![OURS, second], on_link, router: Some(router), ..link() };
+    let mut cache = NeighborCache::<u32>::new(link);
+    for (neighbor, expected) in [(router, second), (ROUTER, OURS)] {
+        cache.resolve(neighbor, at(0));
+        let (frames, _) = poll(&mut cache, at(0));
+        assert_eq!(frames.len(), 1);
+        assert_eq!(frames[0][arp::SENDER_ADDRESS..arp::TARGET_MAC], expected.octets());
+        assert_eq!(cache.receive(&reply(neighbor, OTHER_MAC, expected, OUR_MAC), at(0)), Ok(neighbor));
+        assert_eq!(cache.resolve(neighbor, at(1)), Resolution::Known(OTHER_MAC));
+    }
 }
 
 #[test]
@@ -254,6 +283,6 @@ fn what_waits_comes_back_when_the_link_changes() {
         cache.resolve(neighbor, at(0));
         while cache.hold(neighbor, 1, 100).is_ok() {}
     }
-    assert_eq!(cache.reset(OUR_MAC, OURS, None).len(), MAX_HELD.packets);
+    assert_eq!(cache.reset(link()).len(), MAX_HELD.packets);
     assert_eq!(cache.held, Amount::default());
 }
