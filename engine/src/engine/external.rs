@@ -76,16 +76,18 @@ impl GatewayEngine {
             Err(error) => self.shards.events.push(EventKind::PublicationFailed, error.to_string()),
         }
         let filter = self.filter();
-        self.shards.tell_all(|| Command::SetExternal {
-            link: link.clone(),
-            host_addresses: host_addresses.clone(),
-            filter: filter.clone(),
-        });
+        // First the sockets, so that no shard takes ports of an address that went for those of one that came back: what was
+        // reserved of it before is in the shards' queues when this returns.
         if let Some(reservation) = &mut self.reservation {
             reservation.retain_addresses(&self.external_addresses);
         } else if let Some(reserver) = &self.reserver {
             reserver.retain_addresses(&self.external_addresses);
         }
+        self.shards.tell_all(|| Command::SetExternal {
+            link: link.clone(),
+            host_addresses: host_addresses.clone(),
+            filter: filter.clone(),
+        });
         let (former, address) = (before.first().copied(), link.addresses.first().copied());
         for ((protocol, port), publication) in self.published.clone() {
             let moved = former.filter(|former| Some(*former) != address && link.addresses.contains(former));

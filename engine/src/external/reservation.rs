@@ -75,6 +75,8 @@ pub struct PortReservation {
     /// Those of them that are claimed, and whether the NAT has them as well.
     claimed: HashMap<(PortProtocol, SocketAddrV4), bool>,
     ownership: PortOwnership,
+    /// The addresses that there are, once they have changed.
+    addresses: Option<Vec<Ipv4Addr>>,
     budget: usize,
     /// The filter that all sockets share; `None`: each has its own.
     silence: Option<OwnedFd>,
@@ -85,7 +87,7 @@ impl PortReservation {
     pub fn new(budget: usize) -> Self {
         let silence = sys::load_socket_filter(&SILENCE).ok(); // unprivileged: each socket has its own, then
         let (sockets, claimed) = (HashMap::new(), HashMap::new());
-        Self { sockets, claimed, ownership: PortOwnership::new(), budget, silence }
+        Self { sockets, claimed, ownership: PortOwnership::new(), addresses: None, budget, silence }
     }
 
     /// What is reserved, for others to read.
@@ -96,7 +98,7 @@ impl PortReservation {
     /// Reserves ports out of `candidates`, in their order, until there are `count`.
     ///
     /// Candidates that are reserved already, or that a program of the host holds, are passed over. Whatever is
-    /// returned is reserved, also beside a [`Shortage`].
+    /// returned is reserved, also beside a [`Shortage`]. Of an address that has gone there are none, even if the host has it.
     pub fn reserve(
         &mut self,
         protocol: PortProtocol,
@@ -104,6 +106,10 @@ impl PortReservation {
         candidates: impl IntoIterator<Item = u16>,
         count: usize,
     ) -> (Vec<u16>, Option<Shortage>) {
+        if self.addresses.as_ref().is_some_and(|addresses| !addresses.contains(&address)) {
+            let gone = io::Error::from_raw_os_error(libc::EADDRNOTAVAIL);
+            return (Vec::new(), Some(Shortage::Refused(gone)));
+        }
         let mut ports = Vec::with_capacity(count.min(1024));
         let mut candidates = candidates.into_iter();
         while ports.len() < count {
@@ -208,8 +214,9 @@ impl PortReservation {
         true
     }
 
-    /// Gives back the ports of all other addresses: the host has them no longer.
+    /// Gives back the ports of all other addresses: they are no longer ours.
     pub fn retain_addresses(&mut self, addresses: &[Ipv4Addr]) {
+        self.addresses = Some(addresses.to_vec());
         let ownership = &self.ownership;
         self.claimed.retain(|(_, port), _| addresses.contains(port.ip()));
         self.sockets.retain(|&(protocol, port), _| {

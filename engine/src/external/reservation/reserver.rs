@@ -57,7 +57,7 @@ enum Command {
     Claim(PortProtocol, SocketAddrV4, SyncSender<io::Result<()>>),
     Disclaim(PortProtocol, SocketAddrV4),
     Release(PortProtocol, SocketAddrV4),
-    RetainAddresses(Vec<Ipv4Addr>),
+    RetainAddresses(Vec<Ipv4Addr>, SyncSender<()>),
     Stop,
 }
 
@@ -126,10 +126,13 @@ impl Reserver {
         drop(self.handle.0.send(Command::Release(protocol, port)));
     }
 
-    /// Gives back the ports of all other addresses. As [`Self::claim`], it may wait for the thread's current work.
+    /// Gives back the ports of all other addresses, and waits until that is done. What was reserved of them before has been
+    /// delivered by then, and nothing is from then on.
     pub fn retain_addresses(&self, addresses: &[Ipv4Addr]) {
-        // Fails only after `Self::stop`, when there are no ports at all.
-        drop(self.handle.0.send(Command::RetainAddresses(addresses.to_vec())));
+        let (reply, answer) = sync_channel(1);
+        // Either fails only after `Self::stop`, when there are no ports at all.
+        drop(self.handle.0.send(Command::RetainAddresses(addresses.to_vec(), reply)));
+        answer.recv().ok();
     }
 
     /// Ends the thread, waits for it, and frees every port. Stopping twice does nothing.
@@ -221,7 +224,10 @@ fn work(mut reservation: PortReservation, commands: &Receiver<Command>, mut deli
             Command::Release(protocol, port) => {
                 reservation.release(protocol, port);
             }
-            Command::RetainAddresses(addresses) => reservation.retain_addresses(&addresses),
+            Command::RetainAddresses(addresses, reply) => {
+                reservation.retain_addresses(&addresses);
+                reply.send(()).ok(); // whoever asked waits
+            }
             Command::Stop => break,
         }
     }
@@ -268,6 +274,7 @@ mod tests {
     /// Where no other test reserves ports of these ranges.
     const ALONE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 80);
     const BUSY: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 82);
+    const GONE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 83);
 
     fn request(shard: u8, count: usize) -> ReserveRequest {
         ReserveRequest {
@@ -439,6 +446,32 @@ mod tests {
         handle.request(ReserveRequest { returned: vec![first.port()], ..request(1) }).unwrap();
         batches.recv_timeout(Duration::from_secs(10)).unwrap();
         std::net::UdpSocket::bind(first).unwrap_err();
+    }
+
+    #[test]
+    fn what_was_reserved_of_an_address_is_delivered_before_the_address_has_gone() {
+        let (go_on, stopped) = channel::<()>();
+        let (sender, batches) = channel();
+        let reserver = Reserver::start(PortReservation::new(100), move |batch: Batch| {
+            stopped.recv().ok();
+            sender.send(batch).unwrap();
+        })
+        .unwrap();
+        let request = |address| ReserveRequest { address, ..request(1, 5) };
+        for _ in 0..2 {
+            reserver.handle().request(request(GONE)).unwrap();
+        }
+        drop(go_on);
+        reserver.retain_addresses(&[HERE]);
+        let delivered: Vec<usize> = batches.try_iter().map(|batch| batch.ports.len()).collect();
+        assert_eq!((delivered, reserver.ownership().count(PortProtocol::Udp)), (vec![5, 5], 0));
+        // Somebody who has not heard of it asks, and the host has the address still.
+        reserver.handle().request(request(GONE)).unwrap();
+        let batch = batches.recv_timeout(Duration::from_secs(10)).unwrap();
+        assert!(batch.ports.is_empty() && matches!(batch.shortage, Some(Shortage::Refused(_))), "{batch:?}");
+        reserver.retain_addresses(&[HERE, GONE]);
+        reserver.handle().request(request(GONE)).unwrap();
+        assert_eq!(batches.recv_timeout(Duration::from_secs(10)).unwrap().ports.len(), 5);
     }
 
     #[test]
