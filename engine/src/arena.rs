@@ -106,8 +106,34 @@ impl Arena {
         &self.buffers[span.buffer as usize][span.range()]
     }
 
+    /// Copies the bytes of a span to another one of the same length.
+    pub fn copy(&mut self, from: Span, to: Span) {
+        let (source, target) = (from.buffer as usize, to.buffer as usize);
+        if source == target {
+            return self.buffers[source].copy_within(from.range(), to.range().start);
+        }
+        let mut buffer = std::mem::take(&mut self.buffers[target]);
+        buffer[to.range()].copy_from_slice(&self.buffers[source][from.range()]);
+        self.buffers[target] = buffer;
+    }
+
     /// The bytes of a span, to be changed.
     pub fn get_mut(&mut self, span: Span) -> &mut [u8] {
         &mut self.buffers[span.buffer as usize][span.range()]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_copied_within_a_buffer_and_to_another() {
+        let mut arena = Arena::new(2);
+        let (from, near, far) = (Span::new(0, 5..8), Span::new(0, 100..103), Span::new(1, 0..3));
+        arena.get_mut(from).copy_from_slice(b"abc");
+        arena.copy(from, near);
+        arena.copy(near, far);
+        assert_eq!((arena.get(near), arena.get(far)), (&b"abc"[..], &b"abc"[..]));
     }
 }

@@ -14,7 +14,7 @@ use std::hash::Hash;
 use std::ops::Range;
 use std::time::Duration;
 
-use crate::arena::{Slot, Span};
+use crate::arena::{Arena, Slot, Span};
 use crate::clock::Timestamp;
 use crate::drop_reason::{DropCounters, DropReason};
 use crate::external::packet_socket::Frame;
@@ -40,6 +40,9 @@ const FIRST_READ: usize = 8;
 /// Packets of each further read.
 const NEXT_READ: usize = 24;
 
+/// Packets of up to so many bytes are copied where several clients' packets come: they may wait for a while.
+const SMALL: usize = 4 * 1024;
+
 /// What may wait for one device: as much as in the kernel's buffer before it.
 const BOUNDS: Amount = Amount { packets: 8_192, bytes: 8 * 1024 * 1024 };
 
@@ -47,6 +50,8 @@ const BOUNDS: Amount = Amount { packets: 8_192, bytes: 8 * 1024 * 1024 };
 pub trait Arrival: Copy {
     /// Where it lies.
     fn span(&self) -> Span;
+    /// The same, that lies elsewhere now.
+    fn moved_to(self, span: Span) -> Self;
     /// How many packets it is, for the drop counters: a superpacket of the external interface is one, as in all that is
     /// dropped before the router.
     fn packets(&self) -> u64;
@@ -57,6 +62,10 @@ impl Arrival for Train {
         self.span
     }
 
+    fn moved_to(self, span: Span) -> Self {
+        Self { span, ..self }
+    }
+
     fn packets(&self) -> u64 {
         self.datagrams().count() as u64
     }
@@ -65,6 +74,10 @@ impl Arrival for Train {
 impl Arrival for Frame {
     fn span(&self) -> Span {
         self.span
+    }
+
+    fn moved_to(self, span: Span) -> Self {
+        Self { span, ..self }
     }
 
     fn packets(&self) -> u64 {
@@ -129,15 +142,17 @@ impl<K: Copy + Eq + Hash, T: Arrival> Intake<K, T> {
         (!self.slots.is_empty()).then_some((&self.slots, &mut self.arrived))
     }
 
-    /// Queues what the last read has brought, each packet under the owner that `owner` finds. Returns whether there may be more.
+    /// Queues what the last read has brought into `arena`, each packet under the owner that `owner` finds. Returns whether
+    /// there may be more.
     ///
     /// `half_full`, whether the kernel's buffer is so even now, is asked once an interval while there has always been more:
     /// if it is, a queue stands there.
     pub fn accept(
         &mut self,
         now: Timestamp,
+        arena: &mut Arena,
         half_full: impl FnOnce() -> bool,
-        mut owner: impl FnMut(&T) -> Owner<K>,
+        owner: impl Fn(&Arena, &T) -> Owner<K>,
     ) -> bool {
         let Self { pool, queue, last, contested_until, backlog_since, arrived, read, slots, drops, .. } =
             self;
@@ -162,13 +177,14 @@ impl<K: Copy + Eq + Hash, T: Arrival> Intake<K, T> {
                 pool.release(packet.span());
                 continue;
             }
-            let owner = owner(&packet);
+            let owner = owner(arena, &packet);
             let client = owner.client();
             if last.is_some() && client != *last {
                 let counts_for = if client.is_some() { CONTEST } else { STRANGERS };
                 *contested_until = (*contested_until).max(now + counts_for);
             }
             *last = client.or(*last);
+            let packet = if now < *contested_until { packed(packet, pool, arena) } else { packet };
             queue.push(owner, packet, bytes, now, |packet| {
                 drops.add(DropReason::QueueShare, packet.packets());
                 pool.release(packet.span());
@@ -207,6 +223,21 @@ impl<K: Copy + Eq + Hash, T: Arrival> Intake<K, T> {
     }
 }
 
+/// Moves a small packet from where large ones could be received to others of its size.
+fn packed<T: Arrival>(packet: T, pool: &mut Pool, arena: &mut Arena) -> T {
+    let span = packet.span();
+    let len = span.len as usize;
+    if len > SMALL {
+        return packet;
+    }
+    let Some(slot) = pool.pack(len) else { return packet };
+    let place = Span::new(slot.buffer, slot.start..slot.start + len);
+    arena.copy(span, place);
+    pool.keep(place);
+    pool.take_back(span);
+    packet.moved_to(place)
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -224,8 +255,24 @@ mod tests {
             self.span
         }
 
+        fn moved_to(self, span: Span) -> Self {
+            Self { span, ..self }
+        }
+
         fn packets(&self) -> u64 {
             10
+        }
+    }
+
+    /// An intake, and the arena into which is received.
+    struct Device {
+        intake: Intake<char, Packet>,
+        arena: Arena,
+    }
+
+    impl Device {
+        fn new(buffers: usize) -> Self {
+            Self { intake: Intake::new(0..buffers), arena: Arena::new(buffers) }
         }
     }
 
@@ -238,26 +285,27 @@ mod tests {
     /// As many superpackets as fill half of it.
     const HALF: usize = 40;
 
-    fn read(intake: &mut Intake<char, Packet>, kernel: &mut Kernel, now: Timestamp) {
+    fn read(Device { intake, arena }: &mut Device, kernel: &mut Kernel, now: Timestamp) {
         while let Some((slots, arrived)) = intake.room(now) {
             let count = kernel.len().min(slots.len());
             arrived.extend(slots.iter().zip(kernel.drain(..count)).map(|(slot, (client, len))| Packet {
                 client,
                 span: Span::new(slot.buffer, slot.start..slot.start + len),
             }));
-            let owner = |packet: &Packet| match packet.client {
+            let owner = |_: &Arena, packet: &Packet| match packet.client {
                 '?' => Owner::Stranger,
                 '!' => Owner::Newcomer,
                 client => Owner::Client(client),
             };
-            if !intake.accept(now, || kernel.len() > HALF, owner) {
+            if !intake.accept(now, arena, || kernel.len() > HALF, owner) {
                 return;
             }
         }
     }
 
-    fn turn(intake: &mut Intake<char, Packet>, kernel: &mut Kernel, now: Timestamp) -> String {
-        read(intake, kernel, now);
+    fn turn(device: &mut Device, kernel: &mut Kernel, now: Timestamp) -> String {
+        read(device, kernel, now);
+        let intake = &mut device.intake;
         let mut order = String::new();
         while let Some(packet) = intake.next(now) {
             order.push(packet.client);
@@ -268,51 +316,51 @@ mod tests {
 
     #[test]
     fn a_client_alone_gets_long_turns_and_its_backlog_stays_in_the_kernel() {
-        let mut intake = Intake::new(0..96);
+        let mut device = Device::new(96);
         let mut kernel = vec![('a', SUPERPACKET); 20];
-        assert_eq!(turn(&mut intake, &mut kernel, NOW), "aaaaaaaa");
-        assert_eq!((kernel.len(), intake.is_waiting()), (12, false));
+        assert_eq!(turn(&mut device, &mut kernel, NOW), "aaaaaaaa");
+        assert_eq!((kernel.len(), device.intake.is_waiting()), (12, false));
         let mut kernel = vec![('a', 100); 1_000];
-        assert_eq!(turn(&mut intake, &mut kernel, NOW).len(), ALONE.packets);
-        assert_eq!((kernel.len(), intake.is_waiting()), (1_000 - ALONE.packets, false));
+        assert_eq!(turn(&mut device, &mut kernel, NOW).len(), ALONE.packets);
+        assert_eq!((kernel.len(), device.intake.is_waiting()), (1_000 - ALONE.packets, false));
     }
 
     #[test]
     fn a_ping_behind_a_backlog_in_the_kernel_is_served_in_the_turn_that_finds_it() {
-        let mut intake = Intake::new(0..96);
-        turn(&mut intake, &mut vec![('a', 84), ('b', 84)], NOW);
+        let mut device = Device::new(96);
+        turn(&mut device, &mut vec![('a', 84), ('b', 84)], NOW);
         let mut kernel = vec![('a', SUPERPACKET); 20];
         kernel.push(('b', 84));
-        let order = turn(&mut intake, &mut kernel, NOW);
+        let order = turn(&mut device, &mut kernel, NOW);
         assert_eq!(order.find('b'), Some(2), "{order}: a quantum for each");
-        assert!(kernel.is_empty() && intake.is_waiting(), "what waits is where one can choose");
+        assert!(kernel.is_empty() && device.intake.is_waiting(), "what waits is where one can choose");
     }
 
     #[test]
     fn a_contest_is_remembered_for_some_seconds_and_a_strangers_packet_for_a_moment() {
-        let mut intake = Intake::new(0..96);
-        turn(&mut intake, &mut vec![('?', 148)], NOW);
-        turn(&mut intake, &mut vec![('a', 84)], NOW);
-        assert!(!intake.is_contested(NOW), "a client and its own handshake");
-        turn(&mut intake, &mut vec![('?', 148)], NOW);
-        turn(&mut intake, &mut vec![('a', 84)], NOW);
-        assert!(intake.is_contested(NOW), "a flood of strangers would come on");
-        assert!(!intake.is_contested(NOW + STRANGERS));
-        turn(&mut intake, &mut vec![('b', 84), ('?', 148)], NOW);
-        assert!(intake.is_contested(NOW + CONTEST - Duration::from_millis(1)));
-        assert!(!intake.is_contested(NOW + CONTEST));
+        let mut device = Device::new(96);
+        turn(&mut device, &mut vec![('?', 148)], NOW);
+        turn(&mut device, &mut vec![('a', 84)], NOW);
+        assert!(!device.intake.is_contested(NOW), "a client and its own handshake");
+        turn(&mut device, &mut vec![('?', 148)], NOW);
+        turn(&mut device, &mut vec![('a', 84)], NOW);
+        assert!(device.intake.is_contested(NOW), "a flood of strangers would come on");
+        assert!(!device.intake.is_contested(NOW + STRANGERS));
+        turn(&mut device, &mut vec![('b', 84), ('?', 148)], NOW);
+        assert!(device.intake.is_contested(NOW + CONTEST - Duration::from_millis(1)));
+        assert!(!device.intake.is_contested(NOW + CONTEST));
     }
 
     #[test]
     fn a_backlog_of_one_client_that_stands_in_the_kernel_is_taken_out_and_watched() {
-        let mut intake = Intake::new(0..96);
+        let mut device = Device::new(96);
         let mut kernel = Kernel::new();
         let mut dropped_after = None;
         for ms in 0..1_000 {
             let now = NOW + Duration::from_millis(ms);
             kernel.extend([('a', SUPERPACKET); 9]); // one more than a turn serves
-            turn(&mut intake, &mut kernel, now);
-            if intake.drops().get(DropReason::QueueDelay) > 0 {
+            turn(&mut device, &mut kernel, now);
+            if device.intake.drops().get(DropReason::QueueDelay) > 0 {
                 dropped_after.get_or_insert(ms);
             }
         }
@@ -322,86 +370,121 @@ mod tests {
 
     #[test]
     fn a_backlog_that_is_short_or_gone_soon_stays_in_the_kernel() {
-        let mut intake = Intake::new(0..96);
+        let mut device = Device::new(96);
         let mut kernel = vec![('a', SUPERPACKET); HALF - 8];
         for ms in 0..1_000 {
             let now = NOW + Duration::from_millis(ms);
             kernel.extend([('a', SUPERPACKET); 8]);
-            turn(&mut intake, &mut kernel, now);
-            assert!(!intake.is_contested(now), "short, after {ms} ms");
+            turn(&mut device, &mut kernel, now);
+            assert!(!device.intake.is_contested(now), "short, after {ms} ms");
         }
-        let mut intake = Intake::new(0..96);
+        let mut device = Device::new(96);
         for ms in 0..1_000 {
             let now = NOW + Duration::from_millis(ms);
             let waiting = if ms % 90 == 0 { 3 } else { 2 * HALF };
-            turn(&mut intake, &mut vec![('a', SUPERPACKET); waiting], now);
-            assert!(!intake.is_contested(now), "gone soon, after {ms} ms");
+            turn(&mut device, &mut vec![('a', SUPERPACKET); waiting], now);
+            assert!(!device.intake.is_contested(now), "gone soon, after {ms} ms");
         }
     }
 
     #[test]
     fn a_turn_reads_little_more_than_it_serves() {
-        let mut intake = Intake::new(0..96);
-        turn(&mut intake, &mut vec![('a', 84), ('b', 84)], NOW);
+        let mut device = Device::new(96);
+        turn(&mut device, &mut vec![('a', 84), ('b', 84)], NOW);
         let mut kernel = vec![('a', 100); 1_000];
-        assert_eq!(turn(&mut intake, &mut kernel, NOW).len(), CONTESTED.packets);
+        assert_eq!(turn(&mut device, &mut kernel, NOW).len(), CONTESTED.packets);
         assert!(1_000 - kernel.len() < 3 * CONTESTED.packets, "a flood stays in the kernel");
     }
 
     #[test]
     fn what_waits_too_long_is_counted_and_so_is_what_does_not_fit() {
-        let mut intake = Intake::new(0..96);
+        let mut device = Device::new(96);
         let mut now = NOW;
         for _ in 0..400 {
             // Twice as much arrives as is served, and somebody else is there.
             let mut kernel = vec![('a', SUPERPACKET); 6];
             kernel.push(('b', 84));
-            turn(&mut intake, &mut kernel, now);
+            turn(&mut device, &mut kernel, now);
             now = now + Duration::from_millis(1);
         }
-        assert!(intake.drops().get(DropReason::QueueDelay) > 0, "{:?}", intake.drops());
-        assert!(intake.drops().get(DropReason::QueueShare) > 0, "{:?}", intake.drops());
-        assert_eq!(intake.drops().get(DropReason::QueueShare) % 10, 0, "a train counts as its datagrams");
+        assert!(device.intake.drops().get(DropReason::QueueDelay) > 0, "{:?}", device.intake.drops());
+        assert!(device.intake.drops().get(DropReason::QueueShare) > 0, "{:?}", device.intake.drops());
+        assert_eq!(
+            device.intake.drops().get(DropReason::QueueShare) % 10,
+            0,
+            "a train counts as its datagrams"
+        );
     }
 
     #[test]
     fn a_handshake_waits_for_nobodys_forged_data() {
-        let mut intake = Intake::new(0..96);
+        let mut device = Device::new(96);
         let mut kernel = vec![('?', 1_400); 60];
         kernel.insert(55, ('!', 148));
         kernel.insert(30, ('a', 84));
-        let order = turn(&mut intake, &mut kernel, NOW) + &turn(&mut intake, &mut kernel, NOW);
+        let order = turn(&mut device, &mut kernel, NOW) + &turn(&mut device, &mut kernel, NOW);
         assert!(order.find('!').unwrap() > order.find('?').unwrap(), "it came last: {order}");
         assert!(order.trim_end_matches('?').len() < 55, "it did not wait for all that came before: {order}");
     }
 
     #[test]
     fn empty_datagrams_are_counted_and_never_wait() {
-        let mut intake = Intake::new(0..96);
+        let mut device = Device::new(96);
         let mut kernel = vec![('?', 0); 1_000];
         kernel.push(('a', 84));
         let mut turns = 0;
-        while turn(&mut intake, &mut kernel, NOW).is_empty() {
+        while turn(&mut device, &mut kernel, NOW).is_empty() {
             turns += 1;
-            assert!(!intake.is_waiting(), "a turn reads a bounded share, and drops it");
+            assert!(!device.intake.is_waiting(), "a turn reads a bounded share, and drops it");
         }
         assert!(turns >= 1_000 / (LOOK_AHEAD.packets + NEXT_READ), "{turns}");
-        assert_eq!(intake.drops().get(DropReason::NotWireGuard), 1_000);
-        assert_eq!(intake.pool.kept(), 0);
+        assert_eq!(device.intake.drops().get(DropReason::NotWireGuard), 1_000);
+        assert_eq!(device.intake.pool.kept(), 0);
     }
 
     #[test]
     fn every_buffer_comes_back() {
-        let mut intake = Intake::new(0..8);
+        let mut device = Device::new(8);
         let mut now = NOW;
         for n in (0..=255u8).cycle().take(1_000) {
             let kernel = &mut vec![(char::from(b'a' + n % 7), if n % 3 == 0 { SUPERPACKET } else { 500 }); 5];
-            turn(&mut intake, kernel, now);
+            turn(&mut device, kernel, now);
             now = now + Duration::from_millis(u64::from(n % 4));
         }
-        while intake.is_waiting() {
-            turn(&mut intake, &mut Kernel::new(), now);
+        while device.intake.is_waiting() {
+            turn(&mut device, &mut Kernel::new(), now);
         }
-        assert_eq!(intake.pool.kept(), 0);
+        assert_eq!(device.intake.pool.kept(), 0);
+    }
+
+    #[test]
+    fn one_clients_small_packets_between_anothers_superpackets_keep_nobody_out() {
+        for (superpackets, small) in [(4, 4), (4, 16), (8, 1), (8, 4)] {
+            let mut device = Device::new(96);
+            turn(&mut device, &mut vec![('a', 84), ('b', 84)], NOW);
+            let mut kernel = Kernel::new();
+            let (mut came, mut longest) = (None, 0);
+            for n in 0..2_000 {
+                let now = NOW + Duration::from_micros(150) * n;
+                for _ in 0..superpackets {
+                    kernel.push(('a', SUPERPACKET));
+                    kernel.extend(vec![('b', 100); small]);
+                }
+                if n % 50 == 0 && came.is_none() {
+                    kernel.push(('c', 84));
+                    came = Some(n);
+                }
+                // The kernel's buffer is bounded, too: a small packet costs it some 768 bytes.
+                let mut bytes = 0;
+                kernel.retain(|&(_, len)| {
+                    bytes += len.max(768);
+                    bytes < 8 << 20
+                });
+                if turn(&mut device, &mut kernel, now).contains('c') {
+                    longest = longest.max(came.take().map_or(0, |came| n - came));
+                }
+            }
+            assert!(longest <= 10, "{superpackets} × (1 + {small}): it waited for {longest} turns");
+        }
     }
 }

@@ -4,6 +4,9 @@
 //! with room for another packet of the largest size is *ready*; one that has none rests until all of its packets have
 //! gone, and begins anew. So many small packets share a buffer without being copied, and the buffer that was used last is
 //! used next, while it is still in the processor's cache.
+//!
+//! A small packet that waits long would keep a buffer from receiving that could take two large ones. Where that threatens,
+//! small packets are copied out of the slots into a buffer that nothing is received into ([`Pool::pack`]).
 
 use crate::arena::{BUFFER_SIZE, LARGEST_PACKET, Slot, Span};
 
@@ -34,6 +37,8 @@ pub struct Pool {
     uses: Vec<Use>,
     /// Those with room, by their place in `uses`; the last one is lent first.
     ready: Vec<usize>,
+    /// The one into which small packets are copied. It is not ready, whatever lies in it.
+    packing: Option<usize>,
 }
 
 impl Pool {
@@ -43,6 +48,7 @@ impl Pool {
             first: buffers.start,
             ready: (0..buffers.len()).rev().collect(),
             uses: vec![Use { ready: true, ..Use::default() }; buffers.len()],
+            packing: None,
         }
     }
 
@@ -65,11 +71,36 @@ impl Pool {
         }
     }
 
+    /// Where a packet of `len` bytes may be copied to, close behind others; `None` if no buffer is empty. It is to be named
+    /// by [`Self::keep`] then.
+    pub fn pack(&mut self, len: usize) -> Option<Slot> {
+        let with_room = self.packing.filter(|&place| self.uses[place].end + len <= BUFFER_SIZE);
+        let place = match with_room {
+            Some(place) => place,
+            None => {
+                let at = self.ready.iter().rposition(|&place| self.uses[place].packets == 0)?;
+                let place = self.ready.remove(at);
+                self.uses[place].ready = false;
+                self.packing = Some(place); // the one before is full, and rests
+                place
+            }
+        };
+        Some(Slot { buffer: self.first + place, start: self.uses[place].end })
+    }
+
     /// A packet has been received into a slot that was lent: it stays until [`Self::release`].
     pub fn keep(&mut self, packet: Span) {
         let buffer = &mut self.uses[packet.buffer as usize - self.first];
         buffer.packets += 1;
         buffer.end = packet.range().end.next_multiple_of(ALIGNMENT);
+    }
+
+    /// A packet that was kept has been copied elsewhere, before anything else was received into its buffer: what it took of
+    /// that can be had again.
+    pub fn take_back(&mut self, packet: Span) {
+        let buffer = &mut self.uses[packet.buffer as usize - self.first];
+        buffer.end = buffer.end.min((packet.start as usize).next_multiple_of(ALIGNMENT));
+        self.release(packet);
     }
 
     /// A packet that was kept is gone.
@@ -79,7 +110,7 @@ impl Pool {
         buffer.packets -= 1;
         if buffer.packets == 0 {
             buffer.end = 0;
-            if !buffer.ready {
+            if !buffer.ready && self.packing != Some(place) {
                 buffer.ready = true;
                 self.ready.push(place);
             }
@@ -137,6 +168,29 @@ mod tests {
         let slot = lend(&mut pool, 8)[0];
         pool.keep(packet(slot, 65_535));
         assert_eq!(lend(&mut pool, 8), []);
+    }
+
+    #[test]
+    fn small_packets_are_packed_where_nothing_is_received_and_their_buffers_come_back() {
+        let mut pool = Pool::new(0..3);
+        let mut packed = Vec::new();
+        for _ in 0..150 {
+            let slot = pool.pack(1_400).unwrap();
+            let packet = Span::new(slot.buffer, slot.start..slot.start + 1_400);
+            pool.keep(packet);
+            packed.push(packet);
+        }
+        let used: std::collections::HashSet<_> = packed.iter().map(|packet| packet.buffer).collect();
+        assert_eq!(used.len(), 2, "90 fit into one");
+        assert_eq!(lend(&mut pool, 8).len(), 1, "nothing is received into those");
+        packed.drain(..).for_each(|packet| pool.release(packet));
+        assert_eq!(lend(&mut pool, 8).len(), 2, "the full one is ready again, the other one goes on");
+        for _ in 0..4 {
+            let slot = lend(&mut pool, 1)[0];
+            pool.keep(packet(slot, 65_535));
+        }
+        assert!(pool.pack(1_400).is_some());
+        assert_eq!(pool.pack(BUFFER_SIZE + 1), None, "no buffer is empty");
     }
 
     #[test]

@@ -278,10 +278,10 @@ impl<C: Core> Shard<C> {
                 core.drops().count(DropReason::ReceiveFailed);
             }
             let half_full = || devices.transport.is_half_full();
-            let owner = |train: &Train| {
+            let owner = |arena: &Arena, train: &Train| {
                 core.sender(arena.get(train.span.take(train.segment_size)), train.from.remote)
             };
-            if !trains.accept(now, half_full, owner) {
+            if !trains.accept(now, arena, half_full, owner) {
                 return;
             }
         }
@@ -299,7 +299,8 @@ impl<C: Core> Shard<C> {
                 core.expect_external(arena, frame.span);
             }
             let half_full = || external.packets.is_half_full();
-            if !frames.accept(now, half_full, |frame| core.recipient(arena.get(frame.span))) {
+            let owner = |arena: &Arena, frame: &Frame| core.recipient(arena.get(frame.span));
+            if !frames.accept(now, arena, half_full, owner) {
                 return;
             }
         }

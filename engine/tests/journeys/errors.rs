@@ -318,10 +318,14 @@ fn a_client_with_many_lost_connections_gets_resets_at_the_rate_of_errors() {
     }
     let at_once = world.take(0).len();
     assert!((10..=20).contains(&at_once), "{at_once}");
-    world.send(1, &stale(1, 50_000, ACK, b"x"));
-    assert_eq!(world.take(1).len(), 1, "another client is not silenced by that");
+    // A keyed hash puts one pair of clients in a thousand into the same bucket, but hardly three.
+    let answered = (1..3).filter(|&other| {
+        world.send(other, &stale(other, 50_000, ACK, b"x"));
+        world.take(other).len() == 1
+    });
+    assert!(answered.count() > 0, "other clients are not silenced by that");
     world.pass(Duration::from_secs(1));
     world.send(0, &stale(0, 20_000, ACK, b"x"));
     assert_eq!(world.take(0).len(), 1, "who asks again is answered later");
-    assert_eq!(world.drops()["tcp_out_of_state"], 502);
+    assert_eq!(world.drops()["tcp_out_of_state"], 503);
 }
