@@ -38,6 +38,11 @@ def delivery(name: str, out: Path | None, force: bool) -> Iterator[Callable[[str
                 )
             if out.exists() and not out.is_file():  # /dev/stdout would be one from then on, for all programs
                 raise UsageError(f"{out} is no regular file", hint="leave --out away to print the profile")
+            if out.is_symlink():  # as /dev/stdout is where `>` leads to a file; or a stranger's
+                raise UsageError(
+                    f"{out} is a symbolic link",
+                    hint="name the file itself, or leave --out away to print the profile",
+                )
             file = files.enter_context(atomic_write(out, replace=force))
 
         def write(text: str) -> None:

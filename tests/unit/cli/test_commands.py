@@ -175,12 +175,34 @@ def test_a_profile_does_not_take_the_place_of_a_device_or_pipe(
     os.mkfifo(pipe)
     link.symlink_to("/dev/null")
     for out in (pipe, link):
-        arguments = ["--endpoint", "a.b:1", "--state-dir", tmp_path / "state", "--out", out, *force]
-        message = tidegate.refused(2, "peer", "add", "alice", *arguments)
+        message = _refusal_of_out(tidegate, out, *force)
         assert message == f"tidegate: {out} is no regular file; leave --out away to print the profile"
     assert pipe.is_fifo()
     assert link.is_symlink()
     assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)], ids=["", "force"])
+def test_a_profile_does_not_take_the_place_of_a_link(
+    tidegate: CommandLine, tmp_path: Path, force: tuple[str, ...]
+) -> None:
+    """As /dev/stdout is one, into a file where `>` leads there."""
+    stdout, to_nowhere = tmp_path / "stdout", tmp_path / "to nowhere"
+    to_nowhere.symlink_to(tmp_path / "missing")
+    with (tmp_path / "bob.conf").open("w") as file:
+        stdout.symlink_to(f"/proc/self/fd/{file.fileno()}")
+        for out in (stdout, to_nowhere):
+            message = _refusal_of_out(tidegate, out, *force)
+            assert message.startswith(f"tidegate: {out} is a symbolic link; name the file itself"), message
+            assert out.is_symlink()
+    assert not (tmp_path / "state").exists()
+
+
+def _refusal_of_out(tidegate: CommandLine, out: Path, *flags: str) -> str:
+    state = out.with_name("state")
+    return tidegate.refused(
+        2, "peer", "add", "alice", "--endpoint", "a.b:1", "--state-dir", state, "--out", out, *flags
+    )
 
 
 def test_a_peer_without_a_known_endpoint_is_not_added(tidegate: CommandLine, tmp_path: Path) -> None:
