@@ -211,6 +211,50 @@ def test_a_peer_that_cannot_be_taken_back_is_told_of(
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("taken_back", [True, False])
+def test_a_profile_that_cannot_be_printed_leaves_one_thing_said_of_its_peer(
+    settings: Settings,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    taken_back: bool,
+) -> None:
+    def full(_: str) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            with monkeypatch.context() as patch:
+                patch.setattr("tidegate.cli.delivery.hand_out", full)
+                if not taken_back:
+                    deafen(patch, {PeerList}, UnansweredError("no word"))
+                code, _, err = await running.cli("peer", "add", "alice")
+            (line,) = err.splitlines()
+            assert code == 1
+            assert "the profile cannot be printed: No space left on device" in line
+            assert ("alice was not added" in line) == taken_back
+            assert ("alice may have been added" in line) != taken_back
+
+    asyncio.run(scenario())
+
+
+def test_a_failure_with_advice_of_its_own_keeps_it_while_the_peer_is_taken_back(
+    settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def taken_meanwhile(*_: object) -> NoReturn:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            monkeypatch.setattr("tidegate.files.os.link", taken_meanwhile)
+            code, _, err = await running.cli("peer", "add", "alice", "--out", str(tmp_path / "alice.conf"))
+            (line,) = err.splitlines()
+            assert code == 2
+            assert line.endswith("choose another --out, or add --force")
+            assert running.packets.peers == {}
+
+    asyncio.run(scenario())
+
+
 @contextmanager
 def unreadable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The store cannot be read, as when another process holds it for long."""

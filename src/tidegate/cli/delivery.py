@@ -23,9 +23,7 @@ def delivery(name: str, out: Path | None, force: bool) -> Iterator[Callable[[str
         try:
             hand_out(text)
         except OSError as cause:
-            raise TidegateError(
-                f"the profile cannot be printed: {cause.strerror}", hint=f"{name} was not added"
-            ) from cause
+            raise TidegateError(f"the profile cannot be printed: {cause.strerror}") from cause
 
     if out is None:
         yield show
@@ -89,20 +87,22 @@ def _take_back(
     command: PeerAdd, asking: Callable[[], AbstractContextManager[Executor]], failure: BaseException
 ) -> None:
     """Removes the peer if it has our key: another of that name may be why ours was refused. What became of it is
-    said with the `failure`."""
+    said with the `failure`, in place of what may be the matter with the gateway; other advice stays."""
     name = command.name
     try:
         with asking() as executor:
             peers = executor.execute(PeerList()).peers
             if any((peer.name, peer.public_key) == (name, command.public_key) for peer in peers):
                 executor.execute(PeerRemove(name=name))
+        removed = True
     except (TidegateError, KeyboardInterrupt):
-        fate = (
-            f"{name} may have been added, with a key that nobody has: look with `tidegate peer show {name}`"
-        )
-        if not isinstance(failure, UnansweredError):
-            remark(fate)
-    else:
-        fate = f"{name} was not added"
-    if isinstance(failure, UnansweredError):
+        removed = False
+    fate = (
+        f"{name} was not added"
+        if removed
+        else f"{name} may have been added, with a key that nobody has: look with `tidegate peer show {name}`"
+    )
+    if isinstance(failure, UnansweredError) or (isinstance(failure, TidegateError) and not failure.hint):
         failure.hint = fate
+    elif not removed:
+        remark(fate)
