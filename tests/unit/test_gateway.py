@@ -27,7 +27,7 @@ from tidegate.dns import DnsProxy, DnsServer, choose_upstreams
 from tidegate.errors import ConflictError, EngineError, LockedError, StoreError, UnansweredError
 from tidegate.gateway import Gateway
 from tidegate.host import MAIN_TABLE, HostNetwork, Route
-from tidegate.identity import parse_profile
+from tidegate.identity import parse_profile, read_profile
 from tidegate.net import Endpoint
 from tidegate.settings import DnsSettings, Settings
 from tidegate.state_dir import StateDir
@@ -255,12 +255,15 @@ def test_a_failure_with_advice_of_its_own_keeps_it_while_the_peer_is_taken_back(
     asyncio.run(scenario())
 
 
+HELD = StoreError("tidegate.db: is held by another process", hint="try again")
+
+
 @contextmanager
-def unreadable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def unreadable(monkeypatch: pytest.MonkeyPatch, cause: Exception = HELD) -> Iterator[None]:
     """The store cannot be read, as when another process holds it for long."""
 
     def held(_store: SqliteStore) -> NoReturn:
-        raise StoreError("tidegate.db: is held by another process", hint="try again")
+        raise cause
 
     with monkeypatch.context() as patch:
         patch.setattr(SqliteStore, "peers", held)
@@ -269,20 +272,44 @@ def unreadable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_a_store_that_fails_in_the_midst_of_a_command_leaves_no_half_of_it(
-    settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    settings = with_gre_for_alice(settings)
+
     async def scenario() -> None:
         async with serving(settings, capsys) as running:
             with unreadable(monkeypatch):
-                code, out, _ = await running.cli("peer", "add", "alice")
-                assert code == 0
-                assert parse_profile(out).address == IPv4Interface("10.66.77.2/32")
+                file = tmp_path / "alice.conf"
+                assert (await running.cli("peer", "add", "alice", "--out", str(file)))[0] == 0
+                assert read_profile(file).address == IPv4Interface("10.66.77.2/32")
                 assert list(running.packets.peers.values()) == ["10.66.77.2"]
                 assert (await running.cli("peer", "remove", "alice"))[0] == 0
                 assert running.packets.peers == {}, "it cannot connect any more"
             assert (await running.cli("peer", "add", "alice"))[0] == 0
+            assert running.packets.passed == {47: "10.66.77.2"}
 
     asyncio.run(scenario())
+
+
+def test_a_peer_that_is_removed_connects_no_more_whatever_fails_then(
+    settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = with_gre_for_alice(settings)
+
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            assert (await running.cli("peer", "add", "alice"))[0] == 0
+            with unreadable(monkeypatch, RuntimeError("nobody has thought of this")):
+                assert (await running.cli("peer", "remove", "alice"))[0] == 1
+            assert running.packets.peers == {}
+
+    asyncio.run(scenario())
+
+
+def with_gre_for_alice(settings: Settings) -> Settings:
+    """So that whoever adds or removes a peer has to look in the store whose the protocol is."""
+    nat = settings.nat.model_copy(update={"other_protocols": {47: "alice"}})
+    return settings.model_copy(update={"nat": nat})
 
 
 def test_peers_and_publications_are_there_after_a_restart(
