@@ -271,10 +271,11 @@ class Client:
 
     def _resolvers_outside(self, before: Sequence[Resolver]) -> list[Resolver]:
         """Whom to ask past the tunnel: the host's resolvers of this moment, for it may be in another network than at
-        the start, then those of before. The tunnel's own are not outside."""
+        the start, then those of before. Of the former, the tunnel's own are not outside; the latter are, even if the
+        profile names the same (a public one)."""
         inside = set(map(str, self._profile.dns))
-        found = dict.fromkeys([*self._host.resolvers(), *before])
-        return [resolver for resolver in found if resolver[0] not in inside]
+        now = [resolver for resolver in self._host.resolvers() if resolver[0] not in inside]
+        return [*dict.fromkeys([*now, *before])]
 
     def _follow(self, engine: EngineClient, known: Whereabouts, found: IPv4Address, plan: RoutePlan) -> None:
         """Calls the gateway elsewhere, if there is another place where it may be."""

@@ -457,9 +457,21 @@ def test_a_gateway_that_has_roamed_is_called_where_its_profile_says_and_where_it
     asyncio.run(scenario())
 
 
+HOME, AWAY, INNER = ("192.0.2.53", 53), ("198.51.100.53", 53), ("10.66.77.1", 53)
+
+
+@pytest.mark.parametrize(
+    ("tunnels", "asked_first", "asked_then"),
+    [(INNER, AWAY, HOME), (HOME, AWAY, HOME), (HOME, HOME, HOME)],
+    ids=["of its own", "the same as at home", "the same, and none else now"],
+)
 def test_the_resolvers_of_the_network_of_now_are_asked_before_those_of_the_start(
     monkeypatch: pytest.MonkeyPatch,
+    tunnels: tuple[str, int],
+    asked_first: tuple[str, int],
+    asked_then: tuple[str, int],
 ) -> None:
+    """And never the tunnel's own, unless it was the host's own before there was a tunnel."""
     asked: list[list[tuple[str, int]]] = []
 
     async def find(_: Endpoint, resolvers: list[tuple[str, int]], __: int) -> IPv4Address:
@@ -468,19 +480,20 @@ def test_the_resolvers_of_the_network_of_now_are_asked_before_those_of_the_start
 
     monkeypatch.setattr("tidegate.client.find_anew", find)
     engine, host, events = FakeEngine(), FakeClientHost(), []  # type: ignore[var-annotated]
-    host.name_servers = [("192.0.2.53", 53)]
+    host.name_servers = [HOME]
+    profile = replace(PROFILE, dns=(IPv4Address(tunnels[0]),))
 
     async def scenario() -> None:
-        client = made(engine, host, events)
+        client = made(engine, host, events, profile)
         task = await until_connected(client, events)
-        host.name_servers = [("10.66.77.1", 53), ("198.51.100.53", 53)]
+        host.name_servers = [*dict.fromkeys([tunnels, asked_first])]
         engine.clients[0].tell(FakeEvent("handshake_unanswered"))
         await asyncio.sleep(0.1)
         client.request_stop()
         await task
 
     asyncio.run(scenario())
-    assert asked == [[("198.51.100.53", 53), ("192.0.2.53", 53)]], "and never the tunnel's own"
+    assert asked == [[*dict.fromkeys([asked_first, asked_then])]]
 
 
 @pytest.mark.parametrize(("found", "moved"), [("10.9.0.1", False), ("192.0.2.3", True)])
