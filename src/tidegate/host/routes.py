@@ -36,7 +36,7 @@ import structlog
 from tidegate.errors import ConflictError, HostNetworkError
 from tidegate.host import MAIN_TABLE
 from tidegate.host.netlink import IFF_UP, INET6_PROC, RTN_UNREACHABLE, rtnetlink
-from tidegate.host.sole_router import sole_router
+from tidegate.host.sole_router import PATIENCE, sole_router
 
 log = structlog.get_logger("tidegate.routes")
 
@@ -114,7 +114,7 @@ def apply_routes(plan: RoutePlan, tun_name: str) -> Iterator[None]:
     `ConflictError` if another client of this host (network namespace) already routes everything."""
     with ExitStack() as undo:
         if plan.has_policy:
-            undo.enter_context(sole_router())
+            undo.enter_context(sole_router(patience=PATIENCE))
             _remove_ours()
         with rtnetlink(f"find {tun_name}") as ip:
             device = next(iter(ip.link_lookup(ifname=tun_name)), 0)
@@ -191,6 +191,8 @@ def _rule_key(rule: Rule) -> tuple[int, int, int]:
 
 def remove_leftovers() -> None:
     """Takes back what a killed client left; nothing while one is running. Raises `HostNetworkError`."""
+    import pyroute2  # noqa: F401, PLC0415 -- slow to import, and others may wait for the lock
+
     with suppress(ConflictError), sole_router():
         _remove_ours()
 

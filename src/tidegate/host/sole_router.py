@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,11 +21,15 @@ from tidegate.errors import ConflictError, HostNetworkError
 
 LOCK_FILE = Path("/proc/sys/net/ipv4/tcp_fastopen_key")  # mode 0600, net/ipv4/sysctl_net_ipv4.c
 LOCKS = Path("/proc/locks")  # proc_locks(5)
+PATIENCE = 2.0
+"""Seconds that a client which wants to route everything waits for one that has the lock only to tidy up."""
+RETRY_INTERVAL = 0.05
 
 
 @contextmanager
-def sole_router() -> Iterator[None]:
-    """Holds the lock while the block lasts. Raises `ConflictError` if another client has it, and `HostNetworkError`."""
+def sole_router(*, patience: float = 0.0) -> Iterator[None]:
+    """Holds the lock while the block lasts. Raises `ConflictError` if another client has it, and still after
+    `patience` seconds; `HostNetworkError` if there is no such lock here."""
     try:
         descriptor = os.open(LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as cause:
@@ -32,16 +38,30 @@ def sole_router() -> Iterator[None]:
             hint="mount /proc here, or use --no-routes",
         ) from cause
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConflictError(
-                f"another client already routes through its tunnel{_pid_of_holder(descriptor)}",
-                hint="stop it first; two tunnels cannot both take everything",
-            ) from None
+        _acquire(descriptor, patience)
         yield
     finally:
         os.close(descriptor)  # gives the lock back
+
+
+def another_routes(which: str) -> ConflictError:
+    return ConflictError(
+        f"another client already routes through its tunnel{which}",
+        hint="stop it first; two tunnels cannot both take everything",
+    )
+
+
+def _acquire(descriptor: int, patience: float) -> None:
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise another_routes(_pid_of_holder(descriptor)) from None
+            threading.Event().wait(RETRY_INTERVAL)
+        else:
+            return
 
 
 def _pid_of_holder(descriptor: int) -> str:

@@ -13,7 +13,7 @@ from tidegate.errors import HostNetworkError
 from tidegate.host import sole_router
 
 INSIDE = """
-import json, os, signal, socket, subprocess, sys
+import json, os, signal, socket, subprocess, sys, threading, time
 from tidegate.errors import TidegateError
 from tidegate.host.sole_router import LOCK_FILE, sole_router
 
@@ -22,9 +22,9 @@ OPEN = ["dd", f"if={LOCK_FILE}", "count=0", "status=none"]
 TAKE = "from tidegate.host.sole_router import sole_router\\nwith sole_router(): print(\\"taken\\")"
 told = {}
 
-def take():
+def take(patience=0.0):
     try:
-        with sole_router():
+        with sole_router(patience=patience):
             return "taken"
     except TidegateError as refused:
         return str(refused)
@@ -42,9 +42,13 @@ if holder == 0:
 os.read(reader, 1)
 told["while another has it"] = take()
 told["pid"] = holder
+began = time.monotonic()
+told["after a while"] = take(0.3)
+told["waited"] = time.monotonic() - began
 told["in another namespace"] = subprocess.run(
     ["unshare", "--net", sys.executable, "-c", TAKE], capture_output=True, text=True).stdout
-os.kill(holder, signal.SIGKILL)
+threading.Timer(0.3, os.kill, [holder, signal.SIGKILL]).start()
+told["of one that was about to give it back"] = take(30)
 os.waitpid(holder, 0)
 told["after it was killed"] = take()
 with socket.socket(socket.AF_UNIX) as name:  # anybody can
@@ -73,6 +77,9 @@ def test_one_client_of_a_namespace_has_it_and_nobody_without_rights_can_keep_it_
         f"another client already routes through its tunnel (pid {told['pid']})"
         in told["while another has it"]
     )
+    assert told["after a while"] == told["while another has it"]
+    assert 0.3 <= told["waited"] < 10
+    assert told["of one that was about to give it back"] == "taken"
     assert told["in another namespace"] == "taken\n"
     assert told["after it was killed"] == "taken"
     assert told["with a name taken"] == "taken"
