@@ -25,7 +25,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 from pathlib import Path
@@ -193,7 +193,14 @@ def remove_leftovers() -> None:
     """Takes back what a killed client left; nothing while one is running. Raises `HostNetworkError`."""
     import pyroute2  # noqa: F401, PLC0415 -- slow to import, and others may wait for the lock
 
-    with suppress(ConflictError), sole_router():
+    with ExitStack() as held:
+        try:
+            held.enter_context(sole_router())
+        except ConflictError:
+            return
+        except HostNetworkError as cause:  # who routes everything here will be told
+            log.debug("it cannot be known whether another client is running", cause=cause.message)
+            return
         _remove_ours()
 
 

@@ -9,6 +9,7 @@ connecting. Clients that share a network namespace, but see it through different
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import threading
@@ -35,7 +36,7 @@ def sole_router(*, patience: float = 0.0) -> Iterator[None]:
     except OSError as cause:
         raise HostNetworkError(
             f"{LOCK_FILE} cannot be opened ({cause.strerror}), which keeps clients out of each other's way",
-            hint="mount /proc here, or use --no-routes",
+            hint="mount /proc here, or use --no-routes" if cause.errno == errno.ENOENT else "use --no-routes",
         ) from cause
     try:
         _acquire(descriptor, patience)

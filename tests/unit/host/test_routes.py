@@ -6,13 +6,14 @@ import json
 import subprocess
 import sys
 from ipaddress import IPv4Address, ip_network
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tidegate.host import MAIN_TABLE
-from tidegate.host.routes import FWMARK, TABLE, Rule, TunnelRoute, plan_routes
+from tidegate.host.routes import FWMARK, TABLE, Rule, TunnelRoute, plan_routes, remove_leftovers
 
 ENDPOINT = IPv4Address("192.0.2.7")
 
@@ -51,6 +52,14 @@ def test_the_tunnels_own_datagrams_never_enter_the_tunnel(allowed: list[object])
     swallowed = any(ENDPOINT in route.destination and route.table == MAIN_TABLE for route in plan.routes)
     assert not swallowed
     assert (plan.fwmark != 0) == plan.has_policy
+
+
+def test_leftovers_are_no_matter_where_nobody_can_tell_whose_they_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The lock may be out of sight, and a client that routes some networks alone does not need it."""
+    monkeypatch.setattr("tidegate.host.sole_router.LOCK_FILE", tmp_path / "missing")
+    remove_leftovers()
 
 
 SETUP = """

@@ -87,10 +87,15 @@ def test_one_client_of_a_namespace_has_it_and_nobody_without_rights_can_keep_it_
     assert told["an administrator of the network"]
 
 
-def test_a_host_without_the_lock_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sole_router, "LOCK_FILE", tmp_path / "missing")
+@pytest.mark.parametrize(("name", "mount"), [("missing", True), ("unfit/missing", False)])
+def test_a_host_without_the_lock_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, mount: bool
+) -> None:
+    (tmp_path / "unfit").touch()
+    monkeypatch.setattr(sole_router, "LOCK_FILE", tmp_path / name)
     with (
-        pytest.raises(HostNetworkError, match=r"missing cannot be opened .*mount /proc.*--no-routes"),
+        pytest.raises(HostNetworkError, match=r"missing cannot be opened .*--no-routes") as refused,
         sole_router.sole_router(),
     ):
         pass
+    assert ("mount /proc" in str(refused.value)) == mount, "not where it is there, but closed"
