@@ -25,7 +25,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 from pathlib import Path
@@ -36,7 +36,7 @@ import structlog
 from tidegate.errors import ConflictError, HostNetworkError
 from tidegate.host import MAIN_TABLE
 from tidegate.host.netlink import IFF_UP, INET6_PROC, RTN_UNREACHABLE, rtnetlink
-from tidegate.host.sole_router import PATIENCE, sole_router
+from tidegate.host.sole_router import PATIENCE, another_routes, sole_router
 
 log = structlog.get_logger("tidegate.routes")
 
@@ -201,11 +201,21 @@ def remove_leftovers() -> None:
         except HostNetworkError as cause:  # who routes everything here will be told
             log.debug("it cannot be known whether another client is running", cause=cause.message)
             return
-        _remove_ours()
+        with suppress(ConflictError):
+            _remove_ours()
 
 
 def _remove_ours() -> None:
-    """Whatever has our priorities or is in our table. To be called by who holds the lock."""
+    """Whatever has our priorities or is in our table. To be called by who holds the lock. Raises `ConflictError` if
+    another client is running that has its lock elsewhere (another mount of /proc)."""
+    with rtnetlink("look for another client's routes") as ip:
+        # The routes of a killed client went with its device, or its device, if that is persistent, has no carrier.
+        alive = {
+            link["index"]: link.get("IFLA_IFNAME") for link in ip.get_links() if link.get("IFLA_CARRIER")
+        }
+        for message in ip.get_routes(family=socket.AF_INET, table=TABLE):
+            if device := alive.get(message.get("RTA_OIF")):
+                raise another_routes(f", {device}")
     for family in (socket.AF_INET, socket.AF_INET6) if INET6_PROC.exists() else (socket.AF_INET,):
         with rtnetlink("remove an earlier client's rules") as ip:
             for message in list(ip.get_rules(family=family)):

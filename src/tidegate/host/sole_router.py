@@ -4,7 +4,8 @@ The lock is the kernel's (flock(2)), so that a killed client leaves none behind.
 network namespace has its own, and which nobody may open but who administers that namespace (root, or CAP_NET_ADMIN
 alone): a sysctl that is secret. Its value is neither read nor written. A file of ours would need a directory that
 clients without root can write, and a name that anybody can take (an abstract socket) would let anybody keep root from
-connecting. Clients that share a network namespace, but see it through different mounts of /proc, do not see each other.
+connecting. Clients that share a network namespace, but see it through different mounts of /proc, do not see each other
+here: who has the lock still has to look for another's routes.
 """
 
 from __future__ import annotations

@@ -88,9 +88,12 @@ GOING = [
 ]
 """What another program may take away, as systemd-networkd does at its start."""
 
-INSIDE = """
-import json, os, subprocess, sys
+INSIDE = '''
+import fcntl, json, os, struct, subprocess, sys, tempfile
+from contextlib import contextmanager
 from ipaddress import *
+from pathlib import Path
+from tidegate.host import sole_router
 from tidegate.errors import TidegateError
 from tidegate.host.routes import apply_routes, plan_routes, remove_leftovers, renew_routes
 
@@ -106,6 +109,15 @@ def way(target):
 
 plan = plan_routes((ip_network("0.0.0.0/0"), ip_network("::/0")), IPv4Address("192.0.2.7"))
 told = {"before": state()}
+
+@contextmanager
+def out_of_sight_of_the_lock():
+    """As behind another mount of /proc."""
+    there = sole_router.LOCK_FILE
+    with tempfile.NamedTemporaryFile() as elsewhere:
+        sole_router.LOCK_FILE = Path(elsewhere.name)
+        yield
+    sole_router.LOCK_FILE = there
 
 def client_that_is_killed():
     pid = os.fork()
@@ -136,6 +148,16 @@ with apply_routes(plan, "tun9"):
     running = state()
     remove_leftovers()
     told["still running"] = state() == running
+    with out_of_sight_of_the_lock(), open("/dev/net/tun", "r+b", buffering=0) as tun:
+        fcntl.ioctl(tun, 0x400454CA, struct.pack("16sH22x", b"tun9", 0x1001))  # TUNSETIFF, IFF_TUN | IFF_NO_PI
+        running = state()
+        remove_leftovers()
+        told["still running elsewhere"] = state() == running
+        try:
+            with apply_routes(plan, "tun9"):
+                told["third"] = "was let in"
+        except TidegateError as refused:
+            told["third"] = str(refused)
     told["renewed"] = [renew_routes(plan, "tun9")]
     sh("ip link set tun9 down")
     told["renewed"] += [renew_routes(plan, "tun9"), way("198.51.100.1")]
@@ -170,7 +192,7 @@ try:
 except TidegateError as refused:
     told["taken"] = str(refused)
 print(json.dumps(told))
-"""
+'''
 
 
 @pytest.mark.namespaces
@@ -203,6 +225,8 @@ def test_the_kernel_routes_as_planned_and_forgets_everything_afterwards() -> Non
     assert told["killed"] != told["before"]
     assert told["cleared"] == told["after"]
     assert told["still running"], "nothing is removed from under a client that lives"
+    assert told["still running elsewhere"]
+    assert "another client already routes through its tunnel, tun9" in told["third"]
     assert "dev tun9" in told["plain"]
     network, added, renewal = told["own"]
     assert "dev tun9" in network and "dev tun9" in added and renewal == "whole"
