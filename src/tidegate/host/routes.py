@@ -13,7 +13,9 @@ programs fall back to IPv4 at once, and nothing leaks past the tunnel.
 A client that was killed (SIGKILL) cannot take anything back. Its device goes with it, and the device's routes;
 the rules stay, the *unreachable* route (which is no device's) and `src_valid_mark`: IPv4 goes its old way, IPv6
 is blocked. Table, mark and priorities are constants, so that the next client recognises what it finds, and removes
-it before it does anything else. `src_valid_mark` stays as it is found: it may be the administrator's.
+it before it does anything else. A client that routes some networks alone leaves *unreachable* routes among those
+of the host; the next one that wants the same takes them over, which it knows by their protocol number.
+`src_valid_mark` stays as it is found: it may be the administrator's.
 
 Others take something away while a client runs: the kernel the routes of a device that is set down,
 systemd-networkd at its start the rules and routes that are not its own. `renew_routes` adds what has gone.
@@ -43,6 +45,7 @@ log = structlog.get_logger("tidegate.routes")
 FWMARK = 0x7467  # "tg"
 TABLE = FWMARK
 PRIORITY_MAIN, PRIORITY_TUNNEL = TABLE - 1, TABLE
+PROTOCOL = 0x74  # "t": who made a route (rtnetlink(7), rtm_protocol)
 FIB_RULE_INVERT = 2  # linux/fib_rules.h
 SRC_VALID_MARK = Path("/proc/sys/net/ipv4/conf/all/src_valid_mark")
 _GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EAFNOSUPPORT}
@@ -228,7 +231,7 @@ def _remove_ours() -> None:
 
 def _route_arguments(route: TunnelRoute, device: int) -> dict[str, Any]:
     family = _FAMILIES[route.destination.version]
-    common = {"dst": str(route.destination), "table": route.table, "family": family}
+    common = {"dst": str(route.destination), "table": route.table, "family": family, "proto": PROTOCOL}
     return common | ({"type": "unreachable"} if route.unreachable else {"oif": device, "scope": "link"})
 
 
@@ -245,8 +248,8 @@ def _added_route(route: TunnelRoute, device: int) -> Iterator[None]:
 
 
 def _add(ip: Any, route: TunnelRoute, arguments: dict[str, Any], device: int) -> bool:
-    """Adds the route, unless it is there: the kernel makes one into the network of the device's own address. Whether it
-    was added."""
+    """Adds the route, unless it is there: the kernel makes one into the network of the device's own address, and a
+    killed client leaves those to nowhere. Whether it is ours from now on."""
     from pyroute2 import NetlinkError  # noqa: PLC0415 -- slow to import
 
     try:
@@ -259,8 +262,18 @@ def _add(ip: Any, route: TunnelRoute, arguments: dict[str, Any], device: int) ->
                 f"this host has another route to {route.destination} already",
                 hint="take it out of AllowedIPs, or use --no-routes",
             ) from None
-        return False
+        if not route.unreachable or not _is_of_a_client(ip, route):
+            return False
+        log.info("taking over a route that another client left", destination=str(route.destination))
     return True
+
+
+def _is_of_a_client(ip: Any, route: TunnelRoute) -> bool:
+    return any(
+        (message.get("RTA_DST"), message["dst_len"], message["proto"])
+        == (str(route.destination.network_address), route.destination.prefixlen, PROTOCOL)
+        for message in ip.get_routes(family=_FAMILIES[route.destination.version], table=route.table)
+    )
 
 
 def _rule_arguments(rule: Rule) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def out_of_sight_of_the_lock():
         yield
     sole_router.LOCK_FILE = there
 
-def client_that_is_killed():
+def client_that_is_killed(plan=plan):
     pid = os.fork()
     if pid == 0:
         routes = apply_routes(plan, "tun9")
@@ -191,6 +191,14 @@ try:
         pass
 except TidegateError as refused:
     told["taken"] = str(refused)
+blocked = plan_routes((ip_network("2001:db8:5::/48"), ip_network("2001:db8:6::/48")), IPv4Address("192.0.2.7"))
+sh("ip -6 route add unreachable 2001:db8:6::/48")
+told["before blocked"] = state()
+client_that_is_killed(blocked)
+told["killed blocked"] = state()
+with apply_routes(blocked, "tun9"):
+    told["blocked"] = [way("2001:db8:5::1"), way("2001:db8:6::1")]
+told["after blocked"] = state()
 print(json.dumps(told))
 '''
 
@@ -231,5 +239,10 @@ def test_the_kernel_routes_as_planned_and_forgets_everything_afterwards() -> Non
     network, added, renewal = told["own"]
     assert "dev tun9" in network and "dev tun9" in added and renewal == "whole"
     assert told["after own"] == told["before own"], "the kernel made the one route, and keeps it"
+    assert all("No route to host" in way for way in told["blocked"])
+    assert told["killed blocked"] != told["before blocked"]
+    assert told["after blocked"] == told["before blocked"], (
+        "the killed one's route has gone, the host's own has not"
+    )
     assert "another route to 192.0.2.0/24" in told["taken"]
     assert "--no-routes" in told["taken"]
