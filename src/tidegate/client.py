@@ -24,6 +24,7 @@ from tidegate.host.names import resolve
 from tidegate.host.routes import Renewal, RoutePlan, plan_routes
 from tidegate.identity import Profile
 from tidegate.lifecycle import Supervisor
+from tidegate.log import RateLimit
 from tidegate.settings import OffloadSettings
 from tidegate.whereabouts import Whereabouts, find_anew
 
@@ -37,6 +38,8 @@ SILENCE = 20.0
 """Seconds after the first handshake until packets that nobody answers are mentioned, once."""
 SEARCH_PAUSE = 30.0
 """Seconds at least between two look-ups of the name of a gateway that does not answer."""
+LONGEST_SETTLE = 2.0
+"""Seconds at most until routes are renewed that another program takes away again and again."""
 FIRST_LOOK, LAST_LOOK = 0.05, 1.0
 """Seconds between looks for the first handshake: it comes within a round trip, or not soon."""
 
@@ -124,7 +127,7 @@ class Client:
         await asyncio.to_thread(self._host.configure_tun, self._tun_name, profile.address, profile.mtu)
         self._heed_stop()
         engine.start()
-        await undo.enter_async_context(in_thread(self._host.routes(plan, self._tun_name)))
+        in_force = await undo.enter_async_context(in_thread(self._host.routes(plan, self._tun_name)))
         self._heed_stop()
         if self._use_dns:
             await self._tell_resolver(undo)
@@ -133,8 +136,8 @@ class Client:
         heeded = {"handshake_unanswered": self._unanswered.set}
         self._supervisor.start("engine-events", lambda: watch_engine(engine, self._supervisor, heeded=heeded))
         self._supervisor.start("search", lambda: self._search(engine, endpoint, plan, resolvers))
-        if plan.routes:
-            self._supervisor.start("routes", lambda: self._keep_routes(plan))
+        if in_force.routes:
+            self._supervisor.start("routes", lambda: self._keep_routes(in_force))
         self._supervisor.start("handshake", lambda: self._await_handshake(engine))
 
     async def _remove_leftovers(self) -> None:
@@ -227,27 +230,34 @@ class Client:
         await self._supervisor.stopped()
 
     async def _keep_routes(self, plan: RoutePlan) -> None:
-        """Brings back what others take away: see `renew_routes`."""
+        """Brings back what others take away: see `renew_routes`. Less often where they do so again and again."""
         changed = asyncio.Event()
         was: Renewal = "whole"
+        pause = SETTLE
+        admit = RateLimit(asyncio.get_running_loop().time, burst=1).admit
+
+        def warn(event: str, **fields: object) -> None:
+            suppressed = admit(event)
+            if suppressed is not None:
+                log.warning(event, **fields, suppressed=suppressed)
+
         with self._host.watch(changed.set):
             changed.set()  # something may have been before
             while True:
                 await changed.wait()
-                if await self._supervisor.wait_for_stop(SETTLE):
+                if await self._supervisor.wait_for_stop(pause):
                     return
                 changed.clear()
                 try:
                     now = await to_its_end(partial(self._host.renew_routes, plan, self._tun_name))
                 except HostNetworkError as cause:
-                    log.warning("the tunnel's routes cannot be looked at", cause=cause.message)
+                    warn("the tunnel's routes cannot be kept", cause=cause.message)
                     continue
+                pause = min(pause * 2, LONGEST_SETTLE) if now == "renewed" else SETTLE
                 if now == "down" != was:
                     log.warning("the tunnel's device is down: traffic goes past it", device=self._tun_name)
                 elif now == "renewed":
-                    log.warning(
-                        "the tunnel's routes or rules had gone, and are there again", device=self._tun_name
-                    )
+                    warn("the tunnel's routes or rules had gone, and are there again", device=self._tun_name)
                 was = now
 
     async def _search(

@@ -319,12 +319,12 @@ class FakeClientHost:
         return self.name_servers
 
     @contextmanager
-    def routes(self, plan: RoutePlan, tun_name: str) -> Iterator[None]:
+    def routes(self, plan: RoutePlan, tun_name: str) -> Iterator[RoutePlan]:
         if self.failure is not None:
             raise self.failure
         self.journal.append("routes")
         try:
-            yield
+            yield plan
         finally:
             self.journal.append("routes undone")
 

@@ -391,6 +391,35 @@ def test_routes_are_not_renewed_after_they_have_been_taken_back(monkeypatch: pyt
     assert host.journal == [*WHOLE[:5], "routes renewed", *WHOLE[5:]]
 
 
+def test_a_program_that_takes_the_routes_away_each_time_is_told_of_once_and_given_some_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tidegate.client.SETTLE", 0.01)
+    monkeypatch.setattr("tidegate.client.LONGEST_SETTLE", 0.1)
+    host, events = FakeClientHost(), []  # type: ignore[var-annotated]
+    renewed = 0
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+
+        def renew(*_: object) -> Renewal:
+            nonlocal renewed
+            renewed += 1
+            loop.call_soon_threadsafe(host.changed)
+            return "renewed"
+
+        monkeypatch.setattr(host, "renew_routes", renew)
+        client = made(FakeEngine(), host, events)
+        task = await until_connected(client, events)
+        await asyncio.sleep(0.6)
+        client.request_stop()
+        await task
+
+    asyncio.run(scenario())
+    assert 3 <= renewed <= 10
+    assert capsys.readouterr().out.count("are there again") == 1
+
+
 class Name:
     """A host name whose address changes."""
 

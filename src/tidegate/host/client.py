@@ -24,7 +24,9 @@ class ClientHost(Protocol):
 
     def configure_tun(self, name: str, address: IPv4Interface, mtu: int) -> None: ...
     def resolvers(self) -> Sequence[Resolver]: ...
-    def routes(self, plan: RoutePlan, tun_name: str) -> AbstractContextManager[None]: ...
+    def routes(self, plan: RoutePlan, tun_name: str) -> AbstractContextManager[RoutePlan]:
+        """Gives what of the plan is in force: as much as this kernel takes."""
+
     def renew_routes(self, plan: RoutePlan, tun_name: str) -> Renewal: ...
     def watch(self, changed: Callable[[], None]) -> AbstractContextManager[None]: ...
     def dns(
@@ -51,9 +53,9 @@ class LinuxClientHost(ClientHost):
         return host_resolvers()
 
     @contextmanager
-    def routes(self, plan: RoutePlan, tun_name: str) -> Iterator[None]:
-        with apply_routes(plan, tun_name):
-            yield
+    def routes(self, plan: RoutePlan, tun_name: str) -> Iterator[RoutePlan]:
+        with apply_routes(plan, tun_name) as in_force:
+            yield in_force
 
     def renew_routes(self, plan: RoutePlan, tun_name: str) -> Renewal:
         return renew_routes(plan, tun_name)

@@ -26,9 +26,10 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, Literal
@@ -112,9 +113,10 @@ def plan_routes(allowed_ips: tuple[Network, ...], endpoint: IPv4Address) -> Rout
 
 
 @contextmanager
-def apply_routes(plan: RoutePlan, tun_name: str) -> Iterator[None]:
-    """The plan is in force while the block lasts. Raises `HostNetworkError`, with nothing left behind;
-    `ConflictError` if another client of this host (network namespace) already routes everything."""
+def apply_routes(plan: RoutePlan, tun_name: str) -> Iterator[RoutePlan]:
+    """The plan is in force while the block lasts, or what of it this kernel takes, which is given. Raises
+    `HostNetworkError`, with nothing left behind; `ConflictError` if another client of this host (network namespace)
+    already routes everything."""
     with ExitStack() as undo:
         if plan.has_policy:
             undo.enter_context(sole_router(patience=PATIENCE))
@@ -130,28 +132,33 @@ def apply_routes(plan: RoutePlan, tun_name: str) -> Iterator[None]:
             undo.enter_context(_added_rule(rule))
         if plan.has_policy:
             undo.enter_context(_source_check_sees_mark())
-        yield
+        yield possible
 
 
 def renew_routes(plan: RoutePlan, tun_name: str) -> Renewal:
-    """Adds the plan's routes and rules that have gone; while the tunnel's device is down, it cannot have any.
+    """Adds what has gone of the plan that `apply_routes` gave; while the tunnel's device is down, it cannot have any.
 
-    Raises `HostNetworkError`.
+    Raises `HostNetworkError`; what can be added is there then.
     """
-    wanted = _possible(plan)
     with rtnetlink(f"look at the routes through {tun_name}") as ip:
         [*found] = ip.get_links(ifname=tun_name)
         if not found or not found[0]["flags"] & IFF_UP:
             return "down"
         device = found[0]["index"]
-        routes_there, rules_there = _routes_there(ip, wanted.routes, device), _rules_there(ip, wanted)
-        routes = [route for route in wanted.routes if route not in routes_there]
-        rules = [rule for rule in wanted.rules if _rule_key(rule) not in rules_there]
-        for route in routes:
-            ip.route("add", **_route_arguments(route, device))
-        for rule in rules:
-            ip.rule("add", **_rule_arguments(rule))
-    return "renewed" if routes or rules else "whole"
+        routes_there, rules_there = _routes_there(ip, plan.routes, device), _rules_there(ip, plan)
+    missing: list[Callable[[], object]] = [
+        *(partial(_add_rule, rule) for rule in plan.rules if _rule_key(rule) not in rules_there),
+        *(partial(_add_route, route, device) for route in plan.routes if route not in routes_there),
+    ]
+    refusals = []
+    for add in missing:
+        try:
+            add()
+        except HostNetworkError as refused:
+            refusals.append(refused)
+    if refusals:
+        raise refusals[0]
+    return "renewed" if missing else "whole"
 
 
 def _possible(plan: RoutePlan) -> RoutePlan:
@@ -237,35 +244,36 @@ def _route_arguments(route: TunnelRoute, device: int) -> dict[str, Any]:
 
 @contextmanager
 def _added_route(route: TunnelRoute, device: int) -> Iterator[None]:
-    arguments = _route_arguments(route, device)
-    with rtnetlink(f"add a route to {route.destination}") as ip:
-        ours = _add(ip, route, arguments, device)
+    ours = _add_route(route, device)
     try:
         yield
     finally:
         if ours:
-            _undo(f"remove the route to {route.destination}", "route", arguments)
+            _undo(f"remove the route to {route.destination}", "route", _route_arguments(route, device))
 
 
-def _add(ip: Any, route: TunnelRoute, arguments: dict[str, Any], device: int) -> bool:
+def _add_route(route: TunnelRoute, device: int) -> bool:
     """Adds the route, unless it is there: the kernel makes one into the network of the device's own address, and a
     killed client leaves those to nowhere. Whether it is ours from now on."""
     from pyroute2 import NetlinkError  # noqa: PLC0415 -- slow to import
 
-    try:
-        ip.route("add", **arguments)
-    except NetlinkError as cause:
-        if cause.code != errno.EEXIST:
-            raise
+    with rtnetlink(f"add a route to {route.destination}") as ip:
+        try:
+            ip.route("add", **_route_arguments(route, device))
+        except NetlinkError as cause:
+            if cause.code != errno.EEXIST:
+                raise
+        else:
+            return True
         if route not in _routes_there(ip, (route,), device):
             raise HostNetworkError(
                 f"this host has another route to {route.destination} already",
                 hint="take it out of AllowedIPs, or use --no-routes",
-            ) from None
-        if not route.unreachable or not _is_of_a_client(ip, route):
-            return False
+            )
+        ours = route.unreachable and _is_of_a_client(ip, route)
+    if ours:
         log.info("taking over a route that another client left", destination=str(route.destination))
-    return True
+    return ours
 
 
 def _is_of_a_client(ip: Any, route: TunnelRoute) -> bool:
@@ -291,13 +299,16 @@ def _rule_arguments(rule: Rule) -> dict[str, Any]:
 
 @contextmanager
 def _added_rule(rule: Rule) -> Iterator[None]:
-    arguments = _rule_arguments(rule)
-    with rtnetlink(f"add rule {rule.priority}") as ip:
-        ip.rule("add", **arguments)
+    _add_rule(rule)
     try:
         yield
     finally:
-        _undo(f"remove rule {rule.priority}", "rule", arguments)
+        _undo(f"remove rule {rule.priority}", "rule", _rule_arguments(rule))
+
+
+def _add_rule(rule: Rule) -> None:
+    with rtnetlink(f"add rule {rule.priority}") as ip:
+        ip.rule("add", **_rule_arguments(rule))
 
 
 def _undo(doing: str, kind: str, arguments: dict[str, Any]) -> None:

@@ -93,7 +93,7 @@ import fcntl, json, os, struct, subprocess, sys, tempfile
 from contextlib import contextmanager
 from ipaddress import *
 from pathlib import Path
-from tidegate.host import sole_router
+from tidegate.host import routes, sole_router
 from tidegate.errors import TidegateError
 from tidegate.host.routes import apply_routes, plan_routes, remove_leftovers, renew_routes
 
@@ -122,8 +122,8 @@ def out_of_sight_of_the_lock():
 def client_that_is_killed(plan=plan):
     pid = os.fork()
     if pid == 0:
-        routes = apply_routes(plan, "tun9")
-        routes.__enter__()
+        applied = apply_routes(plan, "tun9")
+        applied.__enter__()
         os._exit(0)
     os.waitpid(pid, 0)
 
@@ -191,6 +191,18 @@ try:
         pass
 except TidegateError as refused:
     told["taken"] = str(refused)
+ipv6_there, routes.INET6_PROC = routes.INET6_PROC, Path("/nonexistent")
+with apply_routes(plan, "tun9") as in_force:
+    routes.INET6_PROC = ipv6_there
+    told["without IPv6"] = [renew_routes(in_force, "tun9"), sh("ip -6 rule")]
+several = plan_routes((ip_network("203.0.113.0/25"), ip_network("203.0.113.128/25")), IPv4Address("192.0.2.7"))
+with apply_routes(several, "tun9"):
+    sh("ip route del 203.0.113.0/25; ip route del 203.0.113.128/25; ip route add 203.0.113.0/25 dev eth0")
+    try:
+        renew_routes(several, "tun9")
+    except TidegateError as refused:
+        told["refused"] = [str(refused), way("203.0.113.1"), way("203.0.113.129")]
+    sh("ip route del 203.0.113.0/25 dev eth0")
 blocked = plan_routes((ip_network("2001:db8:5::/48"), ip_network("2001:db8:6::/48")), IPv4Address("192.0.2.7"))
 sh("ip -6 route add unreachable 2001:db8:6::/48")
 told["before blocked"] = state()
@@ -239,6 +251,11 @@ def test_the_kernel_routes_as_planned_and_forgets_everything_afterwards() -> Non
     network, added, renewal = told["own"]
     assert "dev tun9" in network and "dev tun9" in added and renewal == "whole"
     assert told["after own"] == told["before own"], "the kernel made the one route, and keeps it"
+    renewal, rules = told["without IPv6"]
+    assert renewal == "whole" and "29799" not in rules, "what is added later would not be taken back"
+    refusal, other, ours = told["refused"]
+    assert "another route to 203.0.113.0/25" in refusal
+    assert "dev eth0" in other and "dev tun9" in ours, "one that cannot be added keeps no other out"
     assert all("No route to host" in way for way in told["blocked"])
     assert told["killed blocked"] != told["before blocked"]
     assert told["after blocked"] == told["before blocked"], (
