@@ -83,9 +83,14 @@ def test_what_a_gateway_has_left_in_the_lock_is_not_taken_for_one_that_runs(tmp_
     lock.write_text("gateway 1\n")
     with lock.open() as of_a_command:
         fcntl.flock(of_a_command, fcntl.LOCK_EX)
-        threading.Timer(0.01, lock.write_text, ["command 2\n"]).start()
+
+        class CommandBeginsMeanwhile(threading.Event):
+            def wait(self, timeout: float | None = None) -> bool:
+                lock.write_text("command 2\n")
+                return super().wait(timeout)
+
         threading.Timer(0.2, fcntl.flock, [of_a_command, fcntl.LOCK_UN]).start()
-        with StateDir(tmp_path).lock("gateway"):
+        with StateDir(tmp_path).lock("gateway", given_up=CommandBeginsMeanwhile()):
             assert lock.read_text() == f"gateway {os.getpid()}\n"
 
 
