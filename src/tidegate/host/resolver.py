@@ -22,7 +22,9 @@ log = structlog.get_logger("tidegate.resolver")
 
 SYSTEMD_RESOLVED = Path("/run/systemd/resolve/io.systemd.Resolve")
 INTERFACE_ORDER = Path("/etc/resolvconf/interface-order")
-TIMEOUT = 10  # seconds for a helper command
+TIMEOUT = 10.0  # seconds for a helper command
+LEFTOVER_TIMEOUT = 2.0
+"""For one that most often has nothing to do; the start waits for it, and a stop during the start."""
 
 DnsOutcome = Literal["told", "refused", "unmanaged"]
 """What became of the tunnel's DNS servers; *refused*: what manages resolv.conf failed, *unmanaged*: there is none.
@@ -66,7 +68,8 @@ def remove_leftover_record(tun_name: str) -> None:
         return
     if resolvconf := shutil.which("resolvconf"):
         # Most often there is nothing to take back, and who may not do so may not have told anything either.
-        _run([resolvconf, "-d", _record(Path(resolvconf), tun_name), "-f"], quietly=True)
+        undo = [resolvconf, "-d", _record(Path(resolvconf), tun_name), "-f"]
+        _run(undo, timeout=LEFTOVER_TIMEOUT, quietly=True)
 
 
 def _exists(interface: str) -> bool:
@@ -95,11 +98,13 @@ def _record(resolvconf: Path, tun_name: str) -> str:
     return f"{kind}.{name}" if kind else name
 
 
-def _run(command: list[str], text: str | None = None, *, quietly: bool = False) -> bool:
+def _run(
+    command: list[str], text: str | None = None, *, timeout: float = TIMEOUT, quietly: bool = False
+) -> bool:
     complain = log.debug if quietly else log.warning
     try:
         done = subprocess.run(
-            command, input=text, text=True, capture_output=True, timeout=TIMEOUT, check=False
+            command, input=text, text=True, capture_output=True, timeout=timeout, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as cause:
         complain("a resolver command failed", command=command[0], cause=str(cause))

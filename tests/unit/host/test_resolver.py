@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -157,3 +158,10 @@ def test_a_program_with_nothing_to_take_back_is_no_reason_to_complain(
     remove_leftover_record("gone9")
     assert host.calls() == ["resolvconf -d gone9.inet -f"]
     assert capsys.readouterr().err == ""
+
+
+def test_a_program_that_hangs_holds_up_no_start_for_long(host: Host) -> None:
+    host.install("resolvconf").write_text("#!/bin/sh\nexec /bin/sleep 30\n")
+    began = time.monotonic()
+    remove_leftover_record("gone9")
+    assert time.monotonic() - began < 8
