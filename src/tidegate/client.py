@@ -349,6 +349,8 @@ async def to_its_end(work: Callable[[], T]) -> T:
         return await asyncio.shield(working)
     except asyncio.CancelledError:
         await asyncio.wait({working})
+        if not working.cancelled() and (cause := working.exception()) is not None:
+            log.debug("what was waited for at the end failed", cause=repr(cause))
         raise
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import itertools
 import json
 import os
@@ -22,7 +23,7 @@ import pytest
 
 from tests.unit.conftest import CommandLine
 from tests.unit.fakes import FakeClient, FakeClientHost, FakeEngine, FakeEvent, FakePeerStatus
-from tidegate.client import Client, ClientEvent
+from tidegate.client import Client, ClientEvent, to_its_end
 from tidegate.errors import EngineError, HostNetworkError
 from tidegate.host.resolver import DnsOutcome
 from tidegate.host.routes import Renewal
@@ -389,6 +390,29 @@ def test_routes_are_not_renewed_after_they_have_been_taken_back(monkeypatch: pyt
 
     asyncio.run(scenario())
     assert host.journal == [*WHOLE[:5], "routes renewed", *WHOLE[5:]]
+
+
+def test_what_fails_after_its_caller_was_cancelled_is_nobodys_complaint() -> None:
+    complaints: list[object] = []
+    failing = threading.Event()
+
+    def fail() -> None:
+        failing.wait(5)
+        raise HostNetworkError("too late")
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+        task = asyncio.create_task(to_its_end(fail))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        failing.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        del task
+        gc.collect()
+
+    asyncio.run(scenario())
+    assert complaints == []
 
 
 def test_a_program_that_takes_the_routes_away_each_time_is_told_of_once_and_given_some_time(
