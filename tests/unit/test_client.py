@@ -648,12 +648,11 @@ def test_switches_leave_dns_and_routes_alone(tidegate: CommandLine, tmp_path: Pa
 
 @pytest.mark.parametrize(("mode", "said"), [(0o644, True), (0o600, False)])
 def test_a_profile_that_everybody_can_read_is_mentioned(
-    tidegate: CommandLine, tmp_path: Path, mode: int, said: bool
+    tidegate: CommandLine, open_folder: Path, mode: int, said: bool
 ) -> None:
-    file = tmp_path / "alice.conf"
+    file = open_folder / "alice.conf"
     file.write_text(PROFILE.render())
     file.chmod(mode)
-    tmp_path.chmod(0o755)
     threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT)).start()
     outcome = tidegate("connect", file)
     assert outcome.code == 130

@@ -106,13 +106,14 @@ def read_profile(path: Path) -> Profile:
 
 
 def others_can_read(path: Path) -> bool:
-    """Whether any user of this machine may read a file, by its mode and its directory's, as wg-quick looks."""
+    """Whether any user of this machine may read a file, by its mode and those of all folders above it."""
     try:
-        file, directory = path.stat(), path.resolve().parent.stat()
+        file = path.stat()
+        folders = [folder.stat() for folder in path.resolve().parents]
     except OSError:
         return False  # whoever reads it will tell why not
     readable = stat.S_ISREG(file.st_mode) and file.st_mode & stat.S_IROTH
-    return bool(readable and directory.st_mode & stat.S_IXOTH)
+    return bool(readable and all(folder.st_mode & stat.S_IXOTH for folder in folders))
 
 
 def parse_profile(text: str, path: Path | str = "profile") -> Profile:

@@ -191,22 +191,31 @@ def test_a_file_that_is_no_profile_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "directory", "readable"),
-    [(0o644, 0o755, True), (0o644, 0o700, False), (0o640, 0o755, False), (0o600, 0o755, False)],
-    ids=lambda value: f"{value:o}" if isinstance(value, int) else "",
+    ("file", "folder", "above", "readable"),
+    [
+        (0o644, 0o755, 0o755, True),
+        (0o644, 0o711, 0o711, True),
+        (0o644, 0o700, 0o755, False),
+        (0o644, 0o755, 0o700, False),
+        (0o640, 0o755, 0o755, False),
+        (0o600, 0o755, 0o755, False),
+    ],
+    ids="{:o}".format,
 )
-def test_whom_a_files_keys_are_open_to_is_told_by_its_mode_and_its_directorys(
-    tmp_path: Path, file: int, directory: int, readable: bool
+def test_whom_a_files_keys_are_open_to_is_told_by_its_mode_and_those_of_the_folders_above(
+    open_folder: Path, file: int, folder: int, above: int, readable: bool
 ) -> None:
-    profile = tmp_path / "alice.conf"
+    profile = open_folder / "vpn" / "alice.conf"
+    profile.parent.mkdir()
     profile.touch()
     profile.chmod(file)
-    tmp_path.chmod(directory)
+    profile.parent.chmod(folder)
+    open_folder.chmod(above)
     assert others_can_read(profile) == readable
-    link = tmp_path / "link.conf"
+    link = open_folder / "link.conf"
     link.symlink_to(profile)
     assert others_can_read(link) == readable
-    assert not others_can_read(tmp_path / "missing.conf")
+    assert not others_can_read(open_folder / "missing.conf")
     assert not others_can_read(Path("/dev/null"))
 
 
