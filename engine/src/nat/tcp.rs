@@ -311,6 +311,7 @@ impl Connection {
         let answers = syn.has(tcp_flags::ACK);
         if !self.client.has(Progress::STARTED) {
             self.client = Sender::start(syn);
+            (self.state, self.reset) = (TcpState::Opening, false); // also where an RST has ended a call
         } else if syn.opens() {
             // After its own RST of a stale connection, the client repeats the SYN as it was (RFC 9293 §3.5.1).
             if syn.sequence != self.client.initial || self.state == TcpState::Closing {

@@ -90,6 +90,25 @@ fn a_client_may_call_whom_it_has_not_answered() {
 }
 
 #[test]
+fn a_client_may_call_whom_it_has_refused() {
+    type Refusal = fn(&mut Line, u32) -> Result<(), DropReason>;
+    let by_the_client: Refusal = |line, call| line.says("RA", 0, call + 1, b"");
+    let by_the_caller: Refusal = |line, call| line.hears("R", call + 1, 0, b"");
+    for refuse in [by_the_client, by_the_caller] {
+        for (call, answer) in [(THIRDS[0], THIRDS[1]), (THIRDS[1], THIRDS[0]), (THIRDS[2], THIRDS[0])] {
+            let mut line = Line::published();
+            line.hears("S", call, 0, b"").unwrap();
+            refuse(&mut line, call).unwrap();
+            line.says("S", 100, 0, b"").unwrap();
+            line.hears("SA", answer, 101, b"").unwrap();
+            line.says("A", 101, answer + 1, b"").unwrap();
+            line.hears("S", THIRDS[2] + 7, 0, b"").unwrap(); // forged: it takes nothing over
+            line.assert_stands(answer + 1, 101);
+        }
+    }
+}
+
+#[test]
 fn a_forged_second_call_does_not_take_the_place_of_the_one_that_the_client_answers() {
     for (first, forged) in [(THIRDS[0], THIRDS[1]), (THIRDS[1], THIRDS[0]), (THIRDS[0], THIRDS[2])] {
         let mut line = Line::published();
