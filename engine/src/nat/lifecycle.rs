@@ -233,8 +233,8 @@ impl Nat {
     }
 
     /// A port for a new mapping: a free one, unless the client has its share of them; else, for TCP, that of a closed
-    /// connection of the same client; else, if no more ports will come, one that is in use, but not towards `remote`
-    /// (RFC 7857 §3).
+    /// connection of the same client; else, if no more ports will come, or those are for others, one that is in use, but
+    /// not towards `remote` (RFC 7857 §3).
     fn draw_port(
         &mut self,
         protocol: Proto,
@@ -258,7 +258,7 @@ impl Nat {
                 return Some((port, Kind::Drawn));
             }
         }
-        if self.pools.more_to_come(protocol) {
+        if self.pools.more_to_come(protocol) && !has_its_share {
             return None;
         }
         self.pools

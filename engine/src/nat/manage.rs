@@ -46,7 +46,7 @@ impl Nat {
 
     /// Says whether ports of the protocol may still come. While they may, an empty pool is not an exhausted one: no port is
     /// shared, and what finds no port had better try again in a moment. Unless they are sure to come, the last part of a
-    /// pool is for clients that have less than their share. To begin with, none are expected.
+    /// pool is for clients that have less than their share, and the others share. To begin with, none are expected.
     pub fn expect_ports(&mut self, protocol: Proto, outlook: PortOutlook) {
         self.pools.set_outlook(protocol, outlook);
     }

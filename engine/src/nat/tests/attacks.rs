@@ -341,6 +341,20 @@ fn a_client_that_has_its_share_of_tcp_ports_shares_ports_towards_other_destinati
     assert_eq!(world.nat.free_ports(Proto::Tcp, EXTERNAL, PortClass::Unprivileged), 250, "for others");
 }
 
+#[test]
+fn a_client_that_has_its_share_of_tcp_ports_shares_them_also_while_more_are_asked_for() {
+    let mut world = World::new();
+    world.nat.expect_ports(Proto::Tcp, PortOutlook::Unsure);
+    for n in 0..1_900u16 {
+        let server = Endpoint::new(Ipv4Addr::new(198, 51, 100, 9), 1_000 + n);
+        let internal = Endpoint::new(Ipv4Addr::new(10, 66, 77, 2), 2_000 + n);
+        while world.nat.next_port_demand().is_some() {}
+        assert!(world.send(tcp(internal, server, "S", 1, 0, b"")).is_ok(), "{n}");
+    }
+    assert_eq!(world.nat.free_ports(Proto::Tcp, EXTERNAL, PortClass::Unprivileged), 250, "for others");
+    assert!(world.nat.next_port_demand().is_some());
+}
+
 /// One of four shards, with room for 2,048 mappings and 8,192 sessions, and 2,500 UDP ports.
 fn shard() -> World {
     let config =
