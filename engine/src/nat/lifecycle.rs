@@ -53,9 +53,6 @@ impl Nat {
         let mapping = match self.table.find_internal(protocol, internal) {
             Some(id) => {
                 let mapping = &self.table.mappings[id as usize];
-                if mapping.sessions as usize >= self.config.max_sessions_per_mapping {
-                    return Err(DropReason::SessionLimit);
-                }
                 if self.table.find_inbound(protocol, mapping.external, remote).is_some() {
                     // Only where the port is shared: another client talks to that very destination.
                     return Err(DropReason::PortsExhausted);
@@ -64,7 +61,12 @@ impl Nat {
             }
             None => self.open_mapping(protocol, internal, remote, now)?,
         };
-        if limit.is_some() {
+        let sessions = self.table.mappings[mapping as usize].sessions as usize;
+        if sessions >= self.config.max_sessions_per_mapping {
+            if protocol != Proto::Tcp || !self.evict_call_of(mapping) {
+                return Err(DropReason::SessionLimit);
+            }
+        } else if limit.is_some() {
             self.evict_call(internal.address, mapping, now);
         }
         let id = self.add_session(mapping, remote, tcp, now);

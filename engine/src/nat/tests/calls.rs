@@ -224,6 +224,25 @@ fn visitors_of_one_port_that_have_gone_close_no_other() {
 }
 
 #[test]
+fn a_flood_of_a_port_does_not_keep_its_client_from_calling_from_there() {
+    let mut world = World::with(NatConfig { max_sessions_per_mapping: 8, ..NatConfig::default() });
+    let external = Endpoint::new(EXTERNAL, 443);
+    world.nat.publish(Proto::Tcp, external, at(CLIENT), world.now).unwrap();
+    let mut line = Line { world, external };
+    for n in 0..20 {
+        line.world.receive(tcp(Endpoint::new(address("192.0.2.77"), n), external, "S", 1, 0, b"")).unwrap();
+    }
+    line.says("S", 100, 0, b"").unwrap();
+    for n in 20..40 {
+        line.world.receive(tcp(Endpoint::new(address("192.0.2.77"), n), external, "S", 1, 0, b"")).unwrap();
+    }
+    assert_eq!(line.world.nat.counts().sessions, 8);
+    line.hears("SA", 900, 101, b"").unwrap();
+    line.says("A", 101, 901, b"").unwrap();
+    line.assert_stands(901, 101);
+}
+
+#[test]
 fn a_call_that_has_become_the_clients_own_makes_no_room() {
     for mut here in Flooded::both() {
         here.line.hears("S", 1, 0, b"").unwrap();
