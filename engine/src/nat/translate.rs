@@ -92,7 +92,7 @@ impl Nat {
         if fragment != 0 {
             return None; // the pieces of a datagram stay together
         }
-        let (protocol, remote, external) = ends(packet).or_else(|| echo_reply_ends(packet))?;
+        let (protocol, remote, external) = ends(packet).or_else(|| icmp_reply_ends(packet))?;
         let table = &self.table;
         if let Some(id) = table.find_inbound(protocol, external, remote) {
             return Some(table.sessions[id as usize].internal.address);
@@ -248,13 +248,13 @@ fn ends(packet: &[u8]) -> Option<(Proto, Endpoint, Endpoint)> {
     (h[0] == WITHOUT_OPTIONS).then_some((protocol, source, destination))
 }
 
-/// The same for the reply to an echo request.
-fn echo_reply_ends(packet: &[u8]) -> Option<(Proto, Endpoint, Endpoint)> {
+/// The same for the answer to an ICMP query.
+fn icmp_reply_ends(packet: &[u8]) -> Option<(Proto, Endpoint, Endpoint)> {
     const WITHOUT_OPTIONS: u8 = 0x45;
-    const ECHO_REPLY: u8 = 0;
     let h: &[u8; 26] = packet.first_chunk()?;
-    let is_reply =
-        h[0] == WITHOUT_OPTIONS && Proto::from_number(h[9]) == Some(Proto::Icmp) && h[20] == ECHO_REPLY;
+    let is_reply = h[0] == WITHOUT_OPTIONS
+        && Proto::from_number(h[9]) == Some(Proto::Icmp)
+        && icmp::message(h[20]) == Some(Message::Reply);
     let source = Endpoint::new(Ipv4Addr::new(h[12], h[13], h[14], h[15]), 0);
     let identifier = u16::from_be_bytes([h[24], h[25]]);
     let destination = Endpoint::new(Ipv4Addr::new(h[16], h[17], h[18], h[19]), identifier);

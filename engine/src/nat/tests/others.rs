@@ -330,6 +330,8 @@ fn whose_a_packet_from_outside_is_can_be_told_before_it_is_checked() {
     assert_eq!(recipient(&udp(stranger, for_two, b"")), Some(3), "the port is the client's");
     assert_eq!(recipient(&tcp(stranger, published, "S", 1, 0, b"")), Some(4));
     assert_eq!(recipient(&icmp(0, at(SERVER).address, EXTERNAL, identifier)), Some(3));
+    assert_eq!(recipient(&icmp(14, at(SERVER).address, EXTERNAL, identifier)), Some(3), "a timestamp reply");
+    assert_eq!(recipient(&icmp(8, at(SERVER).address, EXTERNAL, identifier)), None, "a query");
     assert_eq!(recipient(&icmp(0, at(SERVER).address, EXTERNAL, identifier ^ 1)), None);
     assert_eq!(recipient(&tcp(at(SERVER), for_one, "A", 1, 0, b"")), None, "another protocol's port");
 
