@@ -44,13 +44,14 @@ impl ExternalLink {
         }
     }
 
-    /// The address under which a neighbour knows us: one in a network that it shares with us, since many stations do not
-    /// answer a request from elsewhere. If there is none, the first.
+    /// The address under which a neighbour knows us: one in a network that it shares with us, the smallest one, since many
+    /// stations do not answer a request from elsewhere. Of several, or if there is none, the first.
     pub fn face_towards(&self, neighbor: Ipv4Addr) -> Ipv4Addr {
         let shared = |&&address: &&Ipv4Addr| {
-            self.on_link.iter().any(|prefix| prefix.contains(neighbor) && prefix.contains(address))
+            let networks = self.on_link.iter().filter(|on_link| on_link.contains(neighbor));
+            networks.filter(|network| network.contains(address)).map(|network| network.len()).max()
         };
-        let face = self.addresses.iter().find(shared).or(self.addresses.first());
+        let face = self.addresses.iter().rev().max_by_key(shared); // which takes the last of several
         face.copied().unwrap_or(Ipv4Addr::UNSPECIFIED)
     }
 }
@@ -92,6 +93,9 @@ mod tests {
         assert_eq!(face(&link, "198.51.100.1"), second);
         assert_eq!(face(&link, "192.0.2.1"), first);
         assert_eq!(face(&link, "203.0.113.7"), first, "on the link, but in no network of ours");
+        link.on_link.push("192.0.0.0/5".parse().unwrap());
+        assert_eq!(face(&link, "198.51.100.1"), second, "the first one shares but a larger network");
+        assert_eq!(face(&link, "195.0.0.1"), first);
         link.addresses.clear();
         assert_eq!(face(&link, "192.0.2.1"), Ipv4Addr::UNSPECIFIED);
     }
