@@ -6,7 +6,7 @@
 //!
 //! UDP GSO is broken on some kernels and drivers. If the kernel refuses a train with `EIO` or `EINVAL`, the train goes out
 //! datagram by datagram. Most refusals are about a route, so only those towards many destinations, without a train that was
-//! taken between them, switch GSO off for good ([`Refusals`]), and [`Transport::gso`] tells.
+//! taken between them, switch GSO off for good; many towards few let it rest ([`Refusals`]). [`Transport::gso`] tells.
 //!
 //! On a host with several addresses each datagram tells to which it was sent (`IP_PKTINFO`), and answers leave from there
 //! ([`Path::local`]). Should the host have lost that address, they leave from another, and [`SendOutcome::gone`] tells.
@@ -268,7 +268,8 @@ impl Transport for UdpTransport {
     fn send(&mut self, trains: &[SendTrain<'_>]) -> SendOutcome {
         let mut outcome = SendOutcome::default();
         for batch in trains.chunks(MAX_MESSAGES) {
-            if self.gso || batch.iter().all(|train| train.datagrams() == 1) {
+            let are_single = batch.iter().all(|train| train.datagrams() == 1);
+            if are_single || (self.gso && !self.refusals.rest()) {
                 self.send_trains(batch, &mut outcome);
             } else {
                 self.send_datagrams(batch, &mut outcome);
@@ -278,7 +279,7 @@ impl Transport for UdpTransport {
     }
 
     fn gso(&self) -> bool {
-        self.gso
+        self.gso && self.refusals.rest.is_none()
     }
 
     fn gro(&self) -> bool {
@@ -309,27 +310,40 @@ fn refuses_trains(error: &io::Error) -> bool {
 ///
 /// One of these alone says little. Kernels before 6.14 mean the MTU of a route by `EINVAL`; `EIO` may be about one route's
 /// IPsec policy, or about the one of several devices that makes no checksums. Peers behind such a route, even if they are
-/// alone for a while, must not cost all the others their trains.
+/// alone for a while, must not cost all the others their trains for good.
 #[derive(Default)]
 struct Refusals {
-    /// Whether the kernel has ever taken a train.
-    any_taken: bool,
-    /// How many it has refused since.
+    /// How many the kernel has refused since it took one.
     in_a_row: u32,
     /// Towards whom. At most [`Self::ENOUGH`]; a train that is taken clears them.
     destinations: Vec<Ipv4Addr>,
+    /// While no trains are tried: how many more batches go out without.
+    rest: Option<u32>,
 }
 
 impl Refusals {
-    /// So many destinations, and the kernel takes no trains at all; or so many `EIO` if it has never taken one: then a client,
-    /// which has one destination, or a gateway with few peers need not go on trying.
+    /// So many destinations, and the kernel takes no trains at all. So many in a row, be it towards one (a client has no more),
+    /// and then `EIO`, and trains rest: to have each refused costs more than to send it datagram by datagram.
     const ENOUGH: u32 = 64;
+    /// How many batches go out without trains before they are tried again: some seconds' worth of a busy gateway.
+    const REST: u32 = 16_384;
 
     /// A train was taken.
     fn end(&mut self) {
-        self.any_taken = true;
         self.in_a_row = 0;
         self.destinations.clear();
+        self.rest = None;
+    }
+
+    /// Whether the next batch goes out without trains.
+    fn rest(&mut self) -> bool {
+        match &mut self.rest {
+            None | Some(0) => false,
+            Some(batches) => {
+                *batches -= 1;
+                true
+            }
+        }
     }
 
     /// Whether, after one more refusal, none should be tried any more.
@@ -338,11 +352,13 @@ impl Refusals {
             return false;
         }
         self.in_a_row = self.in_a_row.saturating_add(1);
+        if self.in_a_row >= Self::ENOUGH && errno == Some(libc::EIO) {
+            self.rest = Some(Self::REST);
+        }
         if !self.destinations.contains(&to) {
             self.destinations.push(to);
         }
-        let never = errno == Some(libc::EIO) && !self.any_taken && self.in_a_row >= Self::ENOUGH;
-        never || self.destinations.len() >= Self::ENOUGH as usize
+        self.destinations.len() >= Self::ENOUGH as usize
     }
 }
 

@@ -98,36 +98,61 @@ fn a_train_that_the_kernel_refuses_goes_out_datagram_by_datagram() {
     for host in [1, 2].repeat(Refusals::ENOUGH as usize) {
         assert_eq!(refused(&mut sender, host), (true, true), "two peers alone never decide");
     }
-    for host in 3..Refusals::ENOUGH {
+    // Trains rest, the kernel is not asked, and one that it takes then ends that.
+    sender.refusals.rest = Some(1);
+    assert_eq!(refused(&mut sender, 1), (false, false));
+    sys::set_option(sender.fd.as_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, 0u32).unwrap();
+    assert_eq!(refused(&mut sender, 1), (false, true));
+    sys::set_option(sender.fd.as_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, 1u32).unwrap();
+    for host in 1..Refusals::ENOUGH {
         assert_eq!(refused(&mut sender, host), (true, true));
     }
     assert_eq!(refused(&mut sender, 0), (true, false), "too many of them: the kernel takes none");
+    sender.refusals.end();
     assert_eq!(refused(&mut sender, 0), (false, false), "and is not asked any more");
 }
 
 #[test]
 fn a_route_that_takes_no_trains_costs_the_others_none() {
-    let [ipsec, plain] = [Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2)];
+    let [ipsec, small] = [Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2)];
     let mut refusals = Refusals::default();
-    refusals.end();
     for _ in 0..1_000 {
-        assert!(!refusals.are_for_good(Some(libc::EIO), ipsec));
-        assert!(!refusals.are_for_good(Some(libc::EINVAL), plain));
+        for _ in 1..Refusals::ENOUGH / 2 {
+            assert!(!refusals.are_for_good(Some(libc::EIO), ipsec));
+            assert!(!refusals.are_for_good(Some(libc::EINVAL), small));
+        }
+        assert!(!refusals.rest());
+        refusals.end(); // towards another one
     }
-    assert_eq!(refusals.destinations, [ipsec, plain]);
+    for _ in 0..1_000 {
+        assert!(!refusals.are_for_good(Some(libc::EINVAL), small) && !refusals.rest());
+    }
     let mut others = (0..Refusals::ENOUGH).map(|host| Ipv4Addr::from_bits(0xc633_6400 + host));
-    let given_up = others.position(|to| refusals.are_for_good(Some(libc::EIO), to));
-    assert_eq!(given_up, Some(Refusals::ENOUGH as usize - 3), "with two, that is enough of them");
+    let given_up = others.position(|to| refusals.are_for_good(Some(libc::EINVAL), to));
+    assert_eq!(given_up, Some(Refusals::ENOUGH as usize - 2), "with that one, it is enough of them");
 }
 
 #[test]
-fn a_device_that_has_never_taken_a_train_is_given_up_for_one_destination() {
+fn a_device_that_takes_no_trains_any_more_is_tried_now_and_then() {
+    let to = Ipv4Addr::LOCALHOST; // a client has no more destinations than one
     let mut refusals = Refusals::default();
-    let mut refused = |errno| refusals.are_for_good(Some(errno), Ipv4Addr::LOCALHOST);
-    assert!((1..Refusals::ENOUGH).all(|_| !refused(libc::EMSGSIZE)), "that is about the datagrams' size");
-    assert!((1..Refusals::ENOUGH).all(|_| !refused(libc::EIO)));
-    assert!(!refused(libc::EINVAL), "that may be the MTU of its route");
-    assert!(refused(libc::EIO));
+    let rests_after = |refusals: &mut Refusals, errno| {
+        assert!(!refusals.are_for_good(Some(errno), to));
+        refusals.rest()
+    };
+    for _ in 0..3 {
+        for _ in 1..Refusals::ENOUGH {
+            assert!(!rests_after(&mut refusals, libc::EMSGSIZE), "that is about the datagrams' size");
+            assert!(!rests_after(&mut refusals, libc::EIO));
+        }
+        assert!(!rests_after(&mut refusals, libc::EINVAL), "that may be the MTU of its route");
+        for _ in 0..3 {
+            assert!(rests_after(&mut refusals, libc::EIO));
+            assert!((1..Refusals::REST).all(|_| refusals.rest()));
+            assert!(!refusals.rest(), "one more attempt");
+        }
+        refusals.end(); // it is taken
+    }
 }
 
 /// A socket on all addresses of the host.
