@@ -314,7 +314,10 @@ impl World {
                 let shard = script.pick([0, 1]);
                 self.obey(Command::Publish { protocol, external, internal, shard, reply });
             }
-            6 => self.obey(Command::Unpublish { protocol, external }),
+            6 => {
+                let gives_back = script.byte() % 2 == 0;
+                self.obey(Command::Unpublish { protocol, external, gives_back });
+            }
             _ => {
                 let (reply, answers) = sync_channel(1);
                 self.obey(Command::Mappings { address: None, limit: 10, reply });

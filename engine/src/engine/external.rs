@@ -250,16 +250,17 @@ impl GatewayEngine {
             match self.shards.ask(order) {
                 Ok(answers) => answers,
                 Err(silence) => {
-                    // A shard that is late finds both orders, in their order. The port may be lent to one of its
-                    // mappings if it was ours: then it goes on being the NAT's.
-                    self.shards.tell_all(|| Command::Unpublish { protocol, external });
+                    // A shard that is late finds both orders, in their order. If the port was ours, one of its mappings may
+                    // have it: then it goes on being the NAT's. Else the shard has taken it out of its pool by then, and
+                    // is the one to give it back.
+                    self.shards.tell_all(|| Command::Unpublish { protocol, external, gives_back: true });
                     self.disclaim(reserved, place);
                     return Err(silence);
                 }
             }
         };
         let Some(refusal) = answers.iter().find_map(|answer| answer.err()) else { return Ok(()) };
-        self.shards.tell_all(|| Command::Unpublish { protocol, external });
+        self.shards.tell_all(|| Command::Unpublish { protocol, external, gives_back: false });
         // The shard whose port it would be has either taken it out of its pool, or is one of those that refused.
         if answers[usize::from(port) % answers.len()].is_ok() {
             self.release(reserved, place);
@@ -273,7 +274,7 @@ impl GatewayEngine {
     fn withdraw(&mut self, protocol: Proto, port: u16, address: Ipv4Addr) {
         let Some(reserved) = port_protocol(protocol) else { return };
         let external = Endpoint::new(address, port);
-        self.shards.tell_all(|| Command::Unpublish { protocol, external });
+        self.shards.tell_all(|| Command::Unpublish { protocol, external, gives_back: false });
         self.release(reserved, SocketAddrV4::new(address, port));
     }
 

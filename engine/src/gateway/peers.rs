@@ -33,6 +33,8 @@ pub(super) struct Publication {
     client: Ipv4Addr,
     /// Where that client lives.
     pub(super) shard: u8,
+    /// Whether the port was this shard's to lend before.
+    was_ours: bool,
 }
 
 /// How the pools of external ports are refilled: what was asked for and has not come yet, and how much to ask for.
@@ -178,9 +180,12 @@ impl Gateway {
                 // Whoever asked may have given up.
                 reply.try_send(published).ok();
             }
-            Command::Unpublish { protocol, external } => {
-                self.published.remove(&(protocol, external));
+            Command::Unpublish { protocol, external, gives_back } => {
+                let published = self.published.remove(&(protocol, external));
                 self.nat.unpublish(protocol, external, now);
+                if gives_back && published.is_some_and(|publication| publication.was_ours) {
+                    self.nat.return_port(protocol, external);
+                }
             }
             Command::Mappings { address, limit, reply } => {
                 let mappings = self
@@ -236,12 +241,13 @@ impl Gateway {
         if self.published.get(&(protocol, external)).is_some_and(|held| held.client != client) {
             return Err(PublishError::PortInUse);
         }
+        let was_ours = self.nat.owns_port(protocol, external.address, external.port);
         if shard == self.shard {
             self.nat.publish(protocol, external, internal, now)?;
         } else {
             self.nat.cede_port(protocol, external)?;
         }
-        self.published.insert((protocol, external), Publication { client, shard });
+        self.published.insert((protocol, external), Publication { client, shard, was_ours });
         Ok(())
     }
 

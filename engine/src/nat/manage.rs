@@ -62,8 +62,13 @@ impl Nat {
         self.pools.set_range(range);
     }
 
+    /// A port that is no longer published is the caller's again, as [`Nat::take_returned_ports`] tells.
+    pub fn return_port(&mut self, protocol: Proto, external: Endpoint) {
+        self.pools.give_back(protocol, external);
+    }
+
     /// Ports that have become the caller's again since the last call, because they are outside the range and nobody uses
-    /// them any more. It costs nothing if there are none.
+    /// them any more, or by [`Nat::return_port`]. It costs nothing if there are none.
     pub fn take_returned_ports(&mut self) -> Vec<(Proto, Endpoint)> {
         self.pools.take_returned()
     }

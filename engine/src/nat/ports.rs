@@ -111,6 +111,11 @@ impl Pools {
         std::mem::take(&mut self.returned)
     }
 
+    /// A port that was taken out of its pool ([`Self::take`]) is the shell's again.
+    pub(super) fn give_back(&mut self, protocol: Proto, external: Endpoint) {
+        self.returned.push((protocol, external));
+    }
+
     /// Whether the port may be lent. ICMP identifiers and privileged ports have no range.
     fn may_lend(&self, protocol: Proto, port: u16) -> bool {
         protocol == Proto::Icmp

@@ -153,11 +153,30 @@ fn a_refused_publication_leaves_nothing_behind() {
     assert_eq!(world.publish(Proto::Udp, PORTS[1], service), Err(PublishError::EndpointPublished));
     // The engine takes it back everywhere.
     let external = Endpoint::new(EXTERNAL, PORTS[1]);
-    world.tell_all(|| Command::Unpublish { protocol: Proto::Udp, external });
+    world.tell_all(|| Command::Unpublish { protocol: Proto::Udp, external, gives_back: false });
     let probe = Ip::udp(endpoint(SERVER, 4_000), endpoint(EXTERNAL, PORTS[1]), b"probe");
     world.dies(DropReason::NoMapping, |world| world.arrive(&probe));
     world.arrive(&Ip::udp(endpoint(SERVER, 4_000), endpoint(EXTERNAL, PORTS[0]), b"query"));
     assert_eq!(world.take_one(0).to(), service);
+}
+
+#[test]
+fn a_port_whose_publication_came_to_nothing_is_given_back_by_the_shard_that_had_it() {
+    for client in [0, 1] {
+        let plan = Plan { shards: 2, port_range: (40_000, 40_005), ..Plan::default() };
+        let mut world = World::of(plan).connected();
+        let reserved = |world: &World, port| world.ownership.is_reserved(PortProtocol::Udp, EXTERNAL, port);
+        // One that was the NAT's, and one that was not and is for the engine to give back.
+        let all: Vec<u16> = (40_000..=40_005).filter(|&port| reserved(&world, port)).collect();
+        for port in [all[0], PORTS[0]] {
+            world.publish(Proto::Udp, port, endpoint(client_address(client), 53)).unwrap();
+            let external = Endpoint::new(EXTERNAL, port);
+            world.tell_all(|| Command::Unpublish { protocol: Proto::Udp, external, gives_back: true });
+        }
+        let left: Vec<u16> = (40_000..=40_005).filter(|&port| reserved(&world, port)).collect();
+        assert_eq!(left, all[1..]);
+        assert!(reserved(&world, PORTS[0]));
+    }
 }
 
 #[test]
