@@ -3,7 +3,7 @@
 //! Theory of operation. Between shards there are bounded queues that serve first come, first served, like a kernel's socket
 //! buffer. So each turn empties its own into a [`FairQueue`] ([`Crossings::collect`]), and takes a bounded share from there
 //! ([`Crossings::next`]): a client that floods another one on a second shard keeps nobody else's packets from crossing, and
-//! neither do fragments or ICMP errors from outside, nor handshakes.
+//! neither do fragments or ICMP errors from outside, a flood of somebody's published port, nor handshakes.
 
 use std::net::Ipv4Addr;
 use std::sync::mpsc::Receiver;
@@ -85,6 +85,7 @@ mod tests {
 
     const NOW: Timestamp = Timestamp::from_secs(10);
     const FLOODING: Ipv4Addr = Ipv4Addr::new(10, 66, 77, 2);
+    const FLOODED: Ipv4Addr = Ipv4Addr::new(10, 66, 77, 4);
     const QUIET: Ipv4Addr = Ipv4Addr::new(10, 66, 77, 3);
     const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
 
@@ -99,8 +100,8 @@ mod tests {
         Crossing::ToPeer { packet: packet(source, len), offload: Offload::NONE }
     }
 
-    fn inbound(source: Ipv4Addr) -> Crossing {
-        Crossing::Inbound { packet: packet(source, 84), offload: Offload::NONE }
+    fn inbound(client: Option<Ipv4Addr>) -> Crossing {
+        Crossing::Inbound { packet: packet(OUTSIDE, 84), offload: Offload::NONE, client }
     }
 
     fn initiation() -> Crossing {
@@ -131,16 +132,18 @@ mod tests {
         let mut crossings = Crossings::new(receiver);
         for _ in 0..300 {
             sender.try_send(to_peer(FLOODING, 1_400)).unwrap();
-            sender.try_send(inbound(OUTSIDE)).unwrap();
+            sender.try_send(inbound(None)).unwrap();
+            sender.try_send(inbound(Some(FLOODED))).unwrap();
         }
         sender.try_send(to_peer(QUIET, 84)).unwrap();
+        sender.try_send(inbound(Some(QUIET))).unwrap();
         sender.try_send(initiation()).unwrap();
         let is_quiet = |crossing: &Crossing| {
             matches!(crossing.owner(), Owner::Newcomer) || crossing.owner() == Owner::Client(QUIET)
         };
         let places = places(&mut crossings, is_quiet);
-        assert_eq!(places.len(), 2, "nothing is lost");
-        assert!(places.iter().all(|&place| place < 350), "{places:?}: after one quantum of each flood");
+        assert_eq!(places.len(), 3, "nothing is lost");
+        assert!(places.iter().all(|&place| place < 600), "{places:?}: after one quantum of each flood");
         assert!(!crossings.is_waiting());
     }
 

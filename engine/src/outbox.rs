@@ -147,6 +147,8 @@ pub enum Crossing {
         packet: Vec<u8>,
         /// Its offload metadata.
         offload: Offload,
+        /// The client that sent it, or that publishes its port, as far as it is known here.
+        client: Option<Ipv4Addr>,
     },
 }
 
@@ -159,7 +161,8 @@ impl Crossing {
         }
     }
 
-    /// Whose it is: the inner source's, which the router has judged; what comes from outside names what source it likes.
+    /// Whose it is: the inner source's, which the router has judged; what comes from outside names what source it likes, and
+    /// is the client's that publishes the port, if one does.
     pub fn owner(&self) -> Owner<Ipv4Addr> {
         match self {
             Self::Initiation { .. } => Owner::Newcomer,
@@ -167,7 +170,7 @@ impl Crossing {
                 Some(&[a, b, c, d]) => Owner::Client(Ipv4Addr::new(a, b, c, d)),
                 _ => Owner::Stranger,
             },
-            Self::Inbound { .. } => Owner::Stranger,
+            Self::Inbound { client, .. } => client.map_or(Owner::Stranger, Owner::Client),
         }
     }
 }

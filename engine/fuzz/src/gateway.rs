@@ -176,7 +176,7 @@ impl World {
                 let crossing = match script.byte() % 3 {
                     0 => Crossing::Initiation { from: STRANGER.into(), datagram: bytes },
                     1 => Crossing::ToPeer { packet: bytes, offload: virtio(script) },
-                    _ => Crossing::Inbound { packet: bytes, offload: virtio(script) },
+                    _ => Crossing::Inbound { packet: bytes, offload: virtio(script), client: None },
                 };
                 self.gateway.receive_crossing(self.now, &mut self.arena, crossing, &mut self.outbox);
                 self.finish();

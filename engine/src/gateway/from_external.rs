@@ -35,7 +35,7 @@ impl Gateway {
                 self.route_from_external(now, arena, origin, Offload::NONE, entrance, outbox);
             }
             Ok(decision) => {
-                if !matches!(decision.exit, Exit::Hairpin(_) | Exit::Held) {
+                if !matches!(decision.exit, Exit::Hairpin { .. } | Exit::Held) {
                     self.traffic.count(Direction::FromExternal, decision.shape);
                 }
                 self.leave(now, arena, origin, decision, outbox);
@@ -68,12 +68,13 @@ impl Gateway {
             };
             return Ok(Decision { exit, destination, shape: packet.shape() });
         }
-        let shard = self.shard_of_inbound(packet);
+        let (shard, client) = self.home_of_inbound(packet);
         if shard != self.shard {
             if entrance == Entrance::Shard {
                 return Err(DropReason::NoMapping.into());
             }
-            return Ok(Decision { exit: Exit::Hairpin(shard), destination, shape: packet.shape() });
+            let exit = Exit::Hairpin { shard, client };
+            return Ok(Decision { exit, destination, shape: packet.shape() });
         }
         // Should the packet be too big or too old, its sender is told about the packet that it knows, not about the
         // translated one; and only if there is a mapping, so that a scanner learns nothing.
@@ -105,15 +106,14 @@ impl Gateway {
         Ok(Decision { exit: Exit::Peer(inner), destination: inner, shape: packet.shape() })
     }
 
-    /// Which shard's NAT a packet from outside belongs to: the port of ours that it names, or that its quotation names.
-    pub(super) fn shard_of_inbound(&self, packet: &Ipv4Packet<'_>) -> u8 {
-        match crate::nat::external_port(packet) {
-            Some((protocol, port)) => self
-                .published
-                .get(&(protocol, Endpoint::new(packet.destination(), port)))
-                .map_or((port % u16::from(self.shards.max(1))) as u8, |publication| publication.shard),
-            // Nobody's: it is dropped, with a reason, wherever it is.
-            None => self.shard,
+    /// Which shard's NAT a packet from outside belongs to, by the port of ours that it names, or that its quotation names; and
+    /// which client's it is, if that port is published.
+    pub(super) fn home_of_inbound(&self, packet: &Ipv4Packet<'_>) -> (u8, Option<Ipv4Addr>) {
+        // Nobody's: it is dropped, with a reason, wherever it is.
+        let Some((protocol, port)) = crate::nat::external_port(packet) else { return (self.shard, None) };
+        match self.published.get(&(protocol, Endpoint::new(packet.destination(), port))) {
+            Some(publication) => (publication.shard, Some(publication.client)),
+            None => ((port % u16::from(self.shards.max(1))) as u8, None),
         }
     }
 }

@@ -65,7 +65,7 @@ impl Gateway {
                     Err(reason) => self.drops.count(reason),
                 }
             }
-            Crossing::Inbound { packet, offload } => {
+            Crossing::Inbound { packet, offload, .. } => {
                 let origin = Origin::Owned(packet);
                 self.route_from_external(now, arena, origin, offload, Entrance::Shard, outbox);
             }

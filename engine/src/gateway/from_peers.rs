@@ -125,7 +125,7 @@ impl Gateway {
     }
 
     fn decide_from_peer(&mut self, now: Timestamp, packet: &mut Ipv4Packet<'_>) -> Result<Decision, Refusal> {
-        let destination = packet.destination();
+        let (client, destination) = (packet.source(), packet.destination());
         if packet.is_fragment() {
             let exit = match self.from_peers.push(packet, now)? {
                 Some(datagram) => Exit::Reassembled(datagram),
@@ -142,7 +142,7 @@ impl Gateway {
             Verdict::Host if self.nat_owns_destination(packet) => {
                 self.forward_checks(now, packet, self.tunnel_mtu)?;
                 self.translate_outbound(now, packet)?;
-                Exit::Hairpin(self.shard_of_inbound(packet))
+                self.hairpin(packet, client)
             }
             Verdict::Host => Exit::Host,
             Verdict::External => {
@@ -152,12 +152,17 @@ impl Gateway {
                 self.forward_checks(now, packet, self.external.mtu)?;
                 match self.translate_outbound(now, packet)? {
                     Outbound::External => Exit::External,
-                    Outbound::Hairpin => Exit::Hairpin(self.shard_of_inbound(packet)),
+                    Outbound::Hairpin => self.hairpin(packet, client),
                 }
             }
             Verdict::Drop(reason) => return Err(reason.into()),
         };
         Ok(Decision { exit, destination: packet.destination(), shape: packet.shape() })
+    }
+
+    /// The way of a client's packet, translated, to a port of ours.
+    fn hairpin(&self, packet: &Ipv4Packet<'_>, client: Ipv4Addr) -> Exit {
+        Exit::Hairpin { shard: self.home_of_inbound(packet).0, client: Some(client) }
     }
 
     /// What a router does to every packet that it forwards: the TTL, the path's MTU, and the MSS of TCP.

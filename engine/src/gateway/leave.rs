@@ -47,8 +47,11 @@ pub(super) enum Exit {
     Peer(Ipv4Addr),
     Host,
     External,
-    /// One of our external addresses, on a port that the NAT of that shard owns.
-    Hairpin(u8),
+    /// One of our external addresses, on a port that the NAT of that shard owns; and whose packet it is there.
+    Hairpin {
+        shard: u8,
+        client: Option<Ipv4Addr>,
+    },
     /// A fragment completed this datagram, which now has to be routed itself.
     Reassembled(Vec<u8>),
     /// A fragment that waits for the others.
@@ -93,13 +96,13 @@ impl Gateway {
                 outbox.tun.push(DeviceFrame { packet, header, shape, destination_mac: [0; 6] });
             }
             Exit::External => self.leave_to_external(now, arena, packet, shape, destination, outbox),
-            Exit::Hairpin(shard) if shard == self.shard => {
+            Exit::Hairpin { shard, .. } if shard == self.shard => {
                 let origin = Origin::Owned(outbox.to_vec(&packet, arena));
                 self.route_from_external(now, arena, origin, shape.offload(), Entrance::Hairpin, outbox);
             }
-            Exit::Hairpin(shard) => {
+            Exit::Hairpin { shard, client } => {
                 let bytes = outbox.to_vec(&packet, arena);
-                let crossing = Crossing::Inbound { packet: bytes, offload: shape.offload() };
+                let crossing = Crossing::Inbound { packet: bytes, offload: shape.offload(), client };
                 outbox.crossings.push((shard, crossing));
             }
             Exit::Reassembled(_) | Exit::Held => {}

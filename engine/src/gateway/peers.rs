@@ -30,7 +30,7 @@ const SHORTAGE_LASTS: Duration = Duration::from_secs(10);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Publication {
     /// The client that it leads to.
-    client: Ipv4Addr,
+    pub(super) client: Ipv4Addr,
     /// Where that client lives.
     pub(super) shard: u8,
     /// Whether the port was this shard's to lend before.

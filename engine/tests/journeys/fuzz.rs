@@ -193,7 +193,7 @@ fn take_step(
                     datagram: dice.datagram(),
                 },
                 1 => Crossing::ToPeer { packet: dice.packet(SERVER), offload: dice.offload() },
-                _ => Crossing::Inbound { packet: dice.packet(SERVER), offload: dice.offload() },
+                _ => Crossing::Inbound { packet: dice.packet(SERVER), offload: dice.offload(), client: None },
             };
             world.cross(shard, crossing);
         }

@@ -2,6 +2,7 @@
 
 use tidegate_engine::drop_reason::DropReason;
 use tidegate_engine::external::reservation::{Batch, PortProtocol, ReserveRequest};
+use tidegate_engine::fair_queue::Owner;
 use tidegate_engine::messages::Command;
 use tidegate_engine::nat::{Endpoint, Proto, PublishError};
 use tidegate_engine::outbox::Crossing;
@@ -34,6 +35,20 @@ fn a_published_port_reaches_its_client_on_whichever_shard_that_lives() {
         }
         assert!(world.drops().is_empty(), "{:?}", world.drops());
     }
+}
+
+#[test]
+fn what_crosses_to_a_published_port_is_its_clients_or_whose_client_sends_it() {
+    let mut world = World::with_shards(2).connected();
+    let [publisher, sender] = [0, 1].map(client_address);
+    world.publish(Proto::Udp, PORTS[1], endpoint(publisher, 53)).unwrap(); // packets come to the sender's shard
+    let port = endpoint(EXTERNAL, PORTS[1]);
+    world.crossed.clear();
+    world.arrive(&Ip::udp(endpoint(SERVER, 4_000), port, b"query"));
+    assert_eq!(world.crossed, [Owner::Client(publisher)]);
+    world.send(1, &Ip::udp(endpoint(sender, 6_000), port, b"query"));
+    assert_eq!(world.crossed[1..], [Owner::Client(sender)]);
+    world.take(0);
 }
 
 #[test]

@@ -35,6 +35,7 @@ use tidegate_engine::drop_reason::{DropCounters, DropReason};
 use tidegate_engine::external::MacAddress;
 use tidegate_engine::external::next_hop::ExternalLink;
 use tidegate_engine::external::reservation::{Batch, PortOwnership, PortProtocol, Shortage};
+use tidegate_engine::fair_queue::Owner;
 use tidegate_engine::gateway::{Gateway, GatewayConfig};
 use tidegate_engine::messages::{Command, Events, MappingLog, ShardStatus};
 use tidegate_engine::nat::{Endpoint, NatConfig, Proto, PublishError};
@@ -140,6 +141,8 @@ pub struct World {
     pub arp_is_silent: bool,
     pub arp_requests: Vec<Ipv4Addr>,
     pub reserve_requests: usize,
+    /// Whose packets have crossed shards.
+    pub crossed: Vec<Owner<Ipv4Addr>>,
     /// To which shard initiations go, as the kernel's hash would have it.
     pub initiations_to: usize,
     /// The kernel steers data messages to the right shard; otherwise all go to this one.
@@ -213,6 +216,7 @@ impl World {
             arp_is_silent: false,
             arp_requests: Vec::new(),
             reserve_requests: 0,
+            crossed: Vec::new(),
             initiations_to: 0,
             all_datagrams_to: None,
             internet_answers: true,
@@ -438,6 +442,7 @@ impl World {
         }
         for (to, crossing) in output.crossings {
             assert_ne!(usize::from(to), shard, "a crossing to oneself");
+            self.crossed.push(crossing.owner());
             self.events.push_back(Event::Crossing(usize::from(to), crossing));
         }
     }
