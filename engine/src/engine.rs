@@ -217,8 +217,8 @@ impl GatewayEngine {
         let senders = self.shards.senders.clone();
         let events = self.shards.events.clone();
         let reserver = Reserver::start(reservation, move |batch| {
-            if let Some(shortage) = &batch.shortage {
-                let request = &batch.request;
+            let request = &batch.request;
+            if let Some(shortage) = batch.shortage.as_ref().filter(|_| !request.in_advance) {
                 events.push(
                     EventKind::PortsExhausted,
                     format!("{shortage} ({:?} on {})", request.protocol, request.address),

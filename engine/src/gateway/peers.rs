@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::*;
 use crate::external::reservation::{Batch, PortProtocol, first_ports};
 use crate::messages::PeerSnapshot;
-use crate::nat::{PortClass, PortOutlook, PublishError};
+use crate::nat::{PortClass, PortDemand, PortOutlook, PublishError};
 
 /// TCP ports of the first batch at most: a burst of that many connections finds its ports made, instead of having them made
 /// in its midst. And of any batch: reserving one takes some 6 us of the reserver's time.
@@ -305,13 +305,14 @@ impl Gateway {
                 }
                 for protocol in [Proto::Tcp, Proto::Udp] {
                     for class in [PortClass::Unprivileged, PortClass::Privileged] {
-                        requests.extend(self.port_request(protocol, address, class));
+                        requests.extend(self.port_request(protocol, address, class, false));
                     }
                 }
             }
         }
         while let Some(demand) = self.nat.next_port_demand() {
-            requests.extend(self.port_request(demand.protocol, demand.address, demand.class));
+            let PortDemand { protocol, address, class, in_advance, .. } = demand;
+            requests.extend(self.port_request(protocol, address, class, in_advance));
         }
         requests
     }
@@ -322,6 +323,7 @@ impl Gateway {
         protocol: Proto,
         address: Ipv4Addr,
         class: PortClass,
+        in_advance: bool,
     ) -> Option<ReserveRequest> {
         let reserved = reserved_as(protocol)?;
         if self.supply.asked.contains(&(protocol, address, class)) {
@@ -336,6 +338,7 @@ impl Gateway {
             shards: self.shards,
             ports: self.supply.ports(class),
             count: self.supply.batch(protocol, address, class, pools),
+            in_advance,
             returned: Vec::new(),
         })
     }
@@ -358,6 +361,7 @@ impl Gateway {
                     shards: self.shards,
                     ports: self.supply.ports(PortClass::Unprivileged),
                     count: 0,
+                    in_advance: false,
                     returned: Vec::new(),
                 });
             }

@@ -209,6 +209,8 @@ pub struct PortDemand {
     pub class: PortClass,
     /// How many are left to draw.
     pub free: usize,
+    /// Whether these will do for now, and all clients get theirs: that there are no more is no news yet.
+    pub in_advance: bool,
 }
 
 /// Whether more ports of a protocol can be had.

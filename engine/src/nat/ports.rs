@@ -65,6 +65,8 @@ struct Pool {
     owned: PortSet,
     /// Asks for ports, by class.
     demand: [bool; 2],
+    /// A client has got none of them since, for it has its share.
+    has_refused: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -260,13 +262,15 @@ impl Pools {
         }
     }
 
-    /// Asks for unprivileged ports, as drawing one from a pool that runs low does. Identifiers are all there.
+    /// Asks for unprivileged ports, as drawing one from a pool that runs low does: for a client that gets none of those that
+    /// are left. Identifiers are all there.
     pub(super) fn ask(&mut self, protocol: Proto, address: Ipv4Addr) {
         if protocol == Proto::Icmp {
             return;
         }
         let Some(pool) = self.pool_mut(protocol, address) else { return };
         pool.demand[PortClass::Unprivileged as usize] = true;
+        pool.has_refused = true;
         self.demand = true;
     }
 
@@ -330,7 +334,10 @@ impl Pools {
                     let pool = &mut pools[protocol.index()];
                     if std::mem::take(&mut pool.demand[class as usize]) {
                         let free = pool.free(class).len();
-                        return Some(PortDemand { protocol, address: *address, class, free });
+                        let in_advance = class == PortClass::Unprivileged
+                            && !std::mem::take(&mut pool.has_refused)
+                            && free >= LOW_WATER;
+                        return Some(PortDemand { protocol, address: *address, class, free, in_advance });
                     }
                 }
             }

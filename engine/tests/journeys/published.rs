@@ -222,6 +222,7 @@ fn a_port_that_was_published_while_its_batch_was_under_way_is_lent_by_nobody() {
         shards: 2,
         ports: LATE..=LATE,
         count: 1,
+        in_advance: false,
         returned: Vec::new(),
     };
     world.tell(0, Command::Ports(Batch { request, ports: vec![LATE], shortage: None }));

@@ -28,6 +28,8 @@ pub struct ReserveRequest {
     pub ports: RangeInclusive<u16>,
     /// How many.
     pub count: usize,
+    /// Whether nobody misses any yet.
+    pub in_advance: bool,
     /// Ports of the same protocol and address that the shard gives back. Who only gives and wants none gets no answer.
     pub returned: Vec<u16>,
 }
@@ -284,6 +286,7 @@ mod tests {
             shards: 4,
             ports: 63_000..=63_399,
             count,
+            in_advance: false,
             returned: Vec::new(),
         }
     }

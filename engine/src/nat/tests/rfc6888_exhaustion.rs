@@ -146,10 +146,31 @@ fn the_shell_is_told_when_a_pool_runs_low() {
         assert_eq!(world.nat.next_port_demand(), None);
     }
     open(&mut world, "10.66.77.2", 2_002).unwrap();
-    let demand =
-        PortDemand { protocol: Proto::Udp, address: EXTERNAL, class: PortClass::Unprivileged, free: 223 };
+    let class = PortClass::Unprivileged;
+    let demand = PortDemand { protocol: Proto::Udp, address: EXTERNAL, class, free: 223, in_advance: false };
     assert_eq!(world.nat.next_port_demand(), Some(demand));
     assert_eq!(world.nat.next_port_demand(), None, "once");
+}
+
+#[test]
+fn the_shell_is_told_in_advance_when_a_pool_is_down_to_what_is_kept_of_it() {
+    let mut world = World::new(); // with 2,000 ports, of which 250 are kept
+    let mut demands = Vec::new();
+    for port in 2_000..4_000 {
+        let opened = open(&mut world, "10.66.77.2", port);
+        demands.extend(world.nat.next_port_demand().map(|demand| (demand.free, demand.in_advance)));
+        if opened.is_err() {
+            break;
+        }
+    }
+    assert_eq!((demands[0], demands[demands.len() - 2]), ((473, true), (250, true)));
+    assert_eq!(demands.last(), Some(&(250, false)), "somebody gets none");
+    demands.clear();
+    for client in 3..=30 {
+        open(&mut world, &format!("10.66.77.{client}"), 2_000).unwrap();
+        demands.extend(world.nat.next_port_demand().map(|demand| (demand.free, demand.in_advance)));
+    }
+    assert_eq!((demands[0], demands[25], demands[26]), ((249, true), (224, true), (223, false)));
 }
 
 #[test]
@@ -162,8 +183,8 @@ fn privileged_ports_are_asked_for_when_few_are_left() {
         assert_eq!(world.nat.next_port_demand(), None, "{port}");
     }
     open(&mut world, "10.66.77.2", 512).unwrap();
-    let demand =
-        PortDemand { protocol: Proto::Udp, address: EXTERNAL, class: PortClass::Privileged, free: 3 };
+    let class = PortClass::Privileged;
+    let demand = PortDemand { protocol: Proto::Udp, address: EXTERNAL, class, free: 3, in_advance: false };
     assert_eq!(world.nat.next_port_demand(), Some(demand));
 }
 
