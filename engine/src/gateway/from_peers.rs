@@ -203,7 +203,7 @@ impl Gateway {
             protocol::UDP => Proto::Udp,
             _ => return false,
         };
-        self.nat.expects_ports(protocol)
+        self.nat.expects_ports(protocol, packet.source())
     }
 
     /// Why a destination outside cannot be reached, if so: to be known before a port is lent for it.

@@ -79,16 +79,13 @@ impl PortSupply {
         }
     }
 
-    /// Whether there are more ports of the protocol. Unless there are none, a pool that is empty has asked for some (or
+    /// Whether there are more ports of the protocol and address. Unless there are none, a pool that is empty has asked for some (or
     /// does so at the end of this turn), and they may come any moment.
-    fn outlook(&self, protocol: Proto) -> PortOutlook {
-        let of_protocol = self
-            .short
-            .iter()
-            .filter(|((short, _, class), _)| *short == protocol && *class == PortClass::Unprivileged);
-        of_protocol
+    fn outlook(&self, protocol: Proto, address: Ipv4Addr) -> PortOutlook {
+        let pool = (protocol, address, PortClass::Unprivileged);
+        let shortage = self.short.iter().find(|(short, _)| *short == pool);
+        shortage
             .map(|(_, until)| if until.is_some() { PortOutlook::None } else { PortOutlook::Unsure })
-            .max()
             .unwrap_or(PortOutlook::More)
     }
 
@@ -257,15 +254,17 @@ impl Gateway {
         self.nat.set_external(&link.addresses, now);
         self.published.retain(|(_, external), _| link.addresses.contains(&external.address));
         self.supply.set_addresses(&link.addresses);
-        self.update_expectations();
         self.router = router(self.subnet, self.gateway_address, &link, host_addresses);
         self.external = link;
+        self.update_expectations();
     }
 
     /// Tells the NAT what there is to hope for.
     pub(super) fn update_expectations(&mut self) {
-        for protocol in [Proto::Tcp, Proto::Udp] {
-            self.nat.expect_ports(protocol, self.supply.outlook(protocol));
+        for &address in &self.external.addresses {
+            for protocol in [Proto::Tcp, Proto::Udp] {
+                self.nat.expect_ports(protocol, address, self.supply.outlook(protocol, address));
+            }
         }
     }
 
@@ -417,11 +416,14 @@ mod tests {
         let pool = (Proto::Tcp, Ipv4Addr::LOCALHOST, PortClass::Unprivileged);
         supply.asked.push(pool);
         supply.short.push((pool, Some(until)));
-        assert_eq!((supply.next_expiry(), supply.outlook(Proto::Tcp)), (Some(until), PortOutlook::None));
+        let outlook = |supply: &PortSupply, protocol| supply.outlook(protocol, Ipv4Addr::LOCALHOST);
+        assert_eq!((supply.next_expiry(), outlook(&supply, Proto::Tcp)), (Some(until), PortOutlook::None));
         supply.expire(until);
         assert!(supply.next_expiry().is_none() && supply.asked.is_empty());
-        assert_eq!(supply.outlook(Proto::Tcp), PortOutlook::Unsure, "until there is an answer");
-        assert_eq!(supply.outlook(Proto::Udp), PortOutlook::More);
+        assert_eq!(outlook(&supply, Proto::Tcp), PortOutlook::Unsure, "until there is an answer");
+        assert_eq!(outlook(&supply, Proto::Udp), PortOutlook::More);
+        let another = Ipv4Addr::new(203, 0, 113, 2);
+        assert_eq!(supply.outlook(Proto::Tcp, another), PortOutlook::More, "of another address");
     }
 
     #[test]

@@ -213,14 +213,15 @@ pub struct PortDemand {
     pub in_advance: bool,
 }
 
-/// Whether more ports of a protocol can be had.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+/// Whether more ports of a protocol and address can be had.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
 pub enum PortOutlook {
     /// They can: a pool that is empty has some under way.
     More,
     /// There were too few the last time, which is a while ago: they may be, but nobody should count on them.
     Unsure,
     /// They cannot: a pool that is empty is exhausted.
+    #[default]
     None,
 }
 

@@ -260,7 +260,7 @@ impl Nat {
                 return Some((port, Kind::Drawn));
             }
         }
-        if self.pools.more_to_come(protocol) && !has_its_share {
+        if self.pools.more_to_come(protocol, address) && !has_its_share {
             return None;
         }
         self.pools

@@ -44,16 +44,19 @@ impl Nat {
         self.pools.next_demand()
     }
 
-    /// Says whether ports of the protocol may still come. While they may, an empty pool is not an exhausted one: no port is
+    /// Says whether ports of the protocol and address may still come. While they may, an empty pool is not an exhausted one: no port is
     /// shared, and what finds no port had better try again in a moment. Unless they are sure to come, the last part of a
     /// pool is for clients that have less than their share, and the others share. To begin with, none are expected.
-    pub fn expect_ports(&mut self, protocol: Proto, outlook: PortOutlook) {
-        self.pools.set_outlook(protocol, outlook);
+    pub fn expect_ports(&mut self, protocol: Proto, address: Ipv4Addr, outlook: PortOutlook) {
+        self.pools.set_outlook(protocol, address, outlook);
     }
 
-    /// Whether ports of the protocol may still come.
-    pub fn expects_ports(&self, protocol: Proto) -> bool {
-        self.pools.more_to_come(protocol)
+    /// Whether ports of the protocol may still come for this client.
+    pub fn expects_ports(&self, protocol: Proto, client: Ipv4Addr) -> bool {
+        let known = self.clients.get(client).map(|client| client.external);
+        let external =
+            known.filter(|&external| self.pools.contains(external)).or_else(|| self.home_of(client));
+        external.is_none_or(|address| self.pools.more_to_come(protocol, address))
     }
 
     /// Lends ports of this range from now on (to begin with, 1024 to 65535): those that are lent outside of it stay lent as

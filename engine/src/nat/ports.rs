@@ -42,8 +42,6 @@ pub(super) struct Pools {
     resting: VecDeque<Resting>,
     /// Some pool asks for ports.
     demand: bool,
-    /// Whether ports may still come, by protocol.
-    outlook: [PortOutlook; 3],
     /// The unprivileged TCP and UDP ports that may be lent.
     range: RangeInclusive<u16>,
     /// Ports that are the shell's again. Bounded by the number of ports.
@@ -67,6 +65,8 @@ struct Pool {
     demand: [bool; 2],
     /// A client has got none of them since, for it has its share.
     has_refused: bool,
+    /// Whether ports may still come.
+    outlook: PortOutlook,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -83,7 +83,6 @@ impl Pools {
             addresses: Vec::new(),
             resting: VecDeque::new(),
             demand: false,
-            outlook: [PortOutlook::None; 3],
             range: 1024..=u16::MAX,
             returned: Vec::new(),
         }
@@ -199,14 +198,16 @@ impl Pools {
         self.pool(protocol, address).is_some_and(|pool| pool.owned.contains(port))
     }
 
-    /// Whether ports of the protocol may still come: then an empty pool is not an exhausted one.
-    pub(super) fn more_to_come(&self, protocol: Proto) -> bool {
-        self.outlook[protocol.index()] != PortOutlook::None
+    /// Whether ports may still come: then an empty pool is not an exhausted one.
+    pub(super) fn more_to_come(&self, protocol: Proto, address: Ipv4Addr) -> bool {
+        self.pool(protocol, address).is_some_and(|pool| pool.outlook != PortOutlook::None)
     }
 
     /// Says whether they may.
-    pub(super) fn set_outlook(&mut self, protocol: Proto, outlook: PortOutlook) {
-        self.outlook[protocol.index()] = outlook;
+    pub(super) fn set_outlook(&mut self, protocol: Proto, address: Ipv4Addr, outlook: PortOutlook) {
+        if let Some(pool) = self.pool_mut(protocol, address) {
+            pool.outlook = outlook;
+        }
     }
 
     /// How many ports can be drawn.
@@ -217,8 +218,7 @@ impl Pools {
     /// Whether the unprivileged ports, or the identifiers, that are left are to be kept for clients that have few.
     pub(super) fn runs_low(&self, protocol: Proto, address: Ipv4Addr) -> bool {
         let is_low = |pool: &Pool| pool.kept() > 0 && pool.unprivileged.len() <= pool.kept();
-        self.outlook[protocol.index()] != PortOutlook::More
-            && self.pool(protocol, address).is_some_and(is_low)
+        self.pool(protocol, address).is_some_and(|pool| pool.outlook != PortOutlook::More && is_low(pool))
     }
 
     /// How many ports are ours, of all addresses together.

@@ -344,7 +344,7 @@ fn a_client_that_has_its_share_of_tcp_ports_shares_ports_towards_other_destinati
 #[test]
 fn a_client_that_has_its_share_of_tcp_ports_shares_them_also_while_more_are_asked_for() {
     let mut world = World::new();
-    world.nat.expect_ports(Proto::Tcp, PortOutlook::Unsure);
+    world.nat.expect_ports(Proto::Tcp, EXTERNAL, PortOutlook::Unsure);
     for n in 0..1_900u16 {
         let server = Endpoint::new(Ipv4Addr::new(198, 51, 100, 9), 1_000 + n);
         let internal = Endpoint::new(Ipv4Addr::new(10, 66, 77, 2), 2_000 + n);

@@ -393,12 +393,34 @@ fn rfc_7857_a_port_is_shared_towards_other_destinations_once_the_pool_is_exhaust
 #[test]
 fn rfc_7857_a_pool_that_is_empty_for_a_moment_is_not_exhausted() {
     let mut world = World::with_ports(NatConfig::default(), 10_000..10_001);
-    world.nat.expect_ports(Proto::Tcp, PortOutlook::More);
+    world.nat.expect_ports(Proto::Tcp, EXTERNAL, PortOutlook::More);
     let first = Connection::open(&mut world, "10.66.77.2:1100", SERVER);
     let elsewhere = tcp(at("10.66.77.2:1101"), at("198.51.100.10:443"), "S", 1, 0, b"");
     assert_eq!(world.send(elsewhere.clone()), Err(DropReason::PortsExhausted));
-    world.nat.expect_ports(Proto::Tcp, PortOutlook::None);
+    world.nat.expect_ports(Proto::Tcp, EXTERNAL, PortOutlook::None);
     assert_eq!(source(&world.send(elsewhere).unwrap()), first.external);
+}
+
+#[test]
+fn rfc_7857_a_port_is_shared_although_more_may_come_for_another_address() {
+    let mut world = World::with_ports(NatConfig::default(), 10_000..10_001);
+    world.nat.set_external(&[EXTERNAL, SECOND_EXTERNAL], world.now);
+    world.nat.add_ports(Proto::Tcp, SECOND_EXTERNAL, &[10_000]);
+    world.nat.expect_ports(Proto::Tcp, SECOND_EXTERNAL, PortOutlook::More);
+    let mut seen = Vec::new();
+    for client in 2..20 {
+        let client = format!("10.66.77.{client}");
+        let home = world.nat.home_of(address(&client)).unwrap();
+        if seen.contains(&home) {
+            continue;
+        }
+        seen.push(home);
+        Connection::open(&mut world, &format!("{client}:1100"), SERVER);
+        let elsewhere = tcp(at(&format!("{client}:1101")), at("198.51.100.10:443"), "S", 1, 0, b"");
+        assert_eq!(world.send(elsewhere).is_ok(), home == EXTERNAL, "on {home}");
+        assert_eq!(world.nat.expects_ports(Proto::Tcp, address(&client)), home == SECOND_EXTERNAL);
+    }
+    assert_eq!(seen.len(), 2);
 }
 
 #[test]
