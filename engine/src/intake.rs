@@ -290,7 +290,7 @@ mod tests {
             let count = kernel.len().min(slots.len());
             arrived.extend(slots.iter().zip(kernel.drain(..count)).map(|(slot, (client, len))| Packet {
                 client,
-                span: Span::new(slot.buffer, slot.start..slot.start + len),
+                span: Span::new(slot.buffer, slot.start + 24..slot.start + 24 + len), // behind its headers
             }));
             let owner = |_: &Arena, packet: &Packet| match packet.client {
                 '?' => Owner::Stranger,

@@ -99,7 +99,8 @@ impl Pool {
     /// that can be had again.
     pub fn take_back(&mut self, packet: Span) {
         let buffer = &mut self.uses[packet.buffer as usize - self.first];
-        buffer.end = buffer.end.min((packet.start as usize).next_multiple_of(ALIGNMENT));
+        // Slots begin at such places, and the packet less than that behind its slot's begin, after its link header.
+        buffer.end = buffer.end.min(packet.start as usize / ALIGNMENT * ALIGNMENT);
         self.release(packet);
     }
 
@@ -191,6 +192,20 @@ mod tests {
         }
         assert!(pool.pack(1_400).is_some());
         assert_eq!(pool.pack(BUFFER_SIZE + 1), None, "no buffer is empty");
+    }
+
+    #[test]
+    fn what_a_packet_took_that_is_packed_can_be_had_again() {
+        let mut pool = Pool::new(0..1);
+        let large = packet(lend(&mut pool, 1)[0], 65_535);
+        pool.keep(large);
+        for _ in 0..100 {
+            let slot = lend(&mut pool, 1)[0];
+            let small = packet(slot, 100);
+            pool.keep(small);
+            pool.take_back(small);
+            assert_eq!(lend(&mut pool, 1), [slot]);
+        }
     }
 
     #[test]
