@@ -347,8 +347,10 @@ impl Gateway {
         let mut requests: Vec<ReserveRequest> = Vec::new();
         for (protocol, Endpoint { address, port }) in self.nat.take_returned_ports() {
             let Some(protocol) = reserved_as(protocol) else { continue }; // identifiers have no range
-            if self.published.contains_key(&(nat_protocol(protocol), Endpoint::new(address, port))) {
-                continue; // published while it was on its way to the NAT: the publication's now
+            let external = Endpoint::new(address, port);
+            if let Some(publication) = self.published.get_mut(&(nat_protocol(protocol), external)) {
+                publication.was_ours = true; // published while it was on its way: to be returned if that comes to nothing
+                continue;
             }
             let same = |request: &ReserveRequest| (request.protocol, request.address) == (protocol, address);
             let at = requests.iter().position(same).unwrap_or(requests.len());

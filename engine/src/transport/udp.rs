@@ -354,6 +354,8 @@ impl Refusals {
         self.in_a_row = self.in_a_row.saturating_add(1);
         if self.in_a_row >= Self::ENOUGH && errno == Some(libc::EIO) {
             self.rest = Some(Self::REST);
+        } else if self.rest == Some(0) {
+            self.rest = None; // tried again, and refused for another reason
         }
         if !self.destinations.contains(&to) {
             self.destinations.push(to);
