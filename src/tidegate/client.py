@@ -252,6 +252,7 @@ class Client:
                     now = await to_its_end(partial(self._host.renew_routes, plan, self._tun_name))
                 except HostNetworkError as cause:
                     warn("the tunnel's routes cannot be kept", cause=cause.message)
+                    pause, was = min(pause * 2, LONGEST_SETTLE), "whole"
                     continue
                 pause = min(pause * 2, LONGEST_SETTLE) if now == "renewed" else SETTLE
                 if now == "down" != was:

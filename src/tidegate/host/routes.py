@@ -120,7 +120,7 @@ def apply_routes(plan: RoutePlan, tun_name: str) -> Iterator[RoutePlan]:
     with ExitStack() as undo:
         if plan.has_policy:
             undo.enter_context(sole_router(patience=PATIENCE))
-            _remove_ours()
+            _remove_ours(own=tun_name)
         with rtnetlink(f"find {tun_name}") as ip:
             device = next(iter(ip.link_lookup(ifname=tun_name)), 0)
         if not device:
@@ -215,13 +215,15 @@ def remove_leftovers() -> None:
             _remove_ours()
 
 
-def _remove_ours() -> None:
+def _remove_ours(own: str | None = None) -> None:
     """Whatever has our priorities or is in our table. To be called by who holds the lock. Raises `ConflictError` if
-    another client is running that has its lock elsewhere (another mount of /proc)."""
+    another client is running that has its lock elsewhere (another mount of /proc), on another device than `own`."""
     with rtnetlink("look for another client's routes") as ip:
         # The routes of a killed client went with its device, or its device, if that is persistent, has no carrier.
         alive = {
-            link["index"]: link.get("IFLA_IFNAME") for link in ip.get_links() if link.get("IFLA_CARRIER")
+            link["index"]: name
+            for link in ip.get_links()
+            if link.get("IFLA_CARRIER") and (name := link.get("IFLA_IFNAME")) != own
         }
         for message in ip.get_routes(family=socket.AF_INET, table=TABLE):
             if device := alive.get(message.get("RTA_OIF")):
@@ -254,7 +256,8 @@ def _added_route(route: TunnelRoute, device: int) -> Iterator[None]:
 
 def _add_route(route: TunnelRoute, device: int) -> bool:
     """Adds the route, unless it is there: the kernel makes one into the network of the device's own address, and a
-    killed client leaves those to nowhere. Whether it is ours from now on."""
+    killed client leaves those to nowhere. Whether it is ours from now on. A client that runs beside us may have made
+    the same one to nowhere: it adds it again when we have taken it back (`renew_routes`)."""
     from pyroute2 import NetlinkError  # noqa: PLC0415 -- slow to import
 
     with rtnetlink(f"add a route to {route.destination}") as ip:
@@ -272,7 +275,7 @@ def _add_route(route: TunnelRoute, device: int) -> bool:
             )
         ours = route.unreachable and _is_of_a_client(ip, route)
     if ours:
-        log.info("taking over a route that another client left", destination=str(route.destination))
+        log.info("taking over another client's route to nowhere", destination=str(route.destination))
     return ours
 
 
