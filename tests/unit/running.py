@@ -98,3 +98,9 @@ async def until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
         while not holds():  # noqa: ASYNC110 -- what is waited for happens in other threads
             await asyncio.sleep(0.01)
+
+
+def only(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """The one item of a list that has just one."""
+    (item,) = items
+    return item

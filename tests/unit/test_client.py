@@ -16,31 +16,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface, ip_network
 from pathlib import Path
 
 import pytest
 
 from tests.unit.conftest import CommandLine
+from tests.unit.connecting import PROFILE, made, until_connected
 from tests.unit.fakes import FakeClient, FakeClientHost, FakeEngine, FakeEvent, FakePeerStatus
 from tidegate.client import Client, ClientEvent, to_its_end
 from tidegate.errors import EngineError, HostNetworkError
 from tidegate.host.resolver import DnsOutcome
 from tidegate.host.routes import Renewal
-from tidegate.identity import Profile
 from tidegate.net import Endpoint
 from tidegate.settings import OffloadSettings
 from tidegate.streams import discard
-
-PROFILE = Profile(
-    private_key=b"p" * 32,
-    address=IPv4Interface("10.66.77.2/32"),
-    peer_public_key=b"g" * 32,
-    endpoint=Endpoint("192.0.2.2", 51820),
-    allowed_ips=(ip_network("0.0.0.0/0"), ip_network("::/0")),
-    dns=(IPv4Address("10.66.77.1"),),
-    persistent_keepalive=25,
-)
 
 WHOLE = [
     "privileges",
@@ -51,21 +40,6 @@ WHOLE = [
     "dns undone",
     "routes undone",
 ]
-
-
-def made(
-    engine: FakeEngine, host: FakeClientHost, events: list[ClientEvent], profile: Profile = PROFILE
-) -> Client:
-    return Client(profile, engine, host, tun_name="test0", offloads=OffloadSettings(), report=events.append)
-
-
-async def until_connected(client: Client, events: list[ClientEvent]) -> asyncio.Task[signal.Signals | None]:
-    task = asyncio.create_task(client.run())
-    async with asyncio.timeout(5):
-        while not any(event.event == "connected" for event in events):
-            await asyncio.sleep(0.01)
-            assert not task.done(), task.exception()
-    return task
 
 
 def test_everything_is_set_up_and_taken_back_in_reverse_order() -> None:
@@ -442,134 +416,6 @@ def test_a_program_that_takes_the_routes_away_each_time_is_told_of_once_and_give
     asyncio.run(scenario())
     assert 3 <= renewed <= 10
     assert capsys.readouterr().out.count("are there again") == 1
-
-
-class Name:
-    """A host name whose address changes."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self.look_ups = 0
-
-    async def find(self, *_: object) -> IPv4Address:
-        self.look_ups += 1
-        if not self.address:
-            raise HostNetworkError("vpn.example cannot be resolved")
-        return IPv4Address(self.address)
-
-
-def test_a_gateway_that_does_not_answer_is_looked_for_and_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tidegate.client.SEARCH_PAUSE", 0.1)
-    name = Name("192.0.2.2")
-    monkeypatch.setattr("tidegate.client.resolve", name.find)
-    monkeypatch.setattr("tidegate.client.find_anew", name.find)
-    engine, events = FakeEngine(), []  # type: ignore[var-annotated]
-    named = replace(PROFILE, endpoint=Endpoint("vpn.example", 51820))
-
-    async def scenario() -> None:
-        client = made(engine, FakeClientHost(), events, named)
-        task = await until_connected(client, events)
-        (packets,) = engine.clients
-        for address in ("192.0.2.2", "", "192.0.2.3", "192.0.2.3"):
-            name.address = address
-            for _ in range(5):  # more often than anybody is asked
-                packets.tell(FakeEvent("handshake_unanswered"))
-                await asyncio.sleep(0.005)
-            await asyncio.sleep(0.15)
-        assert packets.endpoints == [("192.0.2.3", 51820)]
-        assert 5 <= name.look_ups <= 8
-        quiet = name.look_ups
-        await asyncio.sleep(0.3)
-        assert name.look_ups <= quiet + 1, "nobody looks for a gateway that answers"
-        client.request_stop()
-        await task
-
-    asyncio.run(scenario())
-
-
-def test_a_gateway_that_has_roamed_is_called_where_its_profile_says_and_where_it_was_heard_in_turns(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """It may have come back and been restarted, and then nobody hears of it; or it may be where it went."""
-    monkeypatch.setattr("tidegate.client.SEARCH_PAUSE", 0.1)
-    engine, events = FakeEngine(), []  # type: ignore[var-annotated]
-    heard, named = ("192.0.2.9", 51999), ("192.0.2.2", 51820)
-
-    async def scenario() -> None:
-        client = made(engine, FakeClientHost(), events)
-        task = await until_connected(client, events)
-        (packets,) = engine.clients
-        packets.called = heard
-        for _ in range(3):
-            packets.tell(FakeEvent("handshake_unanswered"))
-            await asyncio.sleep(0.15)
-        assert packets.endpoints == [named, heard, named]
-        client.request_stop()
-        await task
-
-    asyncio.run(scenario())
-
-
-HOME, AWAY, INNER = ("192.0.2.53", 53), ("198.51.100.53", 53), ("10.66.77.1", 53)
-
-
-@pytest.mark.parametrize(
-    ("tunnels", "asked_first", "asked_then"),
-    [(INNER, AWAY, HOME), (HOME, AWAY, HOME), (HOME, HOME, HOME)],
-    ids=["of its own", "the same as at home", "the same, and none else now"],
-)
-def test_the_resolvers_of_the_network_of_now_are_asked_before_those_of_the_start(
-    monkeypatch: pytest.MonkeyPatch,
-    tunnels: tuple[str, int],
-    asked_first: tuple[str, int],
-    asked_then: tuple[str, int],
-) -> None:
-    """And never the tunnel's own, unless it was the host's own before there was a tunnel."""
-    asked: list[list[tuple[str, int]]] = []
-
-    async def find(_: Endpoint, resolvers: list[tuple[str, int]], __: int) -> IPv4Address:
-        asked.append(resolvers)
-        return IPv4Address("192.0.2.2")
-
-    monkeypatch.setattr("tidegate.client.find_anew", find)
-    engine, host, events = FakeEngine(), FakeClientHost(), []  # type: ignore[var-annotated]
-    host.name_servers = [HOME]
-    profile = replace(PROFILE, dns=(IPv4Address(tunnels[0]),))
-
-    async def scenario() -> None:
-        client = made(engine, host, events, profile)
-        task = await until_connected(client, events)
-        host.name_servers = [*dict.fromkeys([tunnels, asked_first])]
-        engine.clients[0].tell(FakeEvent("handshake_unanswered"))
-        await asyncio.sleep(0.1)
-        client.request_stop()
-        await task
-
-    asyncio.run(scenario())
-    assert asked == [[*dict.fromkeys([asked_first, asked_then])]]
-
-
-@pytest.mark.parametrize(("found", "moved"), [("10.9.0.1", False), ("192.0.2.3", True)])
-def test_a_gateway_is_not_followed_into_its_own_tunnel(
-    monkeypatch: pytest.MonkeyPatch, found: str, moved: bool
-) -> None:
-    """Where nothing but some networks goes into the tunnel, its own datagrams carry no mark."""
-    name = Name("192.0.2.2")
-    monkeypatch.setattr("tidegate.client.find_anew", name.find)
-    engine, events = FakeEngine(), []  # type: ignore[var-annotated]
-    split = replace(PROFILE, allowed_ips=(ip_network("10.0.0.0/8"),))
-
-    async def scenario() -> None:
-        client = made(engine, FakeClientHost(), events, split)
-        task = await until_connected(client, events)
-        name.address = found
-        engine.clients[0].tell(FakeEvent("handshake_unanswered"))
-        await asyncio.sleep(0.1)
-        assert engine.clients[0].endpoints == ([(found, 51820)] if moved else [])
-        client.request_stop()
-        await task
-
-    asyncio.run(scenario())
 
 
 def test_a_hangup_that_is_ignored_as_under_nohup_stops_nothing() -> None:

@@ -1,0 +1,142 @@
+"""A client on a fake engine whose gateway has moved."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from ipaddress import IPv4Address, ip_network
+
+import pytest
+
+from tests.unit.connecting import PROFILE, made, until_connected
+from tests.unit.fakes import FakeClientHost, FakeEngine, FakeEvent
+from tidegate.errors import HostNetworkError
+from tidegate.net import Endpoint
+
+
+class Name:
+    """A host name whose address changes."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.look_ups = 0
+
+    async def find(self, *_: object) -> IPv4Address:
+        self.look_ups += 1
+        if not self.address:
+            raise HostNetworkError("vpn.example cannot be resolved")
+        return IPv4Address(self.address)
+
+
+def test_a_gateway_that_does_not_answer_is_looked_for_and_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tidegate.client.SEARCH_PAUSE", 0.1)
+    name = Name("192.0.2.2")
+    monkeypatch.setattr("tidegate.client.resolve", name.find)
+    monkeypatch.setattr("tidegate.client.find_anew", name.find)
+    engine, events = FakeEngine(), []  # type: ignore[var-annotated]
+    named = replace(PROFILE, endpoint=Endpoint("vpn.example", 51820))
+
+    async def scenario() -> None:
+        client = made(engine, FakeClientHost(), events, named)
+        task = await until_connected(client, events)
+        (packets,) = engine.clients
+        for address in ("192.0.2.2", "", "192.0.2.3", "192.0.2.3"):
+            name.address = address
+            for _ in range(5):  # more often than anybody is asked
+                packets.tell(FakeEvent("handshake_unanswered"))
+                await asyncio.sleep(0.005)
+            await asyncio.sleep(0.15)
+        assert packets.endpoints == [("192.0.2.3", 51820)]
+        assert 5 <= name.look_ups <= 8
+        quiet = name.look_ups
+        await asyncio.sleep(0.3)
+        assert name.look_ups <= quiet + 1, "nobody looks for a gateway that answers"
+        client.request_stop()
+        await task
+
+    asyncio.run(scenario())
+
+
+def test_a_gateway_that_has_roamed_is_called_where_its_profile_says_and_where_it_was_heard_in_turns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It may have come back and been restarted, and then nobody hears of it; or it may be where it went."""
+    monkeypatch.setattr("tidegate.client.SEARCH_PAUSE", 0.1)
+    engine, events = FakeEngine(), []  # type: ignore[var-annotated]
+    heard, named = ("192.0.2.9", 51999), ("192.0.2.2", 51820)
+
+    async def scenario() -> None:
+        client = made(engine, FakeClientHost(), events)
+        task = await until_connected(client, events)
+        (packets,) = engine.clients
+        packets.called = heard
+        for _ in range(3):
+            packets.tell(FakeEvent("handshake_unanswered"))
+            await asyncio.sleep(0.15)
+        assert packets.endpoints == [named, heard, named]
+        client.request_stop()
+        await task
+
+    asyncio.run(scenario())
+
+
+HOME, AWAY, INNER = ("192.0.2.53", 53), ("198.51.100.53", 53), ("10.66.77.1", 53)
+
+
+@pytest.mark.parametrize(
+    ("tunnels", "asked_first", "asked_then"),
+    [(INNER, AWAY, HOME), (HOME, AWAY, HOME), (HOME, HOME, HOME)],
+    ids=["of its own", "the same as at home", "the same, and none else now"],
+)
+def test_the_resolvers_of_the_network_of_now_are_asked_before_those_of_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+    tunnels: tuple[str, int],
+    asked_first: tuple[str, int],
+    asked_then: tuple[str, int],
+) -> None:
+    """And never the tunnel's own, unless it was the host's own before there was a tunnel."""
+    asked: list[list[tuple[str, int]]] = []
+
+    async def find(_: Endpoint, resolvers: list[tuple[str, int]], __: int) -> IPv4Address:
+        asked.append(resolvers)
+        return IPv4Address("192.0.2.2")
+
+    monkeypatch.setattr("tidegate.client.find_anew", find)
+    engine, host, events = FakeEngine(), FakeClientHost(), []  # type: ignore[var-annotated]
+    host.name_servers = [HOME]
+    profile = replace(PROFILE, dns=(IPv4Address(tunnels[0]),))
+
+    async def scenario() -> None:
+        client = made(engine, host, events, profile)
+        task = await until_connected(client, events)
+        host.name_servers = [*dict.fromkeys([tunnels, asked_first])]
+        engine.clients[0].tell(FakeEvent("handshake_unanswered"))
+        await asyncio.sleep(0.1)
+        client.request_stop()
+        await task
+
+    asyncio.run(scenario())
+    assert asked == [[*dict.fromkeys([asked_first, asked_then])]]
+
+
+@pytest.mark.parametrize(("found", "moved"), [("10.9.0.1", False), ("192.0.2.3", True)])
+def test_a_gateway_is_not_followed_into_its_own_tunnel(
+    monkeypatch: pytest.MonkeyPatch, found: str, moved: bool
+) -> None:
+    """Where nothing but some networks goes into the tunnel, its own datagrams carry no mark."""
+    name = Name("192.0.2.2")
+    monkeypatch.setattr("tidegate.client.find_anew", name.find)
+    engine, events = FakeEngine(), []  # type: ignore[var-annotated]
+    split = replace(PROFILE, allowed_ips=(ip_network("10.0.0.0/8"),))
+
+    async def scenario() -> None:
+        client = made(engine, FakeClientHost(), events, split)
+        task = await until_connected(client, events)
+        name.address = found
+        engine.clients[0].tell(FakeEvent("handshake_unanswered"))
+        await asyncio.sleep(0.1)
+        assert engine.clients[0].endpoints == ([(found, 51820)] if moved else [])
+        client.request_stop()
+        await task
+
+    asyncio.run(scenario())
