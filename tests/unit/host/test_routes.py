@@ -154,7 +154,7 @@ with apply_routes(plan, "tun9"):
         remove_leftovers()
         told["still running elsewhere"] = state() == running
         try:
-            with apply_routes(plan, "tun9"):
+            with apply_routes(plan, "tun8"):
                 told["third"] = "was let in"
         except TidegateError as refused:
             told["third"] = str(refused)
