@@ -48,11 +48,11 @@ pub use node::Train;
 pub use surroundings::{arp_reply, echo_reply};
 
 use node::{DevicePacket, Node, TRAINS_PER_TURN, receive_trains};
-use surroundings::{fanout, mac_of};
+use surroundings::fanout;
 
 use super::kernel;
 use super::link::Link;
-use super::packets::{ICMP, Ip, UDP};
+use super::packets::{ICMP, Ip};
 
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 66, 77, 1);
 pub const EXTERNAL: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
@@ -482,52 +482,6 @@ impl World {
         packets
     }
 
-    fn reach_internet(&mut self, packet: &DevicePacket) {
-        for bytes in self.transmit(packet, LINK_HEADER) {
-            assert!(
-                bytes.len() <= self.mtu || !self.is_strict,
-                "{} bytes on a link of {}",
-                bytes.len(),
-                self.mtu
-            );
-            let ip = Ip::parse(&bytes);
-            let (neighbour, mac) = if ip.destination.octets()[..3] == [203, 0, 113] {
-                (ip.destination, mac_of(ip.destination))
-            } else {
-                (self.router, mac_of(self.router))
-            };
-            assert_eq!(packet.mac, mac, "the link address of {neighbour}");
-            assert_eq!(ip.source, EXTERNAL, "only our own address leaves");
-            if self.internet_answers {
-                self.answer(&ip);
-            }
-            self.outside.push(ip);
-        }
-    }
-
-    fn answer(&mut self, ip: &Ip) {
-        if ip.is_fragment() {
-            return;
-        }
-        if ip.ttl == 1 && ip.destination == SERVER {
-            self.arrive_bytes(Ip::icmp_error(self.router, ip, 11, 0, 0, 28).bytes(), [0; 10]);
-        } else if ip.protocol == ICMP && ip.icmp() == (8, 0) {
-            self.arrive_bytes(echo_reply(ip).bytes(), [0; 10]);
-        } else if ip.protocol == UDP && ip.to().port() == ECHO_PORT {
-            self.arrive_bytes(Ip::udp(ip.to(), ip.from(), ip.data()).bytes(), [0; 10]);
-        }
-    }
-
-    fn hear_arp(&mut self, shard: usize, frame: &[u8; 42]) {
-        let asked = Ipv4Addr::new(frame[38], frame[39], frame[40], frame[41]);
-        assert_eq!(frame[20..22], [0, 1], "a request");
-        assert_eq!((&frame[22..28], &frame[28..32]), (&OUR_MAC[..], &EXTERNAL.octets()[..]));
-        self.arp_requests.push(asked);
-        if !self.arp_is_silent {
-            self.events.push_back(Event::Arp(shard, arp_reply(asked).to_vec()));
-        }
-    }
-
     /// The reserver, which has every port of the range.
     fn reserve(&mut self, shard: usize) {
         for request in self.shards[shard].core.reserve_requests() {
@@ -558,19 +512,6 @@ impl World {
             let batch = Batch { request, ports, shortage };
             node.core.carry_out(now, Command::Ports(batch), &mut node.outbox);
         }
-    }
-
-    /// As the transport's BPF program.
-    fn steer(&self, datagram: &[u8]) -> usize {
-        if let Some(shard) = self.all_datagrams_to {
-            return shard;
-        }
-        let receiver = match datagram.first() {
-            Some(4) => datagram.get(4),
-            Some(2) => datagram.get(8),
-            _ => None,
-        };
-        receiver.map_or(self.initiations_to, |&index| usize::from(index)) % self.shards.len()
     }
 }
 

@@ -1,10 +1,11 @@
-//! The kernel's steering, and the neighbours on the external link.
+//! The kernel's steering, the neighbours on the external link, and the internet.
 
 use std::net::Ipv4Addr;
 
 use tidegate_engine::external::MacAddress;
 
-use super::{EXTERNAL, NEIGHBOUR, OUR_MAC, ROUTER};
+use super::node::DevicePacket;
+use super::{ECHO_PORT, EXTERNAL, Event, LINK_HEADER, NEIGHBOUR, OUR_MAC, ROUTER, SERVER, World};
 use crate::packets::{ICMP, Ip, TCP, UDP, half};
 
 const ROUTER_MAC: MacAddress = [2, 0, 0, 0, 0, 1];
@@ -48,4 +49,65 @@ pub fn arp_reply(from: Ipv4Addr) -> [u8; 42] {
     frame[32..38].copy_from_slice(&OUR_MAC);
     frame[38..42].copy_from_slice(&EXTERNAL.octets());
     frame
+}
+
+impl World {
+    pub(super) fn reach_internet(&mut self, packet: &DevicePacket) {
+        for bytes in self.transmit(packet, LINK_HEADER) {
+            assert!(
+                bytes.len() <= self.mtu || !self.is_strict,
+                "{} bytes on a link of {}",
+                bytes.len(),
+                self.mtu
+            );
+            let ip = Ip::parse(&bytes);
+            let (neighbour, mac) = if ip.destination.octets()[..3] == [203, 0, 113] {
+                (ip.destination, mac_of(ip.destination))
+            } else {
+                (self.router, mac_of(self.router))
+            };
+            assert_eq!(packet.mac, mac, "the link address of {neighbour}");
+            assert_eq!(ip.source, EXTERNAL, "only our own address leaves");
+            if self.internet_answers {
+                self.answer(&ip);
+            }
+            self.outside.push(ip);
+        }
+    }
+
+    fn answer(&mut self, ip: &Ip) {
+        if ip.is_fragment() {
+            return;
+        }
+        if ip.ttl == 1 && ip.destination == SERVER {
+            self.arrive_bytes(Ip::icmp_error(self.router, ip, 11, 0, 0, 28).bytes(), [0; 10]);
+        } else if ip.protocol == ICMP && ip.icmp() == (8, 0) {
+            self.arrive_bytes(echo_reply(ip).bytes(), [0; 10]);
+        } else if ip.protocol == UDP && ip.to().port() == ECHO_PORT {
+            self.arrive_bytes(Ip::udp(ip.to(), ip.from(), ip.data()).bytes(), [0; 10]);
+        }
+    }
+
+    pub(super) fn hear_arp(&mut self, shard: usize, frame: &[u8; 42]) {
+        let asked = Ipv4Addr::new(frame[38], frame[39], frame[40], frame[41]);
+        assert_eq!(frame[20..22], [0, 1], "a request");
+        assert_eq!((&frame[22..28], &frame[28..32]), (&OUR_MAC[..], &EXTERNAL.octets()[..]));
+        self.arp_requests.push(asked);
+        if !self.arp_is_silent {
+            self.events.push_back(Event::Arp(shard, arp_reply(asked).to_vec()));
+        }
+    }
+
+    /// As the transport's BPF program.
+    pub(super) fn steer(&self, datagram: &[u8]) -> usize {
+        if let Some(shard) = self.all_datagrams_to {
+            return shard;
+        }
+        let receiver = match datagram.first() {
+            Some(4) => datagram.get(4),
+            Some(2) => datagram.get(8),
+            _ => None,
+        };
+        receiver.map_or(self.initiations_to, |&index| usize::from(index)) % self.shards.len()
+    }
 }
