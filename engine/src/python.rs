@@ -19,7 +19,7 @@ use crate::clock::{Timestamp, monotonic_now, unix_time};
 use crate::engine::{ClientEngine, EngineError, GatewayEngine};
 use crate::messages::{Events, MappingLog};
 use crate::nat::Endpoint;
-use crate::tunnel::Cipher;
+use crate::tunnel::{self, Cipher};
 
 impl From<EngineError> for PyErr {
     fn from(error: EngineError) -> Self {
@@ -211,6 +211,12 @@ fn aes_available() -> bool {
     Cipher::Aes256Gcm.is_available()
 }
 
+/// Which library seals and opens data messages.
+#[pyfunction]
+fn aead_library() -> &'static str {
+    tunnel::library()
+}
+
 #[pymodule]
 fn _engine(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Offloads>()?;
@@ -227,6 +233,7 @@ fn _engine(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Client>()?;
     module.add_class::<nat::Nat>()?;
     module.add("Dropped", module.py().get_type::<nat::Dropped>())?;
+    module.add_function(wrap_pyfunction!(aead_library, module)?)?;
     module.add_function(wrap_pyfunction!(aes_available, module)?)?;
     module.add_function(wrap_pyfunction!(version, module)?)?;
     Ok(())

@@ -25,6 +25,7 @@ __all__ = [
     "Offloads",
     "PeerStatus",
     "Status",
+    "aead_library",
     "aes_available",
     "version",
 ]
@@ -273,6 +274,10 @@ class Nat:
     @property
     def counts(self) -> dict[str, int]:
         """"tcp_mappings", "udp_mappings", "icmp_mappings", "sessions", "resting_ports", "clients"."""
+
+def aead_library() -> str:
+    """Which library seals and opens data messages: "intel-ipsec-mb" where it was there at the build and this CPU has
+    AVX-512 with IFMA and VAES, or "aws-lc-rs"."""
 
 def aes_available() -> bool:
     """Whether this CPU has the instructions that make AES-256-GCM fast; without them it is refused."""

@@ -73,6 +73,9 @@ class RustEngine:
             )
         )
 
+    def aead_library(self) -> str:
+        return _engine.aead_library()
+
     def aes_available(self) -> bool:
         return _engine.aes_available()
 

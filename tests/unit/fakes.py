@@ -236,6 +236,9 @@ class FakeEngine:
         self.clients.append(FakeClient(options))
         return self.clients[-1]
 
+    def aead_library(self) -> str:
+        return "fake"
+
     def aes_available(self) -> bool:
         return self.aes
 

@@ -3,9 +3,10 @@
 //! `docs/protocol.md` is the specification of [`Cipher::Aes256Gcm`], with the argument for its safety and with test
 //! vectors, which `tests/vectors.rs` holds against this file.
 
-use aws_lc_rs::aead::{AES_256_GCM, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::hkdf;
+use zeroize::Zeroizing;
 
+use super::aead::{Key, NonceBytes};
 use super::timers::{REJECT_AFTER_MESSAGES, REKEY_AFTER_MESSAGES};
 use crate::drop_reason::DropReason;
 
@@ -73,30 +74,43 @@ impl Cipher {
         }
     }
 
-    /// The key schedule for the raw transport key `key` that the handshake left behind.
+    /// The raw transport key `key` that the handshake left behind, made ready to seal and open with.
     ///
     /// # Errors
     /// [`DropReason::BadHandshake`] if the AEAD library refuses the key, which it does not for one of the right length.
-    pub(super) fn schedule(self, key: &[u8; 32]) -> Result<LessSafeKey, DropReason> {
-        let unbound = match self {
-            Self::ChaCha20Poly1305 => UnboundKey::new(&CHACHA20_POLY1305, key),
+    pub(super) fn schedule(self, key: &[u8; 32]) -> Result<Key, DropReason> {
+        match self {
+            Self::ChaCha20Poly1305 => Key::new(self, key).map_err(|_| DropReason::BadHandshake),
             Self::Aes256Gcm => {
-                let prk = hkdf::Salt::new(hkdf::HKDF_SHA256, AES_KEY_SALT).extract(key);
-                prk.expand(&[AES_KEY_INFO], &AES_256_GCM).map(UnboundKey::from)
+                let mut derived = Zeroizing::new([0; 32]);
+                hkdf::Salt::new(hkdf::HKDF_SHA256, AES_KEY_SALT)
+                    .extract(key)
+                    .expand(&[AES_KEY_INFO], AesKeyLength)
+                    .and_then(|key| key.fill(&mut *derived))
+                    .map_err(|_| DropReason::BadHandshake)?;
+                Key::new(self, &derived).map_err(|_| DropReason::BadHandshake)
             }
-        };
-        unbound.map(LessSafeKey::new).map_err(|_| DropReason::BadHandshake)
+        }
     }
 
     /// Four zero bytes and the counter: little-endian for ChaCha20-Poly1305 (whitepaper §5.4.6), big-endian for
     /// AES-GCM (as Noise revision 34 §12.4 has it).
-    pub(super) fn nonce(self, counter: u64) -> Nonce {
-        let mut nonce = [0; NONCE_LEN];
+    pub(super) fn nonce(self, counter: u64) -> NonceBytes {
+        let mut nonce = NonceBytes::default();
         nonce[4..].copy_from_slice(&match self {
             Self::ChaCha20Poly1305 => counter.to_le_bytes(),
             Self::Aes256Gcm => counter.to_be_bytes(),
         });
-        Nonce::assume_unique_for_key(nonce)
+        nonce
+    }
+}
+
+/// How much the HKDF is to give.
+struct AesKeyLength;
+
+impl hkdf::KeyType for AesKeyLength {
+    fn len(&self) -> usize {
+        32
     }
 }
 

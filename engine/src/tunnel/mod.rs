@@ -31,6 +31,7 @@ use crate::clock::Timestamp;
 use crate::drop_reason::{DropCounters, DropReason};
 use crate::path::Path;
 
+mod aead;
 mod cipher;
 mod cookie;
 mod handshake;
@@ -46,6 +47,7 @@ mod timers;
 #[cfg(test)]
 mod tests;
 
+pub use aead::library;
 pub use cipher::Cipher;
 pub use handshake::public_key;
 pub use peer::{PeerConfig, PeerStats, Traffic};

@@ -1,12 +1,10 @@
 //! One session: the transport keys that a handshake left behind, its counters, and the AEAD (whitepaper §5.4.6).
-//!
-//! The keys stand ready as the AEAD library's key schedules, so that a packet costs a nonce and one pass over its bytes.
 
 use std::time::Duration;
 
-use aws_lc_rs::aead::{Aad, LessSafeKey, Nonce};
 use zeroize::Zeroizing;
 
+use super::aead::{Key, NonceBytes};
 use super::cipher::Cipher;
 use super::messages::{DATA_HEADER_LEN, DataHeader, TAG_LEN};
 use super::replay::ReplayWindow;
@@ -34,9 +32,8 @@ pub struct Session {
     /// The counter of the next message that we seal.
     counter: u64,
     cipher: Cipher,
-    /// Key schedules. The AEAD library overwrites their memory when they are dropped (`OPENSSL_free`).
-    sealing: LessSafeKey,
-    opening: LessSafeKey,
+    sealing: Key,
+    opening: Key,
     replay: ReplayWindow,
 }
 
@@ -101,14 +98,10 @@ impl Session {
         let padded_len = plaintext_len + padding;
         let (datagram, nonce) = self.begin(buffer, padded_len)?;
         let len = datagram.len();
-        let (plaintext, tag_room) = datagram[DATA_HEADER_LEN..].split_at_mut(padded_len);
-        plaintext[plaintext_len..].fill(0);
-        // The library refuses only plaintexts of 64 GiB and more.
-        let tag = self
-            .sealing
-            .seal_in_place_separate_tag(nonce, Aad::empty(), plaintext)
-            .map_err(|_| DropReason::TooBig)?;
-        tag_room.copy_from_slice(tag.as_ref());
+        let body = &mut datagram[DATA_HEADER_LEN..];
+        body[plaintext_len..padded_len].fill(0);
+        // The libraries refuse only plaintexts of 64 GiB and more.
+        self.sealing.seal_in_place(&nonce, body).map_err(|_| DropReason::TooBig)?;
         Ok(len)
     }
 
@@ -122,10 +115,8 @@ impl Session {
     pub fn seal_from(&mut self, plaintext: &[u8], buffer: &mut [u8]) -> Result<usize, DropReason> {
         let (datagram, nonce) = self.begin(buffer, plaintext.len())?;
         let len = datagram.len();
-        let (ciphertext, tag_room) = datagram[DATA_HEADER_LEN..].split_at_mut(plaintext.len());
-        self.sealing
-            .seal_out_of_place_scatter(nonce, Aad::empty(), plaintext, ciphertext, &[], tag_room)
-            .map_err(|_| DropReason::TooBig)?;
+        let body = &mut datagram[DATA_HEADER_LEN..];
+        self.sealing.seal(&nonce, plaintext, body).map_err(|_| DropReason::TooBig)?;
         Ok(len)
     }
 
@@ -134,7 +125,7 @@ impl Session {
         &mut self,
         buffer: &'b mut [u8],
         plaintext_len: usize,
-    ) -> Result<(&'b mut [u8], Nonce), DropReason> {
+    ) -> Result<(&'b mut [u8], NonceBytes), DropReason> {
         let datagram_len = DATA_HEADER_LEN + plaintext_len + TAG_LEN;
         let datagram = buffer.get_mut(..datagram_len).ok_or(DropReason::TooBig)?;
         if self.counter >= self.cipher.reject_after_messages() {
@@ -163,9 +154,8 @@ impl Session {
         }
         let plaintext_len = self
             .opening
-            .open_in_place(self.cipher.nonce(counter), Aad::empty(), body)
-            .map_err(|_| DropReason::BadAuthentication)?
-            .len();
+            .open_in_place(&self.cipher.nonce(counter), body)
+            .map_err(|_| DropReason::BadAuthentication)?;
         if self.replay.accept(counter) { Ok(plaintext_len) } else { Err(DropReason::Replayed) }
     }
 }

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
+from tidegate.engine import load
 from tidegate.lab.figures import RATIO, Goal, Results, Series, Verdict, ratio, verdicts
 from tidegate.lab.variants import KERNEL, WIREGUARD_GO
 from tidegate.lab.workloads import WORKLOADS
@@ -57,6 +58,7 @@ def _machine() -> dict[str, Any]:
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "cpu": _cpu(),
+        "aead": load().aead_library(),
     }
 
 
