@@ -38,6 +38,9 @@ SILENCE = 20.0
 """Seconds after the first handshake until packets that nobody answers are mentioned, once."""
 SEARCH_PAUSE = 30.0
 """Seconds at least between two look-ups of the name of a gateway that does not answer."""
+NEWS_DELAY = 5.0
+"""Seconds at most from an attempt until it is heard here that it was made: the answer may be faster. Before it, the
+engine went without an answer for 15 s, so that no older handshake is taken for one."""
 LONGEST_SETTLE = 2.0
 """Seconds at most until routes are renewed that another program takes away again and again."""
 FIRST_LOOK, LAST_LOOK = 0.05, 1.0
@@ -267,18 +270,22 @@ class Client:
         """Whenever the gateway has not answered for a while: looks its name up, and calls it where else it may be.
         `before` are the host's resolvers from before the tunnel."""
         known = Whereabouts((str(endpoint), self._profile.endpoint.port))
+        loop = asyncio.get_running_loop()
         while True:
             await self._unanswered.wait()
-            self._unanswered.clear()
+            told_at = loop.time()
             resolvers = await asyncio.to_thread(self._resolvers_outside, before)
             try:
                 found = await find_anew(self._profile.endpoint, resolvers, plan.fwmark)
             except HostNetworkError as cause:
                 log.warning("the gateway does not answer, and its name cannot be looked up", cause=str(cause))
             else:
-                self._follow(engine, known, found, plan)
+                self._follow(engine, known, found, plan, within=loop.time() - told_at + NEWS_DELAY)
             if await self._supervisor.wait_for_stop(SEARCH_PAUSE):
                 return
+            # The engine tells of an attempt when it makes it: the last one may have succeeded long ago. If not, more
+            # will be told.
+            self._unanswered.clear()
 
     def _resolvers_outside(self, before: Sequence[Resolver]) -> list[Resolver]:
         """Whom to ask past the tunnel: the host's resolvers of this moment, for it may be in another network than at
@@ -288,17 +295,28 @@ class Client:
         now = [resolver for resolver in self._host.resolvers() if resolver[0] not in inside]
         return [*dict.fromkeys([*now, *before])]
 
-    def _follow(self, engine: EngineClient, known: Whereabouts, found: IPv4Address, plan: RoutePlan) -> None:
-        """Calls the gateway elsewhere, if there is another place where it may be."""
+    def _follow(
+        self,
+        engine: EngineClient,
+        known: Whereabouts,
+        found: IPv4Address,
+        plan: RoutePlan,
+        *,
+        within: float,
+    ) -> None:
+        """Calls the gateway elsewhere, if there is another place where it may be; but not if it has answered where it
+        is, `within` so many seconds, or if the engine is too busy to say."""
+        peer = next(iter(peers_of(engine)), None)
+        if peer is None or (peer.last_handshake is not None and peer.last_handshake < within):
+            return
         if self._would_swallow(plan, found):
             log.warning(
                 "the gateway has moved into what its tunnel carries: connect anew", address=str(found)
             )
             return
-        called = next((peer.endpoint for peer in peers_of(engine)), None)
-        target = known.next((str(found), self._profile.endpoint.port), called)
-        if target != called:
-            before, now = (f"{at[0]}:{at[1]}" if at else None for at in (called, target))
+        target = known.next((str(found), self._profile.endpoint.port), peer.endpoint)
+        if target != peer.endpoint:
+            before, now = (f"{at[0]}:{at[1]}" if at else None for at in (peer.endpoint, target))
             log.info("the gateway does not answer, and is called elsewhere", before=before, now=now)
             engine.set_endpoint(target)
 

@@ -193,13 +193,15 @@ class FakeGateway(FakeLifecycle):
 
 
 class FakeClient(FakeLifecycle):
-    """Has its handshake after `looks` looks at its status. `called` is where it takes its gateway to be."""
+    """Has its handshake after `looks` looks at its status, and says then that it was `last_handshake` seconds ago: so
+    long that its gateway is worth looking for. `called` is where it takes that to be."""
 
     def __init__(self, options: ClientOptions, looks: int = 2) -> None:
         super().__init__()
         self.options = options
         self.endpoints: list[tuple[str, int]] = []
         self.called = options.endpoint
+        self.last_handshake = 60.0
         self._looks = looks
 
     def set_endpoint(self, endpoint: tuple[str, int]) -> None:
@@ -209,7 +211,7 @@ class FakeClient(FakeLifecycle):
     def status(self) -> FakeStatus:
         self._looks -= 1
         peer = FakePeerStatus(self.options.peer_public_key, "0.0.0.0", self.called)
-        peer.last_handshake = 0.1 if self._looks <= 0 else None
+        peer.last_handshake = self.last_handshake if self._looks <= 0 else None
         return FakeStatus([peer])
 
 
