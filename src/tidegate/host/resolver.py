@@ -7,6 +7,7 @@ no other order. So the record of a tunnel is named after a kind of interface tha
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -42,23 +43,28 @@ def configured_dns(
             [resolvectl, "domain", tun_name, "~.", *search]
         )
         undo = [resolvectl, "revert", tun_name]
+        otherwise = "systemd-resolved asks the tunnel's DNS servers for as long as its device is there"
     elif resolvconf := shutil.which("resolvconf"):
         text = "".join(f"nameserver {address}\n" for address in addresses)
         text += f"search {' '.join(search)}\n" if search else ""
         record = _record(Path(resolvconf), tun_name)
         told = _run([resolvconf, "-a", record, "-m", "0", "-x"], text)
         undo = [resolvconf, "-d", record, "-f"]
+        otherwise = (
+            "resolv.conf may name none but the tunnel's DNS servers, so that names cannot be looked up"
+        )
     else:
         yield "unmanaged"
         return
+    complaint = f"DNS is not taken back: {otherwise}; run the command by hand"
     if not told:
-        _run(undo)  # half of it may have been done
+        _run(undo, complaint=complaint)  # half of it may have been done
         yield "refused"
         return
     try:
         yield "told"
     finally:
-        _run(undo)
+        _run(undo, complaint=complaint)
 
 
 def remove_leftover_record(tun_name: str) -> None:
@@ -99,16 +105,28 @@ def _record(resolvconf: Path, tun_name: str) -> str:
 
 
 def _run(
-    command: list[str], text: str | None = None, *, timeout: float = TIMEOUT, quietly: bool = False
+    command: list[str],
+    text: str = "",
+    *,
+    timeout: float = TIMEOUT,
+    quietly: bool = False,
+    complaint: str = "a resolver command failed",
 ) -> bool:
     complain = log.debug if quietly else log.warning
     try:
         done = subprocess.run(
-            command, input=text, text=True, capture_output=True, timeout=timeout, check=False
+            command,
+            input=text,  # if there is none: not from the terminal either
+            encoding="utf-8",
+            errors="replace",
+            capture_output=True,
+            timeout=timeout,
+            check=False,
+            start_new_session=True,  # a Ctrl-C on the terminal is for the client, which lets this end
         )
     except (OSError, subprocess.TimeoutExpired) as cause:
-        complain("a resolver command failed", command=command[0], cause=str(cause))
+        complain(complaint, command=shlex.join(command), cause=str(cause))
         return False
     if done.returncode != 0:
-        complain("a resolver command failed", command=" ".join(command), cause=done.stderr.strip()[:200])
+        complain(complaint, command=shlex.join(command), cause=done.stderr.strip()[:200])
     return done.returncode == 0

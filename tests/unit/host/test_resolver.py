@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -165,3 +166,68 @@ def test_a_program_that_hangs_holds_up_no_start_for_long(host: Host) -> None:
     began = time.monotonic()
     remove_leftover_record("gone9")
     assert time.monotonic() - began < 8
+
+
+def test_a_ctrl_c_on_the_terminal_does_not_reach_the_program_that_takes_dns_back(host: Host) -> None:
+    """It goes to the whole process group in the foreground, and killed half-way the host would have no DNS."""
+    seen = host.programs.parent / "seen"
+    host.install("resolvconf").write_text(f"#!/bin/sh\nread -r line </proc/$$/stat; echo $line >>{seen}\n")
+    with configured_dns("tun9", SERVERS[:1], ()):
+        pass
+    lines = seen.read_text().splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        pid, _, _, _, group, session, *_ = line.split()
+        assert (group, session) == (pid, pid)
+
+
+def test_a_program_does_not_read_what_is_typed(host: Host) -> None:
+    host.install("resolvconf").write_text("#!/bin/sh\nwhile read -r line; do :; done\n")
+    reader, writer = os.pipe()
+    os.write(writer, b"typed\n")
+    own = os.dup(0)
+    os.dup2(reader, 0)
+    try:
+        with configured_dns("tun9", SERVERS[:1], ()):
+            os.close(writer)
+        assert os.read(0, 100) == b"typed\n"
+    finally:
+        os.dup2(own, 0)
+        os.close(own)
+        os.close(reader)
+
+
+def test_a_complaint_that_is_no_text_is_one_all_the_same(host: Host) -> None:
+    host.install("resolvconf").write_text("#!/bin/sh\nprintf 'not \\377 today\\n' >&2; exit 1\n")
+    with configured_dns("tun9", SERVERS[:1], ()) as outcome:
+        assert outcome == "refused"
+
+
+@pytest.mark.parametrize(
+    ("program", "undo", "meaning"),
+    [
+        ("resolvectl", "revert tun9", "as long as its device is there"),
+        ("resolvconf", "-d tun9.inet -f", "names cannot be looked up"),
+    ],
+)
+@pytest.mark.parametrize("gone", [False, True], ids=["fails", "is gone"])
+def test_dns_that_cannot_be_taken_back_is_told_with_the_command_that_would(
+    host: Host,
+    capsys: pytest.CaptureFixture[str],
+    program: str,
+    undo: str,
+    meaning: str,
+    gone: bool,
+) -> None:
+    configure_logging(LogSettings())
+    if program == "resolvectl":
+        host.resolved.touch()
+    path = host.install(program)
+    with configured_dns("tun9", SERVERS[:1], ()):
+        if gone:
+            path.unlink()
+        else:
+            host.install(program, fails=undo.split(maxsplit=1)[0])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert meaning in line and "run the command by hand" in line and f"{path} {undo}" in line
+    assert ("No such file" if gone else "not today") in line
