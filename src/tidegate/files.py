@@ -36,7 +36,10 @@ def atomic_write(path: Path, *, replace: bool) -> Iterator[IO[str]]:
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
-    _sync_directory(path.parent)
+    with suppress(
+        OSError
+    ):  # whole and in its place it is, and there are file systems that sync no directories
+        _sync_directory(path.parent)
 
 
 def _move_to_free_name(temporary: Path, path: Path) -> None:

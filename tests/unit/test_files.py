@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,20 @@ def test_no_empty_file_is_left_where_the_last_step_fails(
     ):
         file.write("whole")
     assert names_in(tmp_path) == []
+
+
+def test_a_file_in_its_place_is_no_failure_where_a_directory_cannot_be_synced(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = os.fsync
+
+    def refuse(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with atomic_write(place, replace=False) as file:
+        file.write("whole")
+    assert place.read_text() == "whole"
+    assert names_in(place.parent) == [place.name]

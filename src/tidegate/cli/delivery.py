@@ -1,11 +1,12 @@
 """How a new peer's profile gets to somebody: the only key is in it, so that a peer whose profile does not is taken
-back."""
+back, and one whose profile does stays."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from typing import IO, Protocol
 
 from tidegate.cli.administration import Executor
 from tidegate.cli.output import hand_out, remark
@@ -14,19 +15,61 @@ from tidegate.errors import TidegateError, UnansweredError, UsageError
 from tidegate.files import atomic_write
 
 
-@contextmanager
-def delivery(name: str, out: Path | None, force: bool) -> Iterator[Callable[[str], None]]:
-    """The way out of a profile, to be used once. A file is begun before the peer is added, and appears once it
-    was: nothing is ever half-done."""
+class Delivery(Protocol):
+    """The way out of a profile, to be used once."""
 
-    def show(text: str) -> None:
+    where: str
+    """Where the profile is once it has arrived."""
+
+    def send(self, text: str) -> None: ...
+    def arrived(self) -> bool:
+        """Whether the profile got where it was to go, whatever failed afterwards."""
+
+
+class _Print(Delivery):
+    where = "printed"
+
+    def __init__(self) -> None:
+        self._arrived = False
+
+    def send(self, text: str) -> None:
         try:
             hand_out(text)
         except OSError as cause:
             raise TidegateError(f"the profile cannot be printed: {cause.strerror}") from cause
+        self._arrived = True
 
+    def arrived(self) -> bool:
+        return self._arrived
+
+
+class _Write(Delivery):
+    def __init__(self, out: Path, file: IO[str], move: Callable[[], None]) -> None:
+        self.where = f"in {out}"
+        self._out = out
+        self._file = file
+        self._move = move
+        self._text: str | None = None
+
+    def send(self, text: str) -> None:
+        self._text = text
+        with _explained(self._out):
+            self._file.write(text)
+            self._move()
+
+    def arrived(self) -> bool:
+        """The file itself is asked: a Ctrl-C may come right after its move, before anything could be noted."""
+        try:
+            return self._text is not None and self._out.read_bytes() == self._text.encode()
+        except OSError:
+            return False
+
+
+@contextmanager
+def delivery(name: str, out: Path | None, force: bool) -> Iterator[Delivery]:
+    """A file is begun before the peer is added, and appears once it was: nothing is ever half-done."""
     if out is None:
-        yield show
+        yield _Print()
         return
     with ExitStack() as files:
         with _explained(out):
@@ -42,13 +85,7 @@ def delivery(name: str, out: Path | None, force: bool) -> Iterator[Callable[[str
                     hint="name the file itself, or leave --out away to print the profile",
                 )
             file = files.enter_context(atomic_write(out, replace=force))
-
-        def write(text: str) -> None:
-            with _explained(out):
-                file.write(text)
-                files.close()
-
-        yield write
+        yield _Write(out, file, files.close)
 
 
 @contextmanager
@@ -64,8 +101,10 @@ def _explained(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def adding(command: PeerAdd, asking: Callable[[], AbstractContextManager[Executor]]) -> Iterator[PeerAdded]:
-    """A peer that is there for good once the block has ended well. If it does not, or if nobody knows whether the
+def adding(
+    command: PeerAdd, asking: Callable[[], AbstractContextManager[Executor]], way_out: Delivery
+) -> Iterator[PeerAdded]:
+    """A peer that is there for good once its profile has got out. If it does not, or if nobody knows whether the
     peer was added, it is taken back; `asking` leads to who carries out commands, each time anew."""
     refused = True
     try:
@@ -78,7 +117,9 @@ def adding(command: PeerAdd, asking: Callable[[], AbstractContextManager[Executo
             refused = False
             yield answer
     except BaseException as failure:
-        if not refused:
+        if way_out.arrived():
+            _tell(f"{command.name} was added, and its profile is {way_out.where}", failure, always=True)
+        elif not refused:
             _take_back(command, asking, failure)
         raise
 
@@ -86,8 +127,7 @@ def adding(command: PeerAdd, asking: Callable[[], AbstractContextManager[Executo
 def _take_back(
     command: PeerAdd, asking: Callable[[], AbstractContextManager[Executor]], failure: BaseException
 ) -> None:
-    """Removes the peer if it has our key: another of that name may be why ours was refused. What became of it is
-    said with the `failure`, in place of what may be the matter with the gateway; other advice stays."""
+    """Removes the peer if it has our key: another of that name may be why ours was refused."""
     name = command.name
     try:
         with asking() as executor:
@@ -102,7 +142,13 @@ def _take_back(
         if removed
         else f"{name} may have been added, with a key that nobody has: look with `tidegate peer show {name}`"
     )
+    _tell(fate, failure, always=not removed)
+
+
+def _tell(fate: str, failure: BaseException, *, always: bool) -> None:
+    """What became of the peer is said with the `failure`, in place of what may be the matter with the gateway. Other
+    advice stays; then it is said only if it is not what is to be expected."""
     if isinstance(failure, UnansweredError) or (isinstance(failure, TidegateError) and not failure.hint):
         failure.hint = fate
-    elif not removed:
+    elif always:
         remark(fate)

@@ -103,12 +103,12 @@ def add(
         suggest_endpoint=endpoint is None,
         engine=runtime.engine,
     )
-    with delivery(name, out, force) as deliver, adding(command, asking) as added:
+    with delivery(name, out, force) as way_out, adding(command, asking, way_out) as added:
         wanted = _endpoint(endpoint, added.listen_port)
         profile = _profile(added, wanted, private_key, preshared_key)
         text = profile.render(comment)
         answer = _answer(added, profile, text, out)
-        deliver(answer if json and out is None else text)
+        way_out.send(answer if json and out is None else text)
     if out is not None and json:
         with written():
             print(answer, end="")

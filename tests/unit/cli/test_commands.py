@@ -11,11 +11,14 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from tests.unit.conftest import CommandLine
-from tidegate.identity import parse_profile, read_profile
+from tidegate.errors import StoreError
+from tidegate.identity import Profile, encode_key, parse_profile, public_key_of, read_profile
+from tidegate.store.sqlite import SqliteStore
 
 COMMANDS = [
     ["serve"],
@@ -165,6 +168,72 @@ def test_a_profile_that_cannot_get_to_its_place_adds_no_peer(
     assert list(tmp_path.glob("*alice*")) == []
     listed = json.loads(tidegate("peer", "list", *state[:2], "--json").out)
     assert [peer["name"] for peer in listed["peers"]] == ["first"]
+
+
+def _keys_in_list(tidegate: CommandLine, state: Path) -> list[str]:
+    listed = json.loads(tidegate("peer", "list", "--state-dir", state, "--json").out)
+    return [peer["public_key"] for peer in listed["peers"]]
+
+
+def _key_of(profile: Profile) -> str:
+    return encode_key(public_key_of(profile.private_key))
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)], ids=["", "force"])
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [(OSError(errno.EINVAL, os.strerror(errno.EINVAL)), 0), (KeyboardInterrupt(), 130)],
+    ids=["a file system that syncs no directories", "Ctrl-C"],
+)
+def test_a_peer_whose_profile_is_in_its_place_stays(
+    tidegate: CommandLine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: BaseException,
+    code: int,
+    force: tuple[str, ...],
+) -> None:
+    def fail(_: Path) -> NoReturn:
+        raise failure
+
+    state, out = tmp_path / "state", tmp_path / "alice.conf"
+    assert tidegate("peer", "add", "first", "--endpoint", "a.b", "--state-dir", state).code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("tidegate.files._sync_directory", fail)
+        added = tidegate(
+            "peer", "add", "alice", "--endpoint", "a.b", "--state-dir", state, "--out", out, *force
+        )
+    assert added.code == code
+    (line,) = added.err.splitlines()
+    assert f"its profile is in {out}" in line
+    assert list(tmp_path.glob("*alice*")) == [out]
+    assert _keys_in_list(tidegate, state)[1:] == [_key_of(read_profile(out))]
+
+
+@pytest.mark.parametrize("printed", [False, True], ids=["to a file", "printed"])
+def test_a_peer_whose_profile_was_handed_out_stays_whatever_fails_then(
+    tidegate: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: bool
+) -> None:
+    state, out = tmp_path / "state", tmp_path / "alice.conf"
+
+    close = SqliteStore.close
+
+    def fail(store: SqliteStore) -> NoReturn:
+        close(store)
+        raise StoreError("tidegate.db: Input/output error")
+
+    to_file = () if printed else ("--out", out)
+    with monkeypatch.context() as patch:
+        patch.setattr(SqliteStore, "close", fail)
+        added = tidegate("peer", "add", "alice", "--endpoint", "a.b", "--state-dir", state, *to_file)
+    assert added.code == 1
+    where = "printed" if printed else f"in {out}"
+    assert (
+        added.err
+        == f"tidegate: tidegate.db: Input/output error; alice was added, and its profile is {where}\n"
+    )
+    profile = parse_profile(added.out) if printed else read_profile(out)
+    assert _keys_in_list(tidegate, state) == [_key_of(profile)]
 
 
 @pytest.mark.parametrize("force", [(), ("--force",)], ids=["", "force"])
