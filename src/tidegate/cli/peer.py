@@ -77,6 +77,7 @@ def add(
 
     from tidegate.cli.administration import administration
     from tidegate.cli.delivery import adding, delivery
+    from tidegate.cli.ending import ended_like_by_ctrl_c
     from tidegate.cli.output import remark, written
     from tidegate.control.commands import PeerAdd
     from tidegate.identity import encode_key, make_preshared_key, make_private_key, public_key_of
@@ -103,7 +104,11 @@ def add(
         suggest_endpoint=endpoint is None,
         engine=runtime.engine,
     )
-    with delivery(name, out, force) as way_out, adding(command, asking, way_out) as added:
+    with (
+        ended_like_by_ctrl_c(),
+        delivery(name, out, force) as way_out,
+        adding(command, asking, way_out) as added,
+    ):
         wanted = _endpoint(endpoint, added.listen_port)
         profile = _profile(added, wanted, private_key, preshared_key)
         text = profile.render(comment)

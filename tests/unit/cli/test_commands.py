@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import re
+import signal
+import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +22,7 @@ import pytest
 from tests.unit.conftest import CommandLine
 from tidegate.errors import StoreError
 from tidegate.identity import Profile, encode_key, parse_profile, public_key_of, read_profile
+from tidegate.state_dir import StateDir
 from tidegate.store.sqlite import SqliteStore
 
 COMMANDS = [
@@ -272,6 +277,117 @@ def _refusal_of_out(tidegate: CommandLine, out: Path, *flags: str) -> str:
     return tidegate.refused(
         2, "peer", "add", "alice", "--endpoint", "a.b:1", "--state-dir", state, "--out", out, *flags
     )
+
+
+def _adding(state: Path, *flags: object, stdout: int | None = None, under: str = "") -> subprocess.Popen[str]:
+    """A process that adds alice. `under` is a command that runs it."""
+    command = [*under.split(), sys.executable, "-m", "tidegate", "peer", "add", "alice", "--endpoint", "a.b"]
+    return subprocess.Popen(
+        [*command, "--state-dir", str(state), *map(str, flags)],
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if holds():
+            return
+        threading.Event().wait(0.01)
+    raise TimeoutError
+
+
+def _full_pipe() -> tuple[int, int]:
+    """A pipe, its reader and its writer, that takes nothing more for now."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"." * 4096)
+    os.set_blocking(writer, True)
+    return reader, writer
+
+
+def _names_in_store(state: Path) -> list[str]:
+    """Past the lock of the process that adds one."""
+    with contextlib.closing(sqlite3.connect(f"file:{state}/tidegate.db?mode=ro", uri=True)) as store:
+        return [name for (name,) in store.execute("SELECT name FROM peers")]
+
+
+def _wait_until_it_prints(process: subprocess.Popen[str]) -> None:
+    """Into a pipe that takes nothing."""
+    _until(lambda: "pipe_write" in Path(f"/proc/{process.pid}/wchan").read_text())
+
+
+def _opened_by(process: subprocess.Popen[str]) -> set[Path]:
+    files = set()
+    for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            files.add(descriptor.readlink())
+    return files
+
+
+ENDINGS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+
+
+@pytest.mark.parametrize(("number", "code"), ENDINGS)
+def test_a_peer_whose_adding_is_ended_by_a_signal_is_taken_back(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    reader, writer = _full_pipe()
+    process = _adding(tmp_path, stdout=writer)
+    os.close(writer)
+    try:
+        _wait_until_it_prints(process)
+        assert _names_in_store(tmp_path) == ["alice"]
+        process.send_signal(number)
+        _, err = process.communicate(timeout=10)
+        assert (process.returncode, err) == (code, "")
+        assert _names_in_store(tmp_path) == []
+        with open(reader, closefd=False) as pipe:
+            assert set(pipe.read()) == {"."}, "no profile of a peer that is no more"
+    finally:
+        process.kill()
+        os.close(reader)
+
+
+@pytest.mark.parametrize(("number", "code"), ENDINGS)
+def test_a_signal_before_a_peer_is_added_leaves_no_file(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    state = StateDir(tmp_path / "state")
+    state.prepare()
+    with state.lock("command"):  # is waited for
+        process = _adding(state.path, "--out", tmp_path / "alice.conf")
+        try:
+            _until(lambda: state.lock_file in _opened_by(process))
+            assert len(list(tmp_path.glob(".alice.conf.*"))) == 1
+            process.send_signal(number)
+            _, err = process.communicate(timeout=10)
+        finally:
+            process.kill()
+    assert (process.returncode, err) == (code, "")
+    assert list(tmp_path.glob("*alice*")) == []
+
+
+def test_a_hangup_that_is_ignored_as_under_nohup_takes_no_peer_back(tmp_path: Path) -> None:
+    reader, writer = _full_pipe()
+    process = _adding(tmp_path, stdout=writer, under="nohup")
+    os.close(writer)
+    try:
+        _wait_until_it_prints(process)
+        process.send_signal(signal.SIGHUP)
+        with open(reader, closefd=False) as pipe:
+            profile = parse_profile(pipe.read().lstrip("."))
+        assert process.wait(10) == 0
+        assert str(profile.address) == "10.66.77.2/32"
+        assert _names_in_store(tmp_path) == ["alice"]
+    finally:
+        process.kill()
+        process.communicate()
+        os.close(reader)
 
 
 def test_a_peer_without_a_known_endpoint_is_not_added(tidegate: CommandLine, tmp_path: Path) -> None:

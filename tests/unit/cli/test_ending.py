@@ -1,0 +1,49 @@
+"""Signals that end a command in the midst of something that is to be taken back then."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import typer
+
+from tidegate.cli.ending import ended_like_by_ctrl_c
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "code"),
+    [(signal.SIGTERM, signal.SIGHUP, 143), (signal.SIGHUP, signal.SIGHUP, 129)],
+    ids=["of systemd", "of a terminal and its shell"],
+)
+def test_of_two_signals_the_second_does_not_keep_anything_from_being_taken_back(
+    first: signal.Signals, second: signal.Signals, code: int
+) -> None:
+    told = []
+    with pytest.raises(typer.Exit) as ended, ended_like_by_ctrl_c():
+        try:
+            os.kill(os.getpid(), first)
+            told.append("goes on")
+        except KeyboardInterrupt:
+            os.kill(os.getpid(), second)
+            told.append("is taken back")
+            raise
+    assert (told, ended.value.exit_code) == (["is taken back"], code)
+    assert signal.getsignal(first) == signal.getsignal(second) == signal.SIG_DFL
+
+
+def test_a_signal_that_is_ignored_or_handled_stays_so() -> None:
+    handled = []
+    before = [
+        signal.signal(signal.SIGHUP, signal.SIG_IGN),
+        signal.signal(signal.SIGTERM, lambda *_: handled.append("SIGTERM")),
+    ]
+    try:
+        with ended_like_by_ctrl_c():
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert handled == ["SIGTERM"]
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before[0])
+        signal.signal(signal.SIGTERM, before[1])
