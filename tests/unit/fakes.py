@@ -315,7 +315,7 @@ class FakeClientHost:
         self.journal.append("privileges")
 
     def remove_leftovers(self, tun_name: str, *, routes: bool, dns: bool) -> None:
-        self.journal.append("leftovers")
+        self.journal.append(" ".join(["leftovers", *["routes"] * routes, *["dns"] * dns]))
 
     def configure_tun(self, name: str, address: IPv4Interface, mtu: int) -> None:
         self.journal.append(f"tun {address} {mtu}")
@@ -327,11 +327,12 @@ class FakeClientHost:
     def routes(self, plan: RoutePlan, tun_name: str) -> Iterator[RoutePlan]:
         if self.failure is not None:
             raise self.failure
-        self.journal.append("routes")
+        what = "routes" if plan.routes else "no routes"
+        self.journal.append(what)
         try:
             yield plan
         finally:
-            self.journal.append("routes undone")
+            self.journal.append(f"{what} undone")
 
     def renew_routes(self, plan: RoutePlan, tun_name: str) -> Renewal:
         return "whole"

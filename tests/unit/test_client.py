@@ -33,7 +33,7 @@ from tidegate.streams import discard
 
 WHOLE = [
     "privileges",
-    "leftovers",
+    "leftovers routes dns",
     "tun 10.66.77.2/32 1420",
     "routes",
     "dns",
@@ -484,12 +484,31 @@ def test_search_domains_without_a_server_leave_dns_alone(tidegate: CommandLine, 
     assert "corp.example, example" in told
 
 
-def test_switches_leave_dns_and_routes_alone(tidegate: CommandLine, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("flags", "leftovers", "then", "marked"),
+    [
+        ((), "leftovers routes dns", WHOLE[3:], True),
+        (("--no-dns",), "leftovers routes", ["routes", "routes undone"], True),
+        (("--no-routes",), "leftovers dns", ["no routes", "dns", "dns undone", "no routes undone"], False),
+        (("--no-dns", "--no-routes"), "leftovers", ["no routes", "no routes undone"], False),
+    ],
+    ids=["none", "no DNS", "no routes", "neither"],
+)
+def test_switches_leave_dns_and_routes_alone(
+    tidegate: CommandLine,
+    tmp_path: Path,
+    flags: tuple[str, ...],
+    leftovers: str,
+    then: list[str],
+    marked: bool,
+) -> None:
+    """Also what looks like an earlier client's: it may be what somebody has made by hand instead."""
     file = tmp_path / "alice.conf"
     file.write_text(PROFILE.render())
     threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT)).start()
-    assert tidegate("connect", file, "--no-dns").code == 130
-    assert "dns" not in tidegate.client_host.journal
+    assert tidegate("connect", file, *flags).code == 130
+    assert tidegate.client_host.journal == ["privileges", leftovers, "tun 10.66.77.2/32 1420", *then]
+    assert (tidegate.engine.clients[0].options.fwmark != 0) == marked
 
 
 @pytest.mark.parametrize(("mode", "said"), [(0o644, True), (0o600, False)])
