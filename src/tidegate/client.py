@@ -233,7 +233,8 @@ class Client:
         await self._supervisor.stopped()
 
     async def _keep_routes(self, plan: RoutePlan) -> None:
-        """Brings back what others take away: see `renew_routes`. Less often where they do so again and again."""
+        """Brings back what others take away: see `renew_routes`. Less often where they do so again and again, or where
+        it is refused."""
         changed = asyncio.Event()
         was: Renewal = "whole"
         pause = SETTLE
@@ -256,6 +257,7 @@ class Client:
                 except HostNetworkError as cause:
                     warn("the tunnel's routes cannot be kept", cause=cause.message)
                     pause, was = min(pause * 2, LONGEST_SETTLE), "whole"
+                    changed.set()  # nobody may tell when it would go well: it is tried again
                     continue
                 pause = min(pause * 2, LONGEST_SETTLE) if now == "renewed" else SETTLE
                 if now == "down" != was:

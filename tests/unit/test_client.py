@@ -418,6 +418,34 @@ def test_a_program_that_takes_the_routes_away_each_time_is_told_of_once_and_give
     assert capsys.readouterr().out.count("are there again") == 1
 
 
+def test_routes_that_could_not_be_added_again_are_tried_again_without_another_notice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tidegate.client.SETTLE", 0.01)
+    monkeypatch.setattr("tidegate.client.LONGEST_SETTLE", 0.1)
+    host, events = FakeClientHost(), []  # type: ignore[var-annotated]
+    outcomes: list[Renewal | HostNetworkError] = ["renewed", HostNetworkError("busy")]
+
+    def renew(*_: object) -> Renewal:
+        outcome = outcomes.pop() if outcomes else "whole"
+        if isinstance(outcome, HostNetworkError):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(host, "renew_routes", renew)
+
+    async def scenario() -> None:
+        client = made(FakeEngine(), host, events)
+        task = await until_connected(client, events)
+        async with asyncio.timeout(1):
+            while outcomes:  # noqa: ASYNC110 -- what is waited for happens in a thread
+                await asyncio.sleep(0.01)
+        client.request_stop()
+        await task
+
+    asyncio.run(scenario())
+
+
 def test_a_hangup_that_is_ignored_as_under_nohup_stops_nothing() -> None:
     host, events = FakeClientHost(), []  # type: ignore[var-annotated]
 
