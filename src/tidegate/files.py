@@ -36,9 +36,8 @@ def atomic_write(path: Path, *, replace: bool) -> Iterator[IO[str]]:
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
-    with suppress(
-        OSError
-    ):  # whole and in its place it is, and there are file systems that sync no directories
+    # The file is whole and in its place by now; there are file systems that sync no directories.
+    with suppress(OSError):
         _sync_directory(path.parent)
 
 
