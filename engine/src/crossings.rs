@@ -89,19 +89,12 @@ mod tests {
     const QUIET: Ipv4Addr = Ipv4Addr::new(10, 66, 77, 3);
     const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
 
-    fn packet(source: Ipv4Addr, len: usize) -> Vec<u8> {
-        let mut packet = vec![0; len];
-        packet[0] = 0x45;
-        packet[12..16].copy_from_slice(&source.octets());
-        packet
-    }
-
-    fn to_peer(source: Ipv4Addr, len: usize) -> Crossing {
-        Crossing::ToPeer { packet: packet(source, len), offload: Offload::NONE }
+    fn to_peer(client: Ipv4Addr, len: usize) -> Crossing {
+        Crossing::ToPeer { packet: vec![0x45; len], offload: Offload::NONE, client }
     }
 
     fn inbound(client: Option<Ipv4Addr>) -> Crossing {
-        Crossing::Inbound { packet: packet(OUTSIDE, 84), offload: Offload::NONE, client }
+        Crossing::Inbound { packet: vec![0x45; 84], offload: Offload::NONE, client }
     }
 
     fn initiation() -> Crossing {

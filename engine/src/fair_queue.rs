@@ -95,8 +95,8 @@ struct Queue<K, T> {
     codel: CoDel,
 }
 
-/// Fair queues of packets `T`, one for each key `K`. A queue that is found empty at its turn ends, and all end when
-/// nothing waits any more.
+/// Fair queues of packets `T`, one for each key `K`: as many as there are keys, at most, which are therefore nothing that
+/// strangers may choose. A queue that is found empty at its turn ends, and all end when nothing waits any more.
 #[derive(Debug)]
 pub struct FairQueue<K, T> {
     bounds: Amount,

@@ -140,6 +140,8 @@ pub enum Crossing {
         packet: Vec<u8>,
         /// Its offload metadata.
         offload: Offload,
+        /// The client that sent it; of what comes from outside or from the host, the one for whom it is.
+        client: Ipv4Addr,
     },
     /// A packet from outside (or hairpinned), not yet translated, for a NAT port that belongs there.
     Inbound {
@@ -161,15 +163,11 @@ impl Crossing {
         }
     }
 
-    /// Whose it is: the inner source's, which the router has judged; what comes from outside names what source it likes, and
-    /// is the client's that publishes the port, if one does.
+    /// Whose it is. Never the source's that a packet names: from outside, that may be any, and each would get a queue.
     pub fn owner(&self) -> Owner<Ipv4Addr> {
         match self {
             Self::Initiation { .. } => Owner::Newcomer,
-            Self::ToPeer { packet, .. } => match packet.get(12..16) {
-                Some(&[a, b, c, d]) => Owner::Client(Ipv4Addr::new(a, b, c, d)),
-                _ => Owner::Stranger,
-            },
+            Self::ToPeer { client, .. } => Owner::Client(*client),
             Self::Inbound { client, .. } => client.map_or(Owner::Stranger, Owner::Client),
         }
     }

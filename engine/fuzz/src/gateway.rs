@@ -175,7 +175,9 @@ impl World {
                 let bytes = packet(script, from, EXTERNAL);
                 let crossing = match script.byte() % 3 {
                     0 => Crossing::Initiation { from: STRANGER.into(), datagram: bytes },
-                    1 => Crossing::ToPeer { packet: bytes, offload: virtio(script) },
+                    1 => {
+                        Crossing::ToPeer { packet: bytes, offload: virtio(script), client: client_address(0) }
+                    }
                     _ => Crossing::Inbound { packet: bytes, offload: virtio(script), client: None },
                 };
                 self.gateway.receive_crossing(self.now, &mut self.arena, crossing, &mut self.outbox);

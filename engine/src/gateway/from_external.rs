@@ -103,7 +103,9 @@ impl Gateway {
         if !self.places.contains_key(&inner) {
             return Err(DropReason::NoSuchPeer.into());
         }
-        Ok(Decision { exit: Exit::Peer(inner), destination: inner, shape: packet.shape() })
+        // Not the sender's, who may be a stranger: a protocol that is passed comes from whomever it likes.
+        let exit = Exit::Peer { address: inner, client: inner };
+        Ok(Decision { exit, destination: inner, shape: packet.shape() })
     }
 
     /// Which shard's NAT a packet from outside belongs to, by the port of ours that it names, or that its quotation names; and

@@ -21,7 +21,8 @@ impl Gateway {
                     Err(DropReason::TooBig)
                 }
                 Verdict::Peer(address) if self.places.contains_key(&address) => {
-                    Ok(Decision { exit: Exit::Peer(address), destination: address, shape: packet.shape() })
+                    let exit = Exit::Peer { address, client: address };
+                    Ok(Decision { exit, destination: address, shape: packet.shape() })
                 }
                 Verdict::Peer(_) => Err(DropReason::NoSuchPeer),
                 Verdict::Host | Verdict::External => Err(DropReason::BogonDestination),
@@ -57,9 +58,9 @@ impl Gateway {
                     Received::Keepalive { .. } | Received::Handshake { .. } | Received::OtherShard(_) => {}
                 }
             }
-            Crossing::ToPeer { mut packet, offload } => {
+            Crossing::ToPeer { mut packet, offload, client } => {
                 let decision = Ipv4Packet::parse(&mut packet, 0, offload)
-                    .and_then(|packet| self.decide_from_shard(&packet));
+                    .and_then(|packet| self.decide_from_shard(&packet, client));
                 match decision {
                     Ok(decision) => self.leave(now, arena, Origin::Owned(packet), decision, outbox),
                     Err(reason) => self.drops.count(reason),
@@ -73,11 +74,12 @@ impl Gateway {
     }
 
     /// A packet for a peer is delivered here or not at all: see [`Entrance::Shard`].
-    fn decide_from_shard(&self, packet: &Ipv4Packet<'_>) -> Result<Decision, DropReason> {
+    fn decide_from_shard(&self, packet: &Ipv4Packet<'_>, client: Ipv4Addr) -> Result<Decision, DropReason> {
         let destination = packet.destination();
         match self.places.get(&destination) {
             Some(Place::Here(_)) => {
-                Ok(Decision { exit: Exit::Peer(destination), destination, shape: packet.shape() })
+                let exit = Exit::Peer { address: destination, client };
+                Ok(Decision { exit, destination, shape: packet.shape() })
             }
             Some(Place::OnShard(_)) | None => Err(DropReason::NoSuchPeer),
         }

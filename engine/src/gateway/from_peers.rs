@@ -136,7 +136,7 @@ impl Gateway {
         let exit = match self.router.route(destination) {
             Verdict::Peer(address) if self.places.contains_key(&address) => {
                 self.forward_checks(now, packet, self.tunnel_mtu)?;
-                Exit::Peer(address)
+                Exit::Peer { address, client }
             }
             Verdict::Peer(_) => return Err(self.refuse(now, packet, DropReason::NoSuchPeer, 0)),
             Verdict::Host if self.nat_owns_destination(packet) => {

@@ -44,7 +44,11 @@ impl Origin<'_> {
 
 /// Where a packet leaves, its headers rewritten accordingly.
 pub(super) enum Exit {
-    Peer(Ipv4Addr),
+    /// A VPN address; and whose packet it is on the way to another shard.
+    Peer {
+        address: Ipv4Addr,
+        client: Ipv4Addr,
+    },
     Host,
     External,
     /// One of our external addresses, on a port that the NAT of that shard owns; and whose packet it is there.
@@ -89,7 +93,9 @@ impl Gateway {
         let Decision { exit, destination, shape } = decision;
         let packet = origin.into_gather(shape, outbox);
         match exit {
-            Exit::Peer(address) => self.leave_to_peer(arena, packet, shape, address, outbox),
+            Exit::Peer { address, client } => {
+                self.leave_to_peer(arena, packet, shape, address, client, outbox);
+            }
             Exit::Host => {
                 self.traffic.count(Direction::ToHost, shape);
                 let header = VirtioNetHeader::for_shape(shape, 0);
@@ -115,6 +121,7 @@ impl Gateway {
         packet: Gather,
         shape: Shape,
         address: Ipv4Addr,
+        client: Ipv4Addr,
         outbox: &mut Outbox,
     ) {
         match self.places.get(&address) {
@@ -130,7 +137,7 @@ impl Gateway {
             }
             Some(&Place::OnShard(shard)) => {
                 let bytes = outbox.to_vec(&packet, arena);
-                let crossing = Crossing::ToPeer { packet: bytes, offload: shape.offload() };
+                let crossing = Crossing::ToPeer { packet: bytes, offload: shape.offload(), client };
                 outbox.crossings.push((shard, crossing));
             }
             None => self.drops.count(DropReason::NoSuchPeer),

@@ -192,7 +192,11 @@ fn take_step(
                     from: endpoint([192, 0, 2, 66].into(), 1).into(),
                     datagram: dice.datagram(),
                 },
-                1 => Crossing::ToPeer { packet: dice.packet(SERVER), offload: dice.offload() },
+                1 => Crossing::ToPeer {
+                    packet: dice.packet(SERVER),
+                    offload: dice.offload(),
+                    client: client_address(0),
+                },
                 _ => Crossing::Inbound { packet: dice.packet(SERVER), offload: dice.offload(), client: None },
             };
             world.cross(shard, crossing);

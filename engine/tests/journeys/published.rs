@@ -156,7 +156,7 @@ fn shards_that_disagree_about_a_port_or_a_peer_do_not_send_its_packets_in_circle
     // Client 1 lives on shard 1.
     let packet = Ip::udp(endpoint(client_address(0), 1), endpoint(client_address(1), 2), b"astray").bytes();
     world.dies(DropReason::NoSuchPeer, |world| {
-        world.cross(0, Crossing::ToPeer { packet, offload: Offload::NONE });
+        world.cross(0, Crossing::ToPeer { packet, offload: Offload::NONE, client: client_address(0) });
     });
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use tidegate_engine::drop_reason::DropReason;
+use tidegate_engine::fair_queue::Owner;
 use tidegate_engine::messages::Command;
 use tidegate_engine::wire::CoalesceOptions;
 
@@ -327,6 +328,32 @@ fn a_protocol_without_ports_is_one_clients_both_ways_and_nobody_elses() {
         let gre = Ip::new(SERVER, EXTERNAL, GRE, vec![1; 20]);
         world.dies(DropReason::UnsupportedProtocol, |world| world.arrive(&gre));
     }
+}
+
+#[test]
+fn what_crosses_from_outside_or_from_the_host_is_the_clients_for_whom_it_is() {
+    const GRE: u8 = 47;
+    let mut world = World::of(Plan { clients: 4, shards: 2, ..Plan::default() }).connected();
+    // Clients 1 and 3 live on shard 1, and all of this comes to shard 0.
+    world.tell_all(|| Command::PassProtocols(vec![(GRE, client_address(1))]));
+    world.crossed.clear();
+    for forged in [SERVER, NEIGHBOUR] {
+        world.arrive(&Ip::new(forged, EXTERNAL, GRE, vec![1; 20]));
+    }
+    assert_eq!(world.crossed, [Owner::Client(client_address(1)); 2], "whoever claims to have sent it");
+    world.crossed.clear();
+    for client in [1, 3] {
+        let to = endpoint(client_address(client), 5_353);
+        world.send_from_host(&Ip::udp(endpoint(GATEWAY, 53), to, b"answer"));
+    }
+    assert_eq!(world.crossed, [1, 3].map(|client| Owner::Client(client_address(client))));
+    world.crossed.clear();
+    for client in [1, 3] {
+        let to = endpoint(client_address(client), 22);
+        world.send(0, &Ip::udp(endpoint(client_address(0), 6_000), to, b"hello"));
+    }
+    assert_eq!(world.crossed, [Owner::Client(client_address(0)); 2], "between peers it is the sender's");
+    assert_eq!([world.take(1).len(), world.take(3).len()], [4, 2]);
 }
 
 #[test]
