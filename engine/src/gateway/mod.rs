@@ -224,7 +224,9 @@ impl Core for Gateway {
     }
 
     fn recipient(&self, packet: &[u8]) -> Owner<Ipv4Addr> {
-        self.nat.recipient(packet).map_or(Owner::Stranger, Owner::Client)
+        // Where a port that is published for a client of another shard would be this one's, its packets come here first.
+        let publisher = |protocol, external| Some(self.published.get(&(protocol, external))?.client);
+        self.nat.recipient(packet, publisher).map_or(Owner::Stranger, Owner::Client)
     }
 
     fn receive_external(

@@ -15,7 +15,7 @@ use crate::wire::Ipv4Packet;
 pub(super) struct Passed(Vec<(u8, Ipv4Addr)>);
 
 impl Passed {
-    fn client(&self, protocol: u8) -> Result<Ipv4Addr, DropReason> {
+    pub(super) fn client(&self, protocol: u8) -> Result<Ipv4Addr, DropReason> {
         let found = self.0.iter().find(|&&(passed, _)| passed == protocol);
         found.map(|&(_, client)| client).ok_or(DropReason::UnsupportedProtocol)
     }

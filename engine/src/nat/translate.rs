@@ -85,20 +85,29 @@ impl Nat {
         }
     }
 
-    /// Which client a packet from outside is for that nobody has checked yet, as far as its ports or its identifier tell.
-    pub fn recipient(&self, packet: &[u8]) -> Option<Ipv4Addr> {
+    /// Which client a packet from outside is for that nobody has checked yet, as far as its protocol, its ports or its
+    /// identifier tell. `elsewhere` is asked whose an external port is for which there is no mapping here.
+    pub fn recipient(
+        &self,
+        packet: &[u8],
+        elsewhere: impl FnOnce(Proto, Endpoint) -> Option<Ipv4Addr>,
+    ) -> Option<Ipv4Addr> {
         const FRAGMENT_BITS: u16 = 0x3fff; // RFC 791 §3.1: More Fragments, and the offset
         let fragment = u16::from_be_bytes([*packet.get(6)?, *packet.get(7)?]) & FRAGMENT_BITS;
         if fragment != 0 {
             return None; // the pieces of a datagram stay together
         }
-        let (protocol, remote, external) = ends(packet).or_else(|| icmp_reply_ends(packet))?;
+        let Some((protocol, remote, external)) = ends(packet).or_else(|| icmp_reply_ends(packet)) else {
+            return self.passed.client(*packet.get(9)?).ok();
+        };
         let table = &self.table;
         if let Some(id) = table.find_inbound(protocol, external, remote) {
             return Some(table.sessions[id as usize].internal.address);
         }
-        let mapping = table.find_external(protocol, external)?;
-        Some(table.mappings[mapping as usize].internal.address)
+        match table.find_external(protocol, external) {
+            Some(mapping) => Some(table.mappings[mapping as usize].internal.address),
+            None => elsewhere(protocol, external),
+        }
     }
 
     /// Whether the datagram from outside that begins with this first fragment would have been let in. Changes nothing.

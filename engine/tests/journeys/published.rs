@@ -1,5 +1,6 @@
 //! Published ports: from outside, and by way of the external address from inside (hairpinning, RFC 4787 REQ-9).
 
+use tidegate_engine::core::Core;
 use tidegate_engine::drop_reason::DropReason;
 use tidegate_engine::external::reservation::{Batch, PortProtocol, ReserveRequest};
 use tidegate_engine::fair_queue::Owner;
@@ -49,6 +50,30 @@ fn what_crosses_to_a_published_port_is_its_clients_or_whose_client_sends_it() {
     world.send(1, &Ip::udp(endpoint(sender, 6_000), port, b"query"));
     assert_eq!(world.crossed[1..], [Owner::Client(sender)]);
     world.take(0);
+}
+
+#[test]
+fn what_comes_for_a_client_of_another_shard_waits_in_the_queue_of_that_client() {
+    const GRE: u8 = 47;
+    const ESP: u8 = 50;
+    let mut world = World::with_shards(2).connected();
+    let publisher = client_address(0);
+    world.publish(Proto::Udp, PORTS[1], endpoint(publisher, 53)).unwrap(); // packets come to shard 1
+    world.tell_all(|| Command::PassProtocols(vec![(GRE, publisher)]));
+    let (from, port) = (endpoint(SERVER, 4_000), endpoint(EXTERNAL, PORTS[1]));
+    for shard in [0, 1] {
+        let recipient = |packet: Ip| world.shards[shard].core.recipient(&packet.bytes());
+        let of = |protocol| Ip::new(SERVER, EXTERNAL, protocol, vec![1; 20]);
+        assert_eq!(recipient(Ip::udp(from, port, b"query")), Owner::Client(publisher));
+        assert_eq!(recipient(of(GRE)), Owner::Client(publisher));
+        assert_eq!(recipient(of(ESP)), Owner::Stranger);
+        assert_eq!(recipient(Ip::tcp(from, port, &Tcp::default(), &[])), Owner::Stranger, "not published");
+        assert_eq!(recipient(Ip::udp(from, endpoint(EXTERNAL, PORTS[1] + 2), b"scan")), Owner::Stranger);
+        for fragment in [Ip::udp(from, port, b"query"), of(GRE)] {
+            let fragment = fragment.with(|ip| ip.fragment = 0x2000); // More Fragments
+            assert_eq!(recipient(fragment), Owner::Stranger, "the pieces of a datagram stay together");
+        }
+    }
 }
 
 #[test]

@@ -323,7 +323,13 @@ fn whose_a_packet_from_outside_is_can_be_told_before_it_is_checked() {
     let published = Endpoint::new(EXTERNAL, 8_080);
     world.nat.publish(Proto::Tcp, published, at("10.66.77.4:80"), world.now).unwrap();
 
-    let recipient = |packet: &[u8]| world.nat.recipient(packet).map(|client| client.octets()[3]);
+    world.nat.pass_protocols(vec![(47, address("10.66.77.5"))]); // GRE
+    let elsewhere = Endpoint::new(EXTERNAL, 9_090);
+    let publisher = |protocol, external| {
+        ((protocol, external) == (Proto::Udp, elsewhere)).then_some(address("10.66.77.6"))
+    };
+
+    let recipient = |packet: &[u8]| world.nat.recipient(packet, publisher).map(|client| client.octets()[3]);
     assert_eq!(recipient(&udp(at(SERVER), for_one, b"")), Some(2));
     assert_eq!(recipient(&udp(at(SERVER), for_two, b"")), Some(3));
     let stranger = at("192.0.2.7:999");
@@ -334,6 +340,13 @@ fn whose_a_packet_from_outside_is_can_be_told_before_it_is_checked() {
     assert_eq!(recipient(&icmp(8, at(SERVER).address, EXTERNAL, identifier)), None, "a query");
     assert_eq!(recipient(&icmp(0, at(SERVER).address, EXTERNAL, identifier ^ 1)), None);
     assert_eq!(recipient(&tcp(at(SERVER), for_one, "A", 1, 0, b"")), None, "another protocol's port");
+    assert_eq!(recipient(&udp(stranger, elsewhere, b"")), Some(6), "published for a client of another shard");
+    assert_eq!(recipient(&tcp(stranger, elsewhere, "S", 1, 0, b"")), None);
+    let mut gre = udp(stranger, for_one, b"");
+    gre[9] = 47;
+    assert_eq!(recipient(&gre), Some(5), "it has no ports");
+    gre[9] = 50;
+    assert_eq!(recipient(&gre), None, "ESP is nobody's");
 
     let mut fragment = udp(at(SERVER), for_one, b"");
     fragment[6] |= 0x20; // More Fragments
