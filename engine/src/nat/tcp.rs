@@ -378,11 +378,15 @@ impl Connection {
             return begins;
         }
         // Who called once, and was not answered, answers now that the client calls: with a number of this connection.
-        let is_call = self.remote.has(Progress::OPENED) && !self.remote.has(Progress::SYNCHRONIZED);
-        if is_call && syn.sequence != self.remote.initial && self.is_answered_by(syn) {
+        if self.is_unanswered() && syn.sequence != self.remote.initial && self.is_answered_by(syn) {
             self.remote = Sender::silent();
         }
         false
+    }
+
+    /// Whether somebody outside has called, and the client has not answered that call.
+    fn is_unanswered(&self) -> bool {
+        self.remote.has(Progress::OPENED) && !self.remote.has(Progress::SYNCHRONIZED)
     }
 
     /// Whether it acknowledges the client's SYN, of which a stranger does not know the number.
@@ -394,9 +398,10 @@ impl Connection {
 
     /// RFC 5382 REQ-10, RFC 7857 §2.2, RFC 5961 §3.2: believed only where the client's TCP will believe it.
     fn inbound_reset(&mut self, segment: &Segment) -> Verdict {
-        if !self.remote.has(Progress::STARTED) {
-            // A refusal of our SYN has no sequence number of its own, but must acknowledge the SYN (RFC 9293 §3.10.7.3).
-            let refuses = self.is_answered_by(segment);
+        // A refusal of our SYN has no sequence number of its own, but must acknowledge the SYN (RFC 9293 §3.10.7.3); also
+        // where its sender had called before, with a number that was never answered.
+        let refuses = self.is_answered_by(segment);
+        if !self.remote.has(Progress::STARTED) || (refuses && self.is_unanswered()) {
             if !refuses {
                 return Verdict::Refuse;
             }

@@ -109,6 +109,25 @@ fn a_client_may_call_whom_it_has_refused() {
 }
 
 #[test]
+fn a_client_is_told_that_whom_it_has_not_answered_refuses_its_call() {
+    for call in THIRDS {
+        let mut line = Line::published();
+        line.hears("S", call, 0, b"").unwrap();
+        line.says("S", 100, 0, b"").unwrap();
+        // A closed port answers so, whatever was there before (RFC 9293 §3.10.7.1).
+        assert_eq!(line.hears("RA", 0, 7_777, b""), Err(DropReason::TcpOutOfState), "that was no answer");
+        assert_eq!(line.hears("R", 0, 101, b""), Err(DropReason::TcpOutOfState), "nor was that");
+        assert_eq!(line.hears("RA", 0, 101, b""), Ok(()), "{call}");
+        assert_eq!(line.world.nat.counts().sessions, 1);
+        // It calls until somebody is there.
+        line.says("S", 100, 0, b"").unwrap();
+        line.hears("SA", THIRDS[1], 101, b"").unwrap();
+        line.says("A", 101, THIRDS[1] + 1, b"").unwrap();
+        line.assert_stands(THIRDS[1] + 1, 101);
+    }
+}
+
+#[test]
 fn a_forged_second_call_does_not_take_the_place_of_the_one_that_the_client_answers() {
     for (first, forged) in [(THIRDS[0], THIRDS[1]), (THIRDS[1], THIRDS[0]), (THIRDS[0], THIRDS[2])] {
         let mut line = Line::published();
