@@ -3,10 +3,11 @@
 //! # Theory of operation
 //!
 //! A SYN costs its sender nothing, and its source may be forged. So what began with one from outside, and is not (or no
-//! longer) a connection that stands, is the first to go where no more sessions may be, as in a full accept queue: where a
-//! *mapping* has no room, its oldest call ([`Nat::evict_call_of`]); where its *client* has none, or the *shard*, the
-//! client's oldest call, at whichever of its ports ([`Nat::evict_call`]). It makes room for a visitor, also of another port,
-//! and for what the client opens itself: a flood of one port neither closes the others nor keeps the client in.
+//! longer) a connection that stands, nor one that the client has begun as well, is the first to go where no more sessions
+//! may be, as in a full accept queue: where a *mapping* has no room, its oldest call ([`Nat::evict_call_of`]); where its
+//! *client* has none, or the *shard*, the client's oldest call, at whichever of its ports ([`Nat::evict_call`]). It makes
+//! room for a visitor, also of another port, and for what the client opens itself: a flood of one port neither closes the
+//! others nor keeps the client in.
 //!
 //! The calls of a client are a list, threaded through their places in the order in which they became calls. A session
 //! enters and leaves it when its connection's state changes ([`Nat::note_call`]). Where one becomes the client's own and is

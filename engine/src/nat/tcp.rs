@@ -141,7 +141,7 @@ impl Progress {
     const SYNCHRONIZED: u8 = 0x20;
     /// It has sent FIN.
     const FINISHED: u8 = 0x40;
-    /// Its SYN was the first.
+    /// It has begun: its SYN was the first, or the client's, which calls whom it has not answered.
     const OPENED: u8 = 0x80;
 
     fn new(flags: u8, window_scale: Option<u8>) -> Self {
@@ -182,7 +182,7 @@ impl Sender {
         }
     }
 
-    /// The one whose SYN was the first.
+    /// One that begins.
     fn open(syn: &Segment) -> Self {
         let mut sender = Self::start(syn);
         sender.progress.add(Progress::OPENED);
@@ -271,10 +271,12 @@ impl Connection {
         self.state
     }
 
-    /// Whether somebody outside began it and it does not stand: the handshake is not complete, which whoever forges the
-    /// source of a SYN never completes, or all is over.
+    /// Whether somebody outside began it, the client did not, and it does not stand: the handshake is not complete, which
+    /// whoever forges the source of a SYN never completes, or all is over.
     pub(super) fn is_only_a_call(&self) -> bool {
-        self.state != TcpState::Established && self.remote.has(Progress::OPENED)
+        self.state != TcpState::Established
+            && self.remote.has(Progress::OPENED)
+            && !self.client.has(Progress::OPENED)
     }
 
     /// Takes in a segment from the client.
@@ -310,7 +312,7 @@ impl Connection {
     fn outbound_syn(&mut self, syn: &Segment) {
         let answers = syn.has(tcp_flags::ACK);
         if !self.client.has(Progress::STARTED) {
-            self.client = Sender::start(syn);
+            self.client = if syn.opens() { Sender::open(syn) } else { Sender::start(syn) };
             (self.state, self.reset) = (TcpState::Opening, false); // also where an RST has ended a call
         } else if syn.opens() {
             // After its own RST of a stale connection, the client repeats the SYN as it was (RFC 9293 §3.5.1).

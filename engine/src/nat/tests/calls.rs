@@ -263,14 +263,18 @@ fn a_flood_of_a_port_does_not_keep_its_client_from_calling_from_there() {
 
 #[test]
 fn a_call_that_has_become_the_clients_own_makes_no_room() {
-    for mut here in Flooded::both() {
-        here.line.hears("S", 1, 0, b"").unwrap();
-        here.line.says("SA", 900, 2, b"").unwrap();
-        here.line.says("S", 7_000, 0, b"").unwrap();
-        here.flood(200);
-        here.line.hears("SA", 1, 7_001, b"").unwrap();
-        here.line.says("A", 7_001, 2, b"").unwrap();
-        here.line.assert_stands(2, 7_001);
+    for was_answered in [true, false] {
+        for mut here in Flooded::both() {
+            here.line.hears("S", 1, 0, b"").unwrap();
+            if was_answered {
+                here.line.says("SA", 900, 2, b"").unwrap();
+            }
+            here.line.says("S", 7_000, 0, b"").unwrap();
+            here.flood(200);
+            here.line.hears("SA", 1, 7_001, b"").unwrap();
+            here.line.says("A", 7_001, 2, b"").unwrap();
+            here.line.assert_stands(2, 7_001);
+        }
     }
 }
 
