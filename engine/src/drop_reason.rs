@@ -98,6 +98,8 @@ drop_reasons! {
     Filtered = "filtered",
     /// No external port is free.
     PortsExhausted = "ports_exhausted",
+    /// Another client talks to the same destination from the external port that both share.
+    SharedPortTaken = "shared_port_taken",
     /// The table of mappings is full.
     MappingsExhausted = "mappings_exhausted",
     /// The client has as many mappings as it may have.

@@ -241,6 +241,7 @@ impl Gateway {
             DropReason::NoRoute => IcmpErrorKind::NetUnreachable,
             // RFC 6888 REQ-4 and RFC 4787: the client learns that the gateway would not, rather than waits.
             DropReason::PortsExhausted
+            | DropReason::SharedPortTaken
             | DropReason::MappingsExhausted
             | DropReason::ClientMappingLimit
             | DropReason::ClientShare

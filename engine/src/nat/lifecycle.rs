@@ -55,7 +55,7 @@ impl Nat {
                 let mapping = &self.table.mappings[id as usize];
                 if self.table.find_inbound(protocol, mapping.external, remote).is_some() {
                     // Only where the port is shared: another client talks to that very destination.
-                    return Err(DropReason::PortsExhausted);
+                    return Err(DropReason::SharedPortTaken);
                 }
                 id
             }

@@ -195,6 +195,21 @@ fn a_client_that_uses_up_the_ports_is_told_and_nobody_else_is_hurt() {
 }
 
 #[test]
+fn a_client_whose_shared_port_is_taken_towards_a_destination_is_told_though_more_ports_may_come() {
+    let mut world = World::of(Plan { port_range: (40_000, 40_000), ..Plan::default() }).connected();
+    let owner = Flow::open(&mut world, 0, 50_000, HTTPS);
+    let sharer = Flow::open(&mut world, 1, 50_000, endpoint(NEIGHBOUR, 443));
+    assert_eq!(sharer.external, owner.external);
+    world.pass(Duration::from_secs(11)); // the shortage is over, as far as is known
+    let follower = Flow { remote: HTTPS, ..sharer };
+    world.send(1, &follower.segment_up(SYN, &[]));
+    assert_eq!(world.drops(), [("shared_port_taken", 1)].into());
+    let refusal = world.take_one(1);
+    assert_eq!((refusal.source, refusal.icmp()), (GATEWAY, (3, 13)));
+    assert_eq!((refusal.quoted().from(), refusal.quoted().to()), (follower.local, HTTPS));
+}
+
+#[test]
 fn a_client_that_has_all_it_may_have_is_told() {
     let config = NatConfig::default;
     let (another_mapping, another_session) = ((5_001, 9), (5_000, 10));

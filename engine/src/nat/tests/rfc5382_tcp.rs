@@ -378,7 +378,7 @@ fn rfc_7857_a_port_is_shared_towards_other_destinations_once_the_pool_is_exhaust
     }
     // The sharer cannot follow the owner to its destination.
     let syn = tcp(sharer.client, at(SERVER), "S", 1, 0, b"");
-    assert_eq!(world.send(syn), Err(DropReason::PortsExhausted));
+    assert_eq!(world.send(syn), Err(DropReason::SharedPortTaken));
 
     // The owner goes; the port is still the sharer's, and free only after it.
     world.nat.remove_client(address("10.66.77.2"), world.now);
