@@ -72,7 +72,7 @@ impl Pool {
     }
 
     /// Where a packet of `len` bytes may be copied to, close behind others; `None` if no buffer is empty. It is to be named
-    /// by [`Self::keep`] then.
+    /// by [`Self::keep`] then. All that came into slots is to be kept before: until then, what it lies in seems empty.
     pub fn pack(&mut self, len: usize) -> Option<Slot> {
         let with_room = self.packing.filter(|&place| self.uses[place].end + len <= BUFFER_SIZE);
         let place = match with_room {
@@ -222,25 +222,49 @@ mod tests {
         assert_eq!(lend(&mut pool, 1), [Slot::whole(0)]);
     }
 
+    /// How many slots are lent, how long the packet is that comes into each, whether such packets are packed, and which of
+    /// those that wait goes then.
+    fn step() -> impl Strategy<Value = (usize, usize, bool, prop::sample::Index)> {
+        (
+            1..9usize,
+            prop_oneof![Just(65_535usize), 1..3_000usize],
+            any::<bool>(),
+            any::<prop::sample::Index>(),
+        )
+    }
+
+    fn are_apart(packet: Span, waiting: &[Span]) -> bool {
+        waiting.iter().all(|other| {
+            other.buffer != packet.buffer
+                || other.range().end <= packet.range().start
+                || packet.range().end <= other.range().start
+        })
+    }
+
     proptest! {
         #[test]
         fn no_two_packets_that_wait_overlap_and_every_buffer_comes_back(
-            steps in prop::collection::vec((1..9usize, prop_oneof![Just(65_535usize), 1..3_000usize], any::<prop::sample::Index>()), 1..200)
+            steps in prop::collection::vec(step(), 1..200)
         ) {
             let mut pool = Pool::new(2..6);
             let mut waiting: Vec<Span> = Vec::new();
-            for (limit, len, which) in steps {
+            for (limit, len, is_packed, which) in steps {
+                let before = waiting.len();
                 for slot in lend(&mut pool, limit) {
                     prop_assert!((2..6).contains(&slot.buffer) && slot.start + LARGEST_PACKET <= BUFFER_SIZE);
-                    let packet = packet(slot, len);
-                    let apart = |other: &Span| {
-                        other.buffer != packet.buffer
-                            || other.range().end <= packet.range().start
-                            || packet.range().end <= other.range().start
-                    };
-                    prop_assert!(waiting.iter().all(apart), "{:?} over {:?}", packet, waiting);
-                    pool.keep(packet);
-                    waiting.push(packet);
+                    let received = packet(slot, len);
+                    prop_assert!(are_apart(received, &waiting), "{:?} over {:?}", received, waiting);
+                    pool.keep(received);
+                    waiting.push(received);
+                }
+                let to_pack = if is_packed { before..waiting.len() } else { 0..0 };
+                for at in to_pack {
+                    let Some(slot) = pool.pack(len) else { break };
+                    prop_assert!(slot.start + len <= BUFFER_SIZE);
+                    let packed = Span::new(slot.buffer, slot.start..slot.start + len);
+                    prop_assert!(are_apart(packed, &waiting), "{:?} over {:?}", packed, waiting);
+                    pool.keep(packed);
+                    pool.take_back(std::mem::replace(&mut waiting[at], packed));
                 }
                 if !waiting.is_empty() {
                     pool.release(waiting.swap_remove(which.index(waiting.len())));
@@ -252,7 +276,9 @@ mod tests {
             prop_assert_eq!(pool.kept(), 0);
             let mut slots = lend(&mut pool, 100);
             slots.sort_by_key(|slot| slot.buffer);
-            prop_assert_eq!(slots, (2..6).map(Slot::whole).collect::<Vec<_>>());
+            let packing = pool.packing.map(|place| pool.first + place);
+            let others = (2..6).filter(|&buffer| Some(buffer) != packing);
+            prop_assert_eq!(slots, others.map(Slot::whole).collect::<Vec<_>>());
         }
     }
 }

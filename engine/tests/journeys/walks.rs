@@ -357,6 +357,23 @@ fn what_crosses_from_outside_or_from_the_host_is_the_clients_for_whom_it_is() {
 }
 
 #[test]
+fn answers_to_queries_come_to_the_shard_of_their_client() {
+    let mut world = World::with_shards(2).connected();
+    world.internet_answers = false;
+    for client in [0, 1] {
+        for (query, answer) in [(8, 0), (13, 14)] {
+            world.send(client, &Ip::echo(query, client_address(client), SERVER, 99, 1, &[0; 12]));
+            let asked = world.take_one_outside();
+            world.crossed.clear();
+            world.arrive(&Ip::echo(answer, SERVER, EXTERNAL, asked.identifier(), 1, &[0; 12]));
+            let answered = world.take_one(client);
+            assert_eq!((answered.icmp(), answered.identifier()), ((answer, 0), 99));
+            assert_eq!(world.crossed, [], "type {answer}");
+        }
+    }
+}
+
+#[test]
 fn a_turn_may_bring_more_packets_than_can_be_gathered_at_once() {
     let mut world = World::new().connected();
     let packets = |from: std::net::SocketAddrV4, to: std::net::Ipv4Addr| -> Vec<Ip> {

@@ -20,7 +20,7 @@ pub fn fanout(bytes: &[u8], shards: usize) -> usize {
     let transport = &bytes[header_len..];
     match (bytes[9], transport[0]) {
         (TCP | UDP, _) => usize::from(half(transport, 2)) % shards,
-        (ICMP, 0) => usize::from(half(transport, 4)) % shards,
+        (ICMP, 0 | 14) => usize::from(half(transport, 4)) % shards,
         _ => 0,
     }
 }
