@@ -162,39 +162,53 @@ impl Gateway {
     }
 }
 
-#[pyclass(module = "tidegate._engine")]
-struct Client(ClientEngine);
+/// As [`Gateway`]: every method may be called from any thread.
+#[pyclass(frozen, module = "tidegate._engine")]
+struct Client {
+    engine: Mutex<ClientEngine>,
+    events: Events,
+}
+
+impl Client {
+    fn with<T: Send>(&self, py: Python<'_>, work: impl FnOnce(&mut ClientEngine) -> T + Send) -> T {
+        py.detach(|| work(&mut self.engine.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+}
 
 #[pymethods]
 impl Client {
     #[new]
-    fn new(options: &ClientOptions) -> PyResult<Self> {
-        Ok(Self(ClientEngine::new(options.0.clone())?))
+    fn new(py: Python<'_>, options: &ClientOptions) -> PyResult<Self> {
+        let settings = options.0.clone();
+        let engine = py.detach(|| ClientEngine::new(settings))?;
+        let events = engine.events().clone();
+        Ok(Self { engine: Mutex::new(engine), events })
     }
 
-    fn start(&mut self) -> PyResult<()> {
-        Ok(self.0.start()?)
+    fn start(&self, py: Python<'_>) -> PyResult<()> {
+        Ok(self.with(py, ClientEngine::start)?)
     }
 
-    fn stop(&mut self, py: Python<'_>) {
-        py.detach(|| self.0.stop());
+    fn stop(&self, py: Python<'_>) {
+        self.with(py, ClientEngine::stop);
     }
 
     fn event_fd(&self) -> i32 {
-        self.0.events().wake().as_fd().as_raw_fd()
+        self.events.wake().as_fd().as_raw_fd()
     }
 
     fn poll_events(&self) -> Vec<Event> {
-        events(self.0.events().take())
+        events(self.events.take())
     }
 
-    fn set_endpoint(&mut self, endpoint: (String, u16)) -> PyResult<()> {
-        self.0.set_endpoint(arguments::endpoint(&endpoint)?);
+    fn set_endpoint(&self, py: Python<'_>, endpoint: (String, u16)) -> PyResult<()> {
+        let endpoint = arguments::endpoint(&endpoint)?;
+        self.with(py, |engine| engine.set_endpoint(endpoint));
         Ok(())
     }
 
     fn status(&self, py: Python<'_>) -> PyResult<Status> {
-        let shards = py.detach(|| self.0.status())?;
+        let shards = self.with(py, |engine| engine.status())?;
         Ok(Status::new(&shards, [0, 0]))
     }
 }

@@ -217,7 +217,7 @@ class Client:
         began = loop.time()
         reminded = 0
         pause = FIRST_LOOK
-        while not any(peer.last_handshake is not None for peer in peers_of(engine)):
+        while not any(peer.last_handshake is not None for peer in await peers_of(engine)):
             waited = loop.time() - began
             if waited >= REMINDER * (reminded + 1):
                 reminded += 1
@@ -282,7 +282,7 @@ class Client:
             except HostNetworkError as cause:
                 log.warning("the gateway does not answer, and its name cannot be looked up", cause=str(cause))
             else:
-                self._follow(engine, known, found, plan, within=loop.time() - told_at + NEWS_DELAY)
+                await self._follow(engine, known, found, plan, within=loop.time() - told_at + NEWS_DELAY)
             if await self._supervisor.wait_for_stop(SEARCH_PAUSE):
                 return
             # The engine tells of an attempt when it makes it: the last one may have succeeded long ago. If not, more
@@ -297,7 +297,7 @@ class Client:
         now = [resolver for resolver in self._host.resolvers() if resolver[0] not in inside]
         return [*dict.fromkeys([*now, *before])]
 
-    def _follow(
+    async def _follow(
         self,
         engine: EngineClient,
         known: Whereabouts,
@@ -308,7 +308,7 @@ class Client:
     ) -> None:
         """Calls the gateway elsewhere, if there is another place where it may be; but not if it has answered where it
         is, `within` so many seconds, or if the engine is too busy to say."""
-        peer = next(iter(peers_of(engine)), None)
+        peer = next(iter(await peers_of(engine)), None)
         if peer is None or (peer.last_handshake is not None and peer.last_handshake < within):
             return
         if self._would_swallow(plan, found):
@@ -320,7 +320,7 @@ class Client:
         if target != peer.endpoint:
             before, now = (f"{at[0]}:{at[1]}" if at else None for at in (peer.endpoint, target))
             log.info("the gateway does not answer, and is called elsewhere", before=before, now=now)
-            engine.set_endpoint(target)
+            await asyncio.to_thread(engine.set_endpoint, target)
 
     def _would_swallow(self, plan: RoutePlan, endpoint: IPv4Address) -> bool:
         """Whether the routes would send the tunnel's own datagrams into the tunnel."""
@@ -335,7 +335,7 @@ class Client:
         nothing else."""
         if await self._supervisor.wait_for_stop(SILENCE):
             return
-        peers = peers_of(engine)
+        peers = await peers_of(engine)
         if any(peer.sent_packets for peer in peers) and not any(peer.received_packets for peer in peers):
             cipher = self._profile.cipher
             text = (
@@ -345,11 +345,11 @@ class Client:
             self._report(ClientEvent("silent", text, {"cipher": cipher}))
 
 
-def peers_of(engine: EngineClient) -> Sequence[PeerStatus]:
-    """What the engine says of its peer. Nothing where it is too busy to say: a tunnel does not end for that, and an
-    engine that has died tells it as an event."""
+async def peers_of(engine: EngineClient) -> Sequence[PeerStatus]:
+    """What the engine says of its peer, asked in a thread: it may take its time. Nothing where it is too busy to say: a
+    tunnel does not end for that, and an engine that has died tells it as an event."""
     try:
-        return engine.status().peers
+        return (await asyncio.to_thread(engine.status)).peers
     except RuntimeError as cause:
         log.debug("the engine does not say how it is", cause=str(cause))
         return ()

@@ -127,12 +127,15 @@ def test_a_connected_client_stops_looking(monkeypatch: pytest.MonkeyPatch) -> No
     asyncio.run(scenario())
 
 
-def test_an_engine_that_is_too_busy_to_answer_takes_no_tunnel_down(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_is_too_busy_to_answer_holds_nothing_up_and_takes_no_tunnel_down(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("tidegate.client.SILENCE", 0.05)
     engine, host, events = FakeEngine(), FakeClientHost(), []  # type: ignore[var-annotated]
     status, looks = FakeClient.status, itertools.count()
 
     def busy(self: FakeClient) -> object:
+        assert threading.current_thread() is not threading.main_thread(), "the event loop goes on meanwhile"
         if next(looks) % 2 == 0:
             raise RuntimeError("shard 0 did not answer within 2s")
         return status(self)
