@@ -4,34 +4,48 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
+const SHIM: &str = "src/shim.c";
 const ARCHIVE: &str = "libIPSec_MB.a";
-/// Set to anything, it leaves the library out: for packagers, and to see that the engine does without.
+/// Set to anything but nothing, it leaves the library out: for packagers, and to see that the engine does without.
 const OFF: &str = "TIDEGATE_WITHOUT_IPSEC_MB";
+/// What `scripts/bootstrap` found of the library. Where that changes, it is looked for again.
+const FOUND: &str = "TIDEGATE_IPSEC_MB_FOUND";
 
 fn main() {
     println!("cargo:rustc-check-cfg=cfg(ipsec_mb)");
-    println!("cargo:rerun-if-changed=src/shim.c");
+    println!("cargo:rerun-if-changed={SHIM}");
     println!("cargo:rerun-if-env-changed={OFF}");
-    if env::var_os(OFF).is_some() || env::var("CARGO_CFG_TARGET_ARCH").as_deref() != Ok("x86_64") {
+    println!("cargo:rerun-if-env-changed={FOUND}");
+    let is_off = env::var_os(OFF).is_some_and(|value| !value.is_empty());
+    if is_off || env::var("CARGO_CFG_TARGET_ARCH").as_deref() != Ok("x86_64") {
         return;
     }
     let mut shim = cc::Build::new();
-    shim.file("src/shim.c").std("c11").warnings(true).extra_warnings(true).cargo_warnings(false);
-    let Some(folder) = folder_of_the_archive(&shim) else { return };
-    if shim.try_compile("tidegate_ipsec_mb").is_ok() {
+    shim.file(SHIM).std("c11").warnings(true).extra_warnings(true).cargo_warnings(false);
+    let Some(archive) = linkable_archive(&shim) else { return };
+    if let (Some(folder), true) = (archive.parent(), shim.try_compile("tidegate_ipsec_mb").is_ok()) {
         println!("cargo:rustc-link-search=native={}", folder.display());
         println!("cargo:rustc-link-lib=static:-bundle=IPSec_MB");
         println!("cargo:rustc-cfg=ipsec_mb");
-        println!("cargo:rerun-if-changed={}", folder.join(ARCHIVE).display());
+        println!("cargo:rerun-if-changed={}", archive.display());
     }
 }
 
-/// Where the C compiler finds the static archive, if it does: linked statically, the extension needs nothing more on the
-/// machine that it runs on.
-fn folder_of_the_archive(compiler: &cc::Build) -> Option<PathBuf> {
-    let asked =
-        compiler.try_get_compiler().ok()?.to_command().arg(format!("-print-file-name={ARCHIVE}")).output();
-    let answer = String::from_utf8(asked.ok()?.stdout).ok()?;
-    let archive = Path::new(answer.trim());
-    archive.is_absolute().then(|| archive.parent().map(Path::to_owned))?
+/// The static archive that the C compiler finds, if shim and archive make a shared object together, as they will have to:
+/// linked statically, the extension needs nothing more on the machine that it runs on.
+fn linkable_archive(shim: &cc::Build) -> Option<PathBuf> {
+    let compiler = shim.try_get_compiler().ok()?;
+    let asked = compiler.to_command().arg(format!("-print-file-name={ARCHIVE}")).output().ok()?;
+    let archive = Path::new(String::from_utf8(asked.stdout).ok()?.trim()).to_owned();
+    if !archive.is_absolute() {
+        return None;
+    }
+    let linked = Path::new(&env::var_os("OUT_DIR")?).join("probe.so");
+    let tried = compiler
+        .to_command()
+        .args(["-shared", "-fPIC", "-Wl,-z,defs", "-o"])
+        .args([&linked, Path::new(SHIM), &archive])
+        .output()
+        .ok()?;
+    tried.status.success().then_some(archive)
 }

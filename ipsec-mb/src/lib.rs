@@ -34,7 +34,7 @@ pub enum Algorithm {
 /// A key that is ready for use, and wiped when it is dropped.
 pub enum Key {
     /// The library's job takes the raw key.
-    ChaCha20Poly1305(Zeroizing<[u8; KEY_LEN]>),
+    ChaCha20Poly1305(Box<Zeroizing<[u8; KEY_LEN]>>),
     /// Round keys, and the powers of the hash key.
     Aes256Gcm(Box<library::Schedule>),
 }
@@ -52,7 +52,11 @@ impl Key {
     /// A key for `algorithm`; nothing where the library is not there, or not worth it on this processor.
     pub fn new(algorithm: Algorithm, key: &[u8; KEY_LEN]) -> Option<Self> {
         library::with(|manager| match algorithm {
-            Algorithm::ChaCha20Poly1305 => Self::ChaCha20Poly1305(Zeroizing::new(*key)),
+            Algorithm::ChaCha20Poly1305 => {
+                let mut own = Box::new(Zeroizing::new([0; KEY_LEN])); // filled where it stays: moves leave copies
+                own.copy_from_slice(key);
+                Self::ChaCha20Poly1305(own)
+            }
             Algorithm::Aes256Gcm => Self::Aes256Gcm(manager.schedule(key)),
         })
     }

@@ -9,12 +9,16 @@ enum { NONCE_LEN = 12, KEY_LEN = 32, TAG_LEN = 16, SCHEDULE_LEN = 1024 };
 
 _Static_assert(sizeof(struct gcm_key_data) <= SCHEDULE_LEN, "src/lib.rs has room for the key schedule");
 
-/* A manager for one thread; NULL without memory, without the instructions that make the library worth it (AVX-512 with
- * IFMA, VAES and VPCLMULQDQ), or if the library's own test of its algorithms failed. */
+/* A manager for one thread; NULL if the archive is of another version than the header, without memory, without the
+ * instructions that make the library worth it (AVX-512 with IFMA, VAES and VPCLMULQDQ), or if the library's own test of
+ * its algorithms failed. */
 IMB_MGR *tidegate_mb_new(void)
 {
     const uint64_t needed = IMB_CPUFLAGS_AVX512_T2 | IMB_FEATURE_SELF_TEST_PASS;
-    IMB_MGR *manager = alloc_mb_mgr(0);
+    IMB_MGR *manager;
+    if (imb_get_version() != IMB_VERSION_NUM)
+        return NULL;
+    manager = alloc_mb_mgr(0);
     if (manager == NULL)
         return NULL;
     init_mb_mgr_auto(manager, NULL);

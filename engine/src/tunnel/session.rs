@@ -100,7 +100,7 @@ impl Session {
         let len = datagram.len();
         let body = &mut datagram[DATA_HEADER_LEN..];
         body[plaintext_len..padded_len].fill(0);
-        // The libraries refuse only plaintexts of 64 GiB and more.
+        // The libraries refuse only plaintexts of 64 GiB and more, and what they have no memory for.
         self.sealing.seal_in_place(&nonce, body).map_err(|_| DropReason::TooBig)?;
         Ok(len)
     }

@@ -58,7 +58,7 @@ def configured_dns(
         return
     complaint = f"DNS is not taken back: {otherwise}; run the command by hand"
     if not told:
-        _run(undo, complaint=complaint)  # half of it may have been done
+        _run(undo)  # half of it may have been done
         yield "refused"
         return
     try:

@@ -197,10 +197,15 @@ def test_a_program_does_not_read_what_is_typed(host: Host) -> None:
         os.close(reader)
 
 
-def test_a_complaint_that_is_no_text_is_one_all_the_same(host: Host) -> None:
+def test_a_complaint_that_is_no_text_is_one_all_the_same(
+    host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
     host.install("resolvconf").write_text("#!/bin/sh\nprintf 'not \\377 today\\n' >&2; exit 1\n")
     with configured_dns("tun9", SERVERS[:1], ()) as outcome:
         assert outcome == "refused"
+    told = "".join(capsys.readouterr())
+    assert "a resolver command failed" in told
+    assert "not taken back" not in told, "it was never given"
 
 
 @pytest.mark.parametrize(
