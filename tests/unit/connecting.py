@@ -22,6 +22,17 @@ PROFILE = Profile(
     persistent_keepalive=25,
 )
 
+WHOLE = [
+    "privileges",
+    "leftovers routes dns",
+    "tun 10.66.77.2/32 1420",
+    "routes",
+    "dns",
+    "dns undone",
+    "routes undone",
+]
+"""What is done to the host, and undone."""
+
 
 def made(
     engine: FakeEngine, host: FakeClientHost, events: list[ClientEvent], profile: Profile = PROFILE

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import gc
 import itertools
 import json
 import os
@@ -21,25 +20,14 @@ from pathlib import Path
 import pytest
 
 from tests.unit.conftest import CommandLine
-from tests.unit.connecting import PROFILE, made, until_connected
+from tests.unit.connecting import PROFILE, WHOLE, made, until_connected
 from tests.unit.fakes import FakeClient, FakeClientHost, FakeEngine, FakeEvent, FakePeerStatus
-from tidegate.client import Client, ClientEvent, to_its_end
+from tidegate.client import Client, ClientEvent
 from tidegate.errors import EngineError, HostNetworkError
 from tidegate.host.resolver import DnsOutcome
-from tidegate.host.routes import Renewal
 from tidegate.net import Endpoint
 from tidegate.settings import OffloadSettings
 from tidegate.streams import discard
-
-WHOLE = [
-    "privileges",
-    "leftovers routes dns",
-    "tun 10.66.77.2/32 1420",
-    "routes",
-    "dns",
-    "dns undone",
-    "routes undone",
-]
 
 
 def test_everything_is_set_up_and_taken_back_in_reverse_order() -> None:
@@ -325,128 +313,6 @@ def test_a_stop_during_the_start_is_heeded_and_what_was_done_is_undone(step: str
     done = {"configure_tun": WHOLE[:3], "routes": [*WHOLE[:4], "routes undone"], "dns": WHOLE}
     assert host.journal == done[step]
     assert engine.clients[0].stopped == 1
-
-
-def test_leftovers_that_cannot_be_removed_keep_nobody_from_connecting(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise HostNetworkError("cannot remove an earlier client's rules: Operation not supported")
-
-    host, events = FakeClientHost(), []  # type: ignore[var-annotated]
-    monkeypatch.setattr(host, "remove_leftovers", refuse)
-
-    async def scenario() -> None:
-        client = made(FakeEngine(), host, events)
-        task = await until_connected(client, events)
-        client.request_stop()
-        await task
-
-    asyncio.run(scenario())
-    assert "cannot be removed" in "".join(capsys.readouterr())
-
-
-def test_routes_are_not_renewed_after_they_have_been_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    host, events = FakeClientHost(), []  # type: ignore[var-annotated]
-    looking = threading.Event()
-
-    def renew(*_: object) -> Renewal:
-        looking.set()
-        threading.Event().wait(0.3)
-        host.journal.append("routes renewed")
-        return "renewed"
-
-    monkeypatch.setattr(host, "renew_routes", renew)
-
-    async def scenario() -> None:
-        client = made(FakeEngine(), host, events)
-        task = await until_connected(client, events)
-        await asyncio.to_thread(looking.wait, 5)
-        client.request_stop()
-        await task
-
-    asyncio.run(scenario())
-    assert host.journal == [*WHOLE[:5], "routes renewed", *WHOLE[5:]]
-
-
-def test_what_fails_after_its_caller_was_cancelled_is_nobodys_complaint() -> None:
-    complaints: list[object] = []
-    failing = threading.Event()
-
-    def fail() -> None:
-        failing.wait(5)
-        raise HostNetworkError("too late")
-
-    async def scenario() -> None:
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
-        task = asyncio.create_task(to_its_end(fail))
-        await asyncio.sleep(0.05)
-        task.cancel()
-        failing.set()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        del task
-        gc.collect()
-
-    asyncio.run(scenario())
-    assert complaints == []
-
-
-def test_a_program_that_takes_the_routes_away_each_time_is_told_of_once_and_given_some_time(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("tidegate.client.SETTLE", 0.01)
-    monkeypatch.setattr("tidegate.client.LONGEST_SETTLE", 0.1)
-    host, events = FakeClientHost(), []  # type: ignore[var-annotated]
-    renewed = 0
-
-    async def scenario() -> None:
-        loop = asyncio.get_running_loop()
-
-        def renew(*_: object) -> Renewal:
-            nonlocal renewed
-            renewed += 1
-            loop.call_soon_threadsafe(host.changed)
-            return "renewed"
-
-        monkeypatch.setattr(host, "renew_routes", renew)
-        client = made(FakeEngine(), host, events)
-        task = await until_connected(client, events)
-        await asyncio.sleep(0.6)
-        client.request_stop()
-        await task
-
-    asyncio.run(scenario())
-    assert 3 <= renewed <= 10
-    assert capsys.readouterr().out.count("are there again") == 1
-
-
-def test_routes_that_could_not_be_added_again_are_tried_again_without_another_notice(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("tidegate.client.SETTLE", 0.01)
-    monkeypatch.setattr("tidegate.client.LONGEST_SETTLE", 0.1)
-    host, events = FakeClientHost(), []  # type: ignore[var-annotated]
-    outcomes: list[Renewal | HostNetworkError] = ["renewed", HostNetworkError("busy")]
-
-    def renew(*_: object) -> Renewal:
-        outcome = outcomes.pop() if outcomes else "whole"
-        if isinstance(outcome, HostNetworkError):
-            raise outcome
-        return outcome
-
-    monkeypatch.setattr(host, "renew_routes", renew)
-
-    async def scenario() -> None:
-        client = made(FakeEngine(), host, events)
-        task = await until_connected(client, events)
-        async with asyncio.timeout(1):
-            while outcomes:  # noqa: ASYNC110 -- what is waited for happens in a thread
-                await asyncio.sleep(0.01)
-        client.request_stop()
-        await task
-
-    asyncio.run(scenario())
 
 
 def test_a_hangup_that_is_ignored_as_under_nohup_stops_nothing() -> None:

@@ -33,24 +33,21 @@ from tidegate.control.commands import (
     PeerRemove,
     PeerRemoved,
     PeerView,
-    PublicationView,
     PublishAdd,
-    PublishAdded,
     PublishList,
-    PublishListed,
     PublishRemove,
-    PublishRemoved,
     ReloadSettings,
     SettingsReloaded,
     StatusQuery,
 )
+from tidegate.control.publications import Publications
 from tidegate.engine import EngineGateway, EngineStatus, ExternalLink, PeerStatus
 from tidegate.errors import ConflictError, EngineError, NotRunningError, StoreError, UsageError
 from tidegate.identity.keys import decode_key, encode_key
 from tidegate.ip_protocols import protocol_name
-from tidegate.net import MAX_PORT, Endpoint
+from tidegate.net import Endpoint
 from tidegate.settings import Key, Settings
-from tidegate.store import MAX_PUBLISHED_PORTS, Peer, Publication, Store, check_peer_name
+from tidegate.store import Peer, Store, check_peer_name
 
 log = structlog.get_logger("tidegate.control")
 
@@ -101,7 +98,7 @@ class Administration:
         self._store = store
         self._around = surroundings
         self._live = live
-        self._failed_publications: dict[str, str] = {}
+        self._publications = Publications(store, live.engine if live is not None else None)
         self._names: dict[str, str] = {}
         self._passed: dict[int, str] = {}
 
@@ -123,11 +120,11 @@ class Administration:
             case PeerRemove():
                 return self._peer_remove(command)
             case PublishAdd():
-                return self._publish_add(command)
+                return self._publications.add(command)
             case PublishRemove():
-                return self._publish_remove(command)
+                return self._publications.remove(command)
             case PublishList():
-                return self._publish_list()
+                return self._publications.listed()
             case NatList():
                 return self._nat_list(command)
             case NatStats():
@@ -141,8 +138,7 @@ class Administration:
     def restore(self) -> int:
         """Tells a fresh engine about every peer and publication; gives back how many peers there are.
 
-        A publication whose port a program of the host holds meanwhile is kept, and told as failed. Raises
-        `ConflictError` if a peer's address is not in the subnet, `EngineError` if the machine cannot run its
+        Raises `ConflictError` if a peer's address is not in the subnet, `EngineError` if the machine cannot run its
         cipher, `OSError` if the engine refuses a peer.
         """
         engine = self._running().engine
@@ -158,17 +154,13 @@ class Administration:
         for peer in peers:
             self._names[str(peer.address)] = peer.name
             engine.set_peer(peer.public_key, str(peer.address), peer.preshared_key, cipher=peer.cipher)
-        for publication in self._store.publications():
-            try:
-                self._publish(publication)
-            except ConflictError as refused:
-                self._failed_publications[publication.external_text] = str(refused)
+        self._publications.restore()
         return len(peers)
 
     @property
     def failed_publications(self) -> dict[str, str]:
         """External ports that could not be published, and why."""
-        return dict(self._failed_publications)
+        return self._publications.failed
 
     # Peers
 
@@ -252,116 +244,11 @@ class Administration:
             self._passed = {
                 number: holder for number, holder in self._passed.items() if holder != str(peer.address)
             }
-            for publication in publications:
-                self._unpublish(publication)
+            self._publications.withdraw(publications)
             self._pass_protocols_and_log()
         return PeerRemoved(
             peer=_peer_view(peer, None),
             publications=[publication.external_text for publication in publications],
-        )
-
-    # Published ports
-
-    def _publish_add(self, command: PublishAdd) -> PublishAdded:
-        count = command.last_port - command.first_port + 1
-        if count < 1:
-            raise UsageError(f"ports {command.first_port}-{command.last_port} end before they begin")
-        if count > MAX_PUBLISHED_PORTS:
-            raise UsageError(f"{count} ports at once are too many", hint=f"at most {MAX_PUBLISHED_PORTS}")
-        if command.internal_port + count - 1 > MAX_PORT:
-            raise UsageError(f"{count} ports from {command.internal_port} on end beyond {MAX_PORT}")
-        publication = Publication(
-            command.protocol, command.first_port, command.last_port, command.peer, command.internal_port
-        )
-        self._store.add_publication(publication)
-        if self._live is not None:
-            try:
-                self._publish(publication)
-            except BaseException:  # whatever it is, and whoever made it: half of a command is none
-                self._store.remove_publication(
-                    publication.protocol, publication.first_port, publication.last_port
-                )
-                raise
-        return PublishAdded(publication=self._publication_view(publication))
-
-    def _publish_what_failed(self) -> list[str]:
-        """Tries the publications again that were refused when the gateway started; gives back why some still are."""
-        if not self._failed_publications:
-            return []
-        try:
-            published = self._store.publications()
-        except StoreError as cause:
-            return [f"ports that are not published: {cause}"]
-        for publication in published:
-            if publication.external_text not in self._failed_publications:
-                continue
-            try:
-                self._publish(publication)
-            except (ConflictError, EngineError, StoreError) as refused:
-                self._failed_publications[publication.external_text] = str(refused)
-            else:
-                del self._failed_publications[publication.external_text]
-        return list(self._failed_publications.values())
-
-    def _publish(self, publication: Publication) -> None:
-        """All ports or none."""
-        engine = self._running().engine
-        address = str(self._store.peer(publication.peer).address)
-        done: list[int] = []
-        try:
-            for port in publication.ports:
-                engine.publish(publication.protocol, port, (address, publication.internal_of(port)))
-                done.append(port)
-        except BaseException as cause:
-            for port in done:
-                engine.unpublish(publication.protocol, port)
-            failed = f"{publication.protocol}/{publication.first_port + len(done)} cannot be published"
-            if isinstance(cause, OSError):
-                raise ConflictError(
-                    f"{failed}: {cause.strerror or cause}",
-                    hint="a program of the host may hold the port (ss -lntup)",
-                ) from cause
-            if isinstance(cause, RuntimeError):
-                raise EngineError(f"{failed}: {cause}") from cause
-            raise
-
-    def _unpublish(self, publication: Publication) -> None:
-        self._failed_publications.pop(publication.external_text, None)
-        for port in publication.ports:
-            self._running().engine.unpublish(publication.protocol, port)
-
-    def _publish_remove(self, command: PublishRemove) -> PublishRemoved:
-        publication = self._store.remove_publication(command.protocol, command.first_port, command.last_port)
-        view = self._publication_view(publication)
-        if self._live is not None:
-            self._unpublish(publication)
-        return PublishRemoved(publication=view)
-
-    def _publish_list(self) -> PublishListed:
-        return PublishListed(
-            publications=[self._publication_view(entry) for entry in self._store.publications()]
-        )
-
-    def _publication_view(self, publication: Publication) -> PublicationView:
-        failure = self._failed_publications.get(publication.external_text) or self._failure_since(publication)
-        return PublicationView(
-            external=publication.external_text,
-            to=publication.internal_text,
-            state="not running" if self._live is None else "failed" if failure else "active",
-            detail=failure,
-        )
-
-    def _failure_since(self, publication: Publication) -> str | None:
-        """Why it does not hold on an external address that came after it; the engine tries again by itself."""
-        if self._live is None:
-            return None
-        return next(
-            (
-                f"{protocol}/{port} on {address}: {why}"
-                for protocol, port, address, why in self._live.engine.failed_publications()
-                if protocol == publication.protocol and port in publication.ports
-            ),
-            None,
         )
 
     # What the engine knows
@@ -420,7 +307,7 @@ class Administration:
     def _reload(self) -> SettingsReloaded:
         reloaded = self._running().reload()
         self._around = replace(self._around, settings=reloaded.settings)
-        unheeded = [*self.pass_protocols(), *self._publish_what_failed()]
+        unheeded = [*self.pass_protocols(), *self._publications.retry()]
         return SettingsReloaded(
             applied=[".".join(key) for key in reloaded.applied],
             needs_restart=[".".join(key) for key in reloaded.needs_restart],

@@ -1,0 +1,144 @@
+"""Published ports: in the store, and at once in the engine where one runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tidegate.control.commands import (
+    PublicationView,
+    PublishAdd,
+    PublishAdded,
+    PublishListed,
+    PublishRemove,
+    PublishRemoved,
+)
+from tidegate.engine import EngineGateway
+from tidegate.errors import ConflictError, EngineError, StoreError, UsageError
+from tidegate.net import MAX_PORT
+from tidegate.store import MAX_PUBLISHED_PORTS, Publication, Store
+
+
+class Publications:
+    """The external ports that lead to clients. `engine` is that of a running gateway, None where none runs."""
+
+    def __init__(self, store: Store, engine: EngineGateway | None) -> None:
+        self._store = store
+        self._engine = engine
+        self._failed: dict[str, str] = {}
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """External ports that could not be published, and why."""
+        return dict(self._failed)
+
+    def restore(self) -> None:
+        """Tells a fresh engine about all of them. One whose port a program of the host holds meanwhile is kept, and
+        told as failed."""
+        for publication in self._store.publications():
+            try:
+                self._publish(publication)
+            except ConflictError as refused:
+                self._failed[publication.external_text] = str(refused)
+
+    def retry(self) -> list[str]:
+        """Tries those again that have failed; gives back why some still do."""
+        if not self._failed:
+            return []
+        try:
+            published = self._store.publications()
+        except StoreError as cause:
+            return [f"ports that are not published: {cause}"]
+        for publication in published:
+            if publication.external_text not in self._failed:
+                continue
+            try:
+                self._publish(publication)
+            except (ConflictError, EngineError, StoreError) as refused:
+                self._failed[publication.external_text] = str(refused)
+            else:
+                del self._failed[publication.external_text]
+        return list(self._failed.values())
+
+    def add(self, command: PublishAdd) -> PublishAdded:
+        """All ports or none; raises `TidegateError`."""
+        count = command.last_port - command.first_port + 1
+        if count < 1:
+            raise UsageError(f"ports {command.first_port}-{command.last_port} end before they begin")
+        if count > MAX_PUBLISHED_PORTS:
+            raise UsageError(f"{count} ports at once are too many", hint=f"at most {MAX_PUBLISHED_PORTS}")
+        if command.internal_port + count - 1 > MAX_PORT:
+            raise UsageError(f"{count} ports from {command.internal_port} on end beyond {MAX_PORT}")
+        publication = Publication(
+            command.protocol, command.first_port, command.last_port, command.peer, command.internal_port
+        )
+        self._store.add_publication(publication)
+        try:
+            self._publish(publication)
+        except BaseException:  # whatever it is, and whoever made it: half of a command is none
+            self._store.remove_publication(
+                publication.protocol, publication.first_port, publication.last_port
+            )
+            raise
+        return PublishAdded(publication=self._view(publication))
+
+    def remove(self, command: PublishRemove) -> PublishRemoved:
+        publication = self._store.remove_publication(command.protocol, command.first_port, command.last_port)
+        view = self._view(publication)
+        self.withdraw([publication])
+        return PublishRemoved(publication=view)
+
+    def withdraw(self, publications: Iterable[Publication]) -> None:
+        """Tells the engine that these are no more."""
+        for publication in publications:
+            self._failed.pop(publication.external_text, None)
+            if self._engine is not None:
+                for port in publication.ports:
+                    self._engine.unpublish(publication.protocol, port)
+
+    def listed(self) -> PublishListed:
+        return PublishListed(publications=[self._view(entry) for entry in self._store.publications()])
+
+    def _publish(self, publication: Publication) -> None:
+        """In the engine, where there is one: all ports or none."""
+        if self._engine is None:
+            return
+        address = str(self._store.peer(publication.peer).address)
+        done: list[int] = []
+        try:
+            for port in publication.ports:
+                self._engine.publish(publication.protocol, port, (address, publication.internal_of(port)))
+                done.append(port)
+        except BaseException as cause:
+            for port in done:
+                self._engine.unpublish(publication.protocol, port)
+            failed = f"{publication.protocol}/{publication.first_port + len(done)} cannot be published"
+            if isinstance(cause, OSError):
+                raise ConflictError(
+                    f"{failed}: {cause.strerror or cause}",
+                    hint="a program of the host may hold the port (ss -lntup)",
+                ) from cause
+            if isinstance(cause, RuntimeError):
+                raise EngineError(f"{failed}: {cause}") from cause
+            raise
+
+    def _view(self, publication: Publication) -> PublicationView:
+        failure = self._failed.get(publication.external_text) or self._failure_since(publication)
+        return PublicationView(
+            external=publication.external_text,
+            to=publication.internal_text,
+            state="not running" if self._engine is None else "failed" if failure else "active",
+            detail=failure,
+        )
+
+    def _failure_since(self, publication: Publication) -> str | None:
+        """Why it does not hold on an external address that came after it; the engine tries again by itself."""
+        if self._engine is None:
+            return None
+        return next(
+            (
+                f"{protocol}/{port} on {address}: {why}"
+                for protocol, port, address, why in self._engine.failed_publications()
+                if protocol == publication.protocol and port in publication.ports
+            ),
+            None,
+        )
