@@ -9,13 +9,15 @@ const ARCHIVE: &str = "libIPSec_MB.a";
 /// Set to anything but nothing, it leaves the library out: for packagers, and to see that the engine does without.
 const OFF: &str = "TIDEGATE_WITHOUT_IPSEC_MB";
 /// What `scripts/bootstrap` found of the library. Where that changes, it is looked for again.
-const FOUND: &str = "TIDEGATE_IPSEC_MB_FOUND";
+const FOUND: &str = "../target/ipsec-mb-found";
 
 fn main() {
     println!("cargo:rustc-check-cfg=cfg(ipsec_mb)");
     println!("cargo:rerun-if-changed={SHIM}");
     println!("cargo:rerun-if-env-changed={OFF}");
-    println!("cargo:rerun-if-env-changed={FOUND}");
+    if Path::new(FOUND).exists() {
+        println!("cargo:rerun-if-changed={FOUND}"); // cargo takes what is not there for changed, each time
+    }
     let is_off = env::var_os(OFF).is_some_and(|value| !value.is_empty());
     if is_off || env::var("CARGO_CFG_TARGET_ARCH").as_deref() != Ok("x86_64") {
         return;

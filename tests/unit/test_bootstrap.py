@@ -23,7 +23,7 @@ class Checkout:
             self._write(file, "")
         (folder / "scripts").mkdir()
         shutil.copy(ROOT / "scripts" / "bootstrap", folder / "scripts")
-        self._program(".venv/bin/maturin", 'echo "$TIDEGATE_IPSEC_MB_FOUND" >>built')
+        self._program(".venv/bin/maturin", "cat target/ipsec-mb-found >>built")
         self._program(".venv/bin/tidegate", "")
         self.archive = folder / "archive.a"
         self._program("bin/cc", f"echo {self.archive}")

@@ -58,7 +58,8 @@ def configured_dns(
         return
     complaint = f"DNS is not taken back: {otherwise}; run the command by hand"
     if not told:
-        _run(undo)  # half of it may have been done
+        # Half of it may have been done.
+        _run(undo, complaint="some of the tunnel's DNS may not be taken back; run the command by hand")
         yield "refused"
         return
     try:
