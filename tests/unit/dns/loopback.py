@@ -93,9 +93,10 @@ class Resolver:
 
 @asynccontextmanager
 async def proxy(
-    *resolvers: Resolver, timeout: float = 0.2, clients: IPv4Network = LOOPBACK, max_in_flight: int = 1024
+    *resolvers: Resolver, timeout: float = 2.0, clients: IPv4Network = LOOPBACK, max_in_flight: int = 1024
 ) -> AsyncIterator[DnsServer]:
-    """The proxy on a port of its own, in front of the resolvers."""
+    """The proxy on a port of its own, in front of the resolvers. Where one of them is not to answer, `timeout` is to be
+    short; else it is nothing that a busy machine takes."""
     async with contextlib.AsyncExitStack() as stack:
         for resolver in resolvers:
             await stack.enter_async_context(resolver.running())

@@ -56,7 +56,7 @@ def test_a_query_is_answered_with_its_own_id_and_asked_with_another() -> None:
 def test_a_silent_resolver_is_passed_over_for_the_next_and_remembered() -> None:
     async def scenario() -> None:
         dead, alive = Resolver(silent), Resolver(good)
-        async with proxy(dead, alive) as server:
+        async with proxy(dead, alive, timeout=0.2) as server:
             for _ in range(3):
                 wire = await ask(server, query().to_wire())
                 assert wire is not None
@@ -103,7 +103,7 @@ def test_when_nobody_answers_the_client_gets_servfail() -> None:
 def test_other_resolvers_are_asked_from_the_first_on() -> None:
     async def scenario() -> None:
         dead, alive, other = Resolver(silent), Resolver(good), Resolver(good)
-        async with proxy(dead, alive) as server, other.running():
+        async with proxy(dead, alive, timeout=0.2) as server, other.running():
             assert await ask(server, query().to_wire()) is not None
             server._proxy.set_upstreams([other.address, alive.address])
             assert await ask(server, query().to_wire()) is not None
@@ -173,7 +173,7 @@ def test_servfail_of_one_resolver_is_not_the_last_word() -> None:
             wire = await ask(server, query().to_wire())
             assert wire is not None
             assert dns.message.from_wire(wire).rcode() == dns.rcode.NOERROR
-        async with proxy(Resolver(servfail), Resolver(silent)) as server:
+        async with proxy(Resolver(servfail), Resolver(silent), timeout=0.2) as server:
             wire = await ask(server, query().to_wire())
             assert wire is not None
             assert dns.message.from_wire(wire).rcode() == dns.rcode.SERVFAIL
@@ -196,7 +196,7 @@ def test_servfail_of_one_resolver_is_not_the_last_word() -> None:
 )
 def test_an_answer_that_does_not_fit_the_question_does_not_count(forge: Answer) -> None:
     async def scenario() -> None:
-        async with proxy(Resolver(forge), Resolver(good)) as server:
+        async with proxy(Resolver(forge), Resolver(good), timeout=0.2) as server:
             wire = await ask(server, query().to_wire())
             assert wire is not None
             assert dns.message.from_wire(wire).answer[0][0].address == "192.0.2.80"
