@@ -1,5 +1,6 @@
 """Files that must be whole, and secret: written beside their place, synced, then moved there."""
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -36,9 +37,11 @@ def atomic_write(path: Path, *, replace: bool) -> Iterator[IO[str]]:
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
-    # The file is whole and in its place by now; there are file systems that sync no directories.
-    with suppress(OSError):
+    try:
         _sync_directory(path.parent)
+    except OSError as cause:
+        if cause.errno not in {errno.EINVAL, errno.ENOTSUP}:  # of file systems that sync no directories
+            raise
 
 
 def _move_to_free_name(temporary: Path, path: Path) -> None:

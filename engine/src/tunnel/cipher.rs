@@ -106,7 +106,7 @@ impl Cipher {
 }
 
 /// How much the HKDF is to give.
-struct AesKeyLength;
+pub(super) struct AesKeyLength;
 
 impl hkdf::KeyType for AesKeyLength {
     fn len(&self) -> usize {

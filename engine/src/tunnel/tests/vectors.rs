@@ -3,7 +3,7 @@
 use aws_lc_rs::hkdf;
 use zeroize::Zeroizing;
 
-use super::super::cipher::{AES_KEY_INFO, AES_KEY_SALT};
+use super::super::cipher::{AES_KEY_INFO, AES_KEY_SALT, AesKeyLength};
 use super::super::messages::{DATA_HEADER_LEN, Message};
 use super::super::session::{Session, TransportKeys};
 use super::*;
@@ -62,16 +62,10 @@ fn session(cipher: Cipher, vectors: &Vectors) -> Box<Session> {
 
 #[test]
 fn the_aes_key_is_derived_as_documented() {
-    struct Length;
-    impl hkdf::KeyType for Length {
-        fn len(&self) -> usize {
-            32
-        }
-    }
     let vectors = vectors();
     let mut key = [0; 32];
     let prk = hkdf::Salt::new(hkdf::HKDF_SHA256, AES_KEY_SALT).extract(&vectors.transport_key);
-    prk.expand(&[AES_KEY_INFO], Length).unwrap().fill(&mut key).unwrap();
+    prk.expand(&[AES_KEY_INFO], AesKeyLength).unwrap().fill(&mut key).unwrap();
     assert_eq!(key, vectors.aes_key);
     assert_ne!(key, vectors.transport_key);
 }
