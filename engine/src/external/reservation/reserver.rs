@@ -271,17 +271,15 @@ mod tests {
     use std::sync::mpsc::channel;
     use std::time::Duration;
 
-    const HERE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 78);
+    /// An address of each test's own: the tests run side by side, and would take each other's ports.
+    const fn address_of(test: u8) -> Ipv4Addr {
+        Ipv4Addr::new(127, 0, 78, test)
+    }
 
-    /// Where no other test reserves ports of these ranges.
-    const ALONE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 80);
-    const BUSY: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 82);
-    const GONE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 83);
-
-    fn request(shard: u8, count: usize) -> ReserveRequest {
+    fn request(address: Ipv4Addr, shard: u8, count: usize) -> ReserveRequest {
         ReserveRequest {
             protocol: PortProtocol::Udp,
-            address: HERE,
+            address,
             shard,
             shards: 4,
             ports: 63_000..=63_399,
@@ -298,6 +296,7 @@ mod tests {
             Reserver::start(PortReservation::new(1000), move |batch| sender.send(batch).unwrap()).unwrap();
         let handle = reserver.handle();
         let mut seen = HashSet::new();
+        let request = |shard, count| request(address_of(1), shard, count);
         for (shard, count, expected) in [(0, 60, 60), (3, 60, 60), (3, 60, 40), (3, 1, 0)] {
             handle.request(request(shard, count)).unwrap();
             let batch = batches.recv_timeout(Duration::from_secs(10)).unwrap();
@@ -321,10 +320,11 @@ mod tests {
         let reserver =
             Reserver::start(PortReservation::new(1000), move |batch| sender.send(batch).unwrap()).unwrap();
         let handle = reserver.handle();
-        let request = |count| ReserveRequest { address: ALONE, ..request(0, count) };
+        let address = address_of(2);
+        let request = |count| request(address, 0, count);
         handle.request(request(100)).unwrap();
         let returned = batches.recv_timeout(Duration::from_secs(10)).unwrap().ports;
-        let port = SocketAddrV4::new(ALONE, returned[7]);
+        let port = SocketAddrV4::new(address, returned[7]);
         std::net::UdpSocket::bind(port).unwrap_err();
         handle.request(ReserveRequest { returned, ..request(0) }).unwrap();
         // The next answer is to the next wish: all hundred are to be had once more.
@@ -346,7 +346,7 @@ mod tests {
         let ask = |shard| {
             let mut ports = 0;
             loop {
-                let wish = ReserveRequest { address: ALONE, ports: 61_600..=62_399, ..request(shard, 100) };
+                let wish = ReserveRequest { ports: 61_600..=62_399, ..request(address_of(3), shard, 100) };
                 reserver.handle().request(wish).unwrap();
                 let batch = batches.recv_timeout(Duration::from_secs(10)).unwrap();
                 ports += batch.ports.len();
@@ -376,9 +376,7 @@ mod tests {
         let first = first_ports(available, shards, 2_048);
         for protocol in [PortProtocol::Tcp, PortProtocol::Udp] {
             for shard in 0..shards as u8 {
-                let address = Ipv4Addr::new(127, 0, 0, 81);
-                let wish =
-                    ReserveRequest { protocol, address, ports: 61_600..=62_399, ..request(shard, first) };
+                let wish = ReserveRequest { protocol, ..request(address_of(4), shard, first) };
                 reserver.handle().request(wish).unwrap();
                 let batch = batches.recv_timeout(Duration::from_secs(10)).unwrap();
                 assert_eq!(
@@ -403,6 +401,7 @@ mod tests {
         .unwrap();
         let handle = reserver.handle();
         let mut pending = PendingRequests::default();
+        let request = |shard, count| request(address_of(5), shard, count);
         // More than fit, beside the one that the thread is at.
         let wanted = QUEUE + 10;
         assert!(pending.send((0..wanted).map(|n| request(n as u8 % 4, 1)).collect(), &handle));
@@ -428,14 +427,15 @@ mod tests {
         })
         .unwrap();
         let (handle, udp) = (reserver.handle(), PortProtocol::Udp);
-        let request = |count| ReserveRequest { address: BUSY, ..request(0, count) };
+        let address = address_of(6);
+        let request = |count| request(address, 0, count);
         handle.request(request(2)).unwrap();
         let returned = batches.recv_timeout(Duration::from_secs(10)).unwrap().ports;
-        let [first, second] = [0, 1].map(|index: usize| SocketAddrV4::new(BUSY, returned[index]));
+        let [first, second] = [0, 1].map(|index: usize| SocketAddrV4::new(address, returned[index]));
         // While the thread is at its batch: one port is given back, another one's publication ends, and both are published.
         handle.request(ReserveRequest { returned: vec![first.port()], ..request(0) }).unwrap();
         reserver.release(udp, second);
-        assert!(reserver.ownership().is_reserved(udp, BUSY, first.port()), "as far as one can see");
+        assert!(reserver.ownership().is_reserved(udp, address, first.port()), "as far as one can see");
         std::thread::scope(|scope| {
             let claims = [first, second].map(|port| {
                 let reserver = &reserver;
@@ -460,33 +460,35 @@ mod tests {
             sender.send(batch).unwrap();
         })
         .unwrap();
-        let request = |address| ReserveRequest { address, ..request(1, 5) };
+        let [here, gone] = [7, 8].map(address_of);
+        let request = |address| request(address, 1, 5);
         for _ in 0..2 {
-            reserver.handle().request(request(GONE)).unwrap();
+            reserver.handle().request(request(gone)).unwrap();
         }
         drop(go_on);
-        reserver.retain_addresses(&[HERE]);
+        reserver.retain_addresses(&[here]);
         let delivered: Vec<usize> = batches.try_iter().map(|batch| batch.ports.len()).collect();
         assert_eq!((delivered, reserver.ownership().count(PortProtocol::Udp)), (vec![5, 5], 0));
         // Somebody who has not heard of it asks, and the host has the address still.
-        reserver.handle().request(request(GONE)).unwrap();
+        reserver.handle().request(request(gone)).unwrap();
         let batch = batches.recv_timeout(Duration::from_secs(10)).unwrap();
         assert!(batch.ports.is_empty() && matches!(batch.shortage, Some(Shortage::Refused(_))), "{batch:?}");
-        reserver.retain_addresses(&[HERE, GONE]);
-        reserver.handle().request(request(GONE)).unwrap();
+        reserver.retain_addresses(&[here, gone]);
+        reserver.handle().request(request(gone)).unwrap();
         assert_eq!(batches.recv_timeout(Duration::from_secs(10)).unwrap().ports.len(), 5);
     }
 
     #[test]
     fn a_published_port_is_claimed_or_its_holder_is_told_of() {
         let mut reserver = Reserver::start(PortReservation::new(10), drop).unwrap();
-        let port = SocketAddrV4::new(HERE, 63_500);
+        let address = address_of(9);
+        let port = SocketAddrV4::new(address, 63_500);
         let holder = std::net::TcpListener::bind(port).unwrap();
         let refusal = reserver.claim(PortProtocol::Tcp, port).unwrap_err();
         assert_eq!(refusal.raw_os_error(), Some(libc::EADDRINUSE));
         drop(holder);
         reserver.claim(PortProtocol::Tcp, port).unwrap();
-        assert!(reserver.ownership().is_reserved(PortProtocol::Tcp, HERE, 63_500));
+        assert!(reserver.ownership().is_reserved(PortProtocol::Tcp, address, 63_500));
         reserver.release(PortProtocol::Tcp, port);
         reserver.stop();
         assert_eq!(reserver.claim(PortProtocol::Tcp, port).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
