@@ -10,8 +10,8 @@
 //! others nor keeps the client in.
 //!
 //! The calls of a client are a list, threaded through their places in the order in which they became calls. A session
-//! enters and leaves it when its connection's state changes ([`Nat::note_call`]). Where one becomes the client's own and is
-//! opening still, it stays in the list until somebody looks for a call.
+//! enters and leaves it when its connection becomes a call or is one no longer ([`Nat::note_call`]), which it may while its state
+//! stays the same: the client's own SYN makes it the client's, and a SYN-ACK of another number takes that back.
 
 use std::net::Ipv4Addr;
 
@@ -99,18 +99,10 @@ impl Nat {
     }
 
     /// The oldest call of a client, if it has any.
-    pub(super) fn oldest_call(&mut self, client: Ipv4Addr) -> Option<u32> {
-        for _ in 0..RECLAIM_ATTEMPTS {
-            let id = self.clients.get(client)?.calls.first;
-            if id == NIL {
-                return None;
-            }
-            if self.is_call(id) {
-                return Some(id);
-            }
-            self.note_call(id);
-        }
-        None
+    pub(super) fn oldest_call(&self, client: Ipv4Addr) -> Option<u32> {
+        let id = self.clients.get(client)?.calls.first;
+        debug_assert!(id == NIL || self.is_call(id));
+        (id != NIL).then_some(id)
     }
 
     /// Makes room for a session of `mapping`, whose client or whose shard has all that it may have, by ending the client's

@@ -228,9 +228,9 @@ impl Nat {
             session.last_activity = now;
             return Ok(());
         };
-        let before = connection.state();
+        let before = (connection.state(), connection.is_only_a_call());
         let verdict = direction(connection, segment);
-        let changed = connection.state() != before;
+        let changed = (connection.state(), connection.is_only_a_call()) != before;
         match verdict {
             Verdict::Refresh => session.last_activity = now,
             Verdict::Pass => {}

@@ -279,6 +279,26 @@ fn a_call_that_has_become_the_clients_own_makes_no_room() {
 }
 
 #[test]
+fn a_call_that_was_the_clients_own_for_a_while_makes_room_again() {
+    for mut here in Flooded::both() {
+        for n in 0..64 {
+            let caller = Endpoint::new(address("198.51.100.7"), 3_000 + n);
+            let world = &mut here.line.world;
+            world.receive(tcp(caller, here.line.external, "S", 1, 0, b"")).unwrap();
+            world.send(tcp(at(CLIENT), caller, "S", 7_000, 0, b"")).unwrap();
+            here.flood(200); // meanwhile somebody looks for calls
+            // The client has begun anew, and answers the caller: with another number.
+            here.line.world.send(tcp(at(CLIENT), caller, "SA", 900, 2, b"")).unwrap();
+        }
+        here.flood(1);
+        let query = udp(at("10.66.77.2:5000"), at("192.0.2.77:53"), b"");
+        assert_eq!(here.line.world.send(query).map(drop), Ok(()));
+        here.connect();
+        here.line.assert_stands(2, 901);
+    }
+}
+
+#[test]
 fn a_mapping_that_only_a_call_has_kept_ends_with_it() {
     let filtering = Filtering::EndpointIndependent;
     let config = NatConfig { filtering, max_mappings_per_client: 16, ..NatConfig::default() };
