@@ -13,7 +13,7 @@ pub enum Way {
 pub enum Manager {}
 
 impl Manager {
-    pub fn schedule(&self, _: &[u8; KEY_LEN]) -> Box<Schedule> {
+    pub fn schedule(&self, _: &[u8; KEY_LEN]) -> Option<Box<Schedule>> {
         match *self {}
     }
 

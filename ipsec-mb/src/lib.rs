@@ -51,20 +51,21 @@ pub fn is_available() -> bool {
 impl Key {
     /// A key for `algorithm`; nothing where the library is not there, or not worth it on this processor.
     pub fn new(algorithm: Algorithm, key: &[u8; KEY_LEN]) -> Option<Self> {
-        library::with(|manager| match algorithm {
+        let made = library::with(|manager| match algorithm {
             Algorithm::ChaCha20Poly1305 => {
                 let mut own = Box::new(Zeroizing::new([0; KEY_LEN])); // filled where it stays: moves leave copies
                 own.copy_from_slice(key);
-                Self::ChaCha20Poly1305(own)
+                Some(Self::ChaCha20Poly1305(own))
             }
-            Algorithm::Aes256Gcm => Self::Aes256Gcm(manager.schedule(key)),
-        })
+            Algorithm::Aes256Gcm => manager.schedule(key).map(Self::Aes256Gcm),
+        });
+        made.flatten()
     }
 
     /// Seals `plaintext` into `sealed`, which is as long and a tag longer: ciphertext, then tag. No associated data.
     ///
     /// # Errors
-    /// [`Refused`] if `sealed` has another length, or this thread has no memory left for the library.
+    /// [`Refused`] if `sealed` has another length, or this thread has no memory left for the library, or it refuses.
     pub fn seal(&self, nonce: &[u8; NONCE_LEN], plaintext: &[u8], sealed: &mut [u8]) -> Result<(), Refused> {
         let (ciphertext, tag) = sealed.split_last_chunk_mut().ok_or(Refused)?;
         *tag = library::with(|manager| manager.seal(self, nonce, plaintext, ciphertext))

@@ -29,7 +29,7 @@ unsafe extern "C" {
         to: *mut u8,
         len: usize,
         tag: *mut u8,
-    );
+    ) -> c_int;
     fn tidegate_mb_chacha_poly(
         manager: *mut RawManager,
         key: *const u8,
@@ -80,12 +80,13 @@ impl Manager {
         NonNull::new(unsafe { tidegate_mb_new() }).map(Self)
     }
 
-    /// The key schedule of `key`.
-    pub fn schedule(&self, key: &[u8; KEY_LEN]) -> Box<Schedule> {
+    /// The key schedule of `key`. Nothing if the library refuses.
+    pub fn schedule(&self, key: &[u8; KEY_LEN]) -> Option<Box<Schedule>> {
         let mut schedule = Box::new(Schedule([0; SCHEDULE_LEN]));
         // SAFETY: the manager lives, `key` is as long as shim.c says, and `schedule` as long and aligned.
         unsafe { tidegate_mb_schedule(self.0.as_ptr(), key.as_ptr(), schedule.0.as_mut_ptr()) };
-        schedule
+        let is_written = schedule.0.iter().any(|&byte| byte != 0); // round keys are never all zero, whatever the key is
+        is_written.then_some(schedule)
     }
 
     /// Seals `plaintext` into `ciphertext`; the tag. Nothing if the lengths differ, or the library refuses.
@@ -136,18 +137,16 @@ impl Manager {
             // this thread's, and no call into the library leads back here.
             Key::ChaCha20Poly1305(key) => unsafe {
                 tidegate_mb_chacha_poly(manager, key.as_ptr(), seals, nonce, from, to, len, tag.as_mut_ptr())
-                    != 0
             },
             Key::Aes256Gcm(schedule) => {
                 let schedule = schedule.0.as_ptr();
                 // SAFETY: as above; the schedule was written by `Self::schedule`, and is aligned.
                 unsafe {
                     tidegate_mb_aes_gcm(manager, schedule, seals, nonce, from, to, len, tag.as_mut_ptr())
-                };
-                true
+                }
             }
         };
-        done.then_some(tag)
+        (done != 0).then_some(tag)
     }
 }
 
@@ -163,5 +162,30 @@ impl Drop for Manager {
     fn drop(&mut self) {
         // SAFETY: it is ours, and nothing uses it any more.
         unsafe { tidegate_mb_free(self.0.as_ptr()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ptr;
+
+    use super::*;
+    use crate::Algorithm;
+
+    #[test]
+    fn a_call_that_the_library_refuses_gives_no_tag() {
+        for algorithm in [Algorithm::ChaCha20Poly1305, Algorithm::Aes256Gcm] {
+            let Some(key) = Key::new(algorithm, &[7; KEY_LEN]) else { return };
+            for way in [Way::Seal, Way::Open] {
+                let mut room = [1; 64];
+                let tag = with(|manager| {
+                    let (to, len) = (room.as_mut_ptr(), room.len());
+                    // SAFETY: the library looks for null before it reads anything (IMB_FEATURE_SAFE_PARAM).
+                    unsafe { manager.apply(&key, &[0; NONCE_LEN], ptr::null(), to, len, way) }
+                });
+                assert_eq!(tag, Some(None), "{algorithm:?}");
+                assert_eq!(room, [1; 64], "{algorithm:?}");
+            }
+        }
     }
 }

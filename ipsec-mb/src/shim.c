@@ -4,6 +4,7 @@
 #include <intel-ipsec-mb.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 enum { NONCE_LEN = 12, KEY_LEN = 32, TAG_LEN = 16, SCHEDULE_LEN = 1024 };
 
@@ -34,24 +35,31 @@ void tidegate_mb_free(IMB_MGR *manager)
     free_mb_mgr(manager);
 }
 
-/* Writes the key schedule of an AES-256-GCM key. `schedule` is aligned to 64 bytes. */
+/* Writes the key schedule of an AES-256-GCM key. `schedule` is aligned to 64 bytes, and stays as it is if the library
+ * refuses. */
 void tidegate_mb_schedule(IMB_MGR *manager, const uint8_t key[KEY_LEN], uint8_t schedule[SCHEDULE_LEN])
 {
     IMB_AES256_GCM_PRE(manager, key, (struct gcm_key_data *)schedule);
 }
 
 /* Seals (or opens) `len` bytes of `from` into `to`, which may be the same place, and writes the tag that belongs to
- * them. No associated data. */
-void tidegate_mb_aes_gcm(IMB_MGR *manager, const uint8_t schedule[SCHEDULE_LEN], int seals,
-                         const uint8_t nonce[NONCE_LEN], const uint8_t *from, uint8_t *to, size_t len,
-                         uint8_t tag[TAG_LEN])
+ * them. No associated data. Returns whether it was done.
+ *
+ * The library tells of a refusal in one variable of the whole process, which the next call of another thread overwrites.
+ * But it leaves the tag as it was; and a tag of zeros comes up once in 2^128. (A job with a status costs 15 ns more.) */
+int tidegate_mb_aes_gcm(IMB_MGR *manager, const uint8_t schedule[SCHEDULE_LEN], int seals,
+                        const uint8_t nonce[NONCE_LEN], const uint8_t *from, uint8_t *to, size_t len,
+                        uint8_t tag[TAG_LEN])
 {
+    static const uint8_t untouched[TAG_LEN];
     const struct gcm_key_data *key = (const struct gcm_key_data *)schedule;
     struct gcm_context_data context;
+    memcpy(tag, untouched, TAG_LEN);
     if (seals)
         IMB_AES256_GCM_ENC(manager, key, &context, to, from, len, nonce, nonce, 0, tag, TAG_LEN);
     else
         IMB_AES256_GCM_DEC(manager, key, &context, to, from, len, nonce, nonce, 0, tag, TAG_LEN);
+    return memcmp(tag, untouched, TAG_LEN) != 0;
 }
 
 /* The same with ChaCha20-Poly1305. It goes through the manager's queue, which does a job of this kind at once: an eighth
