@@ -2,19 +2,24 @@
 //! amd64 alone). Elsewhere the crate is built without it, and says of every key that it cannot be had.
 
 use std::env;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 const SHIM: &str = "src/shim.c";
 const ARCHIVE: &str = "libIPSec_MB.a";
 /// Set to anything but nothing, it leaves the library out: for packagers, and to see that the engine does without.
 const OFF: &str = "TIDEGATE_WITHOUT_IPSEC_MB";
-/// What `scripts/bootstrap` found of the library. Where that changes, it is looked for again.
+/// What `scripts/bootstrap` found of the library. Where that changes, it is looked for again. It stands in the workspace
+/// wherever cargo's own target directory may be, as the script does not ask for that.
 const FOUND: &str = "../target/ipsec-mb-found";
 
 fn main() {
     println!("cargo:rustc-check-cfg=cfg(ipsec_mb)");
     println!("cargo:rerun-if-changed={SHIM}");
     println!("cargo:rerun-if-env-changed={OFF}");
+    note_that_nobody_has_looked().ok(); // an error: it is there, or the sources are read-only, also for the script
     if Path::new(FOUND).exists() {
         println!("cargo:rerun-if-changed={FOUND}"); // cargo takes what is not there for changed, each time
     }
@@ -31,6 +36,17 @@ fn main() {
         println!("cargo:rustc-cfg=ipsec_mb");
         println!("cargo:rerun-if-changed={}", archive.display());
     }
+}
+
+/// Makes the file where `scripts/bootstrap` has not run yet, so that cargo notices when it has.
+fn note_that_nobody_has_looked() -> io::Result<()> {
+    let found = Path::new(FOUND);
+    if let Some(folder) = found.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    let mut file = File::create_new(found)?;
+    file.write_all(b"unknown\n")?;
+    file.set_modified(SystemTime::UNIX_EPOCH) // not now, during the build: cargo would build once more
 }
 
 /// The static archive that the C compiler finds, if shim and archive make a shared object together, as they will have to:
