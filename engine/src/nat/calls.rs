@@ -10,7 +10,7 @@
 //! others nor keeps the client in.
 //!
 //! The calls of a client are a list, threaded through their places in the order in which they became calls. A session
-//! enters and leaves it when its connection becomes a call or is one no longer ([`Nat::note_call`]), which it may while its state
+//! enters and leaves it when its connection becomes a call or is one no longer ([`Nat::note_call`]), also while its state
 //! stays the same: the client's own SYN makes it the client's, and a SYN-ACK of another number takes that back.
 
 use std::net::Ipv4Addr;
