@@ -19,7 +19,7 @@ use crate::clock::{Timestamp, monotonic_now, unix_time};
 use crate::engine::{ClientEngine, EngineError, GatewayEngine};
 use crate::messages::{Events, MappingLog};
 use crate::nat::Endpoint;
-use crate::tunnel::{self, Cipher};
+use crate::tunnel::{Cipher, Library};
 
 impl From<EngineError> for PyErr {
     fn from(error: EngineError) -> Self {
@@ -225,10 +225,10 @@ fn aes_available() -> bool {
     Cipher::Aes256Gcm.is_available()
 }
 
-/// Which library seals and opens data messages.
+/// Which library seals and opens data messages where so many threads do.
 #[pyfunction]
-fn aead_library() -> &'static str {
-    tunnel::library()
+fn aead_library(shards: u8) -> &'static str {
+    Library::fastest(shards).name()
 }
 
 #[pymodule]

@@ -35,3 +35,7 @@ impl Manager {
 pub fn with<T>(_: impl FnOnce(&Manager) -> T) -> Option<T> {
     None
 }
+
+pub fn shares_nothing() -> bool {
+    true
+}

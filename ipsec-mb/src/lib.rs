@@ -43,6 +43,12 @@ pub enum Key {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Refused;
 
+/// Whether threads that seal and open at the same time do not write to the same memory: so from version 1.4 on. Before,
+/// each message sets the library's global `imb_errno`.
+pub fn shares_nothing() -> bool {
+    library::shares_nothing()
+}
+
 /// Whether keys can be had: the library was there at the build, and is worth it on this processor.
 pub fn is_available() -> bool {
     library::with(|_| ()).is_some()

@@ -18,6 +18,7 @@ struct RawManager {
 
 unsafe extern "C" {
     fn tidegate_mb_new() -> *mut RawManager;
+    safe fn tidegate_mb_shares_nothing() -> c_int;
     fn tidegate_mb_free(manager: *mut RawManager);
     fn tidegate_mb_schedule(manager: *mut RawManager, key: *const u8, schedule: *mut u8);
     fn tidegate_mb_aes_gcm(
@@ -69,6 +70,11 @@ thread_local! {
 /// What `f` makes of this thread's manager; nothing where there is none.
 pub fn with<T>(f: impl FnOnce(&Manager) -> T) -> Option<T> {
     MANAGER.try_with(|manager| manager.as_ref().map(f)).ok().flatten()
+}
+
+/// Whether threads do not write to the same memory for each message.
+pub fn shares_nothing() -> bool {
+    tidegate_mb_shares_nothing() != 0
 }
 
 impl Manager {

@@ -30,6 +30,12 @@ IMB_MGR *tidegate_mb_new(void)
     return manager;
 }
 
+/* Whether the library's calls leave `imb_errno`, which all threads share, alone as long as nothing fails. */
+int tidegate_mb_shares_nothing(void)
+{
+    return IMB_VERSION_NUM >= IMB_VERSION(1, 4, 0);
+}
+
 void tidegate_mb_free(IMB_MGR *manager)
 {
     free_mb_mgr(manager);

@@ -275,9 +275,9 @@ class Nat:
     def counts(self) -> dict[str, int]:
         """"tcp_mappings", "udp_mappings", "icmp_mappings", "sessions", "resting_ports", "clients"."""
 
-def aead_library() -> str:
-    """Which library seals and opens data messages: "intel-ipsec-mb" where it was there at the build and this CPU has
-    AVX-512 with IFMA and VAES, or "aws-lc-rs"."""
+def aead_library(shards: int) -> str:
+    """Which library seals and opens data messages in an engine of so many shards: "intel-ipsec-mb" where it was there at
+    the build and this CPU has AVX-512 with IFMA and VAES, or "aws-lc-rs"."""
 
 def aes_available() -> bool:
     """Whether this CPU has the instructions that make AES-256-GCM fast; without them it is refused."""

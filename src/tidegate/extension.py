@@ -73,8 +73,8 @@ class RustEngine:
             )
         )
 
-    def aead_library(self) -> str:
-        return _engine.aead_library()
+    def aead_library(self, shards: int) -> str:
+        return _engine.aead_library(shards)
 
     def aes_available(self) -> bool:
         return _engine.aes_available()

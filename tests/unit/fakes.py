@@ -238,7 +238,7 @@ class FakeEngine:
         self.clients.append(FakeClient(options))
         return self.clients[-1]
 
-    def aead_library(self) -> str:
+    def aead_library(self, shards: int) -> str:
         return "fake"
 
     def aes_available(self) -> bool:

@@ -1,8 +1,9 @@
 //! Which library seals and opens the data messages of a session.
 //!
 //! `aws-lc-rs` can do it on every processor. Where this one has AVX-512, and Intel's Multi-Buffer library was there at
-//! the build, that needs a sixth to two fifths less time (`docs/performance.md`). Both compute the same functions of the
-//! same keys and nonces, so the other end cannot tell which it was.
+//! the build, that needs a sixth to two fifths less time (`docs/performance.md`). Short messages of ChaCha20-Poly1305 are
+//! left to `aws-lc-rs` nevertheless: for them it is as fast, and has less code to fetch when a ping comes after a rest. Both
+//! compute the same functions of the same keys and nonces, so the other end cannot tell which it was.
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use tidegate_ipsec_mb as ipsec_mb;
@@ -23,48 +24,104 @@ pub(super) enum Key {
     /// `aws-lc-rs`.
     Everywhere(Box<LessSafeKey>),
     /// Intel's.
-    Avx512(ipsec_mb::Key),
+    Avx512 {
+        /// For messages longer than [`SHORT`], or for all.
+        long: ipsec_mb::Key,
+        /// For the others.
+        short: Option<Box<LessSafeKey>>,
+    },
 }
 
-/// The name of the library that new keys are for.
-pub fn library() -> &'static str {
-    if ipsec_mb::is_available() { "intel-ipsec-mb" } else { "aws-lc-rs" }
+/// The longest text that `aws-lc-rs` seals and opens in the same time as Intel's library (ChaCha20-Poly1305, Zen 4).
+const SHORT: usize = 256;
+
+/// The key that a message is for.
+enum Chosen<'a> {
+    AwsLcRs(&'a LessSafeKey),
+    Intel(&'a ipsec_mb::Key),
+}
+
+/// Which library keys are for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Library {
+    /// `aws-lc-rs`.
+    AwsLcRs,
+    /// Intel's Multi-Buffer library.
+    IntelIpsecMb,
+}
+
+/// With how many threads Intel's library before its version 1.4 is used. There each message writes a variable that all
+/// threads share (`imb_errno`; intel-ipsec-mb issue 112): of two threads at once that seal ChaCha20-Poly1305, 1,408 bytes
+/// each, it takes 2 to 3 % of the time. With many, the cache line of it goes around more slowly than they seal.
+const THREADS_BEFORE_1_4: u8 = 4;
+
+impl Library {
+    /// The faster one, where `threads` seal and open at the same time.
+    pub fn fastest(threads: u8) -> Self {
+        let shares_nothing = ipsec_mb::shares_nothing() || threads <= THREADS_BEFORE_1_4;
+        if shares_nothing && ipsec_mb::is_available() { Self::IntelIpsecMb } else { Self::AwsLcRs }
+    }
+
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::AwsLcRs => "aws-lc-rs",
+            Self::IntelIpsecMb => "intel-ipsec-mb",
+        }
+    }
 }
 
 impl Key {
-    /// `key` for the AEAD of `cipher`, with the faster of the libraries.
+    /// `key` for the AEAD of `cipher`, with `library`, or with `aws-lc-rs` where that has no memory left for this thread.
     ///
     /// # Errors
     /// [`Refused`] by a library that takes no key of 32 bytes, which there is not.
-    pub(super) fn new(cipher: Cipher, key: &[u8; 32]) -> Result<Self, Refused> {
+    pub(super) fn new(library: Library, cipher: Cipher, key: &[u8; 32]) -> Result<Self, Refused> {
         let algorithm = match cipher {
             Cipher::ChaCha20Poly1305 => ipsec_mb::Algorithm::ChaCha20Poly1305,
             Cipher::Aes256Gcm => ipsec_mb::Algorithm::Aes256Gcm,
         };
-        ipsec_mb::Key::new(algorithm, key)
-            .map_or_else(|| Self::everywhere(cipher, key), |key| Ok(Self::Avx512(key)))
+        let intel = match library {
+            Library::AwsLcRs => None,
+            Library::IntelIpsecMb => ipsec_mb::Key::new(algorithm, key),
+        };
+        let Some(long) = intel else { return Ok(Self::Everywhere(Self::aws_lc_rs(cipher, key)?)) };
+        let short = match cipher {
+            Cipher::ChaCha20Poly1305 => Some(Self::aws_lc_rs(cipher, key)?),
+            Cipher::Aes256Gcm => None, // of which short messages, too, take Intel's library half the time
+        };
+        Ok(Self::Avx512 { long, short })
     }
 
-    fn everywhere(cipher: Cipher, key: &[u8; 32]) -> Result<Self, Refused> {
+    fn aws_lc_rs(cipher: Cipher, key: &[u8; 32]) -> Result<Box<LessSafeKey>, Refused> {
         let algorithm = match cipher {
             Cipher::ChaCha20Poly1305 => &CHACHA20_POLY1305,
             Cipher::Aes256Gcm => &AES_256_GCM,
         };
         let key = UnboundKey::new(algorithm, key).map_err(|_| Refused)?;
-        Ok(Self::Everywhere(Box::new(LessSafeKey::new(key))))
+        Ok(Box::new(LessSafeKey::new(key)))
+    }
+
+    /// The key for a text of `len` bytes.
+    fn choose(&self, len: usize) -> Chosen<'_> {
+        match self {
+            Self::Everywhere(key) => Chosen::AwsLcRs(key),
+            Self::Avx512 { short: Some(key), .. } if len <= SHORT => Chosen::AwsLcRs(key),
+            Self::Avx512 { long, .. } => Chosen::Intel(long),
+        }
     }
 
     /// Seals `buffer`, which is the plaintext and room for the tag, in place.
     pub(super) fn seal_in_place(&self, nonce: &NonceBytes, buffer: &mut [u8]) -> Result<(), Refused> {
-        match self {
-            Self::Everywhere(key) => {
+        match self.choose(buffer.len().saturating_sub(TAG_LEN)) {
+            Chosen::AwsLcRs(key) => {
                 let (text, tag_room) = buffer.split_last_chunk_mut::<TAG_LEN>().ok_or(Refused)?;
                 let tag =
                     key.seal_in_place_separate_tag(once(nonce), Aad::empty(), text).map_err(|_| Refused)?;
                 tag_room.copy_from_slice(tag.as_ref());
                 Ok(())
             }
-            Self::Avx512(key) => key.seal_in_place(nonce, buffer).map_err(|_| Refused),
+            Chosen::Intel(key) => key.seal_in_place(nonce, buffer).map_err(|_| Refused),
         }
     }
 
@@ -75,24 +132,24 @@ impl Key {
         plaintext: &[u8],
         sealed: &mut [u8],
     ) -> Result<(), Refused> {
-        match self {
-            Self::Everywhere(key) => {
+        match self.choose(plaintext.len()) {
+            Chosen::AwsLcRs(key) => {
                 let (text, tag_room) = sealed.split_last_chunk_mut::<TAG_LEN>().ok_or(Refused)?;
                 key.seal_out_of_place_scatter(once(nonce), Aad::empty(), plaintext, text, &[], tag_room)
                     .map_err(|_| Refused)
             }
-            Self::Avx512(key) => key.seal(nonce, plaintext, sealed).map_err(|_| Refused),
+            Chosen::Intel(key) => key.seal(nonce, plaintext, sealed).map_err(|_| Refused),
         }
     }
 
     /// Opens `sealed`, ciphertext and tag, in place; the plaintext begins where it does. Returns its length.
     pub(super) fn open_in_place(&self, nonce: &NonceBytes, sealed: &mut [u8]) -> Result<usize, Refused> {
-        match self {
-            Self::Everywhere(key) => key
+        match self.choose(sealed.len().saturating_sub(TAG_LEN)) {
+            Chosen::AwsLcRs(key) => key
                 .open_in_place(once(nonce), Aad::empty(), sealed)
                 .map(|text| text.len())
                 .map_err(|_| Refused),
-            Self::Avx512(key) => key.open_in_place(nonce, sealed).map_err(|_| Refused),
+            Chosen::Intel(key) => key.open_in_place(nonce, sealed).map_err(|_| Refused),
         }
     }
 }
@@ -106,20 +163,36 @@ fn once(nonce: &NonceBytes) -> Nonce {
 mod tests {
     use super::*;
 
+    /// A key for the library that is the faster one here. Where there is but one, it is held against itself.
+    fn faster(cipher: Cipher) -> Key {
+        Key::new(Library::fastest(1), cipher, &[7; 32]).unwrap()
+    }
+
+    fn everywhere(cipher: Cipher) -> Key {
+        Key::new(Library::AwsLcRs, cipher, &[7; 32]).unwrap()
+    }
+
     #[test]
-    fn keys_are_for_the_faster_library_wherever_it_is_there() {
+    fn keys_are_for_the_library_that_was_asked_for() {
         for cipher in Cipher::ALL {
-            let faster = matches!(Key::new(cipher, &[7; 32]).unwrap(), Key::Avx512(_));
-            assert_eq!(faster, library() == "intel-ipsec-mb", "{cipher:?}");
+            let is_intels = matches!(faster(cipher), Key::Avx512 { .. });
+            assert_eq!(is_intels, Library::fastest(1) == Library::IntelIpsecMb, "{cipher:?}");
+            assert!(matches!(everywhere(cipher), Key::Everywhere(_)), "{cipher:?}");
         }
+    }
+
+    #[test]
+    fn many_threads_do_not_use_a_library_that_lets_them_write_to_one_place() {
+        let many = THREADS_BEFORE_1_4 + 1;
+        assert_eq!(Library::fastest(THREADS_BEFORE_1_4), Library::fastest(1));
+        let expected = if ipsec_mb::shares_nothing() { Library::fastest(1) } else { Library::AwsLcRs };
+        assert_eq!(Library::fastest(many), expected);
     }
 
     #[test]
     fn what_one_library_seals_the_other_opens_at_every_length() {
         for cipher in Cipher::ALL {
-            // Where there is but one library, it is held against itself.
-            let faster = Key::new(cipher, &[7; 32]).unwrap();
-            let everywhere = Key::everywhere(cipher, &[7; 32]).unwrap();
+            let (faster, everywhere) = (faster(cipher), everywhere(cipher));
             for len in (0..=1600).chain([4000, 9000, 65_000]) {
                 let nonce = cipher.nonce(len as u64 * 0x0123_4567);
                 let text: Vec<u8> = (0..len).map(|i| (i * 7) as u8).collect();
@@ -145,7 +218,7 @@ mod tests {
         for cipher in Cipher::ALL {
             let text = [0x55; 100];
             let nonce = cipher.nonce(1);
-            for key in [Key::new(cipher, &[7; 32]).unwrap(), Key::everywhere(cipher, &[7; 32]).unwrap()] {
+            for key in [faster(cipher), everywhere(cipher)] {
                 let mut sealed = [0; 100 + TAG_LEN];
                 key.seal(&nonce, &text, &mut sealed).unwrap();
                 for bit in 0..sealed.len() * 8 {
@@ -168,7 +241,7 @@ mod tests {
     fn what_is_too_short_is_refused_by_either_library() {
         for cipher in Cipher::ALL {
             let nonce = cipher.nonce(0);
-            for key in [Key::new(cipher, &[7; 32]).unwrap(), Key::everywhere(cipher, &[7; 32]).unwrap()] {
+            for key in [faster(cipher), everywhere(cipher)] {
                 assert_eq!(key.seal_in_place(&nonce, &mut [0; TAG_LEN - 1]), Err(Refused));
                 assert_eq!(key.seal(&nonce, &[0; 5], &mut [0; TAG_LEN + 4]), Err(Refused));
                 assert_eq!(key.open_in_place(&nonce, &mut [0; TAG_LEN - 1]), Err(Refused));

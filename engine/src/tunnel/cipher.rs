@@ -6,7 +6,7 @@
 use aws_lc_rs::hkdf;
 use zeroize::Zeroizing;
 
-use super::aead::{Key, NonceBytes};
+use super::aead::{Key, Library, NonceBytes};
 use super::timers::{REJECT_AFTER_MESSAGES, REKEY_AFTER_MESSAGES};
 use crate::drop_reason::DropReason;
 
@@ -74,13 +74,13 @@ impl Cipher {
         }
     }
 
-    /// The raw transport key `key` that the handshake left behind, made ready to seal and open with.
+    /// The raw transport key `key` that the handshake left behind, made ready for `library` to seal and open with.
     ///
     /// # Errors
     /// [`DropReason::BadHandshake`] if the AEAD library refuses the key, which it does not for one of the right length.
-    pub(super) fn schedule(self, key: &[u8; 32]) -> Result<Key, DropReason> {
+    pub(super) fn schedule(self, library: Library, key: &[u8; 32]) -> Result<Key, DropReason> {
         match self {
-            Self::ChaCha20Poly1305 => Key::new(self, key).map_err(|_| DropReason::BadHandshake),
+            Self::ChaCha20Poly1305 => Key::new(library, self, key).map_err(|_| DropReason::BadHandshake),
             Self::Aes256Gcm => {
                 let mut derived = Zeroizing::new([0; 32]);
                 hkdf::Salt::new(hkdf::HKDF_SHA256, AES_KEY_SALT)
@@ -88,7 +88,7 @@ impl Cipher {
                     .expand(&[AES_KEY_INFO], AesKeyLength)
                     .and_then(|key| key.fill(&mut *derived))
                     .map_err(|_| DropReason::BadHandshake)?;
-                Key::new(self, &derived).map_err(|_| DropReason::BadHandshake)
+                Key::new(library, self, &derived).map_err(|_| DropReason::BadHandshake)
             }
         }
     }

@@ -47,7 +47,7 @@ mod timers;
 #[cfg(test)]
 mod tests;
 
-pub use aead::library;
+pub use aead::Library;
 pub use cipher::Cipher;
 pub use handshake::public_key;
 pub use peer::{PeerConfig, PeerStats, Traffic};
@@ -104,6 +104,8 @@ pub struct Tunnel {
     identity: Identity,
     shard: u8,
     shards: u8,
+    /// For the keys of new sessions.
+    library: Library,
     mtu: usize,
     unix_time_at_origin: Duration,
     peers: Peers,
@@ -126,6 +128,7 @@ impl Tunnel {
             identity,
             shard: config.shard,
             shards: config.shards,
+            library: Library::fastest(config.shards),
             mtu: config.mtu,
             unix_time_at_origin: config.unix_time_at_origin,
             peers: Peers::default(),

@@ -218,7 +218,8 @@ impl Tunnel {
             .respond(&peer.preshared_key, &mut response)
             .and_then(|keys| {
                 peer.cookie_jar.sign(&peer.mac_keys, &mut response, now)?;
-                Session::new(&keys, peer.cipher, (local_index, remote_index), false, now)
+                let aead = (peer.cipher, self.library);
+                Session::new(&keys, aead, (local_index, remote_index), false, now)
             })
             .inspect_err(|_| self.indices.release(local_index))?;
         peer.sessions.begin_as_responder(session, &mut self.indices);
@@ -244,10 +245,10 @@ impl Tunnel {
             .pending
             .take_if(|pending| pending.local_index == local_index)
             .ok_or(DropReason::UnknownSession)?;
-        let session = pending
-            .initiation
-            .receive_response(message)
-            .and_then(|keys| Session::new(&keys, peer.cipher, (local_index, message.sender()), true, now));
+        let session = pending.initiation.receive_response(message).and_then(|keys| {
+            let aead = (peer.cipher, self.library);
+            Session::new(&keys, aead, (local_index, message.sender()), true, now)
+        });
         let session = match session {
             Ok(session) => session,
             Err(reason) => {

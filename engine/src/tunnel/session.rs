@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use super::aead::{Key, NonceBytes};
+use super::aead::{Key, Library, NonceBytes};
 use super::cipher::Cipher;
 use super::messages::{DATA_HEADER_LEN, DataHeader, TAG_LEN};
 use super::replay::ReplayWindow;
@@ -44,7 +44,7 @@ impl Session {
     /// [`DropReason::BadHandshake`] if the AEAD library refuses the keys, which it does not for keys of the right length.
     pub fn new(
         keys: &TransportKeys,
-        cipher: Cipher,
+        (cipher, library): (Cipher, Library),
         (local_index, remote_index): (u32, u32),
         is_initiator: bool,
         now: Timestamp,
@@ -56,8 +56,8 @@ impl Session {
             remote_index,
             counter: 0,
             cipher,
-            sealing: cipher.schedule(&keys.sealing)?,
-            opening: cipher.schedule(&keys.opening)?,
+            sealing: cipher.schedule(library, &keys.sealing)?,
+            opening: cipher.schedule(library, &keys.opening)?,
             replay: ReplayWindow::new(),
         }))
     }
@@ -168,10 +168,10 @@ mod tests {
         let [a, b] = [[1; 32], [2; 32]].map(Zeroizing::new);
         let here = TransportKeys { sealing: a.clone(), opening: b.clone() };
         let there = TransportKeys { sealing: b, opening: a };
-        let now = Timestamp::ORIGIN;
+        let (now, aead) = (Timestamp::ORIGIN, (cipher, Library::fastest(1)));
         (
-            Session::new(&here, cipher, (1, 2), true, now).unwrap(),
-            Session::new(&there, cipher, (2, 1), false, now).unwrap(),
+            Session::new(&here, aead, (1, 2), true, now).unwrap(),
+            Session::new(&there, aead, (2, 1), false, now).unwrap(),
         )
     }
 

@@ -58,7 +58,7 @@ def _machine() -> dict[str, Any]:
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "cpu": _cpu(),
-        "aead": load().aead_library(),
+        "aead": load().aead_library(os.cpu_count() or 1),
     }
 
 

@@ -57,7 +57,14 @@ fn hex(text: &str) -> Vec<u8> {
 fn session(cipher: Cipher, vectors: &Vectors) -> Box<Session> {
     let key = || Zeroizing::new(vectors.transport_key);
     let keys = TransportKeys { sealing: key(), opening: key() };
-    Session::new(&keys, cipher, (vectors.receiver, vectors.receiver), true, Timestamp::ORIGIN).unwrap()
+    Session::new(
+        &keys,
+        (cipher, Library::fastest(1)),
+        (vectors.receiver, vectors.receiver),
+        true,
+        Timestamp::ORIGIN,
+    )
+    .unwrap()
 }
 
 #[test]
