@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from tidegate.errors import TidegateError
-from tidegate.streams import discard, say
+from tidegate.streams import say
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -46,15 +46,19 @@ def print_json(answer: BaseModel) -> None:
 
 
 def hand_out(text: str) -> None:
-    """Prints what exists nowhere else, at once. Raises `OSError` if it does not get through."""
+    """Prints what exists nowhere else, at once, and past the buffer of standard output: what is stuck there when a
+    signal comes would get through afterwards. Raises `OSError` if it does not get through."""
     stdout: TextIO | None = sys.stdout
     if stdout is None:  # closed by whoever started us; `print` would be content
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-    try:
-        print(text, end="", file=stdout, flush=True)
-    except OSError:
-        discard(stdout)
-        raise
+    stdout.flush()
+    unbuffered = getattr(stdout.buffer, "raw", stdout.buffer)  # with `python -u` there is no buffer
+    left = memoryview(text.encode(stdout.encoding))
+    while left:
+        count: int | None = unbuffered.write(left)
+        if count is None:  # somebody made it non-blocking, and it is full
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        left = left[count:]
 
 
 def print_rich(*things: RenderableType) -> None:

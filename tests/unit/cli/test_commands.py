@@ -280,10 +280,12 @@ def _refusal_of_out(tidegate: CommandLine, out: Path, *flags: str) -> str:
 
 
 def _adding(state: Path, *flags: object, stdout: int | None = None, under: str = "") -> subprocess.Popen[str]:
-    """A process that adds alice. `under` is a command that runs it."""
+    """A process that adds alice, with the buffers that standard output has elsewhere. `under` is a command that runs
+    it."""
     command = [*under.split(), sys.executable, "-m", "tidegate", "peer", "add", "alice", "--endpoint", "a.b"]
     return subprocess.Popen(
         [*command, "--state-dir", str(state), *map(str, flags)],
+        env=os.environ | {"PYTHONUNBUFFERED": ""},
         stdin=subprocess.DEVNULL,
         stdout=stdout,
         stderr=subprocess.PIPE,
