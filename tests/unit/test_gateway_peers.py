@@ -167,13 +167,13 @@ def test_a_profile_that_cannot_be_printed_leaves_one_thing_said_of_its_peer(
     monkeypatch: pytest.MonkeyPatch,
     taken_back: bool,
 ) -> None:
-    def full(_: str) -> NoReturn:
+    def full(_: object) -> NoReturn:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     async def scenario() -> None:
         async with serving(settings, capsys) as running:
             with monkeypatch.context() as patch:
-                patch.setattr("tidegate.cli.delivery.hand_out", full)
+                patch.setattr("tidegate.cli.output.Handout.print", full)
                 if not taken_back:
                     deafen(patch, {PeerList}, UnansweredError("no word"))
                 code, _, err = await running.cli("peer", "add", "alice")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from tidegate.cli.administration import Executor
-from tidegate.cli.output import hand_out, remark
+from tidegate.cli.output import Handout, remark
 from tidegate.control.commands import PeerAdd, PeerAdded, PeerList, PeerRemove
 from tidegate.errors import TidegateError, UnansweredError, UsageError
 from tidegate.files import atomic_write
@@ -30,17 +30,18 @@ class _Print(Delivery):
     where = "printed"
 
     def __init__(self) -> None:
-        self._arrived = False
+        self._handout: Handout | None = None
 
     def send(self, text: str) -> None:
+        self._handout = Handout(text)
         try:
-            hand_out(text)
+            self._handout.print()
         except OSError as cause:
             raise TidegateError(f"the profile cannot be printed: {cause.strerror}") from cause
-        self._arrived = True
 
     def arrived(self) -> bool:
-        return self._arrived
+        """What went out is asked: a Ctrl-C may come with the end of the writing, before anything else is noted."""
+        return self._handout is not None and self._handout.is_out()
 
 
 class _Write(Delivery):

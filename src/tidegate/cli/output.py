@@ -45,20 +45,36 @@ def print_json(answer: BaseModel) -> None:
         print(answer.model_dump_json(indent=2))
 
 
-def hand_out(text: str) -> None:
-    """Prints what exists nowhere else, at once, and past the buffer of standard output: what is stuck there when a
-    signal comes would get through afterwards. Raises `OSError` if it does not get through."""
-    stdout: TextIO | None = sys.stdout
-    if stdout is None:  # closed by whoever started us; `print` would be content
-        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-    stdout.flush()
-    unbuffered = getattr(stdout.buffer, "raw", stdout.buffer)  # with `python -u` there is no buffer
-    left = memoryview(text.encode(stdout.encoding))
-    while left:
-        count: int | None = unbuffered.write(left)
-        if count is None:  # somebody made it non-blocking, and it is full
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        left = left[count:]
+class Handout:
+    """Text that exists nowhere else, and how much of it has been printed."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._size: int | None = None
+        self._written: list[int] = []
+        """Bytes, write by write."""
+
+    def print(self) -> None:
+        """At once, and past the buffer of standard output: what is stuck there when a signal comes would get through
+        afterwards. Raises `OSError` if it does not get through."""
+        stdout: TextIO | None = sys.stdout
+        if stdout is None:  # closed by whoever started us; `print` would be content
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        stdout.flush()
+        unbuffered = getattr(stdout.buffer, "raw", stdout.buffer)  # with `python -u` there is no buffer
+        data = self._text.encode(stdout.encoding)
+        self._size = len(data)
+        while not self.is_out():
+            left = data[sum(self._written) :]
+            before = len(self._written)
+            # Written and noted in C: between two steps in Python a signal could raise.
+            self._written.extend(filter(None, map(unbuffered.write, (left,))))
+            if len(self._written) == before:  # somebody made it non-blocking, and it is full
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    def is_out(self) -> bool:
+        """Whether it has all been printed, whatever failed afterwards."""
+        return sum(self._written) == self._size
 
 
 def print_rich(*things: RenderableType) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import re
@@ -279,13 +280,15 @@ def _refusal_of_out(tidegate: CommandLine, out: Path, *flags: str) -> str:
     )
 
 
-def _adding(state: Path, *flags: object, stdout: int | None = None, under: str = "") -> subprocess.Popen[str]:
-    """A process that adds alice, with the buffers that standard output has elsewhere. `under` is a command that runs
-    it."""
+def _adding(
+    state: Path, *flags: object, stdout: int | None = None, under: str = "", unbuffered: str = ""
+) -> subprocess.Popen[str]:
+    """A process that adds alice, with the buffer that standard output has elsewhere, if not `unbuffered`. `under` is a
+    command that runs it."""
     command = [*under.split(), sys.executable, "-m", "tidegate", "peer", "add", "alice", "--endpoint", "a.b"]
     return subprocess.Popen(
         [*command, "--state-dir", str(state), *map(str, flags)],
-        env=os.environ | {"PYTHONUNBUFFERED": ""},
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
         stdin=subprocess.DEVNULL,
         stdout=stdout,
         stderr=subprocess.PIPE,
@@ -350,6 +353,31 @@ def test_a_peer_whose_adding_is_ended_by_a_signal_is_taken_back(
         assert _names_in_store(tmp_path) == []
         with open(reader, closefd=False) as pipe:
             assert set(pipe.read()) == {"."}, "no profile of a peer that is no more"
+    finally:
+        process.kill()
+        os.close(reader)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(("number", "code"), ENDINGS)
+def test_a_peer_whose_profile_gets_out_in_the_moment_of_a_signal_stays(
+    tmp_path: Path, number: signal.Signals, code: int, unbuffered: str
+) -> None:
+    """The pipe itself sends the signal (fcntl(2), F_SETSIG): it is there when the write comes back."""
+    reader, writer = _full_pipe()
+    process = _adding(tmp_path, stdout=writer, unbuffered=unbuffered)
+    os.close(writer)
+    try:
+        _wait_until_it_prints(process)
+        fcntl.fcntl(reader, fcntl.F_SETOWN, process.pid)
+        fcntl.fcntl(reader, fcntl.F_SETSIG, number)
+        fcntl.fcntl(reader, fcntl.F_SETFL, os.O_ASYNC)
+        with open(reader, closefd=False) as pipe:
+            profile = parse_profile(pipe.read().lstrip("."))
+        _, err = process.communicate(timeout=10)
+        assert (process.returncode, err) == (code, "tidegate: alice was added, and its profile is printed\n")
+        assert str(profile.address) == "10.66.77.2/32"
+        assert _names_in_store(tmp_path) == ["alice"]
     finally:
         process.kill()
         os.close(reader)

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from tests.unit.conftest import CommandLine
 from tidegate.ciphers import CIPHERS
-from tidegate.cli.output import hand_out, print_rich, remark, table
+from tidegate.cli.output import Handout, print_rich, remark, table
 from tidegate.cli.peer import peer_table
 from tidegate.control.commands import PeerView
 
@@ -111,7 +111,7 @@ def test_a_closed_stream_swallows_no_secret_and_sends_no_remark_elsewhere(
     assert capsys.readouterr().out == ""
     monkeypatch.setattr(sys, "stdout", None)
     with pytest.raises(OSError, match="Bad file descriptor"):
-        hand_out("a secret")
+        Handout("a secret").print()
 
 
 @pytest.mark.parametrize(
