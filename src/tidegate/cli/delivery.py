@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from tidegate.cli.administration import Executor
+from tidegate.cli.ending import Ending
 from tidegate.cli.output import Handout, remark
 from tidegate.control.commands import PeerAdd, PeerAdded, PeerList, PeerRemove
 from tidegate.errors import TidegateError, UnansweredError, UsageError
@@ -103,7 +104,10 @@ def _explained(out: Path) -> Iterator[None]:
 
 @contextmanager
 def adding(
-    command: PeerAdd, asking: Callable[[], AbstractContextManager[Executor]], way_out: Delivery
+    command: PeerAdd,
+    asking: Callable[[], AbstractContextManager[Executor]],
+    way_out: Delivery,
+    ending: Ending,
 ) -> Iterator[PeerAdded]:
     """A peer that is there for good once its profile has got out. If it does not, or if nobody knows whether the
     peer was added, it is taken back; `asking` leads to who carries out commands, each time anew."""
@@ -118,6 +122,7 @@ def adding(
             refused = False
             yield answer
     except BaseException as failure:
+        ending.begin()
         if way_out.arrived():
             _tell(f"{command.name} was added, and its profile is {way_out.where}", failure, always=True)
         elif not refused:

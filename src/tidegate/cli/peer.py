@@ -105,9 +105,9 @@ def add(
         engine=runtime.engine,
     )
     with (
-        ended_like_by_ctrl_c(),
+        ended_like_by_ctrl_c() as ending,
         delivery(name, out, force) as way_out,
-        adding(command, asking, way_out) as added,
+        adding(command, asking, way_out, ending) as added,
     ):
         wanted = _endpoint(endpoint, added.listen_port)
         profile = _profile(added, wanted, private_key, preshared_key)

@@ -176,6 +176,31 @@ def test_a_profile_that_cannot_get_to_its_place_adds_no_peer(
     assert [peer["name"] for peer in listed["peers"]] == ["first"]
 
 
+@pytest.mark.parametrize("late", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_keeps_no_peer_from_being_taken_back_whose_profile_cannot_be_written(
+    tidegate: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: signal.Signals
+) -> None:
+    remove = SqliteStore.remove_peer
+
+    def disk_is_full(_: int) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def remove_at_a_bad_moment(store: SqliteStore, name: str) -> object:
+        os.kill(os.getpid(), late)
+        return remove(store, name)
+
+    state, out = tmp_path / "state", tmp_path / "alice.conf"
+    assert tidegate("peer", "add", "first", "--endpoint", "a.b", "--state-dir", state).code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", disk_is_full)
+        patch.setattr(SqliteStore, "remove_peer", remove_at_a_bad_moment)
+        message = tidegate.refused(
+            1, "peer", "add", "alice", "--endpoint", "a.b", "--state-dir", state, "--out", out
+        )
+    assert message.endswith("cannot be written: No space left on device; alice was not added")
+    assert len(_keys_in_list(tidegate, state)) == 1
+
+
 def _keys_in_list(tidegate: CommandLine, state: Path) -> list[str]:
     listed = json.loads(tidegate("peer", "list", "--state-dir", state, "--json").out)
     return [peer["public_key"] for peer in listed["peers"]]

@@ -32,6 +32,50 @@ def test_of_two_signals_the_second_does_not_keep_anything_from_being_taken_back(
     assert signal.getsignal(first) == signal.getsignal(second) == signal.SIG_DFL
 
 
+@pytest.mark.parametrize("late", [signal.SIGTERM, signal.SIGHUP])
+def test_once_ctrl_c_was_pressed_no_other_signal_keeps_anything_from_being_taken_back(
+    late: signal.Signals,
+) -> None:
+    told = []
+    with pytest.raises(KeyboardInterrupt) as ended, ended_like_by_ctrl_c():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            told.append("goes on")
+        except KeyboardInterrupt:
+            os.kill(os.getpid(), late)
+            told.append("is taken back")
+            raise
+    assert (told, ended.type) == (["is taken back"], KeyboardInterrupt)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("late", [signal.SIGTERM, signal.SIGHUP])
+def test_once_something_else_has_ended_it_no_signal_keeps_anything_from_being_taken_back(
+    late: signal.Signals,
+) -> None:
+    told = []
+    with pytest.raises(OSError, match="full"), ended_like_by_ctrl_c() as ending:
+        try:
+            raise OSError("the disk is full")
+        except OSError:
+            ending.begin()
+            os.kill(os.getpid(), late)
+            told.append("is taken back")
+            raise
+    assert told == ["is taken back"]
+
+
+def test_a_second_ctrl_c_breaks_off_what_the_first_began() -> None:
+    told = []
+    with pytest.raises(KeyboardInterrupt), ended_like_by_ctrl_c():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            os.kill(os.getpid(), signal.SIGINT)
+            told.append("is taken back")
+    assert told == []
+
+
 def test_a_signal_that_is_ignored_or_handled_stays_so() -> None:
     handled = []
     before = [
