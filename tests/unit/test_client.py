@@ -213,6 +213,7 @@ def test_a_host_name_is_resolved_and_an_unknown_one_is_named(monkeypatch: pytest
         asyncio.run(made(FakeEngine(), FakeClientHost(), [], unknown).run())
 
 
+@pytest.mark.usefixtures("at_a_terminal")
 @pytest.mark.parametrize(
     ("number", "code"),
     [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 0)],
@@ -335,6 +336,7 @@ def test_a_hangup_that_is_ignored_as_under_nohup_stops_nothing() -> None:
     assert host.journal == WHOLE
 
 
+@pytest.mark.usefixtures("at_a_terminal")
 def test_a_terminal_that_is_gone_keeps_nothing_from_being_taken_back() -> None:
     host, events = FakeClientHost(), []
 

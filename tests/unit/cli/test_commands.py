@@ -176,6 +176,7 @@ def test_a_profile_that_cannot_get_to_its_place_adds_no_peer(
     assert [peer["name"] for peer in listed["peers"]] == ["first"]
 
 
+@pytest.mark.usefixtures("at_a_terminal")
 @pytest.mark.parametrize("late", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_keeps_no_peer_from_being_taken_back_whose_profile_cannot_be_written(
     tidegate: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: signal.Signals
@@ -362,6 +363,7 @@ def _opened_by(process: subprocess.Popen[str]) -> set[Path]:
 ENDINGS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 
 
+@pytest.mark.usefixtures("at_a_terminal")
 @pytest.mark.parametrize(("number", "code"), ENDINGS)
 def test_a_peer_whose_adding_is_ended_by_a_signal_is_taken_back(
     tmp_path: Path, number: signal.Signals, code: int
@@ -383,6 +385,7 @@ def test_a_peer_whose_adding_is_ended_by_a_signal_is_taken_back(
         os.close(reader)
 
 
+@pytest.mark.usefixtures("at_a_terminal")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(("number", "code"), ENDINGS)
 def test_a_peer_whose_profile_gets_out_in_the_moment_of_a_signal_stays(
@@ -408,6 +411,7 @@ def test_a_peer_whose_profile_gets_out_in_the_moment_of_a_signal_stays(
         os.close(reader)
 
 
+@pytest.mark.usefixtures("at_a_terminal")
 @pytest.mark.parametrize(("number", "code"), ENDINGS)
 def test_a_signal_before_a_peer_is_added_leaves_no_file(
     tmp_path: Path, number: signal.Signals, code: int

@@ -10,6 +10,8 @@ import typer
 
 from tidegate.cli.ending import ended_like_by_ctrl_c
 
+pytestmark = pytest.mark.usefixtures("at_a_terminal")
+
 
 @pytest.mark.parametrize(
     ("first", "second", "code"),
