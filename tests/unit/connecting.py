@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Interface, ip_network
 
 from tests.unit.fakes import FakeClientHost, FakeEngine
@@ -40,10 +41,14 @@ def made(
     return Client(profile, engine, host, tun_name="test0", offloads=OffloadSettings(), report=events.append)
 
 
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not holds():  # noqa: ASYNC110 -- it may be for a thread to bring it about
+            await asyncio.sleep(0.005)
+
+
 async def until_connected(client: Client, events: list[ClientEvent]) -> asyncio.Task[signal.Signals | None]:
     task = asyncio.create_task(client.run())
-    async with asyncio.timeout(5):
-        while not any(event.event == "connected" for event in events):
-            await asyncio.sleep(0.01)
-            assert not task.done(), task.exception()
+    await until(lambda: task.done() or any(event.event == "connected" for event in events))
+    assert not task.done(), task.exception()
     return task

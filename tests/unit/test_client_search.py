@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import replace
 from ipaddress import IPv4Address, ip_network
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import pytest
 
-from tests.unit.connecting import PROFILE, made, until_connected
-from tests.unit.fakes import FakeClientHost, FakeEngine, FakeEvent
+from tests.unit.connecting import PROFILE, made, until, until_connected
+from tests.unit.fakes import FakeClient, FakeClientHost, FakeEngine, FakeEvent
+from tidegate.client import Client
 from tidegate.errors import HostNetworkError
 from tidegate.net import Endpoint
+
+UNANSWERED = FakeEvent("handshake_unanswered")
 
 
 class Name:
@@ -29,27 +33,57 @@ class Name:
         return IPv4Address(self.address)
 
 
+class Search(asyncio.Event):
+    """What a client's search waits for, and how often it has begun to: a round is over then, its pause too."""
+
+    def __init__(self, client: Client) -> None:
+        super().__init__()
+        self._waits = 0
+        client._unanswered = self
+
+    async def wait(self) -> Literal[True]:
+        self._waits += not self.is_set()
+        return await super().wait()
+
+    async def round(self, packets: FakeClient) -> None:
+        """From an attempt that nobody answered until the next would be heeded."""
+        await until(lambda: self._waits > 0)
+        before = self._waits
+        packets.tell(UNANSWERED)
+        await until(lambda: self._waits > before)
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tidegate.client.SEARCH_PAUSE", 0.05)
+
+
 def test_a_gateway_that_does_not_answer_is_looked_for_and_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tidegate.client.SEARCH_PAUSE", 0.2)
     name = Name("192.0.2.2")
-    monkeypatch.setattr("tidegate.client.resolve", name.find)
-    monkeypatch.setattr("tidegate.client.find_anew", name.find)
     engine, events = FakeEngine(), []  # type: ignore[var-annotated]
     named = replace(PROFILE, endpoint=Endpoint("vpn.example", 51820))
 
+    async def find_anew(*asked: object) -> IPv4Address:
+        (packets,) = engine.clients
+        for _ in range(5):  # more often than anybody is asked
+            packets.tell(UNANSWERED)
+            await until(lambda: not packets.events)
+        return await name.find(*asked)
+
+    monkeypatch.setattr("tidegate.client.resolve", name.find)
+    monkeypatch.setattr("tidegate.client.find_anew", find_anew)
+
     async def scenario() -> None:
         client = made(engine, FakeClientHost(), events, named)
+        search = Search(client)
         task = await until_connected(client, events)
         (packets,) = engine.clients
         for address in ("192.0.2.2", "", "192.0.2.3", "192.0.2.3"):
             name.address = address
-            for _ in range(5):  # more often than anybody is asked
-                packets.tell(FakeEvent("handshake_unanswered"))
-                await asyncio.sleep(0.005)
-            await asyncio.sleep(0.3)
+            await search.round(packets)
         assert packets.endpoints == [("192.0.2.3", 51820)]
         assert name.look_ups == 1 + 4
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.2)
         assert name.look_ups == 1 + 4, "nobody looks for a gateway that answers"
         client.request_stop()
         await task
@@ -57,22 +91,19 @@ def test_a_gateway_that_does_not_answer_is_looked_for_and_found(monkeypatch: pyt
     asyncio.run(scenario())
 
 
-def test_a_gateway_that_has_roamed_is_called_where_its_profile_says_and_where_it_was_heard_in_turns(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_gateway_that_has_roamed_is_called_where_its_profile_says_and_where_it_was_heard_in_turns() -> None:
     """It may have come back and been restarted, and then nobody hears of it; or it may be where it went."""
-    monkeypatch.setattr("tidegate.client.SEARCH_PAUSE", 0.1)
     engine, events = FakeEngine(), []  # type: ignore[var-annotated]
     heard, named = ("192.0.2.9", 51999), ("192.0.2.2", 51820)
 
     async def scenario() -> None:
         client = made(engine, FakeClientHost(), events)
+        search = Search(client)
         task = await until_connected(client, events)
         (packets,) = engine.clients
         packets.called = heard
         for _ in range(3):
-            packets.tell(FakeEvent("handshake_unanswered"))
-            await asyncio.sleep(0.15)
+            await search.round(packets)
         assert packets.endpoints == [named, heard, named]
         client.request_stop()
         await task
@@ -82,22 +113,28 @@ def test_a_gateway_that_has_roamed_is_called_where_its_profile_says_and_where_it
 
 def test_an_attempt_that_was_told_of_and_then_answered_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine tells of attempts when it makes them: the one that succeeds after a move is told of, too."""
-    monkeypatch.setattr("tidegate.client.SEARCH_PAUSE", 0.1)
     engine, events = FakeEngine(), []  # type: ignore[var-annotated]
     heard, named = ("192.0.2.9", 51999), ("192.0.2.2", 51820)
 
     async def scenario() -> None:
         client = made(engine, FakeClientHost(), events)
+        search = Search(client)
         task = await until_connected(client, events)
         (packets,) = engine.clients
         packets.called = heard
-        packets.tell(FakeEvent("handshake_unanswered"))
-        await asyncio.sleep(0.03)
-        assert packets.endpoints == [named]
-        packets.tell(FakeEvent("handshake_unanswered"))
-        await asyncio.sleep(0.03)
-        packets.last_handshake = 0.0
-        await asyncio.sleep(0.3)
+        move = packets.set_endpoint
+
+        def move_and_be_answered(endpoint: tuple[str, int]) -> None:
+            """In a thread."""
+            move(endpoint)
+            packets.tell(UNANSWERED)
+            while packets.events:
+                threading.Event().wait(0.005)
+            packets.last_handshake = 28.0  # before the pause is over
+
+        monkeypatch.setattr(packets, "set_endpoint", move_and_be_answered)
+        await search.round(packets)
+        await asyncio.sleep(0.2)
         assert packets.endpoints == [named]
         client.request_stop()
         await task
@@ -116,7 +153,6 @@ def test_a_gateway_that_answers_before_it_is_found_elsewhere_is_not_left(
 
     async def find(*_: object) -> IPv4Address:
         nonlocal look_ups
-        await asyncio.sleep(0.1)
         look_ups += 1
         if late:
             engine.clients[0].last_handshake = 0.0
@@ -126,12 +162,12 @@ def test_a_gateway_that_answers_before_it_is_found_elsewhere_is_not_left(
 
     async def scenario() -> None:
         client = made(engine, FakeClientHost(), events)
+        search = Search(client)
         task = await until_connected(client, events)
         (packets,) = engine.clients
         if not late:
             packets.last_handshake = 0.3  # a busy machine: the answer was faster than the news of the attempt
-        packets.tell(FakeEvent("handshake_unanswered"))
-        await asyncio.sleep(0.2)
+        await search.round(packets)
         assert (look_ups, packets.endpoints) == (1, [])
         client.request_stop()
         await task
@@ -151,11 +187,11 @@ def test_a_gateway_is_not_left_while_the_engine_does_not_say_whether_it_has_answ
 
     async def scenario() -> None:
         client = made(engine, FakeClientHost(), events)
+        search = Search(client)
         task = await until_connected(client, events)
         (packets,) = engine.clients
         monkeypatch.setattr(packets, "status", busy)
-        packets.tell(FakeEvent("handshake_unanswered"))
-        await asyncio.sleep(0.1)
+        await search.round(packets)
         assert (name.look_ups, packets.endpoints) == (1, [])
         client.request_stop()
         await task
@@ -191,10 +227,10 @@ def test_the_resolvers_of_the_network_of_now_are_asked_before_those_of_the_start
 
     async def scenario() -> None:
         client = made(engine, host, events, profile)
+        search = Search(client)
         task = await until_connected(client, events)
         host.name_servers = [*dict.fromkeys([tunnels, asked_first])]
-        engine.clients[0].tell(FakeEvent("handshake_unanswered"))
-        await asyncio.sleep(0.1)
+        await search.round(engine.clients[0])
         client.request_stop()
         await task
 
@@ -214,10 +250,10 @@ def test_a_gateway_is_not_followed_into_its_own_tunnel(
 
     async def scenario() -> None:
         client = made(engine, FakeClientHost(), events, split)
+        search = Search(client)
         task = await until_connected(client, events)
         name.address = found
-        engine.clients[0].tell(FakeEvent("handshake_unanswered"))
-        await asyncio.sleep(0.1)
+        await search.round(engine.clients[0])
         assert engine.clients[0].endpoints == ([(found, 51820)] if moved else [])
         client.request_stop()
         await task
