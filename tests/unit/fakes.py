@@ -202,16 +202,17 @@ class FakeClient(FakeLifecycle):
         self.endpoints: list[tuple[str, int]] = []
         self.called = options.endpoint
         self.last_handshake = 60.0
-        self._looks = looks
+        self.looks = 0
+        self._enough = looks
 
     def set_endpoint(self, endpoint: tuple[str, int]) -> None:
         self.endpoints.append(endpoint)
         self.called = endpoint
 
     def status(self) -> FakeStatus:
-        self._looks -= 1
+        self.looks += 1
         peer = FakePeerStatus(self.options.peer_public_key, "0.0.0.0", self.called)
-        peer.last_handshake = self.last_handshake if self._looks <= 0 else None
+        peer.last_handshake = self.last_handshake if self.looks >= self._enough else None
         return FakeStatus([peer])
 
 
