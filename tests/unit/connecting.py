@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Interface, ip_network
 
 from tests.unit.fakes import FakeClientHost, FakeEngine
+from tests.unit.running import until
 from tidegate.client import Client, ClientEvent
 from tidegate.identity import Profile
 from tidegate.net import Endpoint
@@ -39,12 +39,6 @@ def made(
     engine: FakeEngine, host: FakeClientHost, events: list[ClientEvent], profile: Profile = PROFILE
 ) -> Client:
     return Client(profile, engine, host, tun_name="test0", offloads=OffloadSettings(), report=events.append)
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not holds():  # noqa: ASYNC110 -- it may be for a thread to bring it about
-            await asyncio.sleep(0.005)
 
 
 async def until_connected(client: Client, events: list[ClientEvent]) -> asyncio.Task[signal.Signals | None]:

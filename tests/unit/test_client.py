@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 
 from tests.unit.conftest import CommandLine
-from tests.unit.connecting import PROFILE, WHOLE, made, until, until_connected
+from tests.unit.connecting import PROFILE, WHOLE, made, until_connected
 from tests.unit.fakes import FakeClient, FakeClientHost, FakeEngine, FakeEvent, FakePeerStatus
+from tests.unit.running import until
 from tidegate.client import Client, ClientEvent
 from tidegate.errors import EngineError, HostNetworkError
 from tidegate.host.resolver import DnsOutcome

@@ -10,8 +10,9 @@ from typing import Literal, NoReturn
 
 import pytest
 
-from tests.unit.connecting import PROFILE, made, until, until_connected
+from tests.unit.connecting import PROFILE, made, until_connected
 from tests.unit.fakes import FakeClient, FakeClientHost, FakeEngine, FakeEvent
+from tests.unit.running import until
 from tidegate.client import Client
 from tidegate.errors import HostNetworkError
 from tidegate.net import Endpoint

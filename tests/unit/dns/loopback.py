@@ -46,12 +46,13 @@ def silent(_query: dns.message.Message) -> None:
 
 
 class Resolver:
-    """A resolver that answers as it is told, over UDP and TCP."""
+    """A resolver that answers as it is told, over UDP and TCP; over UDP somebody may answer `before`."""
 
     keyring: dict[dns.name.Name, dns.tsig.Key] | None = None
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Answer, before: Answer = silent) -> None:
         self.answer = answer
+        self.before = before
         self.ids: list[int] = []
         self.ports: list[int] = []
         self.address: tuple[str, int] = ("127.0.0.1", 0)
@@ -68,9 +69,9 @@ class Resolver:
                 query = dns.message.from_wire(data, keyring=resolver.keyring)
                 resolver.ids.append(query.id)
                 resolver.ports.append(source[1])
-                told = resolver.answer(query)
-                if told is not None:
-                    self.transport.sendto(told, source)
+                for told in (resolver.before(query), resolver.answer(query)):
+                    if told is not None:
+                        self.transport.sendto(told, source)
 
         async def tcp(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             (length,) = struct.unpack("!H", await reader.readexactly(2))
@@ -95,7 +96,7 @@ class Resolver:
 async def proxy(
     *resolvers: Resolver, timeout: float = 2.0, clients: IPv4Network = LOOPBACK, max_in_flight: int = 1024
 ) -> AsyncIterator[DnsServer]:
-    """The proxy on a port of its own, in front of the resolvers. Where one of them is not to answer, `timeout` is to be
+    """The proxy on a port of its own, in front of the resolvers. Where none of them is to answer, `timeout` may be
     short; else it is nothing that a busy machine takes."""
     async with contextlib.AsyncExitStack() as stack:
         for resolver in resolvers:
@@ -123,7 +124,7 @@ class _Catch(asyncio.DatagramProtocol):
 
 
 async def ask(
-    server: DnsServer, wire: bytes, patience: float = 2.0, source: str = "127.0.0.1"
+    server: DnsServer, wire: bytes, patience: float = 5.0, source: str = "127.0.0.1"
 ) -> bytes | None:
     """One datagram to the proxy; what comes back."""
     transport, catch = await asyncio.get_running_loop().create_datagram_endpoint(

@@ -30,6 +30,7 @@ from tests.unit.dns.loopback import (
     servfail,
     silent,
 )
+from tests.unit.running import until
 from tidegate.dns import DnsProxy, choose_upstreams
 from tidegate.dns.message import MalformedError, parse_query
 
@@ -56,7 +57,7 @@ def test_a_query_is_answered_with_its_own_id_and_asked_with_another() -> None:
 def test_a_silent_resolver_is_passed_over_for_the_next_and_remembered() -> None:
     async def scenario() -> None:
         dead, alive = Resolver(silent), Resolver(good)
-        async with proxy(dead, alive, timeout=0.2) as server:
+        async with proxy(dead, alive, timeout=1) as server:
             for _ in range(3):
                 wire = await ask(server, query().to_wire())
                 assert wire is not None
@@ -103,7 +104,7 @@ def test_when_nobody_answers_the_client_gets_servfail() -> None:
 def test_other_resolvers_are_asked_from_the_first_on() -> None:
     async def scenario() -> None:
         dead, alive, other = Resolver(silent), Resolver(good), Resolver(good)
-        async with proxy(dead, alive, timeout=0.2) as server, other.running():
+        async with proxy(dead, alive, timeout=1) as server, other.running():
             assert await ask(server, query().to_wire()) is not None
             server._proxy.set_upstreams([other.address, alive.address])
             assert await ask(server, query().to_wire()) is not None
@@ -115,9 +116,9 @@ def test_other_resolvers_are_asked_from_the_first_on() -> None:
 def test_a_query_under_way_says_nothing_about_resolvers_that_are_set_meanwhile() -> None:
     async def scenario() -> None:
         dead, alive, one, two = Resolver(silent), Resolver(good), Resolver(good), Resolver(good)
-        async with proxy(dead, alive, timeout=0.2) as server, one.running(), two.running():
+        async with proxy(dead, alive, timeout=1) as server, one.running(), two.running():
             under_way = asyncio.create_task(ask(server, query().to_wire()))
-            await asyncio.sleep(0.05)
+            await until(lambda: bool(dead.ids))
             server._proxy.set_upstreams([one.address, two.address])
             assert await under_way is not None
             assert len(alive.ids) == 1
@@ -135,7 +136,7 @@ def test_where_nobody_answers_the_resolvers_are_looked_up_anew(before: list[Answ
             await stack.enter_async_context(new.running())
             old = [await stack.enter_async_context(Resolver(answer).running()) for answer in before]
             inner = DnsProxy(
-                [resolver.address for resolver in old], find_upstreams=lambda: [new.address], timeout=0.1
+                [resolver.address for resolver in old], find_upstreams=lambda: [new.address], timeout=1
             )
             for _ in range(3):
                 wire = await inner.answer(query().to_wire(), "127.0.0.1", over_tcp=False)
@@ -196,12 +197,11 @@ def test_servfail_of_one_resolver_is_not_the_last_word() -> None:
 )
 def test_an_answer_that_does_not_fit_the_question_does_not_count(forge: Answer) -> None:
     async def scenario() -> None:
-        async with proxy(Resolver(forge), Resolver(good), timeout=0.2) as server:
+        async with proxy(Resolver(good, before=forge)) as server:
             wire = await ask(server, query().to_wire())
             assert wire is not None
             assert dns.message.from_wire(wire).answer[0][0].address == "192.0.2.80"
             assert server.counters()["upstream_mismatch"] == 1
-            assert server.counters()["upstream_timeout"] == 1
 
     run(scenario)
 
@@ -210,7 +210,7 @@ def test_case_of_names_does_not_matter_in_answers() -> None:
     async def scenario() -> None:
         upper: Answer = lambda asked: good(dns.message.make_query("EXAMPLE.com.", "A", id=asked.id))  # noqa: E731
         async with proxy(Resolver(upper)) as server:
-            assert await ask(server, query().to_wire(), 0.5) is not None
+            assert await ask(server, query().to_wire()) is not None
 
     run(scenario)
 
@@ -244,8 +244,8 @@ def test_answers_that_are_made_here_give_back_the_cd_bit(checking_disabled: int)
     one.flags |= checking_disabled
 
     async def scenario() -> None:
-        for resolver, told in ((Resolver(big), dns.flags.TC), (Resolver(silent), 0)):
-            async with proxy(resolver, timeout=0.05) as server:
+        for resolver, timeout, told in ((Resolver(big), 2, dns.flags.TC), (Resolver(silent), 0.05, 0)):
+            async with proxy(resolver, timeout=timeout) as server:
                 wire = await ask(server, one.to_wire())
                 assert wire is not None
                 flags = dns.message.from_wire(wire).flags
@@ -296,9 +296,9 @@ def test_truncation_by_the_resolver_is_passed_to_the_client() -> None:
 
 def test_queries_in_flight_are_bounded() -> None:
     async def scenario() -> None:
-        async with proxy(Resolver(silent), timeout=0.5, max_in_flight=3) as server:
+        async with proxy(Resolver(silent), timeout=1, max_in_flight=3) as server:
             sources = [f"127.0.0.{number}" for number in range(1, 6)]
-            asked = (ask(server, query().to_wire(), 1.5, source) for source in sources)
+            asked = (ask(server, query().to_wire(), 2.5, source) for source in sources)
             answers = await asyncio.gather(*asked)
             assert sum(answer is not None for answer in answers) == 3
             assert server.counters()["overloaded"] == 2
@@ -308,13 +308,13 @@ def test_queries_in_flight_are_bounded() -> None:
 
 def test_one_source_cannot_hold_all_queries_in_flight() -> None:
     async def scenario() -> None:
-        async with proxy(Resolver(silent), timeout=0.5, max_in_flight=16) as server:
-            greedy = (ask(server, query().to_wire(), 1.5) for _ in range(20))
-            *answers, others = await asyncio.gather(*greedy, ask(server, query().to_wire(), 1.5, "127.0.0.2"))
+        async with proxy(Resolver(silent), timeout=1, max_in_flight=16) as server:
+            greedy = (ask(server, query().to_wire(), 2.5) for _ in range(20))
+            *answers, others = await asyncio.gather(*greedy, ask(server, query().to_wire(), 2.5, "127.0.0.2"))
             assert others is not None
             assert sum(answer is not None for answer in answers) == 2
             assert server.counters()["over_share"] == 18
-            assert await ask(server, query().to_wire(), 1.5) is not None, "its places are given back"
+            assert await ask(server, query().to_wire(), 2.5) is not None, "its places are given back"
 
     run(scenario)
 
