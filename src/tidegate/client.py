@@ -43,6 +43,8 @@ NEWS_DELAY = 5.0
 engine went without an answer for 15 s, so that no older handshake is taken for one."""
 LONGEST_SETTLE = 2.0
 """Seconds at most until routes are renewed that another program takes away again and again."""
+LONGEST_RETRY = 60.0
+"""Seconds at most until routes that were refused are tried again where nothing changes meanwhile."""
 FIRST_LOOK, LAST_LOOK = 0.05, 1.0
 """Seconds between looks for the first handshake: it comes within a round trip, or not soon."""
 
@@ -233,11 +235,12 @@ class Client:
         await self._supervisor.stopped()
 
     async def _keep_routes(self, plan: RoutePlan) -> None:
-        """Brings back what others take away: see `renew_routes`. Less often where they do so again and again, or where
-        it is refused."""
+        """Brings back what others take away: see `renew_routes`. Less often where they do so again and again. What is
+        refused is tried again when something changes, and now and then: nobody may tell when it would go well."""
         changed = asyncio.Event()
         was: Renewal = "whole"
         pause = SETTLE
+        retry: float | None = None
         admit = RateLimit(asyncio.get_running_loop().time, burst=1).admit
 
         def warn(event: str, **fields: object) -> None:
@@ -248,17 +251,24 @@ class Client:
         with self._host.watch(changed.set):
             changed.set()  # something may have been before
             while True:
-                await changed.wait()
-                if await self._supervisor.wait_for_stop(pause):
-                    return
+                try:
+                    async with asyncio.timeout(retry):
+                        await changed.wait()
+                except TimeoutError:
+                    pause = SETTLE
+                else:
+                    retry = None
+                    if await self._supervisor.wait_for_stop(pause):
+                        return
                 changed.clear()
                 try:
                     now = await to_its_end(partial(self._host.renew_routes, plan, self._tun_name))
                 except HostNetworkError as cause:
                     warn("the tunnel's routes cannot be kept", cause=cause.message)
                     pause, was = min(pause * 2, LONGEST_SETTLE), "whole"
-                    changed.set()  # nobody may tell when it would go well: it is tried again
+                    retry = min(2 * (retry or SETTLE), LONGEST_RETRY)
                     continue
+                retry = None
                 pause = min(pause * 2, LONGEST_SETTLE) if now == "renewed" else SETTLE
                 if now == "down" != was:
                     log.warning("the tunnel's device is down: traffic goes past it", device=self._tun_name)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
+from itertools import pairwise
+from typing import NoReturn
 
 import pytest
 
 from tests.unit.connecting import WHOLE, made, until_connected
 from tests.unit.fakes import FakeClientHost, FakeEngine
-from tidegate.client import to_its_end
+from tests.unit.running import until
+from tidegate.client import LONGEST_RETRY, to_its_end
 from tidegate.errors import HostNetworkError
 from tidegate.host.routes import Renewal
 
@@ -86,26 +90,25 @@ def test_a_program_that_takes_the_routes_away_each_time_is_told_of_once_and_give
     monkeypatch.setattr("tidegate.client.SETTLE", 0.01)
     monkeypatch.setattr("tidegate.client.LONGEST_SETTLE", 0.1)
     host, events = FakeClientHost(), []  # type: ignore[var-annotated]
-    renewed = 0
+    renewed_at: list[float] = []
 
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
 
         def renew(*_: object) -> Renewal:
-            nonlocal renewed
-            renewed += 1
+            renewed_at.append(time.monotonic())
             loop.call_soon_threadsafe(host.changed)
             return "renewed"
 
         monkeypatch.setattr(host, "renew_routes", renew)
         client = made(FakeEngine(), host, events)
         task = await until_connected(client, events)
-        await asyncio.sleep(0.6)
+        await until(lambda: len(renewed_at) >= 6)
         client.request_stop()
         await task
 
     asyncio.run(scenario())
-    assert 3 <= renewed <= 10
+    assert renewed_at[5] - renewed_at[0] >= 0.3, "0.02, 0.04, 0.08 and two times 0.1 s"
     assert capsys.readouterr().out.count("are there again") == 1
 
 
@@ -128,9 +131,67 @@ def test_routes_that_could_not_be_added_again_are_tried_again_without_another_no
     async def scenario() -> None:
         client = made(FakeEngine(), host, events)
         task = await until_connected(client, events)
-        async with asyncio.timeout(1):
-            while outcomes:  # noqa: ASYNC110 -- what is waited for happens in a thread
-                await asyncio.sleep(0.01)
+        await until(lambda: not outcomes)
+        client.request_stop()
+        await task
+
+    asyncio.run(scenario())
+
+
+def test_routes_that_are_refused_are_tried_less_and_less_often_until_the_network_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As where another route of the host to the same network came in between."""
+    monkeypatch.setattr("tidegate.client.SETTLE", 0.02)
+    monkeypatch.setattr("tidegate.client.LONGEST_SETTLE", 0.04)
+    host, events = FakeClientHost(), []  # type: ignore[var-annotated]
+    tried_at: list[float] = []
+
+    def refuse(*_: object) -> NoReturn:
+        tried_at.append(time.monotonic())
+        raise HostNetworkError("this host has another route to 10.9.0.0/16 already")
+
+    monkeypatch.setattr(host, "renew_routes", refuse)
+
+    async def scenario() -> None:
+        client = made(FakeEngine(), host, events)
+        task = await until_connected(client, events)
+        await until(lambda: len(tried_at) >= 6)
+        pauses = [after - before for before, after in pairwise(tried_at[:6])]
+        assert all(
+            pause >= least for pause, least in zip(pauses, (0.04, 0.08, 0.16, 0.32, 0.64), strict=True)
+        )
+        tries = len(tried_at)
+        host.changed()
+        await until(lambda: len(tried_at) >= tries + 2)
+        assert tried_at[tries + 1] - tried_at[tries - 1] < 1.28, (
+            "or the next would have come then at the earliest"
+        )
+        client.request_stop()
+        await task
+
+    asyncio.run(scenario())
+
+
+def test_routes_that_are_refused_are_tried_again_in_a_minute_at_the_latest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert LONGEST_RETRY == 60
+    monkeypatch.setattr("tidegate.client.SETTLE", 0.01)
+    monkeypatch.setattr("tidegate.client.LONGEST_RETRY", 0.02)
+    host, events, tries = FakeClientHost(), [], 0  # type: ignore[var-annotated]
+
+    def refuse(*_: object) -> NoReturn:
+        nonlocal tries
+        tries += 1
+        raise HostNetworkError("no")
+
+    monkeypatch.setattr(host, "renew_routes", refuse)
+
+    async def scenario() -> None:
+        client = made(FakeEngine(), host, events)
+        task = await until_connected(client, events)
+        await until(lambda: tries >= 20)
         client.request_stop()
         await task
 
