@@ -43,29 +43,35 @@ def configured_dns(
             [resolvectl, "domain", tun_name, "~.", *search]
         )
         undo = [resolvectl, "revert", tun_name]
-        otherwise = "systemd-resolved asks the tunnel's DNS servers for as long as its device is there"
+        # At the end of a client that is a moment later, too early for anybody to run a command.
+        complaint = (
+            "DNS is not taken back: systemd-resolved asks the tunnel's DNS servers until its device goes"
+        )
+        goes_with = tun_name
     elif resolvconf := shutil.which("resolvconf"):
         text = "".join(f"nameserver {address}\n" for address in addresses)
         text += f"search {' '.join(search)}\n" if search else ""
         record = _record(Path(resolvconf), tun_name)
         told = _run([resolvconf, "-a", record, "-m", "0", "-x"], text)
         undo = [resolvconf, "-d", record, "-f"]
-        otherwise = (
-            "resolv.conf may name none but the tunnel's DNS servers, so that names cannot be looked up"
+        complaint = (
+            "DNS is not taken back: resolv.conf may name none but the tunnel's DNS servers, so that names cannot be "
+            "looked up; run the command by hand"
         )
+        goes_with = None
     else:
         yield "unmanaged"
         return
-    complaint = f"DNS is not taken back: {otherwise}; run the command by hand"
     if not told:
         # Half of it may have been done.
-        _run(undo, complaint="some of the tunnel's DNS may not be taken back; run the command by hand")
+        half = "some of the tunnel's DNS may not be taken back; run the command by hand"
+        _run(undo, complaint=half, goes_with=goes_with)
         yield "refused"
         return
     try:
         yield "told"
     finally:
-        _run(undo, complaint=complaint)
+        _run(undo, complaint=complaint, goes_with=goes_with)
 
 
 def remove_leftover_record(tun_name: str) -> None:
@@ -112,8 +118,19 @@ def _run(
     timeout: float = TIMEOUT,
     quietly: bool = False,
     complaint: str = "a resolver command failed",
+    goes_with: str | None = None,
 ) -> bool:
-    complain = log.debug if quietly else log.warning
+    """Whether the command did what it was to do. If not, `complaint` is logged, but not where what is to be taken back
+    `goes_with` a device that is no more."""
+    cause = _failure(command, text, timeout)
+    if cause is not None:
+        gone = goes_with is not None and not _exists(goes_with)
+        complain = log.debug if quietly or gone else log.warning
+        complain(complaint, command=shlex.join(command), cause=cause)
+    return cause is None
+
+
+def _failure(command: list[str], text: str, timeout: float) -> str | None:
     try:
         done = subprocess.run(
             command,
@@ -126,8 +143,5 @@ def _run(
             start_new_session=True,  # a Ctrl-C on the terminal is for the client, which lets this end
         )
     except (OSError, subprocess.TimeoutExpired) as cause:
-        complain(complaint, command=shlex.join(command), cause=str(cause))
-        return False
-    if done.returncode != 0:
-        complain(complaint, command=shlex.join(command), cause=done.stderr.strip()[:200])
-    return done.returncode == 0
+        return str(cause)
+    return done.stderr.strip()[:200] if done.returncode != 0 else None
