@@ -89,7 +89,7 @@ GOING = [
 """What another program may take away, as systemd-networkd does at its start."""
 
 INSIDE = '''
-import fcntl, json, os, struct, subprocess, sys, tempfile
+import fcntl, json, os, struct, subprocess, sys, tempfile, time
 from contextlib import contextmanager
 from ipaddress import *
 from pathlib import Path
@@ -150,6 +150,9 @@ with apply_routes(plan, "tun9"):
     told["still running"] = state() == running
     with out_of_sight_of_the_lock(), open("/dev/net/tun", "r+b", buffering=0) as tun:
         fcntl.ioctl(tun, 0x400454CA, struct.pack("16sH22x", b"tun9", 0x1001))  # TUNSETIFF, IFF_TUN | IFF_NO_PI
+        deadline = time.monotonic() + 10
+        while "state DOWN" in sh("ip link show tun9") and time.monotonic() < deadline:
+            time.sleep(0.01)  # the kernel tells of the new carrier later, and adds IPv6 routes then
         running = state()
         remove_leftovers()
         told["still running elsewhere"] = state() == running
