@@ -234,11 +234,15 @@ impl GatewayEngine {
     }
 
     /// Stops and joins everything, and closes every socket. The second time nothing happens.
-    pub fn stop(&mut self) {
-        self.shards.stop();
+    ///
+    /// # Errors
+    /// If a shard hangs: it keeps its sockets until the process ends.
+    pub fn stop(&mut self) -> Result<(), EngineError> {
+        let stopped = self.shards.stop();
         self.reservation = None;
         self.reserver = None;
         self.silence.clear();
+        stopped
     }
 
     /// What happened.
@@ -347,7 +351,7 @@ impl GatewayEngine {
 
 impl Drop for GatewayEngine {
     fn drop(&mut self) {
-        self.stop();
+        self.stop().ok(); // whoever wants to know of a shard that hangs has called it
     }
 }
 

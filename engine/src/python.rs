@@ -64,8 +64,8 @@ impl Gateway {
         Ok(self.with(py, GatewayEngine::start)?)
     }
 
-    fn stop(&self, py: Python<'_>) {
-        self.with(py, GatewayEngine::stop);
+    fn stop(&self, py: Python<'_>) -> PyResult<()> {
+        Ok(self.with(py, GatewayEngine::stop)?)
     }
 
     fn event_fd(&self) -> i32 {
@@ -189,8 +189,8 @@ impl Client {
         Ok(self.with(py, ClientEngine::start)?)
     }
 
-    fn stop(&self, py: Python<'_>) {
-        self.with(py, ClientEngine::stop);
+    fn stop(&self, py: Python<'_>) -> PyResult<()> {
+        Ok(self.with(py, ClientEngine::stop)?)
     }
 
     fn event_fd(&self) -> i32 {

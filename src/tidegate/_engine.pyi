@@ -189,7 +189,8 @@ class Gateway:
     def start(self) -> None:
         """Starts the shards. Raises `RuntimeError` if started before."""
     def stop(self) -> None:
-        """Stops and joins the shards and closes every socket. Stopping twice does nothing."""
+        """Stops and joins the shards and closes every socket. Stopping twice does nothing. Raises `RuntimeError` if a
+        shard hangs: it keeps its sockets until the process ends."""
     def event_fd(self) -> int:
         """Readable (level-triggered) while `poll_events` has something."""
     def poll_events(self) -> list[Event]: ...
@@ -232,7 +233,8 @@ class Client:
 
     def __new__(cls, options: ClientOptions) -> Self: ...
     def start(self) -> None: ...
-    def stop(self) -> None: ...
+    def stop(self) -> None:
+        """As of `Gateway`."""
     def event_fd(self) -> int: ...
     def poll_events(self) -> list[Event]: ...
     def set_endpoint(self, endpoint: tuple[str, int]) -> None:

@@ -80,6 +80,10 @@ class EngineError(TidegateError):
     """The packet engine refused to start or died."""
 
 
+class SilentEngineError(EngineError, RuntimeError):
+    """A thread of the packet engine hangs: it gives no answer, or does not end."""
+
+
 class ControlError(TidegateError):
     """The control socket of a gateway cannot be reached or talks nonsense."""
 

@@ -1,6 +1,7 @@
 """The compiled engine behind the protocols of `tidegate.engine`. Nothing else imports `tidegate._engine`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 
 from tidegate import _engine
@@ -17,6 +18,7 @@ from tidegate.engine import (
     MappingRecord,
     NatMapping,
 )
+from tidegate.errors import SilentEngineError
 from tidegate.settings import NatSettings
 
 __all__ = ["Dropped", "Nat", "NatOptions", "RustEngine"]
@@ -30,6 +32,17 @@ def _link(link: ExternalLink) -> _engine.ExternalLink:
 def _nat_options(nat: NatSettings) -> NatOptions:
     # The engine has the two timeouts for which the transitory one is the default, and is told of clients by address.
     return NatOptions(**nat.model_dump(exclude={"tcp_transitory_timeout", "other_protocols"}))
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """Of threads that hang, which the engine tells as `RuntimeError`."""
+    try:
+        yield
+    except RuntimeError as cause:
+        raise SilentEngineError(
+            f"the packet engine: {cause}", hint="it hangs: restart the process"
+        ) from cause
 
 
 class RustEngine:
@@ -55,7 +68,7 @@ class RustEngine:
         )
 
     def client(self, options: ClientOptions) -> EngineClient:
-        return _engine.Client(
+        inner = _engine.Client(
             _engine.ClientOptions(
                 private_key=options.private_key,
                 address=options.address,
@@ -72,6 +85,7 @@ class RustEngine:
                 cipher=options.cipher,
             )
         )
+        return _RustClient(inner)
 
     def aead_library(self, shards: int) -> str:
         return _engine.aead_library(shards)
@@ -83,26 +97,47 @@ class RustEngine:
         return _engine.version()
 
 
-class _RustGateway:
+class _RustLifecycle:
+    """What `_engine.Gateway` and `_engine.Client` have in common."""
+
+    def __init__(self, inner: _engine.Gateway | _engine.Client) -> None:
+        self._shards = inner
+
+    def start(self) -> None:
+        self._shards.start()
+
+    def stop(self) -> None:
+        with _in_words():
+            self._shards.stop()
+
+    def event_fd(self) -> int:
+        return self._shards.event_fd()
+
+    def poll_events(self) -> Sequence[EngineEvent]:
+        return self._shards.poll_events()
+
+    def status(self) -> EngineStatus:
+        with _in_words():
+            return self._shards.status()
+
+
+class _RustClient(_RustLifecycle):
+    """`_engine.Client`."""
+
+    def __init__(self, inner: _engine.Client) -> None:
+        super().__init__(inner)
+        self._inner = inner
+
+    def set_endpoint(self, endpoint: tuple[str, int]) -> None:
+        self._inner.set_endpoint(endpoint)
+
+
+class _RustGateway(_RustLifecycle):
     """`_engine.Gateway` with Python's own values in its signatures."""
 
     def __init__(self, inner: _engine.Gateway) -> None:
+        super().__init__(inner)
         self._inner = inner
-
-    def start(self) -> None:
-        self._inner.start()
-
-    def stop(self) -> None:
-        self._inner.stop()
-
-    def event_fd(self) -> int:
-        return self._inner.event_fd()
-
-    def poll_events(self) -> Sequence[EngineEvent]:
-        return self._inner.poll_events()
-
-    def status(self) -> EngineStatus:
-        return self._inner.status()
 
     def set_peer(
         self,
@@ -139,4 +174,5 @@ class _RustGateway:
         return self._inner.failed_publications()
 
     def mappings(self, address: str | None = None, limit: int = 10_000) -> Sequence[NatMapping]:
-        return self._inner.mappings(address, limit)
+        with _in_words():
+            return self._inner.mappings(address, limit)

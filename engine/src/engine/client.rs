@@ -69,8 +69,11 @@ impl ClientEngine {
     }
 
     /// Stops and joins the thread, and closes everything. The second time nothing happens.
-    pub fn stop(&mut self) {
-        self.shards.stop();
+    ///
+    /// # Errors
+    /// If the thread hangs: it keeps its devices until the process ends.
+    pub fn stop(&mut self) -> Result<(), EngineError> {
+        self.shards.stop()
     }
 
     /// What happened.
@@ -94,6 +97,6 @@ impl ClientEngine {
 
 impl Drop for ClientEngine {
     fn drop(&mut self) {
-        self.stop();
+        self.stop().ok(); // whoever wants to know of a thread that hangs has called it
     }
 }

@@ -1,11 +1,12 @@
 //! The shards' threads: started once, told and asked while they run, joined at the end.
 
-use std::sync::mpsc::{self, Sender, SyncSender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::EngineError;
+use crate::clock::monotonic_now;
 use crate::core::Core;
 use crate::crossings::{CROSSING_QUEUE, Crossings};
 use crate::messages::{Command, EventKind, Events};
@@ -15,6 +16,8 @@ use crate::wake::EventFd;
 
 /// How long a question to a shard may take. A shard answers between two turns, so this is generous.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the shards' threads may take to end. They do so between two turns, too; who has not, never will.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A shard that has not been started yet.
 type Waiting = Box<dyn FnOnce() -> std::io::Result<()> + Send>;
@@ -23,6 +26,8 @@ type Waiting = Box<dyn FnOnce() -> std::io::Result<()> + Send>;
 pub(super) struct Shards {
     waiting: Mutex<Vec<Waiting>>,
     running: Vec<JoinHandle<()>>,
+    /// Closed when the last thread has ended.
+    ended: Option<Receiver<()>>,
     pub(super) senders: Vec<CommandSender>,
     pub(super) events: Events,
     started: bool,
@@ -44,7 +49,14 @@ impl CommandSender {
 
 impl Shards {
     pub(super) fn new(events: Events) -> Self {
-        Self { waiting: Mutex::default(), running: Vec::new(), senders: Vec::new(), events, started: false }
+        Self {
+            waiting: Mutex::default(),
+            running: Vec::new(),
+            ended: None,
+            senders: Vec::new(),
+            events,
+            started: false,
+        }
     }
 
     pub(super) fn add<C: Core + Send + 'static>(&mut self, shard: Shard<C>, sender: CommandSender) {
@@ -58,8 +70,11 @@ impl Shards {
         }
         self.started = true;
         let waiting = std::mem::take(self.waiting.get_mut().unwrap_or_else(PoisonError::into_inner));
+        let (runs, ended) = mpsc::channel();
+        self.ended = Some(ended);
         for (number, run) in waiting.into_iter().enumerate() {
             let events = self.events.clone();
+            let runs = runs.clone();
             let name = format!("shard-{number}");
             let thread = std::thread::Builder::new()
                 .name(name.clone())
@@ -77,6 +92,7 @@ impl Shards {
                             events.push(EventKind::ShardFailed, format!("{name}: {what}"));
                         }
                     }
+                    drop(runs);
                 })
                 .map_err(|error| DeviceError::new(format!("start the thread of shard {number}"), error))?;
             self.running.push(thread);
@@ -84,17 +100,33 @@ impl Shards {
         Ok(())
     }
 
-    pub(super) fn stop(&mut self) {
+    /// Ends every thread and joins it. The second time nothing happens.
+    ///
+    /// # Errors
+    /// If one hangs. It is left behind then, with its devices, and ends with the process.
+    pub(super) fn stop(&mut self) -> Result<(), EngineError> {
         self.waiting.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
         for sender in &self.senders {
             sender.send(Command::Stop);
         }
+        self.senders.clear();
+        let in_time = self
+            .ended
+            .take()
+            .is_none_or(|ended| ended.recv_timeout(END_TIMEOUT) == Err(RecvTimeoutError::Disconnected));
+        let mut hanging = Vec::new();
         for thread in self.running.drain(..) {
-            if thread.join().is_err() {
+            if !in_time && !thread.is_finished() {
+                hanging.push(thread.thread().name().unwrap_or_default().to_owned());
+            } else if thread.join().is_err() {
                 self.events.push(EventKind::ShardFailed, "a shard's thread could not be joined");
             }
         }
-        self.senders.clear();
+        if hanging.is_empty() {
+            return Ok(());
+        }
+        let names = hanging.join(", ");
+        Err(EngineError::State(format!("{names} did not end within {END_TIMEOUT:?}")))
     }
 
     /// Asks every shard the same question.
@@ -111,11 +143,12 @@ impl Shards {
                 answer
             })
             .collect();
+        let deadline = monotonic_now() + ANSWER_TIMEOUT;
         answers
             .into_iter()
             .enumerate()
             .map(|(number, answer)| {
-                answer.recv_timeout(ANSWER_TIMEOUT).map_err(|_| {
+                answer.recv_timeout(deadline.since(monotonic_now())).map_err(|_| {
                     EngineError::State(format!("shard {number} did not answer within {ANSWER_TIMEOUT:?}"))
                 })
             })
