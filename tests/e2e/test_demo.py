@@ -1,8 +1,9 @@
-"""`tidegate demo` itself: green, and leaving nothing behind even when it is stopped half-way."""
+"""`tidegate demo` itself: green, and leaving nothing behind even when stopped half-way. Nor does the benchmark."""
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -51,14 +52,47 @@ def test_the_demo_sees_what_another_gateway_does_to_its_host() -> None:
     ]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-def test_a_demo_that_is_interrupted_cleans_up(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
+    ids=["Ctrl-C", "SIGTERM", "SIGHUP"],
+)
+def test_a_demo_that_is_interrupted_cleans_up(tmp_path: Path, number: signal.Signals, code: int) -> None:
     demo = Process("demo", [sys.executable, "-m", "tidegate.lab.demo", "--reference"], tmp_path / "demo.log")
     demo.wait_for("Ping", timeout=30)
     assert traces(demo.pid) != []
     demo.stop(number, grace=15)
-    assert demo.returncode == 130
+    assert demo.returncode == code
     assert traces(demo.pid) == []
+
+
+def test_a_demo_whose_terminal_is_closed_cleans_up() -> None:
+    ours, its = os.openpty()
+    command = ["setsid", "--ctty", *tidegate_command(), "demo", "--reference"]
+    with subprocess.Popen(command, stdin=its, stdout=its, stderr=its) as demo:
+        os.close(its)
+        shown = b""
+        while b"Ping" not in shown:
+            shown += os.read(ours, 4096)
+        assert traces(demo.pid) != []
+        os.close(ours)
+        assert demo.wait(15) == 129
+    assert traces(demo.pid) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
+    ids=["Ctrl-C", "SIGTERM", "SIGHUP"],
+)
+def test_a_benchmark_that_is_interrupted_cleans_up(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    what = ["--variant", "kernel forwarding", "--workload", "ping, idle", "--rounds", "100"]
+    bench = Process("bench", [sys.executable, "-m", "tidegate.lab.bench", *what], tmp_path / "bench.log")
+    bench.wait_for("round 1 of 100 is done", timeout=30)
+    assert traces(bench.pid) != []
+    bench.stop(number, grace=15)
+    assert bench.returncode == code
+    assert traces(bench.pid) == []
 
 
 def test_what_a_killed_demo_left_is_removed_by_the_next_lab(tmp_path: Path) -> None:

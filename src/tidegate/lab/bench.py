@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tidegate.lab import crowd, report, shortserver
+from tidegate.lab.command import end_with, make_console, until_interrupted
 from tidegate.lab.figures import Results, Series, has_failed
 from tidegate.lab.processes import CommandError
 from tidegate.lab.services import start_services
@@ -38,13 +39,25 @@ def run_bench(
     workloads: Sequence[str] = (),
     output: Path | None = None,
 ) -> int:
-    """Measures and reports; returns the exit code (1: `has_failed`, 130: interrupted).
+    """Measures and reports; returns the exit code (1: `has_failed`, 130: Ctrl-C, or 128 and the number of another
+    signal that ended it).
 
     `variants` and `workloads` choose by a part of the name. The table goes to standard output, or JSON with
     `json_output`; `output` names a folder for ``benchmark.json``, ``benchmark.md`` and, where matplotlib is installed,
     ``benchmark.png``.
     """
-    console = Console(stderr=json_output)
+    console = make_console(json_output=json_output)
+    return until_interrupted(console, lambda: _run(console, json_output, rounds, variants, workloads, output))
+
+
+def _run(
+    console: Console,
+    json_output: bool,
+    rounds: int,
+    variants: Sequence[str],
+    workloads: Sequence[str],
+    output: Path | None,
+) -> int:
     tasks = [w for w in WORKLOADS if _chosen(w.name, workloads)]
     chosen, left_out = _possible(chosen_variants(variants), tasks)
     if left_out:
@@ -53,9 +66,6 @@ def run_bench(
         )
     try:
         results = _measure(console, chosen, tasks, rounds)
-    except KeyboardInterrupt:
-        console.print("[yellow]Interrupted; everything is cleaned up.[/]")
-        return 130
     except LabError as error:
         console.print(f"[red]The benchmark cannot run here:[/] {error}")
         return 1
@@ -168,8 +178,8 @@ def main() -> None:
         "--output", type=Path, metavar="FOLDER", help="where to write JSON, Markdown and a plot"
     )
     arguments = parser.parse_args()
-    sys.exit(
-        run_bench(
+    end_with(
+        lambda: run_bench(
             json_output=arguments.json,
             rounds=arguments.rounds,
             variants=arguments.variant,

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from types import FrameType
 
 from rich.console import Console
 from rich.markup import escape
@@ -22,6 +20,7 @@ from rich.table import Table
 
 from tidegate.lab import checks, hoststate
 from tidegate.lab.blob import blob_sha256
+from tidegate.lab.command import end_with, make_console, until_interrupted
 from tidegate.lab.hoststate import HostState
 from tidegate.lab.processes import CommandError
 from tidegate.lab.services import TEXT, TEXT_NAME, start_services
@@ -39,7 +38,6 @@ from tidegate.lab.waiting import WaitTimeoutError, wait_until
 
 EXIT_OK = 0
 EXIT_FAILED = 1
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 _TRANSFER_BYTES = 256 << 20
 _IPERF_SECONDS = 3.0
@@ -64,25 +62,21 @@ class Check:
 
 
 def run_demo(*, json_output: bool = False, reference: bool = False) -> int:
-    """Runs the demo and returns the exit code: 0 only if every check is green, 130 after Ctrl-C.
+    """Runs the demo and returns the exit code: 0 only if every check is green, 130 after Ctrl-C, or 128 and the number
+    of another signal that ended it.
 
     With `json_output` the result goes to standard output as JSON, and the progress to standard error. `reference` puts
     wireguard-go and kernel NAT in Tidegate's place: a test of the checks, of which "host untouched" must then fail.
     """
-    console = Console(stderr=json_output)
+    console = make_console(json_output=json_output)
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
-    before = signal.signal(signal.SIGTERM, _end_like_ctrl_c)
+    demo = _Demo(console, reference=reference)
     try:
-        return _Demo(console, reference=reference).run(json_output=json_output)
-    except KeyboardInterrupt:
-        console.print("\n[yellow]Interrupted; everything is cleaned up.[/]")
-        return EXIT_INTERRUPTED
+        return until_interrupted(console, lambda: demo.run(json_output=json_output))
     except LabError as error:
         console.print(f"[red]The demo cannot run here:[/] {escape(str(error))}")
         return EXIT_FAILED
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class _Demo:
@@ -307,10 +301,6 @@ def _rate(bits_per_second: float) -> str:
     return f"{bits_per_second / 1e6:.0f} Mb/s"
 
 
-def _end_like_ctrl_c(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 def main() -> None:
     """The demo without the command line of the package."""
     parser = argparse.ArgumentParser(prog="python -m tidegate.lab.demo", description=__doc__)
@@ -321,7 +311,7 @@ def main() -> None:
         help="wireguard-go and kernel NAT instead of Tidegate (tests the checks)",
     )
     arguments = parser.parse_args()
-    sys.exit(run_demo(json_output=arguments.json, reference=arguments.reference))
+    end_with(lambda: run_demo(json_output=arguments.json, reference=arguments.reference))
 
 
 if __name__ == "__main__":

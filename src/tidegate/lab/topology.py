@@ -224,21 +224,26 @@ class Lab:
         return f"198.51.100.{2 + number}"
 
     def __enter__(self) -> Self:
-        with contextlib.ExitStack() as undo:
-            undo.callback(shutil.rmtree, self.scratch, ignore_errors=True)
+        try:
+            self._stack.callback(shutil.rmtree, self.scratch, ignore_errors=True)
             require_lab_abilities()
             remove_leftovers()
             for namespace in self._namespaces():
-                undo.callback(namespace.destroy)
+                self._stack.callback(namespace.destroy)
                 namespace.create()
             self._connect()
-            self._stack = undo.pop_all()
+        except BaseException:
+            self._take_down()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # A second Ctrl-C must not stop the clean-up half-way.
+        self._take_down()
+
+    def _take_down(self) -> None:
+        # Neither a second Ctrl-C nor the closing of the terminal after a first must stop the clean-up half-way.
         with _interrupts_held_back():
             self._stack.close()
 
@@ -355,7 +360,7 @@ def _remove_namespace(name: str) -> None:
 
 @contextlib.contextmanager
 def _interrupts_held_back() -> Iterator[None]:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
         yield
     finally:

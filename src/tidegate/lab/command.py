@@ -1,0 +1,73 @@
+"""What ``tidegate demo`` and ``tidegate bench`` have in common: what they show, and how they end."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn, TextIO, cast
+
+import typer
+from rich.console import Console
+
+from tidegate.cli.ending import ended_like_by_ctrl_c
+from tidegate.errors import TidegateError
+from tidegate.streams import discard, say
+
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+def make_console(*, json_output: bool) -> Console:
+    """On standard output, or, if that is for JSON, on standard error."""
+    stream = sys.stderr if json_output else sys.stdout
+    return Console(file=cast(TextIO, _Screen(stream)) if stream is not None else None, stderr=json_output)
+
+
+class _Screen:
+    """A stream to somebody who watches. If the terminal is closed, what is shown is lost, and nothing else: the lab is
+    to be taken down all the same, and the exit code to tell the signal."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._if_there(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._if_there(self._stream.flush)
+
+    def _if_there(self, show: Callable[[], object]) -> None:
+        try:
+            show()
+        except OSError as cause:
+            if cause.errno != errno.EIO:  # of a terminal that is no more
+                raise
+            discard(self._stream)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def until_interrupted(console: Console, run: Callable[[], int]) -> int:
+    """The exit code of `run`, or, where a signal ended it, 128 and the signal's number. Whatever `run` has begun it
+    takes back before it ends."""
+    try:
+        with ended_like_by_ctrl_c():
+            return run()
+    except typer.Exit as ended:  # SIGTERM, SIGHUP
+        code = ended.exit_code
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+    console.print("\n[yellow]Interrupted; everything is cleaned up.[/]")
+    return code
+
+
+def end_with(run: Callable[[], int]) -> NoReturn:
+    """Runs it without the command line of the package, which would tell its refusals and end with its exit code."""
+    try:
+        code = run()
+    except TidegateError as refused:
+        say(f"tidegate: {refused}", sys.stderr)
+        code = refused.exit_code
+    sys.exit(code)
