@@ -1,6 +1,6 @@
 """Assembles one gateway and runs it.
 
-In this order, each step undone by the end in reverse: privileges, state directory and its lock, key, store,
+In this order, each step undone by the end in reverse: privileges, state directory and its lock, store, key,
 the external link as the host's kernel tells it, the packet engine (which opens every socket and the TUN
 device), the TUN device's address (the only change on the host), peers and publications, DNS proxy, control
 socket, and the tasks that watch over link and engine. A step that fails takes back the ones before it:
@@ -51,6 +51,7 @@ from tidegate.settings import Settings
 from tidegate.settings.changes import changed_keys, is_live, with_live_changes
 from tidegate.settings.standards import below_the_standard
 from tidegate.state_dir import StateDir
+from tidegate.store import peer_names
 from tidegate.store.sqlite import SqliteStore
 
 log = structlog.get_logger("tidegate.gateway")
@@ -178,9 +179,9 @@ class Gateway:
         if not await self._lock(state, undo):
             return
         self._host.check_listen_port(gateway.listen.address, gateway.listen.port)
-        private_key = load_or_make_private_key(state.key)
         store = await asyncio.to_thread(SqliteStore, state.database)
         undo.callback(store.close)
+        private_key = await asyncio.to_thread(load_or_make_private_key, state.key, partial(peer_names, store))
 
         raise_open_file_limit()
         engine = await self._open_engine(private_key)
@@ -193,7 +194,7 @@ class Gateway:
             store,
             Surroundings(
                 settings,
-                public_key_of(private_key),
+                partial(public_key_of, private_key),
                 self._suggested_endpoint,
                 time.time,
                 self._engines.aes_available,

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from tidegate.control.client import ControlClient
@@ -81,16 +82,16 @@ def _store_alone(
 ) -> Iterator[Executor]:
     from tidegate.control.admin import Administration, Surroundings
     from tidegate.identity import load_or_make_private_key, public_key_of
+    from tidegate.store import peer_names
     from tidegate.store.sqlite import SqliteStore
 
     state.prepare()
     with state.lock("command"):
-        public_key = public_key_of(load_or_make_private_key(state.key))
         store = SqliteStore(state.database)
         try:
             around = Surroundings(
                 settings,
-                public_key,
+                lambda: public_key_of(load_or_make_private_key(state.key, partial(peer_names, store))),
                 lambda: _suggested_endpoint(settings, host),
                 time.time,
                 lambda: engine().aes_available(),

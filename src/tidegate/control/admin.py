@@ -83,7 +83,8 @@ class Surroundings:
     """What administration knows beside the store."""
 
     settings: Settings
-    public_key: bytes
+    public_key: Callable[[], bytes]
+    """The gateway's. Raises `StoreError`."""
     suggested_endpoint: Callable[[], Endpoint | None]
     """Where clients would find the gateway if settings do not say."""
     now: Callable[[], float]
@@ -173,6 +174,7 @@ class Administration:
         except ValueError as cause:
             raise UsageError(f"the key of {name!r} {cause}") from None
         self._check_cipher(command.cipher, name, "add the peer without --cipher")
+        gateway_public_key = encode_key(self._around.public_key())
         peer = self._store.add_peer(
             name,
             public_key,
@@ -196,7 +198,7 @@ class Administration:
         endpoint = gateway.endpoint or self._around.suggested_endpoint()
         return PeerAdded(
             peer=_peer_view(peer, None),
-            gateway_public_key=encode_key(self._around.public_key),
+            gateway_public_key=gateway_public_key,
             gateway_address=str(gateway.address),
             listen_port=gateway.listen.port,
             endpoint=str(endpoint) if endpoint else None,
@@ -350,7 +352,7 @@ class Administration:
             pid=os.getpid(),
             uptime=live.uptime,
             listen=str(gateway.listen),
-            public_key=encode_key(self._around.public_key),
+            public_key=encode_key(self._around.public_key()),
             subnet=str(gateway.subnet),
             gateway_address=str(gateway.address),
             external_interface=live.external.interface,

@@ -4,6 +4,7 @@ import base64
 import binascii
 import os
 import secrets
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
@@ -14,6 +15,9 @@ from tidegate.files import PRIVATE_FILE, atomic_write
 
 KEY_BYTES = 32  # RFC 7748 §5
 KEY_TEXT_LENGTH = 44
+
+_NAMED_PEERS = 3
+"""Of those without a gateway, in the message that says so."""
 
 
 def encode_key(key: bytes) -> str:
@@ -49,14 +53,17 @@ def public_key_of(private_key: bytes) -> bytes:
     )
 
 
-def load_or_make_private_key(path: Path) -> bytes:
-    """The gateway's key from its file (0600), made on first use. Raises `StoreError`."""
+def load_or_make_private_key(path: Path, peers: Callable[[], Sequence[str]] = tuple) -> bytes:
+    """The gateway's key from its file (0600), made on first use. Raises `StoreError`; also where it is gone and there
+    are `peers`, by name: their profiles have its public key, and with another none of them connects any more."""
     try:
         return _load(path)
     except FileNotFoundError:
         pass
     except OSError as cause:
         raise StoreError(f"{path}: the gateway's key cannot be read: {cause.strerror}") from cause
+    if names := peers():
+        raise _gone(path, names)
     try:
         with atomic_write(path, replace=False) as file:
             file.write(encode_key(make_private_key()) + "\n")
@@ -65,6 +72,18 @@ def load_or_make_private_key(path: Path) -> bytes:
     except OSError as cause:
         raise StoreError(f"{path}: the gateway's key cannot be written: {cause.strerror}") from cause
     return _load(path)
+
+
+def _gone(path: Path, peers: Sequence[str]) -> StoreError:
+    told = ", ".join(peers[:_NAMED_PEERS]) + (", …" if len(peers) > _NAMED_PEERS else "")
+    holders = (
+        f"peer {told} has a profile" if len(peers) == 1 else f"{len(peers)} peers ({told}) have profiles"
+    )
+    return StoreError(
+        f"{path}: the gateway's key is gone, and {holders} that no other fits",
+        hint="restore it from a backup, or move the database beside it away, too "
+        "(every profile must then be handed out anew)",
+    )
 
 
 def _load(path: Path) -> bytes:

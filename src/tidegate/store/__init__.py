@@ -85,6 +85,10 @@ def check_peer_name(name: str) -> str:
     return name
 
 
+def peer_names(store: Store) -> list[str]:
+    return [peer.name for peer in store.peers()]
+
+
 class Store(Protocol):
     """Peers and publications. Methods raise `StoreError` where the store itself fails; each is one
     transaction."""

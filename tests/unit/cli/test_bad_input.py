@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
 from collections.abc import Callable
@@ -309,6 +310,49 @@ def test_a_damaged_gateway_key_is_named_without_showing_it(tidegate: CommandLine
     message = tidegate.refused(FAILURE, "peer", "add", "bob", "--state-dir", tmp_path)
     assert f"{tmp_path / 'gateway.key'}: the gateway's key is damaged" in message
     assert "notakey" not in message
+
+
+def test_a_gateway_key_that_is_gone_is_not_replaced_while_peers_have_profiles_that_name_it(
+    tidegate: CommandLine, tmp_path: Path
+) -> None:
+    listen = ["serve", "--listen", "127.0.0.1:51999", "--no-dns"]
+    for name in ("alice", "bob", "carol", "dave"):
+        assert tidegate("peer", "add", name, "--state-dir", tmp_path).code == 0
+    key = tmp_path / "gateway.key"
+    key.unlink()
+    for command in (["peer", "add", "eve"], listen):
+        message = tidegate.refused(FAILURE, *command, "--state-dir", tmp_path)
+        assert (
+            f"{key}: the gateway's key is gone, and 4 peers (alice, bob, carol, …) have profiles" in message
+        )
+        assert "from a backup, or move the database beside it away" in message
+        assert not key.exists()
+    listed = json.loads(tidegate("peer", "list", "--json", "--state-dir", tmp_path).out)
+    assert len(listed["peers"]) == 4
+
+
+def test_commands_that_need_no_gateway_key_do_without_and_make_none(
+    tidegate: CommandLine, tmp_path: Path
+) -> None:
+    assert tidegate("peer", "add", "alice", "--state-dir", tmp_path).code == 0
+    key = tmp_path / "gateway.key"
+    before = key.read_text()
+    key.unlink()
+    for command in (
+        ["peer", "list"],
+        ["peer", "show", "alice"],
+        ["publish", "add", "tcp/8080", "--to", "alice"],
+        ["publish", "list"],
+        ["publish", "remove", "tcp/8080"],
+        ["peer", "remove", "alice"],
+    ):
+        outcome = tidegate(*command, "--state-dir", tmp_path)
+        assert outcome.code == 0, outcome
+        assert not key.exists()
+    assert tidegate("peer", "add", "alice", "--state-dir", tmp_path).code == 0, (
+        "nobody has the old one any more"
+    )
+    assert key.read_text() != before
 
 
 @pytest.mark.parametrize(
