@@ -14,7 +14,7 @@ DEMO_EXAMPLES = examples(
 )
 BENCH_EXAMPLES = examples(
     ("tidegate bench", "Tidegate beside the kernel, wireguard-go and OpenVPN (half an hour)"),
-    ("tidegate bench --variant tidegate --workload download --rounds 1", "a quick look"),
+    ("tidegate bench --variant tidegate --workload '1 flow, down' --rounds 1", "a quick look"),
 )
 
 
@@ -37,10 +37,13 @@ def bench(
     ] = None,
     variant: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Only variants with this in their name; repeatable."),
+        typer.Option(
+            metavar="NAME",
+            help="Only variants with this in their name; repeatable. A wrong one is answered with all there are.",
+        ),
     ] = None,
     workload: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only such workloads; repeatable.")
+        list[str] | None, typer.Option(metavar="NAME", help="Only such workloads; likewise.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write benchmark.json, .md and .png there.")

@@ -18,17 +18,21 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from tidegate.errors import TidegateError, UsageError
 from tidegate.lab import crowd, report, shortserver
 from tidegate.lab.command import end_with, make_console, until_interrupted
 from tidegate.lab.figures import Results, Series, has_failed
 from tidegate.lab.processes import CommandError
 from tidegate.lab.services import start_services
-from tidegate.lab.topology import INTERNET, Lab, LabError
-from tidegate.lab.variants import TIDEGATE, Variant, chosen_variants
+from tidegate.lab.topology import INTERNET, Lab, require_lab_abilities
+from tidegate.lab.variants import TIDEGATE, VARIANTS, Variant, chosen_variants
 from tidegate.lab.waiting import WaitTimeoutError
 from tidegate.lab.workloads import WORKLOADS, Rig, Workload
+from tidegate.net import quoted
 
 LEAST_ROUNDS = 5
+
+Pair = tuple[Workload, Variant]
 
 
 def run_bench(
@@ -44,7 +48,7 @@ def run_bench(
 
     `variants` and `workloads` choose by a part of the name. The table goes to standard output, or JSON with
     `json_output`; `output` names a folder for ``benchmark.json``, ``benchmark.md`` and, where matplotlib is installed,
-    ``benchmark.png``.
+    ``benchmark.png``. Raises `TidegateError` where there is nothing to measure, or no way to.
     """
     console = make_console(json_output=json_output)
     return until_interrupted(console, lambda: _run(console, json_output, rounds, variants, workloads, output))
@@ -58,17 +62,18 @@ def _run(
     workloads: Sequence[str],
     output: Path | None,
 ) -> int:
-    tasks = [w for w in WORKLOADS if _chosen(w.name, workloads)]
-    chosen, left_out = _possible(chosen_variants(variants), tasks)
+    chosen = _selected(variants, workloads)
+    pairs, left_out = _possible(chosen)
+    if not pairs:
+        raise TidegateError(
+            f"nothing of it can be measured here: {'; '.join(left_out)}", hint="`make bench` installs it"
+        )
+    require_lab_abilities()
     if left_out:
         console.print(
             f"[yellow]left out, {len(left_out)}:[/] {'; '.join(left_out)}. `make bench` installs it"
         )
-    try:
-        results = _measure(console, chosen, tasks, rounds)
-    except LabError as error:
-        console.print(f"[red]The benchmark cannot run here:[/] {error}")
-        return 1
+    results = _measure(console, pairs, rounds)
     console.print(report.as_table(results))
     if (goals := report.goals_table(results)) is not None:
         console.print(goals)
@@ -84,28 +89,53 @@ def _run(
     return 1 if has_failed(results) else 0
 
 
+def _selected(variants: Sequence[str], workloads: Sequence[str]) -> list[Pair]:
+    """What is to be measured with what. Raises `UsageError`."""
+    _check_names("--variant", variants, [variant.name for variant in VARIANTS])
+    _check_names("--workload", workloads, [workload.name for workload in WORKLOADS])
+    chosen = chosen_variants(variants)
+    pairs = [(w, v) for w in WORKLOADS if _chosen(w.name, workloads) for v in chosen if _measured(w, v)]
+    if not pairs:
+        known = [(v.name, [w.name for w in WORKLOADS if _measured(w, v)]) for v in chosen]
+        raise UsageError(
+            "of these no variant is measured with any of the workloads",
+            hint="; ".join(f'"{variant}" is measured with {_listed(names)}' for variant, names in known),
+        )
+    return pairs
+
+
+def _check_names(flag: str, parts: Sequence[str], names: Sequence[str]) -> None:
+    for part in parts:
+        if not any(_chosen(name, [part]) for name in names):
+            raise UsageError(
+                f"{flag}: none has {quoted(part)} in its name", hint=f"there are {_listed(names)}"
+            )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f'"{name}"' for name in names)
+
+
 def _chosen(name: str, parts: Sequence[str]) -> bool:
     return not parts or any(part.lower() in name.lower() for part in parts)
 
 
-def _possible(variants: list[Variant], tasks: list[Workload]) -> tuple[list[Variant], list[str]]:
-    """The variants that can be measured here, and a word on each thing that cannot; takes the latter out of both."""
-    left_out = [
-        f"{v.name} ({', '.join(missing)} not installed)" for v in variants if (missing := v.missing())
-    ]
+def _possible(pairs: list[Pair]) -> tuple[list[Pair], list[str]]:
+    """What can be measured here, and a word on each thing that cannot."""
+    cannot = {
+        v.name: f"{v.name} ({', '.join(missing)} not installed)" for _, v in pairs if (missing := v.missing())
+    }
     if not crowd.COMMAND.exists():
-        crowds = [task for task in tasks if task.own_lab]
-        left_out += [f"{task.name} ({crowd.COMMAND.name} not built)" for task in crowds]
-        tasks[:] = [task for task in tasks if task not in crowds]
-    return [variant for variant in variants if not variant.missing()], left_out
+        cannot |= {w.name: f"{w.name} ({crowd.COMMAND.name} not built)" for w, _ in pairs if w.own_lab}
+    return [(w, v) for w, v in pairs if not {w.name, v.name} & cannot.keys()], list(cannot.values())
 
 
 def _measured(workload: Workload, variant: Variant) -> bool:
     return variant.name == TIDEGATE if workload.own_lab else variant.measured_with(workload.name)
 
 
-def _measure(console: Console, variants: list[Variant], workloads: list[Workload], rounds: int) -> Results:
-    pairs = [(w, v) for w in workloads for v in variants if _measured(w, v)]
+def _measure(console: Console, pairs: list[Pair], rounds: int) -> Results:
+    pairs = list(pairs)
     results: Results = {}
     for workload, variant in pairs:
         results.setdefault(workload.name, {})[variant.name] = Series()
@@ -114,7 +144,7 @@ def _measure(console: Console, variants: list[Variant], workloads: list[Workload
         needed = dict.fromkeys((v.name, w.clients) for w, v in pairs if not w.own_lab)
         setting_up = progress.add_task("setting up", total=len(needed))
         rigs: dict[tuple[str, int], Rig] = {}
-        by_name = {variant.name: variant for variant in variants}
+        by_name = {variant.name: variant for _, variant in pairs}
         for name, clients in needed:
             lab = labs.enter_context(Lab(clients=clients))
             start_services(lab)

@@ -33,7 +33,7 @@ from tidegate.lab.stacks import (
     WireguardGoClient,
     WireguardGoGateway,
 )
-from tidegate.lab.topology import BEYOND, GATEWAY_EXTERNAL, INTERNET, Lab, LabError
+from tidegate.lab.topology import BEYOND, GATEWAY_EXTERNAL, INTERNET, Lab
 from tidegate.lab.waiting import WaitTimeoutError, wait_until
 
 EXIT_OK = 0
@@ -63,7 +63,7 @@ class Check:
 
 def run_demo(*, json_output: bool = False, reference: bool = False) -> int:
     """Runs the demo and returns the exit code: 0 only if every check is green, 130 after Ctrl-C, or 128 and the number
-    of another signal that ended it.
+    of another signal that ended it. Raises `LabError` where it cannot run.
 
     With `json_output` the result goes to standard output as JSON, and the progress to standard error. `reference` puts
     wireguard-go and kernel NAT in Tidegate's place: a test of the checks, of which "host untouched" must then fail.
@@ -72,11 +72,7 @@ def run_demo(*, json_output: bool = False, reference: bool = False) -> int:
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
     demo = _Demo(console, reference=reference)
-    try:
-        return until_interrupted(console, lambda: demo.run(json_output=json_output))
-    except LabError as error:
-        console.print(f"[red]The demo cannot run here:[/] {escape(str(error))}")
-        return EXIT_FAILED
+    return until_interrupted(console, lambda: demo.run(json_output=json_output))
 
 
 class _Demo:

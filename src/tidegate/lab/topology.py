@@ -33,6 +33,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
+from tidegate.errors import TidegateError
 from tidegate.lab.processes import CommandError, Process, run
 from tidegate.lab.waiting import WaitTimeoutError, wait_until
 
@@ -54,7 +55,7 @@ _OWNED = re.compile(r"tg(?P<pid>\d+)-\d+-[a-z0-9]+")
 _serial = itertools.count()
 
 
-class LabError(RuntimeError):
+class LabError(TidegateError):
     """The lab cannot be built here; the text says why and what to do."""
 
 
@@ -286,9 +287,11 @@ class Lab:
 def require_lab_abilities() -> None:
     """Raises `LabError`, with what to do about it, where namespaces cannot be made."""
     if os.geteuid() != 0:
-        raise LabError("network namespaces need root: run it with sudo")
+        raise LabError("network namespaces need root", hint="run it with sudo")
     if not Path("/dev/net/tun").exists():
-        raise LabError("/dev/net/tun is missing: load the module with `modprobe tun`, or pass the device in")
+        raise LabError(
+            "/dev/net/tun is missing", hint="load the module with `modprobe tun`, or pass the device in"
+        )
     tools = (
         "ip",
         "sysctl",
@@ -303,7 +306,9 @@ def require_lab_abilities() -> None:
         "nft",
     )
     if missing := [tool for tool in tools if shutil.which(tool) is None]:
-        raise LabError(f"not installed: {', '.join(missing)}. `make build` installs what the lab needs")
+        raise LabError(
+            f"not installed: {', '.join(missing)}", hint="`make build` installs what the lab needs"
+        )
 
 
 def remove_leftovers() -> list[str]:
