@@ -11,8 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -69,6 +70,9 @@ def _run(
             f"nothing of it can be measured here: {'; '.join(left_out)}", hint="`make bench` installs it"
         )
     require_lab_abilities()
+    if output is not None:
+        with _writing(output):
+            _make_writable(output)
     if left_out:
         console.print(
             f"[yellow]left out, {len(left_out)}:[/] {'; '.join(left_out)}. `make bench` installs it"
@@ -80,7 +84,9 @@ def _run(
     if json_output:
         sys.stdout.write(json.dumps(report.as_json(results, rounds), indent=2) + "\n")
     if output is not None:
-        _write(output, results, rounds, console)
+        with _writing(output):
+            written = _write(output, results, rounds)
+        console.print(f"written: {written}")
     failures = [
         error for by_variant in results.values() for series in by_variant.values() for error in series.errors
     ]
@@ -182,15 +188,29 @@ def _once(rig: Rig | None, workload: Workload, variant: Variant, results: Result
             series.values.append(value)
 
 
-def _write(folder: Path, results: Results, rounds: int, console: Console) -> None:
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as cause:
+        raise TidegateError(f"--output {folder}: cannot be written: {cause.strerror or cause}") from cause
+
+
+def _make_writable(folder: Path) -> None:
+    """Now, and not after half an hour. Raises `OSError`."""
     folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def _write(folder: Path, results: Results, rounds: int) -> str:
+    """Tells what it has written."""
     (folder / "benchmark.json").write_text(json.dumps(report.as_json(results, rounds), indent=2) + "\n")
     (folder / "benchmark.md").write_text(report.as_markdown(results, rounds))
     if report.plot(folder / "benchmark.png", results):
-        console.print(f"written: {folder}/benchmark.json, benchmark.md, benchmark.png")
-    else:
-        why = "matplotlib is not installed, or there is no throughput to show"
-        console.print(f"written: {folder}/benchmark.json, benchmark.md (no plot: {why})")
+        return f"{folder}/benchmark.json, benchmark.md, benchmark.png"
+    why = "matplotlib is not installed, or there is no throughput to show"
+    return f"{folder}/benchmark.json, benchmark.md (no plot: {why})"
 
 
 def main() -> None:

@@ -88,6 +88,28 @@ def test_where_nothing_of_it_is_installed_that_is_said(
     assert measured.pairs == []
 
 
+@pytest.mark.parametrize(
+    "make", [Path.touch, lambda path: path.symlink_to("/proc/nowhere")], ids=["file", "link"]
+)
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_measured(
+    tidegate: CommandLine, measured: Measured, tmp_path: Path, make: object
+) -> None:
+    blocked = tmp_path / "blocked"
+    make(blocked)  # type: ignore[operator]
+    for output in (blocked, blocked / "below"):
+        message = tidegate.refused(FAILURE, "bench", "--output", output)
+        assert f"--output {output}: cannot be written: " in message
+        assert measured.pairs == []
+
+
+def test_the_folder_is_made_and_nothing_else_left_in_it(
+    tidegate: CommandLine, measured: Measured, tmp_path: Path
+) -> None:
+    output = tmp_path / "new" / "folder"
+    assert tidegate("bench", "--output", output, "--variant", TIDEGATE).code == 0
+    assert sorted(path.name for path in output.iterdir()) == ["benchmark.json", "benchmark.md"]
+
+
 @pytest.mark.parametrize("command", ["bench", "demo"])
 def test_a_machine_that_cannot_have_a_lab_is_told_on_standard_error(
     tidegate: CommandLine, measured: Measured, monkeypatch: pytest.MonkeyPatch, command: str
