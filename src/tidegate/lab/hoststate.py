@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import difflib
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tidegate.lab.processes import which
 from tidegate.lab.topology import Namespace
 
 # Written by the kernel itself each time a process starts, although the file is writable.
@@ -129,7 +129,7 @@ def _iptables(host: Namespace) -> list[str]:
         names = host.run(["cat", f"/proc/net/{family}_tables_names"], check=False).stdout.split()
         lines += [f"{family} {name}" for name in sorted(names)]
         program = f"{family}tables-legacy-save"
-        if names and shutil.which(program):
+        if names and which(program):
             for line in host.run([program]).stdout.splitlines():
                 if not line.startswith("#"):  # the time of day
                     lines.append(f"{family} {_COUNTERS.sub('', line)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -10,6 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tidegate.lab.waiting import wait_until
+
+_OF_ROOT = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+"""Where most of the lab's tools are. Debian's `su` without a dash leaves root with a path that does not lead there."""
 
 
 class CommandError(RuntimeError):
@@ -20,6 +24,20 @@ class CommandError(RuntimeError):
         self.returncode = returncode
         self.output = output
         super().__init__(f"`{' '.join(command)}` ended with {returncode}: {output.strip() or '(no output)'}")
+
+
+def which(command: str) -> str | None:
+    """Where a command of the lab is, if it is installed."""
+    return shutil.which(command, path=_path())
+
+
+def _path() -> str:
+    given = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    return os.pathsep.join([*given, *(folder for folder in _OF_ROOT if folder not in given)])
+
+
+def _environment(more: Mapping[str, str] | None) -> dict[str, str]:
+    return {**os.environ, "PATH": _path(), **(more or {})}
 
 
 def run(
@@ -40,7 +58,7 @@ def run(
             errors="replace",
             timeout=timeout,
             input=stdin if stdin is not None else "",
-            env={**os.environ, **env} if env else None,
+            env=_environment(env),
         )
     except subprocess.TimeoutExpired as error:
         said = (error.stderr or error.stdout or b"").decode(errors="replace")
@@ -70,7 +88,7 @@ class Process:
                 stdout=sink,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, **env} if env else None,
+                env=_environment(env),
             )
 
     @property

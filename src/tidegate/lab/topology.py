@@ -34,7 +34,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from tidegate.errors import TidegateError
-from tidegate.lab.processes import CommandError, Process, run
+from tidegate.lab.processes import CommandError, Process, run, which
 from tidegate.lab.waiting import WaitTimeoutError, wait_until
 
 CLIENT_NETWORK = "198.51.100.0/24"  # TEST-NET-2, RFC 5737
@@ -305,7 +305,7 @@ def require_lab_abilities() -> None:
         "ethtool",
         "nft",
     )
-    if missing := [tool for tool in tools if shutil.which(tool) is None]:
+    if missing := [tool for tool in tools if which(tool) is None]:
         raise LabError(
             f"not installed: {', '.join(missing)}", hint="`make build` installs what the lab needs"
         )

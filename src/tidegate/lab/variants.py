@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from tidegate.lab.openvpn import OpenVpnClient, OpenVpnGateway
+from tidegate.lab.processes import which
 from tidegate.lab.softether import SoftEtherClient, SoftEtherGateway
 from tidegate.lab.stacks import (
     BORINGTUN,
@@ -73,7 +73,7 @@ class Variant:
 
     def missing(self) -> list[str]:
         """What would have to be installed."""
-        return [Path(command).name for command in self.needs if shutil.which(command) is None]
+        return [Path(command).name for command in self.needs if which(command) is None]
 
     def measured_with(self, workload: str) -> bool:
         return not self.only or workload in self.only

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
+from tidegate.lab import hoststate
 from tidegate.lab.hoststate import HostState, _iptables, compare
 from tidegate.lab.topology import Namespace
 
@@ -48,7 +48,7 @@ def test_the_rules_of_the_older_interface_are_read_and_their_counters_are_not(
 ) -> None:
     told = {("cat", "/proc/net/ip_tables_names"): "filter\n", ("iptables-legacy-save",): SAVED}
     host = Told(told, tmp_path)
-    monkeypatch.setattr(shutil, "which", lambda program: f"/usr/sbin/{program}")
+    monkeypatch.setattr(hoststate, "which", lambda program: f"/usr/sbin/{program}")
     assert _iptables(host) == [
         "ip filter",
         "ip *filter",
@@ -56,7 +56,7 @@ def test_the_rules_of_the_older_interface_are_read_and_their_counters_are_not(
         "ip -A INPUT -p tcp -m tcp --dport 22 -j ACCEPT",
         "ip COMMIT",
     ]
-    monkeypatch.setattr(shutil, "which", lambda _: None)
+    monkeypatch.setattr(hoststate, "which", lambda _: None)
     assert _iptables(host) == ["ip filter"], "without the program: which tables there are"
 
 
