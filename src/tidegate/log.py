@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Callable
 
@@ -24,7 +25,7 @@ def configure_logging(settings: LogSettings) -> None:
     for_people = settings.format == "console" or (settings.format == "auto" and terminal)
     renderer: Processor
     if for_people:
-        renderer = structlog.dev.ConsoleRenderer(colors=terminal)
+        renderer = structlog.dev.ConsoleRenderer(colors=terminal and _colours_are_wanted())
     elif settings.format == "json":
         renderer = structlog.processors.JSONRenderer()
     else:
@@ -40,6 +41,10 @@ def configure_logging(settings: LogSettings) -> None:
         logger_factory=lambda *_: _StderrLogger(),
         cache_logger_on_first_use=False,
     )
+
+
+def _colours_are_wanted() -> bool:
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"  # https://no-color.org
 
 
 class _StderrLogger:
