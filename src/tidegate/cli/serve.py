@@ -51,6 +51,8 @@ def serve(
     """Run the gateway, until SIGTERM or Ctrl-C."""
     import asyncio
 
+    import structlog
+
     from tidegate.cli.output import remark
     from tidegate.gateway import Gateway
     from tidegate.log import configure_logging
@@ -69,5 +71,7 @@ def serve(
     settings = reread()
     configure_logging(settings.log)
     runtime = runtime_of(context)
-    gateway = Gateway(settings, runtime.engine(), runtime.host(), ready=remark, reread=reread)
+    # Where programs read the log, every line of it is for them.
+    ready = structlog.get_logger("tidegate.gateway").info if settings.log.format == "json" else remark
+    gateway = Gateway(settings, runtime.engine(), runtime.host(), ready=ready, reread=reread)
     asyncio.run(gateway.run())
