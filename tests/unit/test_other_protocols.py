@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 
 import pytest
 
 from tests.unit.fakes import FakeEngine
-from tests.unit.running import serving
+from tests.unit.running import serving, until
 from tidegate.settings import NatSettings, Settings
 
 
@@ -60,6 +62,26 @@ def test_a_reload_gives_a_protocol_to_another_peer(
             wanted[0] = settings
             assert (await running.answer("reload"))["warnings"] == []
             assert running.packets.passed == {}
+
+    asyncio.run(scenario())
+
+
+def test_a_protocol_for_nobody_is_told_in_the_log_of_a_gateway_that_reloads_by_signal(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = with_protocols(settings, sctp="nobody")
+    logged = ""
+
+    def is_logged() -> bool:
+        nonlocal logged
+        said = capsys.readouterr()
+        logged += said.out + said.err
+        return "settings read anew" in logged and "sctp (132) is to go to 'nobody'" in logged
+
+    async def scenario() -> None:
+        async with serving(settings, capsys, reread=lambda: wanted):
+            os.kill(os.getpid(), signal.SIGHUP)
+            await until(is_logged)
 
     asyncio.run(scenario())
 

@@ -310,6 +310,8 @@ class Administration:
         reloaded = self._running().reload()
         self._around = replace(self._around, settings=reloaded.settings)
         unheeded = [*self.pass_protocols(), *self._publications.retry()]
+        for warning in unheeded:  # SIGHUP has nobody who is answered
+            log.warning(warning)
         return SettingsReloaded(
             applied=[".".join(key) for key in reloaded.applied],
             needs_restart=[".".join(key) for key in reloaded.needs_restart],
