@@ -19,7 +19,7 @@ import pytest
 from tests.unit.fakes import FakeEngine, FakeEvent, FakeHost, ordinary_network
 from tests.unit.running import only, serving, until
 from tidegate.dns import DnsProxy, DnsServer, choose_upstreams
-from tidegate.errors import ConflictError, EngineError, LockedError
+from tidegate.errors import EngineError, LockedError, SettingsError
 from tidegate.gateway import Gateway
 from tidegate.host import MAIN_TABLE, HostNetwork, Route
 from tidegate.settings import DnsSettings, Settings
@@ -350,7 +350,7 @@ def test_a_peer_outside_the_subnet_is_named_before_anything_serves(
             update={"gateway": settings.gateway.model_copy(update={"subnet": IPv4Network("10.99.0.0/24")})}
         )
         engine = FakeEngine()
-        with pytest.raises(ConflictError, match=r"'alice' has address 10\.66\.77\.2"):
+        with pytest.raises(SettingsError, match=r"'alice' has address 10\.66\.77\.2"):
             await Gateway(other, engine, FakeHost()).run()
         assert (engine.gateways[0].started, engine.gateways[0].stopped) == (0, 1)
 

@@ -7,7 +7,7 @@ that a command is done whole or not at all.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from ipaddress import AddressValueError, IPv4Address
 from typing import Protocol, cast
@@ -42,7 +42,7 @@ from tidegate.control.commands import (
 )
 from tidegate.control.publications import Publications
 from tidegate.engine import EngineGateway, EngineStatus, ExternalLink, PeerStatus
-from tidegate.errors import ConflictError, EngineError, NotRunningError, StoreError, UsageError
+from tidegate.errors import EngineError, NotRunningError, SettingsError, StoreError, UsageError
 from tidegate.identity.keys import decode_key, encode_key
 from tidegate.ip_protocols import protocol_name
 from tidegate.net import Endpoint
@@ -139,18 +139,13 @@ class Administration:
     def restore(self) -> int:
         """Tells a fresh engine about every peer and publication; gives back how many peers there are.
 
-        Raises `ConflictError` if a peer's address is not in the subnet, `EngineError` if the machine cannot run its
+        Raises `SettingsError` if a peer's address is not in the subnet, `EngineError` if the machine cannot run its
         cipher, `OSError` if the engine refuses a peer.
         """
         engine = self._running().engine
-        gateway = self._around.settings.gateway
         peers = self._store.peers()
+        self._check_subnet(peers)
         for peer in peers:
-            if peer.address not in gateway.subnet or peer.address in self._reserved():
-                raise ConflictError(
-                    f"peer {peer.name!r} has address {peer.address}, which {gateway.subnet} has no place for",
-                    hint=f"serve its old subnet, or `tidegate peer remove {peer.name}` and add it anew",
-                )
             self._check_cipher(peer.cipher, peer.name, f"`tidegate peer remove {peer.name}` and add it anew")
         for peer in peers:
             self._names[str(peer.address)] = peer.name
@@ -174,6 +169,8 @@ class Administration:
         except ValueError as cause:
             raise UsageError(f"the key of {name!r} {cause}") from None
         self._check_cipher(command.cipher, name, "add the peer without --cipher")
+        if self._live is None:  # one that runs has looked
+            self._check_subnet(self._store.peers())
         gateway_public_key = encode_key(self._around.public_key())
         peer = self._store.add_peer(
             name,
@@ -205,6 +202,15 @@ class Administration:
             mtu=gateway.tunnel_mtu,
             dns=self._around.settings.dns.enabled,
         )
+
+    def _check_subnet(self, peers: Iterable[Peer]) -> None:
+        subnet = self._around.settings.gateway.subnet
+        for peer in peers:
+            if peer.address not in subnet or peer.address in self._reserved():
+                raise SettingsError(
+                    f"peer {peer.name!r} has address {peer.address}, for which [gateway] subnet {subnet} has no place",
+                    hint=f"serve its old subnet, or `tidegate peer remove {peer.name}` and add it anew",
+                )
 
     def _check_cipher(self, cipher: CipherName, peer: str, hint: str) -> None:
         check_cipher(cipher, self._around.aes_available, user=f"peer {peer!r}", hint=hint)

@@ -257,6 +257,24 @@ def test_a_subnet_that_the_host_uses_otherwise_is_a_settings_error(
     assert not state.exists()
 
 
+def test_a_subnet_that_has_no_place_for_a_peer_is_a_settings_error_and_gets_no_further_peers(
+    tidegate: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tidegate("peer", "add", "alice", "--state-dir", tmp_path).code == 0
+    monkeypatch.setenv("TIDEGATE_GATEWAY__SUBNET", "10.9.0.0/24")
+    for command in (["serve", "--listen", "127.0.0.1:51999", "--no-dns"], ["peer", "add", "bob"]):
+        message = tidegate.refused(USAGE, *command, "--state-dir", tmp_path)
+        assert (
+            "peer 'alice' has address 10.66.77.2, for which [gateway] subnet 10.9.0.0/24 has no place"
+            in message
+        )
+        assert "tidegate peer remove alice" in message
+    assert tidegate("peer", "remove", "alice", "--state-dir", tmp_path).code == 0
+    assert tidegate("peer", "add", "bob", "--state-dir", tmp_path).code == 0
+    listed = json.loads(tidegate("peer", "list", "--json", "--state-dir", tmp_path).out)
+    assert [(peer["name"], peer["address"]) for peer in listed["peers"]] == [("bob", "10.9.0.2")]
+
+
 def test_a_port_in_use_is_named_with_its_holder(tidegate: CommandLine, tmp_path: Path) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # which must not help it
