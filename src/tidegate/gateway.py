@@ -29,6 +29,7 @@ from tidegate.control.admin import Administration, Reloaded, Surroundings
 from tidegate.control.commands import ReloadSettings
 from tidegate.control.server import ControlServer
 from tidegate.dns import DnsProxy, DnsServer, Resolver, choose_upstreams
+from tidegate.dns.resolvers import DNS_PORT
 from tidegate.engine import Engine, EngineGateway, EngineLifecycle, ExternalLink, GatewayOptions
 from tidegate.errors import (
     ConflictError,
@@ -36,6 +37,7 @@ from tidegate.errors import (
     HostNetworkError,
     LockedError,
     PrivilegeError,
+    SettingsError,
     TidegateError,
 )
 from tidegate.host import Host
@@ -169,6 +171,7 @@ class Gateway:
         for warning in below_the_standard(settings.nat):
             log.warning(warning)
 
+        _check_listen(settings)
         self._host.check_privileges()
         network = await asyncio.to_thread(self._host.read_network)
         check_subnet(network, gateway.subnet, tun_name=gateway.tun_name)
@@ -353,6 +356,17 @@ class Gateway:
     def _link_is_unusable(self, cause: str) -> None:
         log.warning("the external link is not usable now", cause=cause)
         self.external_trouble = cause
+
+
+def _check_listen(settings: Settings) -> None:
+    """Raises `SettingsError` if WireGuard and the DNS proxy are to have the same UDP port: any address is also the
+    gateway's own. (One inside the subnet is refused by the settings themselves.)"""
+    listen = settings.gateway.listen
+    if settings.dns.enabled and listen.port == DNS_PORT and listen.address.is_unspecified:
+        raise SettingsError(
+            f"[gateway] listen: {listen} takes the port at which the gateway answers DNS",
+            hint="choose one address of the host, or another port; or [dns] enabled = false",
+        )
 
 
 async def watch_engine(

@@ -275,6 +275,14 @@ def test_a_subnet_that_has_no_place_for_a_peer_is_a_settings_error_and_gets_no_f
     assert [(peer["name"], peer["address"]) for peer in listed["peers"]] == [("bob", "10.9.0.2")]
 
 
+def test_a_gateway_does_not_listen_where_it_answers_dns(tidegate: CommandLine, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    message = tidegate.refused(USAGE, "serve", "--state-dir", state, "--listen", "0.0.0.0:53")
+    assert "[gateway] listen: 0.0.0.0:53 takes the port at which the gateway answers DNS" in message
+    assert "[dns] enabled = false" in message
+    assert not state.exists()
+
+
 def test_a_port_in_use_is_named_with_its_holder(tidegate: CommandLine, tmp_path: Path) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # which must not help it
