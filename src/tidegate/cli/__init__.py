@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from traceback import format_exc
 
 import typer
 from typer.exceptions import Abort, TyperException
@@ -49,7 +50,7 @@ def _carry_out(arguments: Sequence[str] | None, runtime: Runtime | None) -> int:
         )
     except TidegateError as failure:
         if debug:
-            raise
+            say(format_exc(), sys.stderr)
         return _complain(str(failure), failure.exit_code)
     except TyperException as misuse:  # unknown options, missing arguments, values of a wrong type
         return _complain_about_usage(misuse)
@@ -57,21 +58,21 @@ def _carry_out(arguments: Sequence[str] | None, runtime: Runtime | None) -> int:
         return EXIT_INTERRUPTED
     except Exception as unexpected:
         if debug and not isinstance(unexpected, BrokenPipeError):
-            raise
-        return _complain_about_unexpected(unexpected)
+            say(format_exc(), sys.stderr)
+        return _complain_about_unexpected(
+            unexpected, "" if debug else f"run with {DEBUG_VARIABLE}=1 for the trace"
+        )
     return result if isinstance(result, int) else EXIT_OK
 
 
-def _complain_about_unexpected(unexpected: Exception) -> int:
+def _complain_about_unexpected(unexpected: Exception, hint: str) -> int:
     if isinstance(unexpected, BrokenPipeError):
         return _complain_about_output(unexpected)
     if isinstance(unexpected, OSError) and (stuck := flush(sys.stdout)) is not None:
         return _complain_about_output(stuck)
     told = " ".join(str(unexpected).split())
-    return _complain(
-        f"unexpected {type(unexpected).__name__}: {told}; run with {DEBUG_VARIABLE}=1 for the trace",
-        EXIT_FAILED,
-    )
+    failure = TidegateError(f"unexpected {type(unexpected).__name__}: {told}", hint=hint)
+    return _complain(str(failure), failure.exit_code)
 
 
 def _complain_about_output(cause: OSError) -> int:

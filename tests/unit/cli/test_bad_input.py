@@ -448,6 +448,23 @@ def test_an_unexpected_failure_is_one_line_and_says_how_to_see_more(
     assert "TIDEGATE_DEBUG=1" in message
 
 
+def test_a_traceback_that_was_asked_for_changes_no_exit_code(
+    tidegate: CommandLine, tmp_path: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By which systemd knows a wrong setting, with which another start would not help."""
+    monkeypatch.setenv("TIDEGATE_DEBUG", "1")
+    tidegate.engine.failure = RuntimeError("something nobody thought of")
+    serve = ("serve", "--state-dir", tmp_path, "--listen")
+    for code, listen, name in (
+        (USAGE, "nowhere", "SettingsError"),
+        (FAILURE, f"127.0.0.1:{free_port}", "RuntimeError"),
+    ):
+        outcome = tidegate(*serve, listen)
+        assert outcome.code == code
+        assert "Traceback" in outcome.err and name in outcome.err
+        assert outcome.err.splitlines()[-1].startswith("tidegate: ")
+
+
 @pytest.mark.parametrize("command", [["status"], ["nat", "list"], ["nat", "stats"]])
 def test_asking_a_gateway_that_does_not_run_says_so(
     tidegate: CommandLine, tmp_path: Path, command: list[str]
