@@ -56,7 +56,7 @@ def _carry_out(arguments: Sequence[str] | None, runtime: Runtime | None) -> int:
         return _complain_about_usage(misuse)
     except (KeyboardInterrupt, Abort):
         return EXIT_INTERRUPTED
-    except Exception as unexpected:
+    except Exception as unexpected:  # noqa: BLE001 -- all are told, in one line or with their trace
         if debug and not isinstance(unexpected, BrokenPipeError):
             say(format_exc(), sys.stderr)
         return _complain_about_unexpected(

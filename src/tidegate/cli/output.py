@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
@@ -15,10 +15,15 @@ from tidegate.streams import say
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
 UNBOUNDED = 1 << 16
 """Columns of what goes into a pipe or file, where there is no terminal to fit: tables are as wide as they need."""
+
+NARROW = 8
+"""Columns on the screen below which nothing that folds reads well."""
+GAP = 2
+"""Columns on the screen that each one of a table needs beside its text."""
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -97,28 +102,91 @@ def table(
     title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str
 ) -> RenderableType:
     """A table; columns whose name ends with ``>`` are aligned to the right, those with ``!`` stay whole. Where it is
-    too wide, texts fold, the widest first; so does what has blanks. Nothing is cut while there is a way."""
-    from rich import box
+    too wide, texts fold, the widest first; so does what has blanks. Where that does not help, each row becomes lines of
+    ``name: value``: nothing is ever cut."""
     from rich.markup import escape
-    from rich.table import Table
 
     if not rows:
         return f"[dim]{escape(empty)}[/]"
-    made = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
-    )
-    for number, column in enumerate(columns):
-        right = column.endswith(">")
-        numeric = right and not any(" " in row[number] for row in rows)
-        made.add_column(
-            column.rstrip(">!"),
-            justify="right" if right else "left",
-            overflow="fold",
-            no_wrap=numeric or column.endswith("!"),
+    return _Fitted(title, columns, rows)
+
+
+class _Fitted:
+    """A table that takes its form when it knows how wide the terminal is."""
+
+    def __init__(self, title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        self._title = title
+        self._names = [column.rstrip(">!") for column in columns]
+        self._right = [column.endswith(">") for column in columns]
+        self._rows = rows
+        self._natural: list[int] = []
+        self._least: list[int] = []
+        for number, column in enumerate(columns):
+            cells = [row[number] for row in rows]
+            self._natural.append(_longest([self._names[number], *cells]))
+            if column.endswith("!"):
+                least = _longest(cells)
+            else:
+                least = _longest_word(cells) if self._right[number] else min(_longest_word(cells), NARROW)
+            self._least.append(max(least, _longest_word([self._names[number]])))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        widths = _fit(self._natural, self._least, options.max_width - GAP * len(self._names))
+        if widths is None:
+            yield from self._lines()
+        else:
+            yield self._table(widths)
+
+    def _table(self, widths: Sequence[int]) -> RenderableType:
+        from rich import box
+        from rich.markup import escape
+        from rich.table import Table
+
+        made = Table(
+            title=self._title,
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+            collapse_padding=True,
         )
-    for row in rows:
-        made.add_row(*map(escape, row))
-    return made
+        for name, right, width in zip(self._names, self._right, widths, strict=True):
+            made.add_column(name, justify="right" if right else "left", overflow="fold", width=width)
+        for row in self._rows:
+            made.add_row(*map(escape, row))
+        return made
+
+    def _lines(self) -> Iterator[RenderableType]:
+        from rich.text import Text
+
+        if self._title is not None:
+            yield Text(self._title, overflow="fold")
+        for row in self._rows:
+            for name, value in zip(self._names, row, strict=True):
+                yield Text(f"{name}: {value}" if name else value, overflow="fold")
+            yield Text()
+
+
+def _longest(texts: Iterable[str]) -> int:
+    from rich.cells import cell_len
+
+    return max(map(cell_len, texts))
+
+
+def _longest_word(texts: Iterable[str]) -> int:
+    return _longest([word for text in texts for word in (text.split() or [""])])
+
+
+def _fit(natural: Sequence[int], least: Sequence[int], room: int) -> list[int] | None:
+    """The widths of columns that have `room` for all together; `None` if even the least do not fit."""
+    if sum(least) > room:
+        return None
+    widths = list(natural)
+    while sum(widths) > room:
+        widest = max(
+            (number for number, width in enumerate(widths) if width > least[number]), key=widths.__getitem__
+        )
+        widths[widest] -= 1
+    return widths
 
 
 def amount(count: int) -> str:

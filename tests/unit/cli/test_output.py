@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from tests.unit.conftest import CommandLine
-from tidegate.ciphers import CIPHERS
+from tidegate.ciphers import CIPHERS, WIREGUARD_CIPHER, CipherName
 from tidegate.cli.output import Handout, print_rich, remark, table
 from tidegate.cli.peer import peer_table
 from tidegate.control.commands import PeerView
@@ -23,8 +23,8 @@ FAILURE = (
 )
 
 
-def on_a_terminal(shown: object) -> str:
-    console = Console(file=io.StringIO(), width=80, highlight=False)
+def on_a_terminal(shown: object, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width, highlight=False)
     console.print(shown)
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
     return text
@@ -92,6 +92,53 @@ def test_an_address_and_a_key_stay_whole_beside_a_long_name() -> None:
         assert "10.66.77.100" in text
         assert running or "k" * 44 in text
         assert "…" not in text
+
+
+@pytest.mark.parametrize("width", [20, 40, 50, 60, 80, 120])
+@pytest.mark.parametrize("running", [False, True], ids=["stopped", "running"])
+@pytest.mark.parametrize("cipher", CIPHERS)
+def test_every_value_of_a_peer_is_there_in_full_on_any_terminal(
+    width: int, running: bool, cipher: CipherName
+) -> None:
+    peer = PeerView(
+        name="N" * 23,
+        address="10.66.77.100",
+        public_key="K" * 44,
+        created_at=0,
+        cipher=cipher,
+        endpoint="203.0.113.100:" + "E" * 5,
+        last_handshake=12000,
+        received_bytes=123_456_789,
+        sent_bytes=987_654_321,
+        mappings=16384,
+    )
+    text = on_a_terminal(peer_table([peer], running=running), width)
+    wanted = ["peer", "address", "10.66.77.100"]
+    wanted += (
+        ["endpoint", "last", "handshake", "3", "20", "ago", "117.7", "941.9", "16384"] if running else ["key"]
+    )
+    for word in wanted:
+        assert word in text
+    assert text.count("N") == 23
+    assert text.count("E") == (5 if running else 0)
+    assert text.count("K") == (0 if running else 44)
+    assert ("cipher" in text) == (cipher != WIREGUARD_CIPHER)
+    assert "…" not in text
+    assert all(len(line) <= width for line in text.splitlines())
+
+
+@pytest.mark.parametrize("width", [20, 40, 50, 60, 80, 120])
+def test_every_value_of_a_table_is_there_in_full_on_any_terminal(width: int) -> None:
+    columns = ("one", "two!", "three", "four>", "five>")
+    row = ("A" * 23, "B" * 12, "C" * 44, "1" * 9, "59 min 58 s")
+    text = on_a_terminal(table(None, columns, [row, row], empty=""), width)
+    for column in columns:
+        assert column.rstrip(">!") in text
+    for letter, length in (("A", 23), ("B", 12), ("C", 44)):
+        assert text.count(letter) == 2 * length
+    for whole in ("B" * 12, "1" * 9, "59", "58", "min"):
+        assert text.count(whole) == 2
+    assert all(len(line) <= width for line in text.splitlines())
 
 
 def test_a_table_in_a_pipe_is_as_wide_as_it_needs_to_be(
