@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -91,6 +92,24 @@ def test_what_can_change_while_running_does_and_the_rest_is_named(
             assert again["applied"] == [], "nothing is new the second time"
             assert again["needs_restart"] == ["gateway.tun_name", "gateway.shards"], "still not taken over"
             assert len(editor.running.packets.nat) == 1
+
+    asyncio.run(scenario())
+
+
+def test_what_was_taken_over_is_told_although_the_answer_is_lost(
+    tmp_path: Path, free_port: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with edited(tmp_path, free_port, capsys) as editor:
+            editor.write("shards = 7\n[nat]\nudp_timeout = 150.0\n")
+            with monkeypatch.context() as patch:
+                patch.setattr(sys, "stdout", None)
+                code, _, err = await editor.running.cli("reload", "--json")
+            assert code == FAILURE
+            assert err.splitlines()[-1] == (
+                "tidegate: standard output cannot be written: Bad file descriptor; done nevertheless: "
+                "in force: nat.udp_timeout; needs a restart: gateway.shards"
+            )
 
     asyncio.run(scenario())
 

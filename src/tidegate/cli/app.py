@@ -19,8 +19,11 @@ app = typer.Typer(
 
 
 def _print_version(wanted: bool) -> None:
+    from tidegate.cli.output import written
+
     if wanted:
-        typer.echo(f"tidegate {VERSION}")
+        with written():
+            print(f"tidegate {VERSION}")
         raise typer.Exit
 
 

@@ -28,25 +28,37 @@ GAP = 2
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
-def unwritable(cause: OSError) -> TidegateError:
-    return TidegateError(f"standard output cannot be written: {cause.strerror}")
+def unwritable(cause: OSError, done: str | None = None) -> TidegateError:
+    return TidegateError(
+        f"standard output cannot be written: {cause.strerror}",
+        hint=f"done nevertheless: {done}" if done is not None else None,
+    )
+
+
+def closed() -> OSError:
+    """Of a standard stream that whoever started us has closed: `print` would be content."""
+    return OSError(errno.EBADF, os.strerror(errno.EBADF))
 
 
 @contextmanager
-def written() -> Iterator[None]:
-    """Around what prints, in which no other `OSError` can arise: raises `TidegateError` if it does not get through."""
+def written(done: str | None = None) -> Iterator[None]:
+    """Around what prints, in which no other `OSError` can arise: raises `TidegateError` if it does not get through, with
+    what the command has `done` before."""
     try:
+        if sys.stdout is None:
+            raise closed()
         yield
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        raise  # whoever read it has seen enough
+        sys.stdout.flush()
+    except BrokenPipeError as cause:
+        if done is None:
+            raise  # whoever read it has seen enough
+        raise unwritable(cause, done) from cause
     except OSError as cause:
-        raise unwritable(cause) from cause
+        raise unwritable(cause, done) from cause
 
 
-def print_json(answer: BaseModel) -> None:
-    with written():
+def print_json(answer: BaseModel, *, done: str | None = None) -> None:
+    with written(done):
         print(answer.model_dump_json(indent=2))
 
 
@@ -63,8 +75,8 @@ class Handout:
         """At once, and past the buffer of standard output: what is stuck there when a signal comes would get through
         afterwards. Raises `OSError` if it does not get through."""
         stdout: TextIO | None = sys.stdout
-        if stdout is None:  # closed by whoever started us; `print` would be content
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        if stdout is None:
+            raise closed()
         stdout.flush()
         unbuffered = getattr(stdout.buffer, "raw", stdout.buffer)  # with `python -u` there is no buffer
         data = self._text.encode(stdout.encoding)

@@ -114,11 +114,12 @@ def add(
         text = profile.render(comment)
         answer = _answer(added, profile, text, out)
         way_out.send(answer if json and out is None else text)
+    done = f"peer {name} has address {added.peer.address}; its profile is in {out}"
     if out is not None and json:
-        with written():
+        with written(done):
             print(answer, end="")
     elif out is not None:
-        remark(f"peer {name} has address {added.peer.address}; its profile is in {out}")
+        remark(done)
     if profile.cipher != WIREGUARD_CIPHER:
         remark(
             f"{profile.cipher} works with `tidegate connect` only: other WireGuard programs will pass no data"
@@ -272,11 +273,12 @@ def remove(
     settings = read_settings(context, config, state_dir)
     with administration(settings, runtime_of(context).host(), make=False) as executor:
         answer = executor.execute(PeerRemove(name=name))
-    if json:
-        print_json(answer)
-        return
     also = f"; no longer published: {', '.join(answer.publications)}" if answer.publications else ""
-    remark(f"peer {name} ({answer.peer.address}) is removed{also}")
+    done = f"peer {name} ({answer.peer.address}) is removed{also}"
+    if json:
+        print_json(answer, done=done)
+    else:
+        remark(done)
 
 
 def peer_table(peers: list[PeerView], *, running: bool) -> RenderableType:

@@ -52,10 +52,11 @@ def add(
     )
     with administration(settings, runtime_of(context).host(), make=False) as executor:
         answer = executor.execute(command)
+    done = f"{answer.publication.external} is published to {answer.publication.to}"
     if json:
-        print_json(answer)
+        print_json(answer, done=done)
     else:
-        remark(f"{answer.publication.external} is published to {answer.publication.to}")
+        remark(done)
 
 
 @app.command("remove", epilog=examples(("tidegate publish remove tcp/8080", "no longer published")))
@@ -75,10 +76,11 @@ def remove(
     settings = read_settings(context, config, state_dir)
     with administration(settings, runtime_of(context).host(), make=False) as executor:
         answer = executor.execute(PublishRemove(protocol=protocol, first_port=first, last_port=last))
+    done = f"{answer.publication.external} is no longer published to {answer.publication.to}"
     if json:
-        print_json(answer)
+        print_json(answer, done=done)
     else:
-        remark(f"{answer.publication.external} is no longer published to {answer.publication.to}")
+        remark(done)
 
 
 @app.command("list", epilog=examples(("tidegate publish list", "all published ports")))

@@ -38,11 +38,14 @@ def reload(
                 "start one with `tidegate serve`, or name the state_dir that it has with --state-dir"
             )
         raise
-    if json:
-        print_json(answer)
-        return
-    remark(f"in force: {', '.join(answer.applied)}" if answer.applied else "nothing to take over has changed")
+    done = [
+        f"in force: {', '.join(answer.applied)}" if answer.applied else "nothing to take over has changed"
+    ]
     if answer.needs_restart:
-        remark(f"needs a restart: {', '.join(answer.needs_restart)}")
-    for warning in answer.warnings:
-        remark(f"mind: {warning}")
+        done.append(f"needs a restart: {', '.join(answer.needs_restart)}")
+    done += (f"mind: {warning}" for warning in answer.warnings)
+    if json:
+        print_json(answer, done="; ".join(done))
+        return
+    for text in done:
+        remark(text)

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 from rich.console import Console
@@ -181,3 +182,57 @@ def test_output_that_does_not_fit_on_the_disk_is_told_in_a_line(
         )
     assert done.stderr == "tidegate: standard output cannot be written: No space left on device\n"
     assert done.returncode == 1
+
+
+@pytest.mark.parametrize(
+    "command", [["peer", "list"], ["peer", "list", "--json"], ["publish", "list"], ["version"], ["--version"]]
+)
+def test_an_answer_into_a_closed_stream_is_not_lost_in_silence(
+    tidegate: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    tidegate("peer", "add", "alice", "--endpoint", "192.0.2.1:1", "--state-dir", tmp_path)
+    monkeypatch.setenv("TIDEGATE_STATE_DIR", str(tmp_path))
+    monkeypatch.setattr(sys, "stdout", None)  # as Python has it then
+    message = tidegate.refused(1, *command)
+    assert message == "tidegate: standard output cannot be written: Bad file descriptor"
+
+
+def _stdout_that(is_so: str) -> TextIO | None:
+    """A standard output that takes nothing."""
+    if is_so == "closed":
+        return None
+    if is_so == "full":
+        return Path("/dev/full").open("w")
+    reader, writer = os.pipe()
+    os.close(reader)
+    return os.fdopen(writer, "w")
+
+
+@pytest.mark.parametrize("stdout", ["full", "without a reader", "closed"])
+@pytest.mark.parametrize(
+    ("command", "done"),
+    [
+        (["publish", "add", "tcp/81", "--to", "alice"], "tcp/81 is published to alice:81"),
+        (["publish", "remove", "tcp/80"], "tcp/80 is no longer published to alice:80"),
+        (["peer", "remove", "alice"], "peer alice (10.66.77.2) is removed; no longer published: tcp/80"),
+        (["peer", "add", "bob", "--endpoint", "a.b", "--out", "bob.conf"], "its profile is in bob.conf"),
+    ],
+)
+def test_a_change_whose_answer_is_lost_is_told(
+    tidegate: CommandLine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stdout: str,
+    command: list[str],
+    done: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TIDEGATE_STATE_DIR", str(tmp_path))
+    tidegate("peer", "add", "alice", "--endpoint", "192.0.2.1:1")
+    tidegate("publish", "add", "tcp/80", "--to", "alice")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", _stdout_that(stdout))
+        message = tidegate.refused(1, *command, "--json")
+    assert message.startswith("tidegate: standard output cannot be written: ")
+    assert "; done nevertheless: " in message
+    assert message.endswith(done)
