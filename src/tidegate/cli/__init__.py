@@ -5,6 +5,7 @@ Commands import what they need when they run, so that ``tidegate --help`` is the
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+OUTPUT_TROUBLE = {errno.ENOSPC, errno.EIO, errno.EBADF}
 
 DEBUG_VARIABLE = "TIDEGATE_DEBUG"
 
@@ -68,11 +71,17 @@ def _carry_out(arguments: Sequence[str] | None, runtime: Runtime | None) -> int:
 def _complain_about_unexpected(unexpected: Exception, hint: str) -> int:
     if isinstance(unexpected, BrokenPipeError):
         return _complain_about_output(unexpected)
-    if isinstance(unexpected, OSError) and (stuck := flush(sys.stdout)) is not None:
+    if isinstance(unexpected, OSError) and (stuck := _stuck_output(unexpected)) is not None:
         return _complain_about_output(stuck)
     told = " ".join(str(unexpected).split())
     failure = TidegateError(f"unexpected {type(unexpected).__name__}: {told}", hint=hint)
     return _complain(str(failure), failure.exit_code)
+
+
+def _stuck_output(failure: OSError) -> OSError | None:
+    """Typer prints help by itself. Where standard output has no buffer, nothing is stuck in one afterwards."""
+    names_no_file = failure.filename is None and failure.errno in OUTPUT_TROUBLE
+    return flush(sys.stdout) or (failure if names_no_file else None)
 
 
 def _complain_about_output(cause: OSError) -> int:
@@ -89,7 +98,8 @@ def _complain(message: str, exit_code: int) -> int:
 def _complain_about_usage(misuse: TyperException) -> int:
     context = getattr(misuse, "ctx", None)
     if type(misuse).__name__ == "NoArgsIsHelpError":  # a group without a command: its help is the message
-        say(misuse.format_message(), sys.stderr)
+        if help_text := misuse.format_message().strip():  # Typer has printed it already, if rich is there
+            say(help_text, sys.stderr)
         return EXIT_USAGE
     command = context.command_path if context is not None else "tidegate"
     message = misuse.format_message().rstrip(".")

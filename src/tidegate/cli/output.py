@@ -42,8 +42,8 @@ def closed() -> OSError:
 
 @contextmanager
 def written(done: str | None = None) -> Iterator[None]:
-    """Around what prints, in which no other `OSError` can arise: raises `TidegateError` if it does not get through, with
-    what the command has `done` before."""
+    """Around what prints, in which no other `OSError` can arise: raises `TidegateError` if it does not get through,
+    with what the command has `done` before."""
     try:
         if sys.stdout is None:
             raise closed()

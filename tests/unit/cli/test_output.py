@@ -162,15 +162,26 @@ def test_a_closed_stream_swallows_no_secret_and_sends_no_remark_elsewhere(
         Handout("a secret").print()
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
 @pytest.mark.parametrize(
     "command",
-    [["peer", "list"], ["peer", "list", "--json"], ["version"], ["--help"], ["peer", "show", "alice"]],
+    [
+        ["peer", "list"],
+        ["peer", "list", "--json"],
+        ["version"],
+        ["--version"],
+        ["--help"],
+        [],
+        ["peer"],
+        ["peer", "show", "alice"],
+    ],
+    ids=" ".join,
 )
 def test_output_that_does_not_fit_on_the_disk_is_told_in_a_line(
-    tidegate: CommandLine, tmp_path: Path, command: list[str]
+    tidegate: CommandLine, tmp_path: Path, command: list[str], unbuffered: str
 ) -> None:
     tidegate("peer", "add", "alice", "--endpoint", "192.0.2.1:1", "--state-dir", tmp_path)
-    variables = {"TIDEGATE_STATE_DIR": str(tmp_path), "PYTHONUNBUFFERED": ""}
+    variables = {"TIDEGATE_STATE_DIR": str(tmp_path), "PYTHONUNBUFFERED": unbuffered}
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "tidegate", *command],
