@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tidegate.cli.options import ConfigOption, JsonOption, StateDirOption, examples, read_settings
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from tidegate.control.commands import MappingView
 
 app = typer.Typer(help="The NAT: mappings and counters.", no_args_is_help=True)
 
@@ -14,7 +19,8 @@ app = typer.Typer(help="The NAT: mappings and counters.", no_args_is_help=True)
 @app.command(
     "list",
     epilog=examples(
-        ("tidegate nat list --peer alice", "alice's mappings"), ("tidegate nat list --json", "all")
+        ("tidegate nat list --peer alice", "alice's mappings"),
+        ("tidegate nat list --limit 10000 --json", "for programs"),
     ),
 )
 def list_mappings(
@@ -27,7 +33,7 @@ def list_mappings(
 ) -> None:
     """List the NAT's mappings."""
     from tidegate.cli.administration import running_gateway
-    from tidegate.cli.output import duration, print_json, print_rich, remark, table
+    from tidegate.cli.output import print_json, print_rich, remark
     from tidegate.control.commands import NatList
 
     settings = read_settings(context, config, state_dir)
@@ -35,40 +41,45 @@ def list_mappings(
         answer = gateway.execute(NatList(peer=peer, limit=limit))
     if json:
         print_json(answer)
-        return
-    print_rich(
-        table(
-            None,
-            (
-                "protocol",
-                "peer",
-                "internal",
-                "external",
-                "state",
-                "sessions>",
-                "age>",
-                "idle>",
-                "expires in>",
-            ),
-            [
-                (
-                    entry.protocol,
-                    entry.peer or "-",
-                    entry.internal,
-                    entry.external,
-                    entry.state,
-                    str(entry.sessions),
-                    duration(entry.age),
-                    duration(entry.idle),
-                    "never" if entry.expires_in is None else duration(entry.expires_in),
-                )
-                for entry in answer.mappings
-            ],
-            empty="no mappings",
-        )
-    )
+    else:
+        print_rich(_mappings_table(answer.mappings))
     if answer.truncated:
         remark(f"there are more than these {limit}; ask with --limit or --peer")
+
+
+def _mappings_table(mappings: list[MappingView]) -> RenderableType:
+    """Mappings as a table."""
+    from tidegate.cli.output import duration, table
+
+    return table(
+        None,
+        (
+            "protocol",
+            "peer",
+            "internal",
+            "external",
+            "state",
+            "sessions>",
+            "age>",
+            "idle>",
+            "expires in>",
+        ),
+        [
+            (
+                entry.protocol,
+                entry.peer or "-",
+                entry.internal,
+                entry.external,
+                entry.state,
+                str(entry.sessions),
+                duration(entry.age),
+                duration(entry.idle),
+                "never" if entry.expires_in is None else duration(entry.expires_in),
+            )
+            for entry in mappings
+        ],
+        empty="no mappings",
+    )
 
 
 @app.command(
