@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import AddressValueError, IPv4Address, IPv4Network
+from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address
 from typing import Self
 
 MAX_PORT = 65535
+BROADCAST = IPv4Address("255.255.255.255")
 
 PRIVATE_NETWORKS = (
     IPv4Network("10.0.0.0/8"),  # RFC 1918
@@ -90,16 +91,25 @@ class Endpoint:
     @classmethod
     def parse(cls, text: str, default_port: int | None = None) -> Self:
         """From ``HOST:PORT``, or ``HOST`` where there is a default port. Raises `ValueError`."""
-        if text.startswith("["):
-            raise ValueError(f"{quoted(text)}: IPv6 endpoints are not supported yet")
         host, colon, port = text.rpartition(":")
+        if text.startswith("[") or _is_ipv6(text) or _is_ipv6(host):
+            raise ValueError(f"{quoted(text)}: IPv6 endpoints are not supported yet")
         if not colon and default_port is not None:
             host, port = text, str(default_port)
         elif not colon:
             raise ValueError(f'{quoted(text)} is not HOST:PORT, such as "vpn.example.com:51820"')
         if not is_host_name(host) or (host.replace(".", "").isdigit() and not _is_ipv4(host)):
             raise ValueError(f"{quoted(host)} is neither a host name nor an IPv4 address")
-        return cls(host, parse_port(port))
+        endpoint = cls(host, parse_port(port))
+        address = endpoint.address
+        if address is not None and (address.is_unspecified or address.is_multicast or address == BROADCAST):
+            raise ValueError(f"{quoted(host)} is no address that a client can connect to")
+        return endpoint
+
+    @property
+    def address(self) -> IPv4Address | None:
+        """`None` of a host name, which may have any."""
+        return IPv4Address(self.host) if _is_ipv4(self.host) else None
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
@@ -108,6 +118,14 @@ class Endpoint:
 def _is_ipv4(text: str) -> bool:
     try:
         IPv4Address(text)
+    except AddressValueError:
+        return False
+    return True
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        IPv6Address(text)
     except AddressValueError:
         return False
     return True

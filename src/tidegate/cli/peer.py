@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import AddressValueError, IPv4Address, IPv4Interface, ip_network
+from ipaddress import IPv4Address, IPv4Interface, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tidegate.control.commands import PeerAdded, PeerView
     from tidegate.identity import Profile
     from tidegate.net import Endpoint
+    from tidegate.settings import GatewaySettings
 
 app = typer.Typer(help="Peers: who may connect.", no_args_is_help=True)
 
@@ -110,6 +111,7 @@ def add(
         adding(command, asking, way_out, ending) as added,
     ):
         wanted = _endpoint(endpoint, added.listen_port)
+        _refuse_endpoint_inside(wanted, settings.gateway, added)
         profile = _profile(added, wanted, private_key, preshared_key)
         text = profile.render(comment)
         answer = _answer(added, profile, text, out)
@@ -124,7 +126,7 @@ def add(
         remark(
             f"{profile.cipher} works with `tidegate connect` only: other WireGuard programs will pass no data"
         )
-    _warn_of_private_endpoint(profile, explicit=endpoint is not None or settings.gateway.endpoint is not None)
+    _warn_of_local_endpoint(profile, explicit=endpoint is not None or settings.gateway.endpoint is not None)
 
 
 def _endpoint(text: str | None, default_port: int) -> Endpoint | None:
@@ -137,6 +139,20 @@ def _endpoint(text: str | None, default_port: int) -> Endpoint | None:
         return Endpoint.parse(text, default_port)
     except ValueError as cause:
         raise UsageError(f"--endpoint: {cause}") from None
+
+
+def _refuse_endpoint_inside(endpoint: Endpoint | None, ours: GatewaySettings, added: PeerAdded) -> None:
+    """A client would send what is to make the tunnel into the tunnel. Of a gateway that has other settings than this
+    command, two addresses are known."""
+    from tidegate.errors import UsageError
+
+    address = endpoint.address if endpoint is not None else None
+    if str(ours.address) == added.gateway_address:
+        inside = address is not None and address in ours.subnet
+    else:
+        inside = str(address) in {added.gateway_address, added.peer.address}
+    if inside:
+        raise UsageError(f"--endpoint: {endpoint} lies inside the VPN's own subnet")
 
 
 def _profile(
@@ -166,15 +182,16 @@ def _profile(
     )
 
 
-def _warn_of_private_endpoint(profile: Profile, *, explicit: bool) -> None:
+def _warn_of_local_endpoint(profile: Profile, *, explicit: bool) -> None:
     from tidegate.cli.output import remark
     from tidegate.net import PRIVATE_NETWORKS
 
-    try:
-        address = IPv4Address(profile.endpoint.host)
-    except AddressValueError:
+    address = profile.endpoint.address
+    if address is None:
         return  # a host name, which only settings give: the gateway may have others than this command
-    if not explicit and any(address in network for network in PRIVATE_NETWORKS):
+    if address.is_loopback:
+        remark(f"the endpoint {profile.endpoint} is every machine's own; clients elsewhere need another")
+    elif not explicit and any(address in network for network in PRIVATE_NETWORKS):
         remark(f"the endpoint {profile.endpoint} is a private address; clients elsewhere need --endpoint")
 
 

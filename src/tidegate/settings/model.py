@@ -223,6 +223,9 @@ class Settings(_Section):
             raise ValueError(
                 f"gateway.listen: {self.gateway.listen} lies inside the VPN's own subnet {subnet}"
             )
+        endpoint = self.gateway.endpoint
+        if endpoint is not None and endpoint.address is not None and endpoint.address in subnet:
+            raise ValueError(f"gateway.endpoint: {endpoint} lies inside the VPN's own subnet {subnet}")
         for upstream in self.dns.upstreams:
             if upstream in subnet:
                 raise ValueError(f"dns.upstreams: {upstream} lies inside the VPN's own subnet {subnet}")

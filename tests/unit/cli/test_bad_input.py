@@ -48,6 +48,13 @@ USAGE, FAILURE = 2, 1
         ('[gateway]\nlisten = "10.66.77.5:51820"', 2, ["gateway.listen", "inside", "10.66.77.0/24"]),
         ("[gateway]\ntunnel_mtu = 500", 2, ["gateway.tunnel_mtu", "576", "500"]),
         ('[gateway]\nendpoint = "vpn example"', 2, ["gateway.endpoint", "vpn example"]),
+        (
+            '[gateway]\nendpoint = "0.0.0.0:51820"',
+            2,
+            ["gateway.endpoint: '0.0.0.0' is no address that a client"],
+        ),
+        ('[gateway]\nendpoint = "10.66.77.1:51820"', 2, ["gateway.endpoint: 10.66.77.1:51820 lies inside"]),
+        ('[gateway]\nendpoint = "[::1]:51820"', 2, ["gateway.endpoint", "IPv6 endpoints are not supported"]),
         ("[nat]\nport_range = [5000, 4000]", 2, ["nat.port_range", "ends before it begins"]),
         ("[nat]\nport_range = [80, 4000]", 2, ["nat.port_range", "1024", "80"]),
         ('[nat]\nfiltering = "none"', 2, ["nat.filtering", "endpoint-independent", '"none"']),
@@ -176,6 +183,17 @@ def test_a_wrong_variable_is_named_and_not_the_file_that_says_nothing_of_it(
         (["peer", "add"], "NAME"),
         (["peer", "add", "a/b"], "'a/b'"),
         (["peer", "add", "alice", "--endpoint", "here:there"], "--endpoint"),
+        (["peer", "add", "alice", "--endpoint", "0.0.0.0"], "--endpoint: '0.0.0.0' is no address that"),
+        (["peer", "add", "alice", "--endpoint", "255.255.255.255:1"], "'255.255.255.255' is no address that"),
+        (["peer", "add", "alice", "--endpoint", "224.0.0.1:1"], "'224.0.0.1' is no address that"),
+        (["peer", "add", "alice", "--endpoint", "10.66.77.1"], "10.66.77.1:51820 lies inside the VPN's own"),
+        (["peer", "add", "alice", "--endpoint", "10.66.77.9:1"], "10.66.77.9:1 lies inside the VPN's own"),
+        (["peer", "add", "alice", "--endpoint", "[::1]:1"], "IPv6 endpoints are not supported yet"),
+        (
+            ["peer", "add", "alice", "--endpoint", "::1"],
+            "--endpoint: '::1': IPv6 endpoints are not supported",
+        ),
+        (["peer", "add", "alice", "--endpoint", "2001:db8::1:51820"], "IPv6 endpoints are not supported yet"),
         (["peer", "add", "alice", "--address", "10.66.77.300"], "10.66.77.300"),
         (["peer", "add", "alice", "--address", "10.66.77.1"], "10.66.77.1"),
         (["peer", "add", "alice", "--address", "192.0.2.9"], "10.66.77.0/24"),
@@ -192,6 +210,23 @@ def test_a_wrong_command_line_is_a_usage_error(
 ) -> None:
     state = ["--state-dir", str(tmp_path / "state")] if arguments[0] in {"peer", "publish"} else []
     assert word in tidegate.refused(USAGE, *arguments, *state)
+
+
+def test_a_peer_whose_endpoint_is_refused_is_not_added(tidegate: CommandLine, tmp_path: Path) -> None:
+    assert tidegate("peer", "add", "alice", "--endpoint", "a.b", "--state-dir", tmp_path).code == 0
+    message = tidegate.refused(
+        USAGE, "peer", "add", "bob", "--endpoint", "10.66.77.1", "--state-dir", tmp_path
+    )
+    assert message.endswith("; bob was not added")
+    assert "bob" not in tidegate("peer", "list", "--state-dir", tmp_path).out
+
+
+def test_an_endpoint_that_every_machine_has_for_itself_is_remarked(
+    tidegate: CommandLine, tmp_path: Path
+) -> None:
+    outcome = tidegate("peer", "add", "alice", "--endpoint", "127.0.0.1:1", "--state-dir", tmp_path)
+    assert outcome.code == 0
+    assert "the endpoint 127.0.0.1:1 is every machine's own" in outcome.err
 
 
 def test_a_missing_interface_is_answered_with_those_that_exist(tidegate: CommandLine, tmp_path: Path) -> None:
