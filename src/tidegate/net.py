@@ -152,3 +152,17 @@ def parse_subnet(text: str) -> IPv4Network:
 def gateway_address_of(subnet: IPv4Network) -> IPv4Address:
     """The gateway's own inner address: the first host of the subnet."""
     return subnet.network_address + 1
+
+
+def parse_peer_address(text: str, subnet: IPv4Network) -> IPv4Address:
+    """An address that a peer may have in the subnet. Raises `ValueError`."""
+    try:
+        address = IPv4Address(text)
+    except AddressValueError:
+        raise ValueError(f"{quoted(text)} is not an IPv4 address") from None
+    taken = {subnet.network_address, gateway_address_of(subnet), subnet.broadcast_address}
+    if address not in subnet or address in taken:
+        raise ValueError(
+            f"{address} cannot be a peer's address; choose one from {subnet}, but not its first, second or last"
+        )
+    return address

@@ -10,15 +10,16 @@ import typer
 
 from tidegate.ciphers import WIREGUARD_CIPHER, CipherName
 from tidegate.cli.options import ConfigOption, JsonOption, StateDirOption, examples, read_settings
-from tidegate.cli.runtime import runtime_of
+from tidegate.cli.runtime import Runtime, runtime_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from tidegate.control.commands import PeerAdded, PeerView
+    from tidegate.errors import UsageError
     from tidegate.identity import Profile
     from tidegate.net import Endpoint
-    from tidegate.settings import GatewaySettings
+    from tidegate.settings import GatewaySettings, Settings
 
 app = typer.Typer(help="Peers: who may connect.", no_args_is_help=True)
 
@@ -86,7 +87,12 @@ def add(
 
     settings = read_settings(context, config, state_dir)
     check_peer_name(name)
-    _endpoint(endpoint, settings.gateway.listen.port)  # a wrong one is refused before anything is done
+    wanted = _endpoint(
+        endpoint, settings.gateway.listen.port
+    )  # a wrong one is refused before anything is done
+    runtime = runtime_of(context)
+    if _is_missing(settings.state_dir):
+        _refuse_early(wanted, address, settings, runtime)
     private_key, preshared_key = make_private_key(), make_preshared_key()
     command = PeerAdd(
         name=name,
@@ -96,7 +102,6 @@ def add(
         cipher=cipher,
     )
     comment = f"Tidegate profile of {name}. It holds secret keys: keep it to yourself."
-    runtime = runtime_of(context)
     asking = partial(
         administration,
         settings,
@@ -141,32 +146,74 @@ def _endpoint(text: str | None, default_port: int) -> Endpoint | None:
         raise UsageError(f"--endpoint: {cause}") from None
 
 
+def _is_missing(path: Path) -> bool:
+    try:
+        return not path.exists()
+    except OSError:
+        return False  # who makes it says why it cannot be looked at
+
+
+def _refuse_early(
+    endpoint: Endpoint | None, address: str | None, settings: Settings, runtime: Runtime
+) -> None:
+    """What would be refused anyway, but after a state directory was made. Where there is none, no gateway has other
+    settings than this command."""
+    from tidegate.cli.administration import _suggested_endpoint
+    from tidegate.errors import UsageError
+    from tidegate.net import parse_peer_address
+
+    gateway = settings.gateway
+    if (
+        endpoint is None
+        and gateway.endpoint is None
+        and _suggested_endpoint(settings, runtime.host()) is None
+    ):
+        raise _endpoint_unknown()
+    if endpoint is not None and endpoint.address is not None and endpoint.address in gateway.subnet:
+        raise _endpoint_inside(endpoint)
+    if address is not None:
+        try:
+            parse_peer_address(address, gateway.subnet)
+        except ValueError as cause:
+            raise UsageError(str(cause)) from None
+
+
 def _refuse_endpoint_inside(endpoint: Endpoint | None, ours: GatewaySettings, added: PeerAdded) -> None:
     """A client would send what is to make the tunnel into the tunnel. Of a gateway that has other settings than this
     command, two addresses are known."""
+    if endpoint is None or endpoint.address is None:
+        return
+    if str(ours.address) == added.gateway_address:
+        inside = endpoint.address in ours.subnet
+    else:
+        inside = endpoint.host in {added.gateway_address, added.peer.address}
+    if inside:
+        raise _endpoint_inside(endpoint)
+
+
+def _endpoint_inside(endpoint: Endpoint) -> UsageError:
     from tidegate.errors import UsageError
 
-    address = endpoint.address if endpoint is not None else None
-    if str(ours.address) == added.gateway_address:
-        inside = address is not None and address in ours.subnet
-    else:
-        inside = str(address) in {added.gateway_address, added.peer.address}
-    if inside:
-        raise UsageError(f"--endpoint: {endpoint} lies inside the VPN's own subnet")
+    return UsageError(f"--endpoint: {endpoint} lies inside the VPN's own subnet")
+
+
+def _endpoint_unknown() -> UsageError:
+    from tidegate.errors import UsageError
+
+    return UsageError(
+        "it is not known where clients reach the gateway",
+        hint="say --endpoint HOST:PORT, or set [gateway] endpoint",
+    )
 
 
 def _profile(
     added: PeerAdded, endpoint: Endpoint | None, private_key: bytes, preshared_key: bytes
 ) -> Profile:
-    from tidegate.errors import UsageError
     from tidegate.identity import Profile, decode_key
     from tidegate.net import Endpoint
 
     if endpoint is None and added.endpoint is None:
-        raise UsageError(
-            "it is not known where clients reach the gateway",
-            hint="say --endpoint HOST:PORT, or set [gateway] endpoint",
-        )
+        raise _endpoint_unknown()
     return Profile(
         private_key=private_key,
         address=IPv4Interface(f"{added.peer.address}/32"),

@@ -212,6 +212,30 @@ def test_a_wrong_command_line_is_a_usage_error(
     assert word in tidegate.refused(USAGE, *arguments, *state)
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--address", "10.66.77.300"],
+        ["--address", "10.66.77.1"],
+        ["--address", "192.0.2.9"],
+        ["--endpoint", "10.66.77.1"],
+        [],
+    ],
+    ids=" ".join,
+)
+def test_a_peer_that_is_refused_makes_no_state_directory(
+    tidegate: CommandLine, tmp_path: Path, flags: list[str]
+) -> None:
+    state = tmp_path / "state"
+    if not flags:
+        tidegate.host.network = ordinary_network(default=False)
+    first = tidegate.refused(USAGE, "peer", "add", "alice", "--state-dir", state, *flags)
+    assert not state.exists()
+    assert tidegate("peer", "add", "bob", "--endpoint", "a.b", "--state-dir", state).code == 0
+    again = tidegate.refused(USAGE, "peer", "add", "alice", "--state-dir", state, *flags)
+    assert again.startswith(first), "the same words as of one that is made already"
+
+
 def test_a_peer_whose_endpoint_is_refused_is_not_added(tidegate: CommandLine, tmp_path: Path) -> None:
     assert tidegate("peer", "add", "alice", "--endpoint", "a.b", "--state-dir", tmp_path).code == 0
     message = tidegate.refused(
