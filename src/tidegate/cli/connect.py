@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tidegate.cli.options import JsonOption, examples
+from tidegate.cli.options import JsonOption, examples, file_named
 from tidegate.cli.runtime import runtime_of
 
 DEFAULT_INTERFACE = "tidegate-client"
@@ -21,7 +20,7 @@ EXAMPLES = examples(
 
 def connect(
     context: typer.Context,
-    profile: Annotated[Path, typer.Argument(metavar="PROFILE", help="A profile, from `tidegate peer add`.")],
+    profile: Annotated[str, typer.Argument(metavar="PROFILE", help="A profile, from `tidegate peer add`.")],
     interface: Annotated[
         str, typer.Option(metavar="NAME", help="The TUN device's name.")
     ] = DEFAULT_INTERFACE,
@@ -60,8 +59,9 @@ def connect(
         parse_interface(interface)
     except ValueError as cause:
         raise UsageError(f"--interface: {cause}") from None
-    parsed = read_profile(profile)
-    if others_can_read(profile):
+    path = file_named(profile, "PROFILE")
+    parsed = read_profile(path)
+    if others_can_read(path):
         remark(f"{profile}: every user of this machine can read its keys; chmod 600 it")
     configure_logging(LogSettings())
     runtime = runtime_of(context)

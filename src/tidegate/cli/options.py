@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from tidegate.settings import Settings
 
 ConfigOption = Annotated[
-    Path | None,
+    str | None,  # no `Path`, which has an empty text be the current directory
     typer.Option(
         "--config", metavar="FILE", help="Settings (TOML). [dim]\\[/etc/tidegate/tidegate.toml, if there][/]"
     ),
 ]
 StateDirOption = Annotated[
-    str | None,  # no `Path`, which has an empty text be the current directory
+    str | None,
     typer.Option(
         "--state-dir", metavar="DIR", help="Database, key and control socket. [dim]\\[/var/lib/tidegate][/]"
     ),
@@ -30,7 +30,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for program
 
 def read_settings(
     context: typer.Context,
-    config: Path | None,
+    config: str | None,
     state_dir: str | None,
     flags: dict[tuple[str, ...], tuple[str, Any]] | None = None,
 ) -> Settings:
@@ -42,11 +42,20 @@ def read_settings(
     if state_dir is not None:
         given["state_dir",] = ("--state-dir", state_dir)
     return load_settings(
-        config=config,
+        config=file_named(config, "--config") if config is not None else None,
         environment=os.environ,
         flags=given,
         default_path=runtime_of(context).default_config,
     )
+
+
+def file_named(text: str, what: str) -> Path:
+    """Raises `UsageError`."""
+    from tidegate.errors import UsageError
+
+    if not text:
+        raise UsageError(f"{what}: must not be empty")
+    return Path(text)
 
 
 def examples(*lines: tuple[str, str]) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tidegate.ciphers import WIREGUARD_CIPHER, CipherName
-from tidegate.cli.options import ConfigOption, JsonOption, StateDirOption, examples, read_settings
+from tidegate.cli.options import ConfigOption, JsonOption, StateDirOption, examples, file_named, read_settings
 from tidegate.cli.runtime import Runtime, runtime_of
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Peers: who may connect.", no_args_is_help=True)
 
+STDOUT = "-"
 KEEPALIVE = 25  # seconds; WireGuard's advice for clients behind a NAT
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The peer's name.", show_default=False)]
@@ -51,12 +52,13 @@ def add(
         ),
     ] = None,
     out: Annotated[
-        Path | None,
+        str,
         typer.Option(
             metavar="FILE",
-            help="Write the profile here, for its owner alone (mode 0600). [dim]\\[standard output][/]",
+            help="Write the profile here, for its owner alone (mode 0600). [dim]\\[-, standard output][/]",
+            show_default=False,
         ),
-    ] = None,
+    ] = STDOUT,
     address: Annotated[
         str | None,
         typer.Option(metavar="A.B.C.D", help="The peer's address. [dim]\\[the lowest free one][/]"),
@@ -87,9 +89,9 @@ def add(
 
     settings = read_settings(context, config, state_dir)
     check_peer_name(name)
-    wanted = _endpoint(
-        endpoint, settings.gateway.listen.port
-    )  # a wrong one is refused before anything is done
+    file = None if out == STDOUT else file_named(out, "--out")
+    # A wrong one is refused before anything is done.
+    wanted = _endpoint(endpoint, settings.gateway.listen.port)
     runtime = runtime_of(context)
     if _is_missing(settings.state_dir):
         _refuse_early(wanted, address, settings, runtime)
@@ -112,20 +114,20 @@ def add(
     )
     with (
         ended_like_by_ctrl_c() as ending,
-        delivery(name, out, force) as way_out,
+        delivery(name, file, force) as way_out,
         adding(command, asking, way_out, ending) as added,
     ):
         wanted = _endpoint(endpoint, added.listen_port)
         _refuse_endpoint_inside(wanted, settings.gateway, added)
         profile = _profile(added, wanted, private_key, preshared_key)
         text = profile.render(comment)
-        answer = _answer(added, profile, text, out)
-        way_out.send(answer if json and out is None else text)
+        answer = _answer(added, profile, text, file)
+        way_out.send(answer if json and file is None else text)
     done = f"peer {name} has address {added.peer.address}; its profile is in {out}"
-    if out is not None and json:
+    if file is not None and json:
         with written(done):
             print(answer, end="")
-    elif out is not None:
+    elif file is not None:
         remark(done)
     if profile.cipher != WIREGUARD_CIPHER:
         remark(

@@ -143,6 +143,22 @@ def test_an_empty_state_directory_is_not_the_current_one(
     assert list(tmp_path.iterdir()) == [file]
 
 
+@pytest.mark.parametrize(
+    ("command", "word"),
+    [
+        (["peer", "add", "alice", "--endpoint", "a.b", "--out", ""], "--out"),
+        (["peer", "list", "--config", ""], "--config"),
+        (["connect", ""], "PROFILE"),
+    ],
+)
+def test_an_empty_name_of_a_file_is_not_the_current_directory(
+    tidegate: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], word: str
+) -> None:
+    monkeypatch.setenv("TIDEGATE_STATE_DIR", str(tmp_path / "state"))
+    assert tidegate.refused(USAGE, *command) == f"tidegate: {word}: must not be empty"
+    assert not (tmp_path / "state").exists()
+
+
 def test_a_wrong_variable_is_named(tidegate: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIDEGATE_NAT__UDP_TIMEOUT", "soon")
     assert '$TIDEGATE_NAT__UDP_TIMEOUT: nat.udp_timeout: must be a number, not the text "soon"' in (

@@ -91,6 +91,17 @@ def test_a_profile_is_printed_alone_and_can_be_redirected(tidegate: CommandLine,
     assert profile.preshared_key is not None
 
 
+@pytest.mark.parametrize("form", [(), ("--json",)], ids=["text", "json"])
+def test_a_profile_for_a_file_called_minus_is_printed(
+    tidegate: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = tidegate("peer", "add", "alice", "--state-dir", "state", "--out", "-", *form)
+    profile = parse_profile(json.loads(outcome.out)["profile"] if form else outcome.out)
+    assert str(profile.address) == "10.66.77.2/32"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["state"]
+
+
 def test_a_profile_names_the_address_that_the_gateway_is_to_listen_on(
     tidegate: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
