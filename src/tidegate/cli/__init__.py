@@ -32,7 +32,8 @@ DEBUG_VARIABLE = "TIDEGATE_DEBUG"
 
 def main(arguments: Sequence[str] | None = None, runtime: Runtime | None = None) -> int:
     """Runs a command and gives back the exit code: 0, 1 (run time), 2 (usage, settings), 130 (Ctrl-C), or 128 and the
-    number of another signal."""
+    number of another signal. A service that is stopped in an orderly way has done what it was to do: after SIGTERM or
+    Ctrl-C `serve` ends with 0, and `connect` after SIGTERM."""
     occupy_closed_descriptors()
     exit_code = _carry_out(arguments, runtime)
     stuck = flush(sys.stdout)
