@@ -35,6 +35,7 @@ USAGE, FAILURE = 2, 1
         ("[gateway]\nshards = 65", 2, ["gateway.shards", "64", "65"]),
         ("[gateway]\nlisten = 51820", 2, ["gateway.listen", "must be text", "51820"]),
         ("[nat]\nudp_timeout = true", 2, ["nat.udp_timeout", "a number", "true"]),
+        ("\n[[gateway]]\nshards = 2", 2, ["gateway: must be a table, not a list"]),
         ('dns = "yes"', 1, ["dns", "a table", '"yes"']),
         ('[dns]\nenabled = "yes"', 2, ["dns.enabled", "true or false"]),
         ('[dns]\nupstreams = "192.0.2.53"', 2, ["dns.upstreams", "a list"]),

@@ -20,6 +20,7 @@ def test_keys_headers_and_dotted_keys_are_found() -> None:
     assert line_of(TEXT, ("gateway", "quoted")) == 5
     assert line_of(TEXT, ("gateway", "nat", "udp_timeout")) == 6
     assert line_of(TEXT, ("gateway", "nat")) == 6
+    assert line_of(TEXT, ("table", "of")) == 7
 
 
 def test_what_holds_a_missing_key_is_the_next_best() -> None:
