@@ -103,5 +103,19 @@ def _complain_about_usage(misuse: TyperException) -> int:
             say(help_text, sys.stderr)
         return EXIT_USAGE
     command = context.command_path if context is not None else "tidegate"
+    if misuse.__cause__ is not None:
+        misuse.message = _told_of_a_value(misuse.__cause__) or misuse.message
     message = misuse.format_message().rstrip(".")
     return _complain(f"{message[:1].lower()}{message[1:]}; see `{command} --help`", EXIT_USAGE)
+
+
+def _told_of_a_value(cause: BaseException) -> str | None:
+    """In the words of the settings, where Typer gives those of its library."""
+    from pydantic import ValidationError
+
+    from tidegate.net import quoted
+    from tidegate.settings.words import told
+
+    if not isinstance(cause, ValidationError):
+        return None
+    return told(cause.errors(include_url=False)[0], lambda value: quoted(str(value)))

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ValidationError
 from tidegate.errors import SettingsError
 from tidegate.settings.model import Settings
 from tidegate.settings.sources import Key
+from tidegate.settings.words import told
 
 LIVE: tuple[Key, ...] = (
     ("nat",),
@@ -49,7 +50,7 @@ def with_live_changes(running: Settings, wanted: Settings) -> Settings:
     try:
         return Settings.model_validate({name: getattr(merged, name) for name in Settings.model_fields})
     except ValidationError as invalid:
-        told = invalid.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+        trouble = told(invalid.errors(include_url=False)[0])
         raise SettingsError(
-            f"{told}, which is in use until a restart", hint="restart the gateway to have both"
+            f"{trouble}, which is in use until a restart", hint="restart the gateway to have both"
         ) from None

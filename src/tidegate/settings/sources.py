@@ -20,26 +20,12 @@ from pydantic import BaseModel, ValidationError
 from tidegate.errors import SettingsError
 from tidegate.settings.locate import key_lines, line_of
 from tidegate.settings.model import Settings
+from tidegate.settings.words import told
 
 DEFAULT_PATH = Path("/etc/tidegate/tidegate.toml")
 PREFIX = "TIDEGATE_"
 NESTED = "__"
 MAX_FILE_BYTES = 1 << 20
-LONGEST_INTEGER = 1024
-"""Bits, of those that a message may show. Python refuses to write out longer ones: in a file, they are hexadecimal."""
-
-_WANTED = {
-    "is_instance_of": "text",
-    "string_type": "text",
-    "tuple_type": "a list",
-    "model_type": "a table",
-    "dict_type": "a table",
-    "int_type": "an integer",
-    "float_type": "a number",
-    "bool_type": "true or false",
-}
-"""What pydantic's error types mean in a settings file."""
-
 Key = tuple[str, ...]
 """A setting's path, such as ``("gateway", "listen")``."""
 
@@ -166,21 +152,12 @@ class _Merged:
         name = ".".join(key)
         if error["type"] == "extra_forbidden":
             return _unknown_key(key, self._where(key))
-        message, value = error["msg"], error["input"]
-        if error["type"] == "value_error":
-            message = message.removeprefix("Value error, ")
-            if not key:  # a rule between two settings; its text begins with the name of the one to change
-                name, _, message = message.partition(": ")
-                key = tuple(name.split("."))
-            return SettingsError(f"{name}: {message}", where=self._where(key))
-        if error["type"] == "missing":  # an item of a list of fixed length; every setting has a default
-            return SettingsError(f"{name}: the list is too short", where=self._where(key))
-        subject, _, rule = message.partition(" should ")
-        if error["type"] in _WANTED:
-            rule = f"be {_WANTED[error['type']]}, not {_shown(value)}"
-        elif subject == "Input":
-            rule = f"{rule}, not {_shown(value)}"
-        return SettingsError(f"{name}: must {rule.replace(' after validation', '')}", where=self._where(key))
+        message = told(error)
+        if error["type"] == "value_error" and not key:
+            # A rule between two settings; its text begins with the name of the one to change.
+            name, _, message = message.partition(": ")
+            key = tuple(name.split("."))
+        return SettingsError(f"{name}: {message}", where=self._where(key))
 
 
 def _unknown_key(key: Key, where: str | None) -> SettingsError:
@@ -255,21 +232,3 @@ def _from_text(text: str, kind: Any) -> Any:
 def _item_type(kind: Any) -> Any:
     item = get_args(kind)[0]
     return getattr(item, "__origin__", item)
-
-
-def _shown(value: Any) -> str:
-    """A value as its file would show it, shortened."""
-    match value:
-        case bool():
-            return str(value).lower()
-        case str():
-            shown = f'the text "{value}"'
-        case dict():
-            return "a table"
-        case list() | tuple():
-            return "a list"
-        case int() if value.bit_length() > LONGEST_INTEGER:
-            shown = "so long an integer"
-        case _:
-            shown = str(value)
-    return shown if len(shown) <= 60 else shown[:57] + "..."

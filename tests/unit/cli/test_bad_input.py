@@ -194,7 +194,10 @@ def test_a_wrong_variable_is_named_and_not_the_file_that_says_nothing_of_it(
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["serve", "--shards", "many"], "'--shards'"),
+        (["serve", "--shards", "many"], "invalid value for '--shards': must be an integer, not 'many'; see"),
+        (["serve", "--shards", "9" * 5000], "'--shards': must be a shorter integer, not '9999"),
+        (["nat", "list", "--limit", "0"], "'--limit': must be greater than or equal to 1, not '0'; see"),
+        (["peer", "add", "a", "--cipher", "x"], "'--cipher': 'x' is not one of 'chacha20-poly1305', 'aes-"),
         (["serve", "--shrads", "2"], "--shrads"),
         (["swerve"], "swerve"),
         (["peer", "add"], "NAME"),
