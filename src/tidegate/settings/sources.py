@@ -47,7 +47,9 @@ def load_settings(
         config = Path(named)
     merged = _Merged()
     merged.add_file(config or default_path, required=config is not None)
+    merged.check_values()
     merged.add_environment(environment)
+    merged.check_values()
     for key, (flag, value) in (flags or {}).items():
         merged.put(key, value, where=flag)
     try:
@@ -108,6 +110,14 @@ class _Merged:
             if not name.startswith(PREFIX) or (len(key) == 1 and (known is None or _is_model(known))):
                 continue
             self.put(key, _from_text(text, known), where=f"${name}")
+
+    def check_values(self) -> None:
+        """Each for itself, before another source covers it. What must be true of several is asked of those in force."""
+        try:
+            Settings.model_validate(self.tree)
+        except ValidationError as invalid:
+            if invalid.errors(include_url=False)[0]["loc"]:
+                raise self.explain(invalid) from None
 
     def put(self, key: Key, value: Any, *, where: str) -> None:
         node = self.tree

@@ -167,6 +167,28 @@ def test_a_wrong_variable_is_named(tidegate: CommandLine, monkeypatch: pytest.Mo
     )
 
 
+def test_a_wrong_value_is_refused_although_another_source_covers_it(
+    tidegate: CommandLine, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write("state_dir = 5")
+    message = tidegate.refused(USAGE, "peer", "list", "--config", file, "--state-dir", tmp_path / "state")
+    assert message == f"tidegate: {file}:1: state_dir: must be text, not 5"
+    monkeypatch.setenv("TIDEGATE_GATEWAY__SHARDS", "two")
+    message = tidegate.refused(USAGE, "serve", "--config", write(""), "--shards", "2")
+    assert message.startswith("tidegate: $TIDEGATE_GATEWAY__SHARDS: gateway.shards: must be an integer")
+
+
+def test_what_must_be_true_of_two_settings_is_asked_of_those_in_force(
+    tidegate: CommandLine, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write('[dns]\nupstreams = ["10.66.77.9"]')
+    monkeypatch.setenv("TIDEGATE_GATEWAY__SUBNET", "10.99.0.0/24")
+    outcome = tidegate(
+        "peer", "add", "alice", "--endpoint", "a.b", "--config", file, "--state-dir", tmp_path / "state"
+    )
+    assert outcome.code == 0
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "told"),
     [
