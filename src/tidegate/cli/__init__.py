@@ -11,10 +11,9 @@ import sys
 from collections.abc import Sequence
 from traceback import format_exc
 
-import typer
 from typer.exceptions import Abort, TyperException
 
-from tidegate.cli.app import app
+from tidegate.cli.app import command_tree
 from tidegate.cli.output import remark, unwritable
 from tidegate.cli.runtime import Runtime
 from tidegate.errors import TidegateError
@@ -46,7 +45,7 @@ def main(arguments: Sequence[str] | None = None, runtime: Runtime | None = None)
 def _carry_out(arguments: Sequence[str] | None, runtime: Runtime | None) -> int:
     debug = os.environ.get(DEBUG_VARIABLE, "") not in {"", "0"}
     try:
-        result = typer.main.get_command(app).main(
+        result = command_tree().main(
             args=list(sys.argv[1:] if arguments is None else arguments),
             prog_name="tidegate",
             standalone_mode=False,

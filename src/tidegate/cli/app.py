@@ -1,11 +1,16 @@
 """The tree of commands."""
 
-from typing import Annotated
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tidegate import VERSION
 from tidegate.cli import connect, lab, nat, peer, publish, reload, serve, status
+
+if TYPE_CHECKING:
+    from typer._click import Command
 
 app = typer.Typer(
     name="tidegate",
@@ -51,3 +56,23 @@ app.add_typer(nat.app, name="nat")
 app.add_typer(publish.app, name="publish")
 app.command("demo", epilog=lab.DEMO_EXAMPLES)(lab.demo)
 app.command("bench", epilog=lab.BENCH_EXAMPLES)(lab.bench)
+
+
+def command_tree() -> Command:
+    """The tree, with its help as it should look."""
+    root = typer.main.get_command(app)
+    _tidy(root, None)
+    return root
+
+
+def _tidy(command: Command, above: typer.Context | None) -> None:
+    """Typer keeps the line breaks of docstrings, which are those of our source, and shows switches as if they took a
+    value."""
+    if command.help is not None:
+        command.help = "\n\n".join(" ".join(part.split()) for part in command.help.split("\n\n"))
+    context = typer.Context(command, parent=above, **command.context_settings)
+    for parameter in command.get_params(context):
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+    for below in getattr(command, "commands", {}).values():
+        _tidy(below, context)

@@ -66,8 +66,9 @@ def add(
     cipher: Annotated[
         CipherName,
         typer.Option(
-            help="What protects its data. [b]aes-256-gcm[/] is faster, needs CPUs with AES instructions, and "
-            "works with Tidegate's own client only."
+            metavar="CIPHER",
+            help="What protects its data: chacha20-poly1305, or [b]aes-256-gcm[/], which is faster, needs CPUs with "
+            "AES instructions, and works with Tidegate's own client only.",
         ),
     ] = WIREGUARD_CIPHER,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing FILE.")] = False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import os
 import re
@@ -58,6 +59,21 @@ def test_the_help_does_not_teach_to_write_keys_where_others_may_read_them(tidega
     text = re.sub(r"\x1b\[[0-9;]*m", "", tidegate("peer", "add", "--help").out)
     assert ".conf" in text
     assert not re.search(r"> *\w+\.conf", text)
+
+
+@pytest.mark.parametrize("command", [[], ["peer"], *COMMANDS], ids=" ".join)
+def test_help_fits_on_a_terminal_of_80_columns(
+    tidegate: CommandLine, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = re.sub(r"\x1b\[[0-9;]*m", "", tidegate(*command, "--help").out)
+    assert "…" not in text, "a default that was cut"
+    assert "<bool>" not in text, "a switch that seems to take a value"
+    before, _, _ = text.partition("╭─ ")
+    prose = [line.strip() for line in before.splitlines()[3:]]
+    for line, following in itertools.pairwise(prose):
+        first_word = following.partition(" ")[0]
+        assert not line or not following or len(line) + len(first_word) > 76, "a line break of the source"
 
 
 def test_help_is_there_at_once() -> None:
