@@ -5,11 +5,10 @@ Commands import what they need when they run, so that ``tidegate --help`` is the
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from collections.abc import Sequence
-from traceback import format_exc
+from traceback import format_exc, walk_tb
 
 from typer.exceptions import Abort, TyperException
 
@@ -23,8 +22,6 @@ EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-
-OUTPUT_TROUBLE = {errno.ENOSPC, errno.EIO, errno.EBADF}
 
 DEBUG_VARIABLE = "TIDEGATE_DEBUG"
 
@@ -80,8 +77,9 @@ def _complain_about_unexpected(unexpected: Exception, hint: str) -> int:
 
 def _stuck_output(failure: OSError) -> OSError | None:
     """Typer prints help by itself. Where standard output has no buffer, nothing is stuck in one afterwards."""
-    names_no_file = failure.filename is None and failure.errno in OUTPUT_TROUBLE
-    return flush(sys.stdout) or (failure if names_no_file else None)
+    frames = [frame for frame, _ in walk_tb(failure.__traceback__)]
+    in_a_command = any(frame.f_globals.get("__name__", "").startswith(f"{__name__}.") for frame in frames)
+    return flush(sys.stdout) or (failure if not in_a_command else None)
 
 
 def _complain_about_output(cause: OSError) -> int:

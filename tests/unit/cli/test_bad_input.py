@@ -9,11 +9,14 @@ import socket
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from tests.unit.conftest import CommandLine
 from tests.unit.fakes import ordinary_network
+from tidegate.cli import main
+from tidegate.cli.runtime import Runtime
 from tidegate.errors import PrivilegeError
 from tidegate.host import MAIN_TABLE, Interface, InterfaceAddress, Route
 
@@ -530,8 +533,6 @@ def test_an_engine_that_was_not_built_is_told_with_the_remedy(
 ) -> None:
     import sys
 
-    from tidegate.cli import main
-
     monkeypatch.setitem(sys.modules, "tidegate._engine", None)
     monkeypatch.delitem(sys.modules, "tidegate.extension", raising=False)
     assert main(["serve", "--state-dir", str(tmp_path)]) == FAILURE
@@ -547,6 +548,16 @@ def test_an_unexpected_failure_is_one_line_and_says_how_to_see_more(
     )
     assert "RuntimeError: something nobody thought of" in message
     assert "TIDEGATE_DEBUG=1" in message
+
+
+def test_a_failure_of_a_command_is_not_taken_for_one_of_its_output(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def broken() -> NoReturn:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    assert main(["serve", "--state-dir", str(tmp_path)], Runtime(engine=broken)) == FAILURE
+    assert "unexpected OSError: [Errno 5] Input/output error" in capsys.readouterr().err
 
 
 def test_a_traceback_that_was_asked_for_changes_no_exit_code(
