@@ -92,7 +92,7 @@ def _store_alone(
             around = Surroundings(
                 settings,
                 lambda: public_key_of(load_or_make_private_key(state.key, partial(peer_names, store))),
-                lambda: _suggested_endpoint(settings, host),
+                lambda: suggested_endpoint(settings, host),
                 time.time,
                 lambda: engine().aes_available(),
             )
@@ -101,7 +101,7 @@ def _store_alone(
             store.close()
 
 
-def _suggested_endpoint(settings: Settings, host: Host | None) -> Endpoint | None:
+def suggested_endpoint(settings: Settings, host: Host | None) -> Endpoint | None:
     if host is None:
         return None
     from tidegate.host.external import external_link

@@ -161,16 +161,12 @@ def _refuse_early(
 ) -> None:
     """What would be refused anyway, but after a state directory was made. Where there is none, no gateway has other
     settings than this command."""
-    from tidegate.cli.administration import _suggested_endpoint
+    from tidegate.cli.administration import suggested_endpoint
     from tidegate.errors import UsageError
     from tidegate.net import parse_peer_address
 
     gateway = settings.gateway
-    if (
-        endpoint is None
-        and gateway.endpoint is None
-        and _suggested_endpoint(settings, runtime.host()) is None
-    ):
+    if endpoint is None and gateway.endpoint is None and suggested_endpoint(settings, runtime.host()) is None:
         raise _endpoint_unknown()
     if endpoint is not None and endpoint.address is not None and endpoint.address in gateway.subnet:
         raise _endpoint_inside(endpoint)

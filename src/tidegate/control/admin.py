@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from ipaddress import AddressValueError, IPv4Address
+from ipaddress import IPv4Address
 from typing import Protocol, cast
 
 import structlog
@@ -45,7 +45,7 @@ from tidegate.engine import EngineGateway, EngineStatus, ExternalLink, PeerStatu
 from tidegate.errors import EngineError, NotRunningError, SettingsError, StoreError, UsageError
 from tidegate.identity.keys import decode_key, encode_key
 from tidegate.ip_protocols import protocol_name
-from tidegate.net import Endpoint
+from tidegate.net import Endpoint, parse_peer_address
 from tidegate.settings import Key, Settings
 from tidegate.store import Peer, Store, check_peer_name
 
@@ -224,16 +224,9 @@ class Administration:
         if text is None:
             return None
         try:
-            address = IPv4Address(text)
-        except AddressValueError:
-            raise UsageError(f"{text!r} is not an IPv4 address") from None
-        subnet = self._around.settings.gateway.subnet
-        if address not in subnet or address in self._reserved():
-            raise UsageError(
-                f"{address} cannot be a peer's address",
-                hint=f"choose one from {subnet}, but not its first, second or last",
-            )
-        return address
+            return parse_peer_address(text, self._around.settings.gateway.subnet)
+        except ValueError as cause:
+            raise UsageError(str(cause)) from None
 
     def _peer_list(self) -> PeerListed:
         status = self._live.engine.status() if self._live is not None else None
