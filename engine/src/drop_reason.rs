@@ -80,7 +80,7 @@ drop_reasons! {
     NoSuchPeer = "no_such_peer",
     /// Broadcast, multicast, loopback, link-local or another address that must not be forwarded.
     BogonDestination = "bogon_destination",
-    /// A source address that must not appear on this interface.
+    /// A source (an address, or a datagram's port 0) that must not appear on this interface.
     BogonSource = "bogon_source",
     /// The TTL reached zero.
     TtlExceeded = "ttl_exceeded",

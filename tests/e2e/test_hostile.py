@@ -18,16 +18,18 @@ from dataclasses import dataclass
 
 import pytest
 
-from tidegate.lab import checks, udpecho
+from tidegate.lab import checks, forge, udpecho
 from tidegate.lab.stacks import INNER_GATEWAY, LISTEN_PORT, TidegateGateway, WireguardGoClient
 from tidegate.lab.topology import BEYOND, GATEWAY_ACCESS, GATEWAY_EXTERNAL, INTERNET, Lab
-from tidegate.lab.waiting import WaitTimeoutError, wait_until
+from tidegate.lab.waiting import WaitTimeoutError, pause, wait_until
 
 from .conftest import MakeWorld
 
 pytestmark = pytest.mark.namespaces
 
 FLOOD = 5_000
+ETH_P_ALL = 0x0003  # linux/if_ether.h
+DATA_MESSAGE = bytes([4, 0, 0, 0])  # WireGuard whitepaper §5.4.6
 LOG_LINES = 20  # that a flood may add to the log
 
 
@@ -40,6 +42,33 @@ class Siege:
     def drops(self) -> dict[str, int]:
         counted: dict[str, int] = self.gateway.status()["drops"]
         return counted
+
+    def inner(self) -> str:
+        """The client's address inside the VPN."""
+        listed = self.lab.client.run(["ip", "-o", "-4", "address"]).stdout
+        found = re.search(r"inet (10\.66\.77\.\d+)", listed)
+        assert found is not None, listed
+        return found[1]
+
+    def packets(self) -> int:
+        """All that the gateway has moved."""
+        return sum(self.gateway.status()["packets"].values())
+
+    def steal_datagram(self) -> bytes:
+        """A fresh datagram of the client's session, which never arrived."""
+        host = self.lab.client
+        host.ip(f"neighbour replace {GATEWAY_ACCESS} lladdr 02:00:00:00:00:99 dev access")  # nobody's
+        with host.call(
+            lambda: socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL))
+        ) as wire:
+            wire.settimeout(5)
+            host.run(["ping", "-c", "1", "-W", "0.3", INNER_GATEWAY], check=False)
+            while True:
+                packet, about = wire.recvfrom(2_000)
+                is_datagram = packet[9] == socket.IPPROTO_UDP and packet[28:32] == DATA_MESSAGE
+                if is_datagram and about[2] == socket.PACKET_OUTGOING:
+                    host.ip(f"neighbour delete {GATEWAY_ACCESS} dev access")
+                    return packet[28:]
 
     def grows(self, before: dict[str, int], *reasons: str, by: int = 1) -> None:
         """Asserts that `reasons` together were counted at least `by` times more than `before`."""
@@ -107,6 +136,25 @@ def test_a_flood_of_empty_datagrams_beside_a_busy_client_stops_nobody(siege: Sie
     assert checks.ping(siege.lab.client, INTERNET, count=5).complete
 
 
+def test_a_peer_inside_the_vpn_makes_no_storm(siege: Siege) -> None:
+    """An attacker on the path lets a datagram come from an inner address. Were it believed, what is sealed for the
+    peer would go into the gateway's own TUN device, come back, and be sealed again.
+    """
+    lab, before = siege.lab, siege.drops()
+    attacker, inner = lab.clients[1], siege.inner()
+    stolen = siege.steal_datagram()
+    sources = ((inner, 9_999), (Lab.client_address(0), 0))
+    packets = [forge.udp(source, (GATEWAY_ACCESS, LISTEN_PORT), stolen) for source in sources]
+    assert attacker.call(lambda: forge.send(packets)) == len(packets)
+
+    cpu, sent = siege.gateway.process.cpu_seconds(), siege.packets()
+    pause(1)
+    assert siege.packets() - sent < 100, "packets go round"
+    assert siege.gateway.process.cpu_seconds() - cpu < 0.3
+    siege.grows(before, "bogon_source", by=len(sources))
+    assert checks.ping(lab.client, INTERNET, count=5).complete, "the peer is where it was"
+
+
 def test_an_inner_source_that_is_not_the_peers_own_is_dropped(siege: Siege) -> None:
     host, before = siege.lab.client, siege.drops()
     for wrong in ("10.66.77.200", "192.0.2.77"):
@@ -166,11 +214,9 @@ def test_a_knock_on_a_reserved_port_without_a_mapping_is_counted(siege: Siege) -
 
 
 def test_inner_addresses_that_arrive_from_outside_do_not_get_in(siege: Siege) -> None:
-    inner = re.search(r"inet (10\.66\.77\.\d+)", siege.lab.client.run(["ip", "-o", "-4", "address"]).stdout)
-    assert inner is not None
     siege.lab.internet.ip(f"route add 10.66.77.0/24 via {GATEWAY_EXTERNAL}")
     with siege.lab.client.capture(siege.client.interface, "icmp") as seen:
-        assert checks.ping(siege.lab.internet, inner[1], count=3).round_trips == []
+        assert checks.ping(siege.lab.internet, siege.inner(), count=3).round_trips == []
     assert seen.lines(f"src host {INTERNET}") == []
     siege.lab.internet.ip(f"route delete 10.66.77.0/24 via {GATEWAY_EXTERNAL}")
 

@@ -6,6 +6,15 @@ use crate::tcp_reset;
 use crate::wire::protocol;
 
 impl Gateway {
+    /// Where no peer can be, whatever it knows. Were it taken for a peer's endpoint, what is sealed for an address of the VPN
+    /// would go into our own TUN device, come back, and be sealed again, without end; and nothing can be sent to port 0.
+    ///
+    /// One train has one source, and what crosses shards was a train before: nobody else needs to ask.
+    pub(super) fn check_outer_source(&self, from: SocketAddrV4) -> Result<(), DropReason> {
+        let is_believable = !self.subnet.contains(*from.ip()) && from.port() != 0;
+        is_believable.then_some(()).ok_or(DropReason::BogonSource)
+    }
+
     /// Opens one datagram, and keeps its packet until the flush.
     pub(super) fn receive_datagram(
         &mut self,

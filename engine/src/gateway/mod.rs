@@ -190,6 +190,9 @@ impl Core for Gateway {
         from: Path,
         outbox: &mut Outbox,
     ) {
+        if let Err(reason) = self.check_outer_source(from.remote) {
+            return self.drops.add(reason, train.chunks(segment_size).count() as u64);
+        }
         for datagram in train.chunks(segment_size) {
             if self.coalescer.is_full() {
                 self.route_from_peers(now, arena, outbox);

@@ -167,6 +167,40 @@ fn an_attacker_at_the_transport_gets_silence() {
 }
 
 #[test]
+fn a_peer_is_never_inside_the_vpn_nor_where_nobody_can_be_answered() {
+    let outside = endpoint([192, 0, 2, 102].into(), 40_001);
+    let nowhere = [
+        endpoint(client_address(0), 9_999),
+        endpoint(client_address(1), 9_999),
+        endpoint(GATEWAY, 51_820),
+        endpoint(*outside.ip(), 0),
+    ];
+    for shards in [1, 2] {
+        let mut world = World::with_shards(shards).connected();
+        let home = world.home_of(1);
+        let ping = Ip::echo(8, client_address(1), GATEWAY, 1, 1, b"fresh");
+        for from in nowhere {
+            world.move_client(1, from);
+            let train = [ping.clone(), ping.clone()];
+            world.dies_times(DropReason::BogonSource, 2, |world| world.seal_train(1, &train));
+            assert!(world.status(home).peers.iter().all(|peer| peer.endpoint != Some(from)), "{from}");
+        }
+        // Neither is it believed of a handshake, which the first shard would hand to the peer's.
+        world.pass(Duration::from_secs(200));
+        for from in nowhere {
+            world.move_client(1, from);
+            world.ping(1, GATEWAY);
+            world.pass(Duration::from_secs(6));
+            assert!(world.take(1).is_empty(), "{from}");
+        }
+        assert_eq!(world.drops().into_keys().collect::<Vec<_>>(), ["bogon_source"]);
+        world.move_client(1, outside);
+        world.pass(Duration::from_secs(6));
+        assert_eq!(world.take(1).len(), nowhere.len(), "what waited is answered");
+    }
+}
+
+#[test]
 fn a_replayed_datagram_dies_and_a_recorded_session_does_not_move_the_peer() {
     let mut world = World::new().connected();
     let recorded = world.record(|world| world.send(0, &to_server(0)));
