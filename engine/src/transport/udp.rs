@@ -5,8 +5,9 @@
 //! `UDP_SEGMENT`. Nothing waits: where the kernel has no room, datagrams die and are counted, as on any link.
 //!
 //! UDP GSO is broken on some kernels and drivers. If the kernel refuses a train with `EIO` or `EINVAL`, the train goes out
-//! datagram by datagram. Most refusals are about a route, so only those towards many destinations, without a train that was
-//! taken between them, switch GSO off for good; many towards few let it rest ([`Refusals`]). [`Transport::gso`] tells.
+//! datagram by datagram. Where the kernel refuses those as well, it says nothing about trains. Most other refusals are about a
+//! route, so only those towards many destinations, without a train that was taken between them, switch GSO off for good; many
+//! towards few let it rest ([`Refusals`]). [`Transport::gso`] tells.
 //!
 //! On a host with several addresses each datagram tells to which it was sent (`IP_PKTINFO`), and answers leave from there
 //! ([`Path::local`]). Should the host have lost that address, they leave from another, and [`SendOutcome::gone`] tells.
@@ -184,8 +185,7 @@ impl UdpTransport {
                     return AfterError::Stop;
                 }
                 Err(error) if train.datagrams() > 1 && refuses_trains(&error) => {
-                    send_apart(fd.as_fd(), train, outcome);
-                    if !is_gone(train.to, outcome) {
+                    if send_apart(fd.as_fd(), train, outcome) && !is_gone(train.to, outcome) {
                         let errno = error.raw_os_error();
                         *gso &= beyond_limits(train) || !refusals.are_for_good(errno, *train.to.remote.ip());
                         outcome.error.get_or_insert(error);
@@ -369,8 +369,9 @@ fn beyond_limits(train: &SendTrain<'_>) -> bool {
     train.datagrams() > MAX_TRAIN_SEGMENTS || train.bytes.len() > MAX_TRAIN_BYTES
 }
 
-/// Sends a refused train datagram by datagram, at its place between the others.
-fn send_apart(fd: BorrowedFd<'_>, train: &SendTrain<'_>, outcome: &mut SendOutcome) {
+/// Sends a refused train datagram by datagram, at its place between the others. Returns whether any was taken.
+fn send_apart(fd: BorrowedFd<'_>, train: &SendTrain<'_>, outcome: &mut SendOutcome) -> bool {
+    let sent_before = outcome.sent;
     let to = SocketAddress::inet(train.to.remote);
     for bytes in datagrams(train) {
         match send_one(fd, &to, train.to.local, bytes, 0) {
@@ -380,6 +381,7 @@ fn send_apart(fd: BorrowedFd<'_>, train: &SendTrain<'_>, outcome: &mut SendOutco
             }
         }
     }
+    outcome.sent > sent_before
 }
 
 /// Sends what was refused from another address, if that may be why: the host does not have its own any more, or no way

@@ -133,6 +133,17 @@ fn a_route_that_takes_no_trains_costs_the_others_none() {
 }
 
 #[test]
+fn destinations_to_which_nothing_can_be_sent_cost_the_others_no_trains() {
+    let mut sender = loopback(true, false);
+    let bytes = vec![5; 300];
+    for host in 1..=2 * Refusals::ENOUGH {
+        let to = SocketAddrV4::new(Ipv4Addr::from_bits(0x7f01_0000 + host), 0); // EINVAL, in trains and apart
+        let outcome = sender.send(&[SendTrain { to: to.into(), bytes: &bytes, segment_size: 100 }]);
+        assert_eq!((outcome.sent, outcome.dropped, sender.gso()), (0, 3, true));
+    }
+}
+
+#[test]
 fn a_device_that_takes_no_trains_any_more_is_tried_now_and_then() {
     let to = Ipv4Addr::LOCALHOST; // a client has no more destinations than one
     let mut refusals = Refusals::default();
