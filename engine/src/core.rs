@@ -50,7 +50,7 @@ pub trait Core {
     /// When [`Self::poll`] has something to do next; `None`: not before another packet comes.
     fn next_wakeup(&self) -> Option<Timestamp>;
 
-    /// What [`crate::outbox::seal_frames`] needs: the tunnel and the drop counters.
+    /// What [`crate::outbox::send_to_peers`] needs: the tunnel and the drop counters.
     fn sealing(&mut self) -> (&mut Tunnel, &mut DropCounters);
 
     /// Packets that were not delivered.

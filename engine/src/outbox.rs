@@ -1,19 +1,20 @@
 //! What a turn of the loop produces: packets for the devices, sealed trains for the transport.
 //!
 //! The core decides and rewrites headers in place; the payload stays in the [`Arena`] and is only named here, until
-//! [`seal_frames`] seals it out of there. The shell ([`crate::shard`]) hands the outbox to the devices at the end of the turn.
+//! [`send_to_peers`] seals it out of there. The shell ([`crate::shard`]) hands the outbox to the devices at the end of the turn.
 
 use std::net::Ipv4Addr;
 use std::ops::Range;
 
 use crate::arena::{Arena, Span};
 use crate::clock::Timestamp;
+use crate::core::Core;
 use crate::drop_reason::{DropCounters, DropReason};
 use crate::external::MacAddress;
 use crate::external::neighbor::ArpFrame;
 use crate::fair_queue::Owner;
 use crate::path::Path;
-use crate::transport::{MAX_TRAIN_BYTES, MAX_TRAIN_SEGMENTS};
+use crate::transport::{MAX_TRAIN_BYTES, MAX_TRAIN_SEGMENTS, SendTrain};
 use crate::tunnel::{Outgoing, PeerId, Sealer, Tunnel};
 use crate::wire::{Offload, Segments, SegmentsInPlace, Shape, VirtioNetHeader};
 
@@ -174,11 +175,6 @@ impl Crossing {
 }
 
 impl Outbox {
-    /// Lets the peers take turns: to be called once per turn, before [`seal_frames`].
-    pub fn arrange_peers(&mut self) {
-        self.order.arrange(&mut self.peers);
-    }
-
     /// Appends a gather list and returns its place.
     pub fn push_tails(&mut self, tails: &[Span]) -> Range<usize> {
         let start = self.tails.len();
@@ -293,6 +289,54 @@ impl TrainBuffer {
             }
         }
         self.trains.push(Train { to, range, segment_size: len, last: len });
+    }
+}
+
+/// Seals the packets for peers, and hands all that is for peers to `send`, some trains at a time, in the order in which it leaves.
+///
+/// What the tunnel has made itself comes first: packets that waited for a session are older than what came in the turn that brought
+/// it. What it adds meanwhile, handshakes of peers without a session, comes last.
+pub fn send_to_peers<C: Core>(
+    outbox: &mut Outbox,
+    core: &mut C,
+    arena: &mut Arena,
+    buffer: &mut TrainBuffer,
+    now: Timestamp,
+    mut send: impl FnMut(&[SendTrain<'_>], &mut C),
+) {
+    send_ready(&mut outbox.datagrams, core, &mut send);
+    outbox.order.arrange(&mut outbox.peers);
+    let (mut next, mut more) = (0, true);
+    while more {
+        let (tunnel, drops) = core.sealing();
+        more = seal_frames(outbox, &mut next, arena, tunnel, buffer, now, drops);
+        let trains = buffer.trains.iter().map(|train| SendTrain {
+            to: train.to,
+            bytes: buffer.bytes(train),
+            segment_size: train.segment_size,
+        });
+        send_all(trains, core, &mut send);
+        buffer.clear();
+    }
+    send_ready(&mut outbox.datagrams, core, &mut send);
+}
+
+/// Sends what the tunnel has made itself.
+fn send_ready<C: Core>(ready: &mut Outgoing, core: &mut C, send: &mut impl FnMut(&[SendTrain<'_>], &mut C)) {
+    let messages = ready.datagrams.iter();
+    let trains = messages.map(|(to, bytes)| SendTrain { to: *to, bytes, segment_size: bytes.len() });
+    send_all(trains, core, send);
+    ready.datagrams.clear();
+}
+
+fn send_all<'a, C: Core>(
+    trains: impl Iterator<Item = SendTrain<'a>>,
+    core: &mut C,
+    send: &mut impl FnMut(&[SendTrain<'_>], &mut C),
+) {
+    let trains: Vec<SendTrain<'a>> = trains.collect();
+    if !trains.is_empty() {
+        send(&trains, core);
     }
 }
 

@@ -10,7 +10,7 @@ use crate::clock::Timestamp;
 use crate::core::Core;
 use crate::drop_reason::DropReason;
 use crate::messages::{EventKind, Events};
-use crate::outbox::seal_frames;
+use crate::outbox::send_to_peers;
 use crate::transport::{SendTrain, Transport};
 use crate::wire::{Offload, Segments, VirtioNetHeader};
 
@@ -20,7 +20,6 @@ impl<C: Core> Shard<C> {
         self.send_external();
         self.send_tun();
         self.send_peers(now);
-        self.send_datagrams();
         self.send_crossings();
         self.outbox.clear();
     }
@@ -83,56 +82,11 @@ impl<C: Core> Shard<C> {
     }
 
     fn send_peers(&mut self, now: Timestamp) {
-        self.outbox.arrange_peers();
-        let mut next = 0;
-        loop {
-            let (tunnel, drops) = self.core.sealing();
-            let more = seal_frames(
-                &mut self.outbox,
-                &mut next,
-                &mut self.arena,
-                tunnel,
-                &mut self.sealed,
-                now,
-                drops,
-            );
-            self.send_sealed();
-            if !more {
-                return;
-            }
-        }
-    }
-
-    fn send_sealed(&mut self) {
-        if self.sealed.trains().is_empty() {
-            return;
-        }
-        let trains: Vec<SendTrain<'_>> = self
-            .sealed
-            .trains()
-            .iter()
-            .map(|train| SendTrain {
-                to: train.to,
-                bytes: self.sealed.bytes(train),
-                segment_size: train.segment_size,
-            })
-            .collect();
-        send_trains(&mut *self.devices.transport, &trains, &mut self.core, &self.links.events);
-        self.sealed.clear();
-    }
-
-    /// Handshakes and the like, which the tunnel made itself.
-    fn send_datagrams(&mut self) {
-        let trains: Vec<SendTrain<'_>> = self
-            .outbox
-            .datagrams
-            .datagrams
-            .iter()
-            .map(|(to, datagram)| SendTrain { to: *to, bytes: datagram, segment_size: datagram.len() })
-            .collect();
-        if !trains.is_empty() {
-            send_trains(&mut *self.devices.transport, &trains, &mut self.core, &self.links.events);
-        }
+        let Self { core, devices, links, arena, outbox, sealed, .. } = self;
+        let send = |trains: &[SendTrain<'_>], core: &mut C| {
+            send_trains(&mut *devices.transport, trains, core, &links.events);
+        };
+        send_to_peers(outbox, core, arena, sealed, now, send);
     }
 
     fn send_crossings(&mut self) {

@@ -238,6 +238,29 @@ fn sessions_are_renewed_under_traffic_without_losing_a_packet() {
 }
 
 #[test]
+fn what_waited_for_a_session_leaves_before_what_came_with_it() {
+    let mut world = World::new().connected();
+    let data = |packets: Vec<Ip>| packets.iter().map(|packet| packet.data()[0]).collect::<Vec<_>>();
+    // The client calls: a packet comes in the turn that brings the gateway's response.
+    let up = |n| Ip::udp(endpoint(client_address(0), 5_000), endpoint(SERVER, 9), &[n]);
+    world.pass(600 * SECOND);
+    world.send_bytes(0, &up(1).bytes(), [0; 10]);
+    world.send_bytes(0, &up(2).bytes(), [0; 10]);
+    world.hand_from_client(0, 7, &up(3));
+    world.settle();
+    assert_eq!(data(world.take_outside()), [1, 2, 3]);
+    // The gateway calls.
+    let down = |n| Ip::udp(endpoint(GATEWAY, 9), endpoint(client_address(0), 5_000), &[n]);
+    world.pass(600 * SECOND);
+    world.send_from_host_bytes(&down(1).bytes(), [0; 10]);
+    world.send_from_host_bytes(&down(2).bytes(), [0; 10]);
+    world.hand_from_host(7, &down(3));
+    world.settle();
+    assert_eq!(data(world.take(0)), [1, 2, 3]);
+    assert!(world.drops().is_empty());
+}
+
+#[test]
 fn a_client_that_moves_is_answered_where_it_is() {
     let mut world = World::with_shards(2).connected();
     world.move_client(1, endpoint([192, 0, 2, 250].into(), 999));

@@ -160,6 +160,12 @@ impl World {
         node.core.receive_host(now, &mut node.arena, span, Offload::NONE, &mut node.outbox);
     }
 
+    pub fn hand_from_client(&mut self, client: usize, buffer: usize, packet: &Ip) {
+        let (now, node) = (self.now, &mut self.clients[client]);
+        let span = node.store(buffer, &packet.bytes());
+        node.core.receive_host(now, &mut node.arena, span, Offload::NONE, &mut node.outbox);
+    }
+
     pub fn hand_removal(&mut self, client: usize) {
         let (now, node) = (self.now, &mut self.shards[0]);
         let command = Command::RemovePeer {

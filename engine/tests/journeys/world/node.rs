@@ -6,7 +6,7 @@ use tidegate_engine::arena::{Arena, Span};
 use tidegate_engine::clock::Timestamp;
 use tidegate_engine::core::Core;
 use tidegate_engine::external::MacAddress;
-use tidegate_engine::outbox::{Crossing, Outbox, TrainBuffer, seal_frames};
+use tidegate_engine::outbox::{Crossing, Outbox, TrainBuffer, send_to_peers};
 use tidegate_engine::path::Path;
 
 /// Trains that one turn of the loop takes (`TRANSPORT_BUFFERS`).
@@ -76,19 +76,9 @@ impl<C: Core> Node<C> {
             }));
         }
         output.arp.append(&mut outbox.arp);
-        let mut next = 0;
-        loop {
-            let (tunnel, drops) = core.sealing();
-            let more = seal_frames(outbox, &mut next, arena, tunnel, sealed, now, drops);
-            let trains = sealed.trains().iter();
-            output.trains.extend(trains.map(|t| (t.to, t.segment_size, sealed.bytes(t).to_vec())));
-            sealed.clear();
-            if !more {
-                break;
-            }
-        }
-        let datagrams = outbox.datagrams.datagrams.drain(..);
-        output.trains.extend(datagrams.map(|(to, datagram)| (to, datagram.len(), datagram)));
+        send_to_peers(outbox, core, arena, sealed, now, |trains, _| {
+            output.trains.extend(trains.iter().map(|t| (t.to, t.segment_size, t.bytes.to_vec())));
+        });
         output.crossings.append(&mut outbox.crossings);
         outbox.clear();
         output
