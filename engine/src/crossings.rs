@@ -101,6 +101,11 @@ mod tests {
         Crossing::Initiation { from: SocketAddrV4::new(OUTSIDE, 1).into(), datagram: vec![1; 148] }
     }
 
+    /// Forged data, for a session of ours, in a train that the kernel steered elsewhere.
+    fn strayed() -> Crossing {
+        Crossing::Strayed { from: SocketAddrV4::new(OUTSIDE, 1).into(), datagram: vec![4; 32] }
+    }
+
     /// In what place of the order each is served to which `is_it` applies.
     fn places(crossings: &mut Crossings, is_it: impl Fn(&Crossing) -> bool) -> Vec<usize> {
         crossings.collect(NOW);
@@ -172,5 +177,25 @@ mod tests {
         crossings.collect(NOW);
         assert_eq!(std::iter::from_fn(|| crossings.next(NOW)).count(), TURN.packets);
         assert!(crossings.is_waiting());
+    }
+
+    #[test]
+    fn forged_data_keeps_no_handshake_from_crossing() {
+        let (sender, receiver) = mpsc::sync_channel(CROSSING_QUEUE);
+        let mut crossings = Crossings::new(receiver);
+        let mut handshakes = 0;
+        for ms in 0..200 {
+            let now = NOW + Duration::from_millis(ms);
+            for _ in 0..2 * TURN.packets {
+                sender.try_send(strayed()).unwrap();
+            }
+            sender.try_send(initiation()).unwrap();
+            crossings.collect(now);
+            let served = std::iter::from_fn(|| crossings.next(now));
+            handshakes += served.filter(|crossing| crossing.owner() == Owner::Newcomer).count();
+            crossings.end_turn();
+        }
+        assert_eq!(handshakes, 200);
+        assert!(crossings.drops().get(DropReason::QueueDelay) > 0, "of the flood");
     }
 }

@@ -118,6 +118,8 @@ pub struct Outbox {
     pub arp: Vec<ArpFrame>,
     /// Packets for other shards.
     pub crossings: Vec<(u8, Crossing)>,
+    /// How many datagrams of this turn were for sessions of other shards.
+    pub strayed: usize,
     /// WireGuard messages that are ready: handshakes, cookies, keepalives, flushed queues.
     pub datagrams: Outgoing,
     /// The gather lists, one after another.
@@ -130,6 +132,13 @@ pub struct Outbox {
 pub enum Crossing {
     /// A handshake initiation for a peer that lives there.
     Initiation {
+        /// Where the datagram comes from.
+        from: Path,
+        /// The datagram.
+        datagram: Vec<u8>,
+    },
+    /// A message for a session or a handshake that was begun there.
+    Strayed {
         /// Where the datagram comes from.
         from: Path,
         /// The datagram.
@@ -159,7 +168,7 @@ impl Crossing {
     /// Its bytes.
     pub fn bytes(&self) -> &[u8] {
         match self {
-            Self::Initiation { datagram, .. } => datagram,
+            Self::Initiation { datagram, .. } | Self::Strayed { datagram, .. } => datagram,
             Self::ToPeer { packet, .. } | Self::Inbound { packet, .. } => packet,
         }
     }
@@ -168,6 +177,7 @@ impl Crossing {
     pub fn owner(&self) -> Owner<Ipv4Addr> {
         match self {
             Self::Initiation { .. } => Owner::Newcomer,
+            Self::Strayed { .. } => Owner::Stranger,
             Self::ToPeer { client, .. } => Owner::Client(*client),
             Self::Inbound { client, .. } => client.map_or(Owner::Stranger, Owner::Client),
         }
@@ -198,6 +208,7 @@ impl Outbox {
         self.peers.clear();
         self.arp.clear();
         self.crossings.clear();
+        self.strayed = 0;
         self.datagrams.datagrams.clear();
         self.tails.clear();
     }

@@ -47,9 +47,8 @@ impl Gateway {
         outbox: &mut Outbox,
     ) {
         match crossing {
-            Crossing::Initiation { from, mut datagram } => {
+            Crossing::Initiation { from, mut datagram } | Crossing::Strayed { from, mut datagram } => {
                 match self.tunnel.receive_forwarded(now, from, &mut datagram, &mut outbox.datagrams) {
-                    // The kernel steers data messages; one that strayed is as good as any other.
                     Received::Packet { peer, plaintext } => {
                         let packet = datagram.get(plaintext).unwrap_or_default().to_vec();
                         self.route_strayed(now, arena, packet, peer, outbox);

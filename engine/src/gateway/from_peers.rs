@@ -3,7 +3,12 @@
 use super::*;
 use crate::external::reservation::PortProtocol;
 use crate::tcp_reset;
+use crate::transport::MAX_TRAIN_SEGMENTS;
+use crate::tunnel::is_initiation;
 use crate::wire::protocol;
+
+/// Messages for sessions of other shards that one turn hands over at most: one train, should the kernel bring a whole one astray.
+const STRAYED_PER_TURN: usize = MAX_TRAIN_SEGMENTS;
 
 impl Gateway {
     /// Where no peer can be, whatever it knows. Were it taken for a peer's endpoint, what is sealed for an address of the VPN
@@ -34,11 +39,29 @@ impl Gateway {
             }
             Received::Keepalive { .. } | Received::Handshake { .. } => Ok(()),
             Received::OtherShard(shard) => {
-                outbox.crossings.push((shard, Crossing::Initiation { from, datagram: bytes.to_vec() }));
+                let crossing = Self::crossing_of(bytes, from, &mut outbox.strayed)?;
+                outbox.crossings.push((shard, crossing));
                 Ok(())
             }
             Received::Drop(reason) => Err(reason),
         }
+    }
+
+    /// What takes a datagram to another shard.
+    ///
+    /// The kernel steers a whole train by its first datagram. A real peer's are all for one shard, but for an initiation (to shard
+    /// 0) and the shorter data message right behind it, of a session that is being renewed: that one must not be lost. A forger's
+    /// train may be as mixed as he likes. So what strays crosses, but among the strangers', and not so much in a turn that
+    /// it fills the queue between the shards.
+    fn crossing_of(bytes: &[u8], from: Path, strayed: &mut usize) -> Result<Crossing, DropReason> {
+        if is_initiation(bytes) {
+            return Ok(Crossing::Initiation { from, datagram: bytes.to_vec() });
+        }
+        *strayed += 1;
+        if *strayed > STRAYED_PER_TURN {
+            return Err(DropReason::QueueFull);
+        }
+        Ok(Crossing::Strayed { from, datagram: bytes.to_vec() })
     }
 
     /// Routes a packet that another shard received for a peer of ours, at once and on its own.

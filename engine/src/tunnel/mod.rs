@@ -51,7 +51,7 @@ pub use aead::Library;
 pub use cipher::Cipher;
 pub use handshake::public_key;
 pub use peer::{PeerConfig, PeerStats, Traffic};
-pub use receive::Received;
+pub use receive::{Received, is_initiation};
 pub use send::{QUEUE_LIMIT, Sealer};
 
 use cookie::Admission;

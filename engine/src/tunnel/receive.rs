@@ -42,6 +42,11 @@ pub enum Received {
     Drop(DropReason),
 }
 
+/// Whether it is a handshake initiation, by its type and length.
+pub fn is_initiation(datagram: &[u8]) -> bool {
+    matches!(Message::parse(datagram), Ok(Message::Initiation(_)))
+}
+
 impl Tunnel {
     /// Receives one datagram, opened in place.
     pub fn receive(

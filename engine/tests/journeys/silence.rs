@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tidegate_engine::drop_reason::DropReason;
+use tidegate_engine::fair_queue::Owner;
 use tidegate_engine::wire::CoalesceOptions;
 
 use super::flow::{Flow, HTTPS};
@@ -236,12 +237,15 @@ fn data_messages_that_the_kernel_brought_to_the_wrong_shard_are_delivered_all_th
     for wrong in [0, 1] {
         let mut world = World::with_shards(2).connected();
         world.all_datagrams_to = Some(wrong);
+        world.crossed.clear();
         for client in 0..3 {
             world.ping(client, SERVER);
             assert_eq!(world.take_one(client).source, SERVER);
             let forged = to_server(client).with(|ip| ip.source = SERVER).summed();
             world.dies(DropReason::WrongInnerSource, |world| world.send(client, &forged));
         }
+        let strayed = std::mem::take(&mut world.crossed);
+        assert!(strayed.contains(&Owner::Stranger) && !strayed.contains(&Owner::Newcomer), "{strayed:?}");
         // Renewed handshakes stray, too.
         world.pass(Duration::from_secs(200));
         for client in 0..3 {
@@ -249,4 +253,18 @@ fn data_messages_that_the_kernel_brought_to_the_wrong_shard_are_delivered_all_th
             assert_eq!(world.take_one(client).source, SERVER);
         }
     }
+}
+
+#[test]
+fn a_train_of_forged_data_for_several_shards_hands_over_little() {
+    let mut world = World::with_shards(2).connected();
+    world.crossed.clear();
+    let forged = |shard| [&[4, 0, 0, 0, shard, 1, 2, 3][..], &[0; 24]].concat();
+    for trains in 1..=2 {
+        let train = [forged(0), forged(1).repeat(100)].concat();
+        world.strike(endpoint([192, 0, 2, 66].into(), 1), train, 32);
+        world.settle();
+        assert_eq!(world.crossed, vec![Owner::Stranger; trains * 64]);
+    }
+    assert_eq!(world.drops(), [("unknown_session", 2 * 65), ("queue_full", 2 * 36)].into());
 }
