@@ -68,6 +68,12 @@ impl Crossings {
         Some(crossing)
     }
 
+    /// What the crossing that was served last has cost beyond its bytes.
+    pub fn charge(&mut self, work: usize) {
+        self.served.bytes += work;
+        self.queue.charge(work);
+    }
+
     /// The turn is over.
     pub fn end_turn(&mut self) {
         self.served = Amount::default();
@@ -177,6 +183,22 @@ mod tests {
         crossings.collect(NOW);
         assert_eq!(std::iter::from_fn(|| crossings.next(NOW)).count(), TURN.packets);
         assert!(crossings.is_waiting());
+    }
+
+    #[test]
+    fn a_turn_serves_few_handshakes() {
+        let (sender, receiver) = mpsc::sync_channel(CROSSING_QUEUE);
+        let mut crossings = Crossings::new(receiver);
+        for _ in 0..TURN.packets {
+            sender.try_send(initiation()).unwrap();
+        }
+        crossings.collect(NOW);
+        let mut served = 0;
+        while crossings.next(NOW).is_some() {
+            crossings.charge(QUANTUM / 2);
+            served += 1;
+        }
+        assert_eq!(served, 16);
     }
 
     #[test]

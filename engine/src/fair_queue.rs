@@ -5,7 +5,9 @@
 //! whoever sends a packet now and then (a ping, a keystroke, an ACK) waits for nobody's bulk. Each queue is watched by
 //! [`codel`]: where its head always waits too long, heads are dropped. When all queues together outgrow their bounds,
 //! the heads of the longest one are dropped, so that nobody's flood costs somebody else's packets. A packet has its price
-//! however short it is ([`LEAST_COST`]): what counts only bytes would serve a flood of empty datagrams for nothing.
+//! however short it is ([`LEAST_COST`]): what counts only bytes would serve a flood of empty datagrams for nothing. What turns out
+//! to have cost more than its bytes is charged for when it was served ([`FairQueue::charge`]); that is about turns, and changes
+//! nothing in the bounds, which are about memory.
 //!
 //! It holds descriptions of packets, not their bytes, and reads no clock.
 
@@ -106,6 +108,8 @@ pub struct FairQueue<K, T> {
     new: VecDeque<usize>,
     /// The others, in the order of their turns.
     old: VecDeque<usize>,
+    /// From which queue the last packet came.
+    served_last: Option<usize>,
     packets: usize,
     cost: usize,
     /// The memory of queues that ended.
@@ -124,6 +128,7 @@ impl<K: Copy + Eq + Hash, T> FairQueue<K, T> {
             by_key: HashMap::default(),
             new: VecDeque::new(),
             old: VecDeque::new(),
+            served_last: None,
             packets: 0,
             cost: 0,
             spare: Vec::new(),
@@ -185,6 +190,7 @@ impl<K: Copy + Eq + Hash, T> FairQueue<K, T> {
                     continue;
                 }
                 queue.deficit -= cost as isize;
+                self.served_last = Some(id);
                 if self.packets == 0 {
                     self.forget_all();
                 }
@@ -218,8 +224,17 @@ impl<K: Copy + Eq + Hash, T> FairQueue<K, T> {
         }
     }
 
+    /// What the packet that was served last has cost beyond its bytes, which nobody knew before: its queue pays, if it is still
+    /// there.
+    pub fn charge(&mut self, work: usize) {
+        if let Some(queue) = self.served_last.and_then(|id| self.queues.get_mut(id)) {
+            queue.deficit -= work as isize;
+        }
+    }
+
     fn forget(&mut self, id: usize) {
         let queue = self.queues.remove(id);
+        self.served_last.take_if(|last| *last == id);
         self.by_key.remove(&queue.key);
         if self.spare.len() < SPARE {
             self.spare.push(queue.packets);

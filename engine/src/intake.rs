@@ -208,6 +208,12 @@ impl<K: Copy + Eq + Hash, T: Arrival> Intake<K, T> {
         Some(packet)
     }
 
+    /// What the packet that was served last has cost beyond its bytes.
+    pub fn charge(&mut self, work: usize) {
+        self.served.bytes += work;
+        self.queue.charge(work);
+    }
+
     /// Whether packets of several clients have come lately, or those of one stood in the kernel.
     fn is_contested(&self, now: Timestamp) -> bool {
         now < self.contested_until
@@ -425,6 +431,20 @@ mod tests {
         let order = turn(&mut device, &mut kernel, NOW) + &turn(&mut device, &mut kernel, NOW);
         assert!(order.find('!').unwrap() > order.find('?').unwrap(), "it came last: {order}");
         assert!(order.trim_end_matches('?').len() < 55, "it did not wait for all that came before: {order}");
+    }
+
+    #[test]
+    fn a_turn_of_handshakes_is_as_long_as_one_of_superpackets() {
+        let mut device = Device::new(96);
+        read(&mut device, &mut vec![('!', 148); 32], NOW);
+        let mut served = 0;
+        while device.intake.next(NOW).is_some() {
+            device.intake.charge(QUANTUM / 2);
+            served += 1;
+        }
+        assert_eq!(served, 16);
+        device.intake.end_turn();
+        assert!(device.intake.is_waiting());
     }
 
     #[test]

@@ -470,6 +470,7 @@ impl<C: Core> Shard<C> {
                 train.from,
                 &mut self.outbox,
             );
+            self.trains.charge(self.core.sealing().0.take_work());
         }
         self.core.flush_peers(now, &mut self.arena, &mut self.outbox);
     }
@@ -488,6 +489,7 @@ impl<C: Core> Shard<C> {
     fn serve_crossings(&mut self, now: Timestamp) {
         while let Some(crossing) = self.links.crossings.next(now) {
             self.core.receive_crossing(now, &mut self.arena, crossing, &mut self.outbox);
+            self.links.crossings.charge(self.core.sealing().0.take_work());
         }
     }
 

@@ -99,6 +99,32 @@ fn a_standing_queue_loses_heads_and_only_its_own() {
 }
 
 #[test]
+fn a_packet_that_costs_more_than_its_bytes_is_paid_for_once_it_was_served() {
+    let mut queue = FairQueue::new(BOUNDS);
+    for n in 0..900 {
+        queue.push('h', 1_000 + n, 148, at(0), none);
+    }
+    for bulk in 0..20 {
+        queue.push('a', bulk, BULK, at(0), none);
+    }
+    assert_eq!(queue.waiting().bytes, 900 * LEAST_COST + 20 * BULK, "its memory is what it was");
+    let mut between = vec![0];
+    while let Some((packet, _)) = queue.pop(at(0), none) {
+        if packet >= 1_000 {
+            queue.charge(QUANTUM / 4);
+            *between.last_mut().unwrap() += 1;
+        } else if packet < 19 {
+            between.push(0);
+        }
+    }
+    assert!(between[1..19].iter().all(|&handshakes| handshakes <= 4), "{between:?}");
+    queue.charge(QUANTUM); // nobody's: the queue has ended
+    queue.push('b', 1, BULK, at(1), none);
+    queue.charge(QUANTUM);
+    assert_eq!(queue.pop(at(1), none), Some((1, BULK)));
+}
+
+#[test]
 fn when_too_much_waits_the_longest_queue_is_shortened() {
     let mut queue = FairQueue::new(BOUNDS);
     let mut dropped = Vec::new();

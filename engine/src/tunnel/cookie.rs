@@ -3,8 +3,9 @@
 //!
 //! *mac1* proves that the sender knows our public key. Above [`LOAD_THRESHOLD`] handshake messages per second the
 //! gateway is *under load*, and demands *mac2* too: a MAC under a cookie that it sent to the very address that the
-//! message claims to come from. Whoever shows it is then held to [`SOURCE_RATE`] messages per second. So a flood from
-//! forged addresses costs two hashes a message, and one from real addresses is bounded by their number.
+//! message claims to come from. Whoever shows it is then held to [`SOURCE_RATE`] messages per second, and all together to
+//! [`TOTAL_RATE`]. So a flood from forged addresses costs two hashes a message, and one from real addresses is bounded,
+//! however many they are.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
@@ -23,6 +24,7 @@ use super::handshake::random_bytes;
 use super::messages::{COOKIE_REPLY_LEN, CookieReply, Handshake, MAC_LEN};
 use crate::clock::Timestamp;
 use crate::drop_reason::DropReason;
+use crate::rate_limit::TokenBucket;
 
 /// A cookie lives this long on either side (whitepaper §5.4.7: the secret changes every two minutes).
 pub const COOKIE_LIFETIME: Duration = Duration::from_secs(120);
@@ -33,6 +35,11 @@ pub const LOAD_THRESHOLD: u32 = 200;
 pub const SOURCE_RATE: u32 = 20;
 /// How many it may send at once (as in Linux).
 pub const SOURCE_BURST: u32 = 5;
+/// Handshake messages per second that are read in all while we are under load: a quarter to half of a core's time. Whoever has
+/// more addresses than that gets no more; and 1,000 peers whose gateway was restarted are back within seconds.
+pub const TOTAL_RATE: u32 = 2_000;
+/// How many at once: a tenth of a second's.
+pub const TOTAL_BURST: u32 = 200;
 /// How many source addresses are watched; further ones are refused while we are under load.
 const MAX_SOURCES: usize = 8192;
 /// How long a source is remembered: its bucket is full again by then.
@@ -132,6 +139,8 @@ pub struct Admission {
     keys: MacKeys,
     secret: Option<(Zeroizing<[u8; 32]>, Timestamp)>,
     load: Load,
+    /// What all sources together may send under load.
+    total: TokenBucket,
     sources: HashMap<Ipv4Addr, Bucket, RandomState>,
     /// When sources that were quiet are forgotten next.
     sources_expiry: Option<Timestamp>,
@@ -144,6 +153,7 @@ impl Admission {
             keys: MacKeys::new(public_key),
             secret: None,
             load: Load::default(),
+            total: TokenBucket::new(TOTAL_RATE, TOTAL_BURST),
             sources: HashMap::default(),
             sources_expiry: None,
         }
@@ -171,7 +181,11 @@ impl Admission {
         if !bool::from(mac2.ct_eq(&message.mac2())) {
             return self.challenge(message.sender(), &mac1, &cookie).map(Verdict::Challenge);
         }
-        if self.spend(*source.ip(), now) { Ok(Verdict::Admit) } else { Err(DropReason::HandshakeRateLimited) }
+        if self.spend(*source.ip(), now) && self.total.take(now) {
+            Ok(Verdict::Admit)
+        } else {
+            Err(DropReason::HandshakeRateLimited)
+        }
     }
 
     /// The cookie of `source`: a MAC of its address under a secret that changes every [`COOKIE_LIFETIME`].

@@ -113,6 +113,8 @@ pub struct Tunnel {
     indices: IndexTable,
     admission: Admission,
     schedule: Schedule,
+    /// What was read of handshakes, see [`Self::take_work`].
+    work: usize,
     /// Scratch of `poll`.
     due: Vec<PeerId>,
     drops: DropCounters,
@@ -135,6 +137,7 @@ impl Tunnel {
             homes: HashMap::default(),
             indices: IndexTable::new(config.shard),
             schedule: Schedule::default(),
+            work: 0,
             due: Vec::new(),
             drops: DropCounters::default(),
         }

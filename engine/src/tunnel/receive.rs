@@ -15,6 +15,11 @@ use crate::drop_reason::DropReason;
 use crate::fair_queue::Owner;
 use crate::path::Path;
 
+/// What reading a handshake message costs, in bytes of bulk that a shard carries meanwhile: two Diffie-Hellmans and more, some 130 us,
+/// would be a whole superpacket's (64 KiB). A quarter of that favours those who want to be let in; how many they are is bounded
+/// elsewhere ([`super::cookie`]).
+pub const HANDSHAKE_WORK: usize = 16 * 1024;
+
 /// What became of a datagram.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Received {
@@ -88,6 +93,12 @@ impl Tunnel {
             endpoint.is_some_and(|path| path.remote == from)
         };
         self.indices.get(header.receiver).filter(is_there).map_or(Owner::Stranger, Owner::Client)
+    }
+
+    /// What the handshakes that were read since the last call have cost beyond their bytes, see [`HANDSHAKE_WORK`]. Only now is it
+    /// known: what shows no right MAC, or no cookie when one is due, costs next to nothing.
+    pub fn take_work(&mut self) -> usize {
+        std::mem::take(&mut self.work)
     }
 
     fn walk(
@@ -201,6 +212,7 @@ impl Tunnel {
         from: Path,
         out: &mut Outgoing,
     ) -> Result<Received, DropReason> {
+        self.work += HANDSHAKE_WORK;
         let initiation = self.identity.receive_initiation(message)?;
         let id = match self.homes.get(&initiation.public_key) {
             Some(Home::Here(id)) => *id,
@@ -250,6 +262,7 @@ impl Tunnel {
             .pending
             .take_if(|pending| pending.local_index == local_index)
             .ok_or(DropReason::UnknownSession)?;
+        self.work += HANDSHAKE_WORK;
         let session = pending.initiation.receive_response(message).and_then(|keys| {
             let aead = (peer.cipher, self.library);
             Session::new(&keys, aead, (local_index, message.sender()), true, now)

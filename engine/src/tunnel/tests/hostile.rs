@@ -2,7 +2,11 @@
 
 use proptest::prelude::*;
 
-use super::super::cookie::{CookieJar, LOAD_THRESHOLD, MacKeys, SOURCE_BURST};
+use super::super::cookie::{
+    Admission, CookieJar, LOAD_THRESHOLD, MacKeys, SOURCE_BURST, TOTAL_BURST, TOTAL_RATE, Verdict,
+};
+use super::super::messages::{Initiation, Message};
+use super::super::receive::HANDSHAKE_WORK;
 use super::*;
 use crate::fair_queue::Owner;
 
@@ -185,6 +189,68 @@ fn under_load_a_source_with_a_cookie_is_held_to_its_rate() {
     assert_eq!(received, Received::Drop(DropReason::HandshakeRateLimited));
     world.pass(Duration::from_secs(300));
     assert_eq!(world.bob.tunnel.next_wakeup(), None, "the source is forgotten");
+}
+
+#[test]
+fn under_load_all_sources_together_are_held_to_a_rate() {
+    let bob = public_key(&BOB_KEY);
+    let (keys, mut admission) = (MacKeys::new(&bob), Admission::new(&bob));
+    let mut judge = |source: u32, jar: &mut CookieJar, now| {
+        let mut message = Initiation::template(source);
+        jar.sign(&keys, &mut message, now).unwrap();
+        let Ok(Message::Initiation(message)) = Message::parse(&message) else { unreachable!() };
+        let from = SocketAddrV4::new(Ipv4Addr::from_bits(source), 1);
+        match admission.judge(&message, from, now) {
+            Ok(Verdict::Admit) => true,
+            Ok(Verdict::Challenge(reply)) => {
+                let Ok(Message::CookieReply(reply)) = Message::parse(&reply) else { unreachable!() };
+                jar.receive(&keys, reply, now).unwrap();
+                false
+            }
+            Err(reason) => {
+                assert_eq!(reason, DropReason::HandshakeRateLimited);
+                false
+            }
+        }
+    };
+    let now = Timestamp::from_secs(1_000);
+    let mut eve = CookieJar::default();
+    assert!((0..LOAD_THRESHOLD).all(|_| judge(0, &mut eve, now)));
+    let mut admitted = |now, sources: std::ops::Range<u32>| {
+        let admitted = sources.filter(|&source| {
+            let mut jar = CookieJar::default();
+            assert!(!judge(source, &mut jar, now), "without a cookie");
+            judge(source, &mut jar, now)
+        });
+        admitted.count() as u32
+    };
+    assert_eq!(admitted(now, 1..2_000), TOTAL_BURST);
+    assert_eq!(admitted(now + Duration::from_millis(50), 5_000..5_500), TOTAL_RATE / 20);
+    // 800 that come back within a third of a second, as to a gateway that was restarted, almost all get in.
+    let later = |n: u32| now + Duration::from_secs(1) + Duration::from_millis(33) * n;
+    let admitted: u32 = (1..=10).map(|n| admitted(later(n), n * 10_000..n * 10_000 + 80)).sum();
+    assert!(admitted > 790, "{admitted}");
+}
+
+#[test]
+fn only_handshakes_that_are_read_are_dear() {
+    let mut world = World::connected();
+    let work = |world: &mut World, bytes: &[u8]| {
+        world.eve_sends(bytes);
+        world.bob.tunnel.take_work()
+    };
+    world.bob.tunnel.take_work();
+    let mut initiation = world.recorded(ALICE, 1);
+    assert_eq!(work(&mut world, &initiation), HANDSHAKE_WORK, "a replay, as is found out by reading it");
+    let data = world.recorded(ALICE, 4);
+    assert_eq!(work(&mut world, &data), 0);
+    let response = world.recorded(BOB, 2);
+    assert_eq!(work(&mut world, &response), 0, "it answers nothing of Bob's");
+    world.flood();
+    world.bob.tunnel.take_work();
+    assert_eq!(work(&mut world, &initiation), 0, "it is challenged");
+    initiation[100] ^= 1;
+    assert_eq!(work(&mut world, &initiation), 0, "a wrong mac1");
 }
 
 #[test]
