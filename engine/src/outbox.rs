@@ -254,13 +254,8 @@ impl Default for TrainBuffer {
 }
 
 impl TrainBuffer {
-    /// The trains that are ready.
-    pub fn trains(&self) -> &[Train] {
-        &self.trains
-    }
-
     /// A train's bytes.
-    pub fn bytes(&self, train: &Train) -> &[u8] {
+    fn bytes(&self, train: &Train) -> &[u8] {
         &self.bytes[train.range.clone()]
     }
 
@@ -278,7 +273,7 @@ impl TrainBuffer {
     }
 
     /// Forgets the trains, keeps the memory.
-    pub fn clear(&mut self) {
+    fn clear(&mut self) {
         self.used = 0;
         self.trains.clear();
         self.last_peer = None;

@@ -16,7 +16,7 @@ use tidegate_engine::external::reservation::{Batch, PortOwnership, Shortage};
 use tidegate_engine::gateway::{Gateway, GatewayConfig};
 use tidegate_engine::messages::{Command, Events, MappingLog};
 use tidegate_engine::nat::{Endpoint, Proto};
-use tidegate_engine::outbox::{Crossing, DeviceFrame, Outbox, TrainBuffer, seal_frames};
+use tidegate_engine::outbox::{Crossing, DeviceFrame, Outbox, TrainBuffer, send_to_peers};
 use tidegate_engine::tunnel::{Outgoing, PeerId, Received, Sealer, Tunnel};
 use tidegate_engine::wake::EventFd;
 use tidegate_engine::wire::{CoalesceOptions, Ipv4Packet, Offload};
@@ -173,8 +173,9 @@ impl World {
             12 => {
                 let from = remote(script.byte());
                 let bytes = packet(script, from, EXTERNAL);
-                let crossing = match script.byte() % 3 {
+                let crossing = match script.byte() % 4 {
                     0 => Crossing::Initiation { from: STRANGER.into(), datagram: bytes },
+                    3 => Crossing::Strayed { from: STRANGER.into(), datagram: bytes },
                     1 => {
                         Crossing::ToPeer { packet: bytes, offload: virtio(script), client: client_address(0) }
                     }
@@ -396,23 +397,14 @@ impl World {
             assert!((1..SHARDS).contains(shard), "a crossing to shard {shard}");
         }
         let requests: Vec<_> = self.outbox.arp.drain(..).collect();
-        let mut next = 0;
-        loop {
-            let (tunnel, drops) = self.gateway.sealing();
-            let Self { outbox, arena, sealed, now, .. } = self;
-            let more = seal_frames(outbox, &mut next, arena, tunnel, sealed, *now, drops);
-            for train in self.sealed.trains() {
-                let datagrams = self.sealed.bytes(train).chunks(train.segment_size);
-                self.to_clients
-                    .extend(datagrams.filter_map(|bytes| to_client(train.to.remote, bytes.to_vec())));
+        let Self { gateway, outbox, arena, sealed, now, to_clients, .. } = self;
+        send_to_peers(outbox, gateway, arena, sealed, *now, |trains, _| {
+            for train in trains {
+                // A train of one empty datagram has no chunks; the tunnel makes none.
+                let datagrams = train.bytes.chunks(train.segment_size);
+                to_clients.extend(datagrams.filter_map(|bytes| to_client(train.to.remote, bytes.to_vec())));
             }
-            self.sealed.clear();
-            if !more {
-                break;
-            }
-        }
-        let datagrams = self.outbox.datagrams.datagrams.drain(..);
-        self.to_clients.extend(datagrams.filter_map(|(to, bytes)| to_client(to.remote, bytes)));
+        });
         self.outbox.clear();
         self.used = 0;
         for request in requests {
