@@ -21,6 +21,7 @@ use shards::{Shards, link_up};
 use zeroize::Zeroizing;
 
 use crate::clock::{Timestamp, monotonic_now, unix_time};
+use crate::external::binding::Binding;
 use crate::external::next_hop::ExternalLink;
 use crate::external::reservation::{
     PortOwnership, PortProtocol, PortReservation, Reserver, budget, raise_nofile_limit,
@@ -86,7 +87,8 @@ pub struct GatewayEngine {
     /// Whose each protocol without ports is, and the sockets that keep the host silent about it.
     passed: BTreeMap<u8, Ipv4Addr>,
     silence: HashMap<(u8, Ipv4Addr), OwnedFd>,
-    external_index: u32,
+    /// What tells whether the shards' sockets are still bound to the external interface.
+    external_binding: Binding,
     external_offload: bool,
 }
 
@@ -116,7 +118,7 @@ impl GatewayEngine {
             failed: BTreeMap::new(),
             passed: BTreeMap::new(),
             silence: HashMap::new(),
-            external_index: settings.external.index,
+            external_binding: Binding::open(settings.external.index)?,
             external_offload: offloads.external,
         };
         let tun = open_tun(&settings.tun_name, offloads)?;

@@ -45,7 +45,8 @@ pub enum Command {
         /// What the external interface's sockets are to let through.
         filter: FilterRules,
     },
-    /// The external interface is another one: these are its sockets, which want [`Command::SetExternal`] to be opened.
+    /// The external interface is another one, or was away: these are its new sockets, which want [`Command::SetExternal`] to
+    /// be opened.
     ExternalSockets(Box<ExternalGateway>),
     /// Other ports are published: other packets are to be let through.
     SetFilter(FilterRules),

@@ -295,6 +295,13 @@ impl SocketAddress {
         Self { bytes, len: 20 }
     }
 
+    /// Reads the interface's index from a `struct sockaddr_ll`; the kernel's -1 and 0 are no interface's.
+    pub(crate) fn to_link(self) -> Option<u32> {
+        let b = self.bytes;
+        let family = u16::from_ne_bytes([b[0], b[1]]);
+        (family == libc::AF_PACKET as u16).then(|| u32::from_ne_bytes([b[4], b[5], b[6], b[7]]))
+    }
+
     /// Reads it as a `struct sockaddr_in`.
     pub(crate) fn to_inet(self) -> Option<SocketAddrV4> {
         let b = self.bytes;
@@ -321,14 +328,23 @@ pub(crate) fn listen(fd: BorrowedFd<'_>, backlog: c_int) -> io::Result<()> {
 
 /// The IPv4 address to which a socket is bound.
 pub(crate) fn local_address(fd: BorrowedFd<'_>) -> io::Result<SocketAddrV4> {
+    bound_to(fd)?.to_inet().ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// The index of the interface to which a packet socket is bound.
+pub(crate) fn local_interface(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    bound_to(fd)?.to_link().ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// getsockname(2).
+fn bound_to(fd: BorrowedFd<'_>) -> io::Result<SocketAddress> {
     let mut address = SocketAddress::EMPTY;
     let mut len = SocketAddress::CAPACITY;
     // SAFETY: the kernel writes at most `len` bytes to `address.bytes`, which has that many.
     let result = unsafe {
         libc::getsockname(fd.as_raw_fd(), address.bytes.as_mut_ptr().cast::<libc::sockaddr>(), &raw mut len)
     };
-    check(result)?;
-    address.to_inet().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+    check(result).map(|_| address)
 }
 
 /// read(2).

@@ -11,6 +11,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails; the helpers are tests, too")]
 
+#[path = "devices/came_back.rs"]
+mod came_back;
+#[path = "devices/engine.rs"]
+mod engine;
 #[path = "devices/packets.rs"]
 mod packets;
 #[path = "devices/publications.rs"]

@@ -209,8 +209,8 @@ class Gateway:
         disturbed. Raises `RuntimeError` once the engine was stopped."""
     def remove_peer(self, public_key: bytes) -> bool: ...
     def set_external(self, link: ExternalLink, host_addresses: list[str]) -> None:
-        """The kernel's view of the link changed: new next hop, address, MTU or interface. `OSError` if another
-        interface cannot be opened; nothing has changed then."""
+        """The kernel's view of the link changed: new next hop, address, MTU or interface; or the interface was away, and
+        wants new sockets, however much it looks as before. `OSError` if they cannot be opened; nothing has changed then."""
     def set_nat(self, options: NatOptions) -> None:
         """Timers hold for sessions that there are, counted from their last packet, and the filter at once. Lower limits
         end nothing; mappings on ports outside a smaller range live on, and the host gets free ones back."""

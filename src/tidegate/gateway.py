@@ -87,6 +87,9 @@ class Gateway:
         self._external: ExternalLink | None = None
         self.external_trouble: str | None = None
         """Why `external` cannot be used now."""
+        self._external_was_away = False
+        """Whether the interface may have been away since the engine was told of it. Its sockets may be bound to
+        nothing then, although it looks as before."""
         self._own_addresses: tuple[str, ...] = ()
         self._dns: DnsServer | None = None
         self._dns_proxy: DnsProxy | None = None
@@ -229,7 +232,10 @@ class Gateway:
         engine.start()
         mapping_log = MappingLog(engine, admin.name_at)
         self._supervisor.start(
-            "engine-events", lambda: watch_engine(engine, self._supervisor, mapping_log.write)
+            "engine-events",
+            lambda: watch_engine(
+                engine, self._supervisor, mapping_log.write, noticed={"external_down": self._external_is_down}
+            ),
         )
         self._supervisor.start("link-watch", lambda: self._watch_link(changed))
         if self._dns is not None:
@@ -327,6 +333,8 @@ class Gateway:
             if await self._supervisor.wait_for_stop(SETTLE):
                 return
             changed.clear()
+            # Before the network is read: what happens from here on makes it be told again.
+            was_away, self._external_was_away = self._external_was_away, False
             if self._dns_proxy is not None:
                 await self._dns_proxy.look_up_upstreams()
             try:
@@ -336,11 +344,10 @@ class Gateway:
                 self._link_is_unusable(cause.message)
                 continue
             own = host_addresses(network, tun_name=self._settings.gateway.tun_name)
-            if (link, own) == (self._external, self._own_addresses):
-                self.external_trouble = None
+            if (link, own) == (self._external, self._own_addresses) and not was_away:
                 continue
             log.info(
-                "the host's network changed",
+                "the external link is back" if was_away else "the host's network changed",
                 interface=link.interface,
                 addresses=",".join(link.addresses),
                 next_hop=link.next_hop,
@@ -356,6 +363,12 @@ class Gateway:
     def _link_is_unusable(self, cause: str) -> None:
         log.warning("the external link is not usable now", cause=cause)
         self.external_trouble = cause
+        self._external_was_away = True
+
+    def _external_is_down(self) -> None:
+        """The engine says so, which may be all that is ever seen of it."""
+        self._external_was_away = True
+        self._look_at_the_link()
 
 
 def _check_listen(settings: Settings) -> None:
@@ -375,9 +388,11 @@ async def watch_engine(
     also: Callable[[], None] = lambda: None,
     *,
     heeded: Mapping[str, Callable[[], None]] = MappingProxyType({}),
+    noticed: Mapping[str, Callable[[], None]] = MappingProxyType({}),
 ) -> None:
     """Logs what the engine tells, at a bounded rate; a shard that failed takes the process down. `also` reads
-    what else the engine's descriptor stands for. Events of the kinds in `heeded` are not logged, but call that."""
+    what else the engine's descriptor stands for. Events of the kinds in `heeded` are not logged, but call that;
+    those in `noticed` are logged, and call that as well."""
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     admit = RateLimit(loop.time).admit
@@ -397,6 +412,8 @@ async def watch_engine(
             if event.kind in heeded:
                 heeded[event.kind]()
                 continue
+            if event.kind in noticed:
+                noticed[event.kind]()
             suppressed = admit(event.kind)
             if suppressed is not None:
                 log.warning(event.kind.replace("_", " "), detail=event.detail, suppressed=suppressed)

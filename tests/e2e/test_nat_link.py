@@ -20,7 +20,7 @@ import pytest
 from tidegate.lab import checks, connections, udpecho, webserver
 from tidegate.lab.processes import Process
 from tidegate.lab.stacks import INNER_GATEWAY, TidegateGateway
-from tidegate.lab.topology import BEYOND, GATEWAY_EXTERNAL, INTERNET, Lab
+from tidegate.lab.topology import BEYOND, GATEWAY_EXTERNAL, INTERNET, Lab, Namespace
 from tidegate.lab.waiting import wait_until
 
 from .conftest import MakeWorld
@@ -265,6 +265,39 @@ def test_an_interface_that_is_made_anew_is_taken_up(scene: Scene) -> None:
     assert scene.recovers() == GATEWAY_EXTERNAL
     size = 16 << 20
     assert checks.download(lab.client, f"http://{INTERNET}/blob/anew/{size}").size == size
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["seen", "between two looks"])
+def test_an_interface_that_was_in_another_namespace_is_taken_up_again(scene: Scene, seen: bool) -> None:
+    """With its old index: the kernel has unbound the packet sockets all the same, and does not bind them again."""
+    lab = scene.lab
+    index = lab.gateway.call(lambda: socket.if_nametoindex("external"))
+
+    def all_at_once(*commands: tuple[Namespace, str]) -> None:
+        lines = [f"ip -n {namespace.name} {arguments}" for namespace, arguments in commands]
+        lab.gateway.run(["sh", "-c", " && ".join(lines)])
+
+    away = (lab.gateway, f"link set external netns {lab.beyond.name}")
+    back = (
+        (lab.beyond, f"link set external netns {lab.gateway.name}"),
+        (lab.gateway, "link set external up"),
+        (lab.gateway, f"address add {GATEWAY_EXTERNAL}/24 dev external"),
+        (lab.gateway, f"route add default via {INTERNET}"),
+    )
+    with scene.lasting_connection():
+        if seen:
+            all_at_once(away)
+            wait_until(
+                lambda: scene.gateway.status()["external_trouble"],
+                "the interface to be missed",
+                timeout=RECOVERY,
+            )
+            all_at_once(*back)
+        else:
+            all_at_once(away, *back)
+        assert lab.gateway.call(lambda: socket.if_nametoindex("external")) == index
+        assert scene.recovers() == GATEWAY_EXTERNAL
+        assert scene.gateway.status()["external_trouble"] is None
 
 
 def test_after_a_restart_nobody_gets_what_was_meant_for_an_old_connection(make_world: MakeWorld) -> None:

@@ -307,6 +307,50 @@ def test_a_change_of_the_hosts_network_reaches_the_engine_once(
     asyncio.run(scenario())
 
 
+def test_the_engine_is_told_the_link_again_after_every_spell_in_which_it_was_not_there(
+    settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much it looks as before: its sockets may be bound to nothing."""
+    monkeypatch.setattr("tidegate.gateway.SETTLE", 0.02)
+
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            assert running.host.changed is not None
+            whole = running.host.network
+            for spells in (1, 2):
+                running.host.network = replace(whole, addresses=())
+                running.host.changed()
+                await until(lambda: running.gateway.external_trouble is not None)
+                running.host.network = whole
+                running.host.changed()
+                await until(lambda: running.gateway.external_trouble is None)
+                assert running.packets.links == [running.packets.options.external] * spells
+            running.host.changed()
+            await asyncio.sleep(0.15)
+            assert len(running.packets.links) == 2, "nothing has happened since"
+
+    asyncio.run(scenario())
+
+
+def test_the_engine_is_told_the_link_again_when_it_says_that_it_is_down(
+    settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interface may have been away for less time than it takes to look."""
+    monkeypatch.setattr("tidegate.gateway.SETTLE", 0.02)
+
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            links = running.packets.links
+            await asyncio.sleep(0.15)
+            running.packets.tell(FakeEvent("external_down", "Network is down"))
+            await until(lambda: len(links) == 1)
+            assert links == [running.packets.options.external]
+            await asyncio.sleep(0.15)
+            assert len(links) == 1, "once"
+
+    asyncio.run(scenario())
+
+
 def test_a_change_of_the_hosts_network_brings_its_resolvers(
     settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

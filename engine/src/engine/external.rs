@@ -9,7 +9,7 @@
 //!
 //! When an address goes, so do its reserved ports; when another one is the first, everything is published there. What is
 //! refused there is remembered with its reason, and tried again at the next change. When the interface is another one,
-//! every shard gets new sockets.
+//! or was away, every shard gets new sockets.
 
 use std::io;
 use std::sync::mpsc;
@@ -52,22 +52,23 @@ pub(super) fn open_external(
 }
 
 impl GatewayEngine {
-    /// The kernel's view of the external interface changed; or it is another interface.
+    /// The kernel's view of the external interface changed; or it is another interface, or the same after it was away.
     ///
     /// # Errors
-    /// If the sockets on another interface cannot be opened; nothing has changed then.
+    /// If new sockets on the interface cannot be opened; nothing has changed then.
     pub fn set_external(
         &mut self,
         link: ExternalLink,
         host_addresses: Vec<Ipv4Addr>,
     ) -> Result<(), EngineError> {
-        if link.index != self.external_index {
+        if !self.external_binding.holds(link.index) {
+            let binding = Binding::open(link.index)?;
             let shards = self.shards.senders.len() as u8;
             let sockets = open_external(&link, self.external_offload, shards)?;
             for (sender, sockets) in self.shards.senders.iter().zip(sockets) {
                 sender.send(Command::ExternalSockets(Box::new(sockets)));
             }
-            self.external_index = link.index;
+            self.external_binding = binding;
         }
         let before = std::mem::replace(&mut self.external_addresses, link.addresses.clone());
         let failed = std::mem::take(&mut self.failed);

@@ -3,13 +3,14 @@
 //! Tidegate shares the card and the address with the host's kernel. [`packet_socket`] receives the packets for our
 //! ports and sends ours; [`reservation`] keeps the kernel silent about these ports, and everyone else off them;
 //! [`next_hop`] says to which neighbour a packet goes, [`neighbor`] knows its link address, which [`arp_socket`] asks
-//! for. Nothing of the host's is changed.
+//! for. [`binding`] tells whether the sockets are still on the card. Nothing of the host's is changed.
 
 use std::net::Ipv4Addr;
 
 use crate::bpf::{Assembler, Label, Test};
 
 pub mod arp_socket;
+pub mod binding;
 pub mod gateway;
 pub mod neighbor;
 pub mod next_hop;

@@ -58,6 +58,14 @@ impl Namespace {
     }
 }
 
+impl Namespace {
+    /// Moves an interface of this namespace to another one, which leaves it without addresses, and down.
+    pub fn give(&self, interface: &'static str, to: &Self) {
+        let there = to.id.to_string();
+        self.run(move || ip(&["link", "set", interface, "netns", &there]));
+    }
+}
+
 impl Drop for Namespace {
     fn drop(&mut self) {
         self.jobs = None;
