@@ -4,9 +4,10 @@
 //! that nobody answers. Meanwhile the caller may leave packets here ([`NeighborCache::hold`], as much as is usual in a kernel).
 //! [`NeighborCache::poll`] is the one place where requests are made and entries expire; it wants to be called at
 //! [`NeighborCache::next_wakeup`]. ARP frames go to [`NeighborCache::receive`], which believes only what was asked for, so
-//! that nobody on the link can plant an address unasked. What says unasked that a neighbour has moved to another link
-//! address raises a *doubt*: the neighbour is asked at its known address, and only if it is silent there for a second is
-//! it resolved anew. So a router that was replaced is found at once, and one that is there cannot be supplanted.
+//! that nobody on the link can plant an address unasked. What says that a known neighbour has moved to another link
+//! address raises a *doubt*, be it said unasked or as if in answer to a question that only the known address was asked: the
+//! neighbour is asked there, and only if it is silent for a second is it resolved anew. So a router that was replaced is
+//! found about a second after its successor has said anything, and one that is there cannot be supplanted.
 //!
 //! An entry's life: *resolving* (three broadcast requests, a second apart), then *known*, or *failed* for five seconds.
 //! A known neighbour that is still in use after 30 seconds is asked again, by unicast, while packets go on; if it does
@@ -74,7 +75,7 @@ pub enum Resolution {
 pub enum Ignored {
     /// It is no well-formed reply to us from a link address of one station.
     Malformed,
-    /// It is a reply that nobody asked for.
+    /// It is a reply that nobody asked for, or not from the link address that was asked.
     Unsolicited,
     /// It is no reply to us, but a request or an announcement.
     NoReply,
@@ -163,8 +164,10 @@ impl<P> NeighborCache<P> {
         let entry = self.entries.get_mut(&neighbor).ok_or(ignored)?;
         let asked = match entry.state {
             State::Resolving(asking) => asking.sent > 0,
-            State::Known { mac: known, doubted: true, .. } => mac == known,
-            State::Known { probe, .. } => probe.is_some_and(|asking| asking.sent > 0),
+            // Nobody but the one at that link address was asked.
+            State::Known { mac: known, probe, .. } => {
+                mac == known && probe.is_some_and(|asking| asking.sent > 0)
+            }
             State::Failed { .. } => false,
         };
         if !(answers && asked) {
@@ -256,15 +259,19 @@ impl<P> Entry<P> {
         std::mem::take(&mut self.held)
     }
 
-    /// Somebody says unasked that the neighbour is at `claimed`. If that is news, the neighbour is to be asked at the time
-    /// that is returned: at once, but not more often than once a second, whatever is said.
+    /// Somebody whom nobody asked says that the neighbour is at `claimed`. If that is news, the neighbour is to be asked, or
+    /// given up, at the time that is returned. It is asked at once if it is not already, but not more often than once a
+    /// second, whatever is said.
     fn doubt(&mut self, claimed: MacAddress, now: Timestamp) -> Option<Timestamp> {
         match &mut self.state {
             State::Known { mac, confirmed, probe, doubted: doubted @ false } if *mac != claimed => {
-                let next = now.max(*confirmed + REQUEST_INTERVAL);
+                let asking = match *probe {
+                    Some(asked) if asked.sent > 0 => Asking { sent: REQUESTS, ..asked },
+                    _ => Asking { sent: REQUESTS - 1, next: now.max(*confirmed + REQUEST_INTERVAL) },
+                };
                 *doubted = true;
-                *probe = Some(Asking { sent: REQUESTS - 1, next });
-                Some(next)
+                *probe = Some(asking);
+                Some(asking.next)
             }
             _ => None,
         }

@@ -198,8 +198,34 @@ fn a_neighbour_in_use_is_confirmed_by_unicast_while_packets_go_on() {
     assert_eq!(cache.resolve(ROUTER, at(30)), Resolution::Known(ROUTER_MAC));
     let (frames, _) = poll(&mut cache, at(30));
     assert_eq!(frames.iter().map(|frame| &frame[..6]).collect::<Vec<_>>(), [ROUTER_MAC]);
-    // The router was replaced: what it answers to a question is believed.
-    assert_eq!(answer(&mut cache, OTHER_MAC, at(30)), Ok(ROUTER));
+    assert_eq!(answer(&mut cache, ROUTER_MAC, at(30)), Ok(ROUTER));
+    assert_eq!(cache.resolve(ROUTER, at(59)), Resolution::Known(ROUTER_MAC));
+    assert_eq!(poll(&mut cache, at(59)).0.len(), 0);
+}
+
+#[test]
+fn who_answers_to_a_question_that_another_was_asked_is_not_believed() {
+    // The router is there: however soon somebody else answers in its place, it stays, and is not asked more often for it.
+    let mut cache = learnt();
+    for question in [30, 60, 90] {
+        assert_eq!(cache.resolve(ROUTER, at(question)), Resolution::Known(ROUTER_MAC));
+        assert_eq!(poll(&mut cache, at(question)).0.len(), 1);
+        assert_eq!(answer(&mut cache, OTHER_MAC, at(question)), Err(Ignored::Unsolicited));
+        assert_eq!(poll(&mut cache, at(question)).0.len(), 0);
+        assert_eq!(answer(&mut cache, ROUTER_MAC, at(question)), Ok(ROUTER));
+        assert_eq!(cache.resolve(ROUTER, at(question + 1)), Resolution::Known(ROUTER_MAC));
+        assert_eq!(poll(&mut cache, at(question + 1)).0.len(), 0);
+    }
+
+    // It is not: the other one is found a second after it has said so, by a request to all.
+    let mut cache = learnt();
+    cache.resolve(ROUTER, at(30));
+    assert_eq!(poll(&mut cache, at(30)).0.len(), 1);
+    assert_eq!(answer(&mut cache, OTHER_MAC, at(30)), Err(Ignored::Unsolicited));
+    assert_eq!(cache.next_wakeup(), Some(at(31)));
+    assert_eq!(cache.resolve(ROUTER, at(30)), Resolution::Known(ROUTER_MAC));
+    assert_eq!(poll(&mut cache, at(31)).0[0][..6], BROADCAST);
+    assert_eq!(answer(&mut cache, OTHER_MAC, at(31)), Ok(ROUTER));
     assert_eq!(cache.resolve(ROUTER, at(31)), Resolution::Known(OTHER_MAC));
 }
 
