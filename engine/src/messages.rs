@@ -177,7 +177,7 @@ pub struct Event {
 /// What happened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum EventKind {
-    /// A shard ended without having been told to: the gateway must not go on by halves.
+    /// A shard ended without having been told to, or cannot do its part: the gateway must not go on by halves.
     ShardFailed,
     /// The kernel refused an offload that it had promised; it is off from now on.
     OffloadDisabled,

@@ -432,14 +432,17 @@ impl<C: Core> Shard<C> {
         }
     }
 
-    /// Turns to another interface. Of the old sockets, whatever they still hold is lost.
+    /// Turns to new sockets. Of the old ones, whatever they still hold is lost.
     fn replace_external(&mut self, sockets: ExternalGateway) {
         let added = self
             .epoll
             .add(&sockets.packets, Token::External as u64, Interest::Read)
             .and_then(|()| self.epoll.add(&sockets.arp, Token::Arp as u64, Interest::Read));
         if let Err(error) = added {
-            self.links.events.push(EventKind::ExternalDown, error.to_string());
+            // With any sockets, this shard would miss its part of what comes: the others share the interface's packets
+            // with the new ones by now.
+            let detail = format!("a shard cannot watch its new sockets of the external interface: {error}");
+            return self.links.events.push(EventKind::ShardFailed, detail);
         }
         // Closing the old ones ends their membership in epoll and fanout.
         self.devices.external = Some(sockets);
