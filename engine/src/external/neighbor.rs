@@ -12,6 +12,12 @@
 //! An entry's life: *resolving* (three broadcast requests, a second apart), then *known*, or *failed* for five seconds.
 //! A known neighbour that is still in use after 30 seconds is asked again, by unicast, while packets go on; if it does
 //! not answer three times, it is resolved anew. A neighbour that is not used for 60 seconds is forgotten.
+//!
+//! One client can ask for all addresses of a large link, most of which nobody has. Once three quarters of the places are
+//! taken, a neighbour that does not answer has its own for one request, that is, a second, and not for the eight of three
+//! requests and their failure. So up to a thousand such addresses a second keep no others out, and the link still sees no more than
+//! a request a second for each place; it costs nothing that [`NeighborCache::poll`] does not do anyway. Faster scans do keep
+//! others' new neighbours out, but neither the router nor who is known.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::Ipv4Addr;
@@ -24,6 +30,8 @@ use crate::fair_queue::Amount;
 
 /// Neighbours that are known or asked for at a time.
 pub const MAX_NEIGHBORS: usize = 1024;
+/// From so many on, those that do not answer make room soon.
+const CROWDED: usize = MAX_NEIGHBORS / 4 * 3;
 /// What waits for one neighbour: about as much as a kernel lets wait (Linux' `unres_qlen_bytes`, 208 KiB), so that the
 /// first burst of a client is not cut short.
 pub const MAX_HELD_PER_NEIGHBOR: Amount = Amount { packets: 128, bytes: 256 * 1024 };
@@ -202,11 +210,14 @@ impl<P> NeighborCache<P> {
         }
         let mut wakeup: Option<Timestamp> = None;
         let Self { link, entries, held, .. } = self;
+        let crowded = entries.len() >= CROWDED;
         entries.retain(|&neighbor, entry| {
+            let hurries = crowded && link.router != Some(neighbor);
             let ask = |to| request_frame(link, neighbor, to);
-            let due = entry.advance(now, |to| request(ask(to)));
+            let mut due = entry.advance(now, if hurries { 1 } else { REQUESTS }, |to| request(ask(to)));
             if matches!(entry.state, State::Failed { .. }) {
                 entry.release(held).into_iter().for_each(|(packet, _)| undeliverable(packet));
+                due = due.filter(|_| !hurries);
             }
             wakeup = match (wakeup, due) {
                 (Some(wakeup), Some(due)) => Some(wakeup.min(due)),
@@ -277,22 +288,28 @@ impl<P> Entry<P> {
         }
     }
 
-    /// Does what is due and returns when the next thing is; `None`: the entry is to be forgotten.
-    fn advance(&mut self, now: Timestamp, mut ask: impl FnMut(MacAddress)) -> Option<Timestamp> {
+    /// Does what is due and returns when the next thing is; `None`: the entry is to be forgotten. To find out where the
+    /// neighbour is, so many `requests` are made.
+    fn advance(
+        &mut self,
+        now: Timestamp,
+        requests: u8,
+        mut ask: impl FnMut(MacAddress),
+    ) -> Option<Timestamp> {
         if let State::Known { mac, confirmed, probe, doubted } = self.state {
             let expiry = self.used + UNUSED_FOR;
             if now >= expiry {
                 return None;
             }
             let Some(asking) = probe else { return Some(expiry) };
-            if let Some(asking) = asking.advance(now, || ask(mac)) {
+            if let Some(asking) = asking.advance(now, REQUESTS, || ask(mac)) {
                 self.state = State::Known { mac, confirmed, probe: Some(asking), doubted };
                 return Some(asking.next.min(expiry));
             }
             self.state = State::Resolving(Asking { sent: 0, next: now });
         }
         if let State::Resolving(asking) = self.state {
-            if let Some(asking) = asking.advance(now, || ask(BROADCAST)) {
+            if let Some(asking) = asking.advance(now, requests, || ask(BROADCAST)) {
                 self.state = State::Resolving(asking);
                 return Some(asking.next);
             }
@@ -306,12 +323,12 @@ impl<P> Entry<P> {
 }
 
 impl Asking {
-    /// Asks if it is time to; `None` if the last request was not answered in time.
-    fn advance(self, now: Timestamp, ask: impl FnOnce()) -> Option<Self> {
+    /// Asks if it is time to; `None` if the last of so many `requests` was not answered in time.
+    fn advance(self, now: Timestamp, requests: u8, ask: impl FnOnce()) -> Option<Self> {
         if now < self.next {
             return Some(self);
         }
-        if self.sent >= REQUESTS {
+        if self.sent >= requests {
             return None;
         }
         ask();

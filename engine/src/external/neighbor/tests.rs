@@ -273,6 +273,65 @@ fn a_client_that_scans_the_link_cannot_keep_the_router_out() {
     assert_eq!(cache.entries.len(), 0);
 }
 
+/// One client asks for addresses that nobody has, so many a second, for ten seconds, and a packet waits for each as long as
+/// there is room. Of ten new neighbours of others meanwhile: how many are asked for at the first packet. And how many
+/// requests the link saw in the last second.
+fn during_a_scan(per_second: u32) -> (usize, usize) {
+    let (mut cache, mut let_in, mut requests) = (cache(), 0, 0);
+    for ms in 0..10_000u32 {
+        let now = at(0) + Duration::from_millis(ms.into());
+        for scanned in ms * per_second / 1_000..(ms + 1) * per_second / 1_000 {
+            let neighbor = Ipv4Addr::from_bits(0xc612_0000 + scanned);
+            cache.resolve(neighbor, now);
+            let _ = cache.hold(neighbor, 1, 100);
+        }
+        if ms % 1_000 == 999 {
+            let neighbor = Ipv4Addr::new(192, 0, 2, 20 + (ms / 1_000) as u8);
+            let_in += usize::from(cache.resolve(neighbor, now) == Resolution::Pending);
+            poll(&mut cache, now);
+            let known = cache.receive(&reply(neighbor, OTHER_MAC, OURS, OUR_MAC), now);
+            assert_eq!(known.is_ok(), cache.entries.contains_key(&neighbor));
+        }
+        let asked = poll(&mut cache, now).0.len();
+        requests += if ms < 9_000 { 0 } else { asked };
+        assert!(cache.entries.len() <= MAX_NEIGHBORS);
+    }
+    (let_in, requests)
+}
+
+#[test]
+fn a_client_that_scans_the_link_does_not_keep_the_neighbours_of_others_out() {
+    for per_second in [10, 143, 300, 700] {
+        let (let_in, requests) = during_a_scan(per_second);
+        assert_eq!(let_in, 10, "{per_second} addresses a second");
+        assert!(requests <= MAX_NEIGHBORS, "{requests} requests a second");
+    }
+    // Faster ones do, but for the router; the link is not flooded for them.
+    let (_, requests) = during_a_scan(5_000);
+    assert!(requests <= MAX_NEIGHBORS, "{requests} requests a second");
+}
+
+#[test]
+fn where_few_places_are_left_a_neighbour_is_asked_once_but_the_router_as_often_as_ever() {
+    let mut cache = cache();
+    let neighbor = Ipv4Addr::new(192, 0, 2, 20);
+    for (packet, neighbor) in [(1, neighbor), (2, ROUTER)] {
+        cache.resolve(neighbor, at(0));
+        cache.hold(neighbor, packet, 100).unwrap();
+    }
+    for i in 0..CROWDED as u32 {
+        cache.resolve(Ipv4Addr::from(0xc633_6400 + i), at(0));
+    }
+    assert_eq!(poll(&mut cache, at(0)).0.len(), CROWDED + 2);
+    let (frames, dead) = poll(&mut cache, at(1));
+    assert_eq!((frames.len(), dead), (1, vec![1]), "the router is asked again");
+    assert_eq!(cache.resolve(neighbor, at(1)), Resolution::Pending, "forgotten, and so asked for anew");
+    assert_eq!(cache.resolve(ROUTER, at(1)), Resolution::Pending);
+    // There is room again, and all have their three requests.
+    assert_eq!((1..4).map(|second| poll(&mut cache, at(second)).0.len()).sum::<usize>(), 3 + 1);
+    assert_eq!(cache.resolve(ROUTER, at(3)), Resolution::Failed);
+}
+
 #[test]
 fn held_packets_are_bounded_per_neighbour_and_in_total() {
     // Short ones reach the bound of packets, long ones that of bytes; the last one may exceed it.
