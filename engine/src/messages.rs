@@ -258,7 +258,8 @@ impl MappingLog {
 
 /// Events on their way up: a bounded queue and a descriptor that is readable while it holds something.
 ///
-/// When nobody listens, the newest events are dropped: the first ones tell the cause.
+/// When nobody listens, the newest events are dropped: the first ones tell the cause. A shard's failure is told all the same:
+/// it takes the last place, unless another one has it, for one is enough to end the gateway.
 #[derive(Clone)]
 pub struct Events(Arc<EventQueue>);
 
@@ -279,6 +280,10 @@ impl Events {
     pub fn push(&self, kind: EventKind, detail: impl Into<String>) {
         let event = Event { kind, detail: detail.into() };
         let mut queue = self.0.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let ends_it = |event: &Event| event.kind == EventKind::ShardFailed;
+        if queue.len() == MAX_EVENTS && ends_it(&event) && !queue.back().is_some_and(ends_it) {
+            queue.pop_back();
+        }
         if queue.len() < MAX_EVENTS && queue.back() != Some(&event) {
             queue.push_back(event);
             // It cannot fail but for an overflowing counter, and then the descriptor is readable anyway.
@@ -296,5 +301,27 @@ impl Events {
     /// The descriptor to wait on.
     pub fn wake(&self) -> &EventFd {
         &self.0.wake
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shard_that_failed_is_told_however_many_events_nobody_has_read() {
+        let events = Events::new(EventFd::new().unwrap());
+        for n in 0..2 * MAX_EVENTS {
+            events.push(EventKind::PortsExhausted, n.to_string());
+        }
+        for shard in ["shard-1", "shard-0"] {
+            events.push(EventKind::ShardFailed, shard);
+        }
+        events.push(EventKind::PortsExhausted, "and another");
+        let told = events.take();
+        assert_eq!(told.len(), MAX_EVENTS);
+        assert_eq!(told[MAX_EVENTS - 2].detail, (MAX_EVENTS - 2).to_string(), "the first ones, otherwise");
+        let last = Event { kind: EventKind::ShardFailed, detail: "shard-1".into() };
+        assert_eq!(told.last(), Some(&last), "the first of them, too: it ends the gateway");
     }
 }
