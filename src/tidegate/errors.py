@@ -81,7 +81,7 @@ class EngineError(TidegateError):
 
 
 class SilentEngineError(EngineError, RuntimeError):
-    """A thread of the packet engine hangs: it gives no answer, or does not end."""
+    """The packet engine gives no answer: a thread of it hangs, or it does not run. Or a thread does not end."""
 
 
 class ControlError(TidegateError):

@@ -36,12 +36,12 @@ def _nat_options(nat: NatSettings) -> NatOptions:
 
 @contextmanager
 def _in_words() -> Iterator[None]:
-    """Of threads that hang, which the engine tells as `RuntimeError`."""
+    """What the engine tells as `RuntimeError`: that a thread hangs, or that it does not run."""
     try:
         yield
     except RuntimeError as cause:
         raise SilentEngineError(
-            f"the packet engine: {cause}", hint="it hangs: restart the process"
+            f"the packet engine: {cause}", hint="if that stays so, restart the process"
         ) from cause
 
 

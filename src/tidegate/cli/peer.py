@@ -234,7 +234,7 @@ def _warn_of_local_endpoint(profile: Profile, *, explicit: bool) -> None:
 
     address = profile.endpoint.address
     if address is None:
-        return  # a host name, which only settings give: the gateway may have others than this command
+        return  # a host name: what it leads to elsewhere is not known here
     if address.is_loopback:
         remark(f"the endpoint {profile.endpoint} is every machine's own; clients elsewhere need another")
     elif not explicit and any(address in network for network in PRIVATE_NETWORKS):
