@@ -183,7 +183,7 @@ impl Gateway {
                 }
                 self.forward_checks(now, packet, self.external.mtu)?;
                 match self.translate_outbound(now, packet)? {
-                    Outbound::External => Exit::External,
+                    Outbound::External => Exit::External { client },
                     Outbound::Hairpin => self.hairpin(packet, client),
                 }
             }

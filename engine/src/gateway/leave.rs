@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::external::LINK_HEADER_LEN;
-use crate::external::neighbor::Resolution;
+use crate::external::neighbor::{Asker, Resolution};
 use crate::external::next_hop::NextHop;
 use crate::fragment::fragmentation::Fragments;
 use crate::wire::Segments;
@@ -50,7 +50,10 @@ pub(super) enum Exit {
         client: Ipv4Addr,
     },
     Host,
-    External,
+    /// The internet; and whose packet it is.
+    External {
+        client: Ipv4Addr,
+    },
     /// One of our external addresses, on a port that the NAT of that shard owns; and whose packet it is there.
     Hairpin {
         shard: u8,
@@ -67,6 +70,13 @@ pub(super) struct Decision {
     /// Where the packet goes, after translation.
     pub(super) destination: Ipv4Addr,
     pub(super) shape: Shape,
+}
+
+/// A packet that leaves to the internet, and on whose behalf its next hop is asked for.
+struct Leaving {
+    packet: Gather,
+    shape: Shape,
+    asker: Asker,
 }
 
 /// A packet that is not delivered, and the ICMP error that tells its sender so.
@@ -101,7 +111,10 @@ impl Gateway {
                 let header = VirtioNetHeader::for_shape(shape, 0);
                 outbox.tun.push(DeviceFrame { packet, header, shape, destination_mac: [0; 6] });
             }
-            Exit::External => self.leave_to_external(now, arena, packet, shape, destination, outbox),
+            Exit::External { client } => {
+                let leaving = Leaving { packet, shape, asker: Some(client) };
+                self.leave_to_external(now, arena, leaving, destination, outbox);
+            }
             Exit::Hairpin { shard, .. } if shard == self.shard => {
                 let origin = Origin::Owned(outbox.to_vec(&packet, arena));
                 self.route_from_external(now, arena, origin, shape.offload(), Entrance::Hairpin, outbox);
@@ -148,8 +161,7 @@ impl Gateway {
         &mut self,
         now: Timestamp,
         arena: &Arena,
-        packet: Gather,
-        shape: Shape,
+        leaving: Leaving,
         destination: Ipv4Addr,
         outbox: &mut Outbox,
     ) {
@@ -157,12 +169,13 @@ impl Gateway {
             Ok(NextHop(neighbor)) => neighbor,
             Err(reason) => return self.drops.count(reason),
         };
-        self.traffic.count(Direction::ToExternal, shape);
-        if shape.segment_len() <= self.external.mtu {
-            return self.send_outbound(now, arena, packet, shape, next_hop, outbox);
+        self.traffic.count(Direction::ToExternal, leaving.shape);
+        if leaving.shape.segment_len() <= self.external.mtu {
+            return self.send_outbound(now, arena, leaving, next_hop, outbox);
         }
+        let Leaving { packet, shape, asker } = leaving;
         for (packet, shape) in self.fragment(arena, outbox, &packet, shape, self.external.mtu) {
-            self.send_outbound(now, arena, packet, shape, next_hop, outbox);
+            self.send_outbound(now, arena, Leaving { packet, shape, asker }, next_hop, outbox);
         }
     }
 
@@ -171,13 +184,13 @@ impl Gateway {
         &mut self,
         now: Timestamp,
         arena: &Arena,
-        packet: Gather,
-        shape: Shape,
+        leaving: Leaving,
         next_hop: Ipv4Addr,
         outbox: &mut Outbox,
     ) {
+        let Leaving { packet, shape, asker } = leaving;
         let header = VirtioNetHeader::for_shape(shape, LINK_HEADER_LEN);
-        match self.neighbors.resolve(next_hop, now) {
+        match self.neighbors.resolve(next_hop, asker, now) {
             Resolution::Known(destination_mac) => {
                 outbox.external.push(DeviceFrame { packet, header, shape, destination_mac });
             }
@@ -185,7 +198,7 @@ impl Gateway {
                 let packet = outbox.to_vec(&packet, arena);
                 let bytes = packet.len();
                 let held = HeldFrame { packet, header, shape };
-                if self.neighbors.hold(next_hop, held, bytes).is_err() {
+                if self.neighbors.hold(next_hop, asker, held, bytes).is_err() {
                     self.drops.count(DropReason::NextHopUnresolved);
                 }
             }
@@ -202,7 +215,7 @@ impl Gateway {
         outbox: &mut Outbox,
     ) {
         let HeldFrame { packet, header, shape } = held;
-        match self.neighbors.resolve(neighbor, now) {
+        match self.neighbors.resolve(neighbor, None, now) {
             Resolution::Known(destination_mac) => {
                 let packet = Gather::whole(Bytes::Owned(packet));
                 outbox.external.push(DeviceFrame { packet, header, shape, destination_mac });
@@ -271,7 +284,8 @@ impl Gateway {
             }
             Ok((shape, destination)) => {
                 let packet = Gather::whole(Bytes::Owned(answer));
-                self.leave_to_external(now, arena, packet, shape, destination, outbox);
+                let leaving = Leaving { packet, shape, asker: None };
+                self.leave_to_external(now, arena, leaving, destination, outbox);
             }
             Err(reason) => self.drops.count(reason),
         }
