@@ -13,10 +13,10 @@
 //! A known neighbour that is still in use after 30 seconds is asked again, by unicast, while packets go on; if it does
 //! not answer three times, it is resolved anew. A neighbour that is not used for 60 seconds is forgotten.
 //!
-//! One client can ask for all addresses of a large link, most of which nobody has. So none takes more places of neighbours
-//! that have not answered, nor of packets that wait, than are still free ([`shares`]). Once a quarter of the places is taken, a
-//! neighbour that does not answer has its own for one request, that is, a second, and not for the eight of three requests and
-//! their failure; so a scan goes on, and the link still sees no more than a request a second for each place.
+//! One client can ask for all addresses of a large link, most of which nobody has. So none takes more places, be its
+//! neighbours known or not, nor more of the room for packets that wait, than is still free ([`shares`]). Once a quarter of
+//! the places is taken, a neighbour that does not answer has its own for one request, that is, a second, and not for the eight
+//! of three requests and their failure; so a scan goes on, and the link still sees at most a request a second for each place.
 
 mod shares;
 
@@ -106,8 +106,8 @@ pub struct NeighborCache<P> {
 struct Entry<P> {
     state: State,
     used: Timestamp,
-    /// Who is charged for its place, until it is known.
-    asker: Option<Asker>,
+    /// Who is charged for its place: whoever asked for it first.
+    asker: Asker,
     held: VecDeque<Held<P>>,
     held_bytes: usize,
 }
@@ -198,7 +198,6 @@ impl<P> NeighborCache<P> {
             return Err(ignored);
         }
         entry.state = State::Known { mac, confirmed: now, probe: None, doubted: false };
-        entry.give_up_place(&mut self.shares);
         let expiry = entry.used + UNUSED_FOR;
         self.wake_at(expiry);
         Ok(neighbor)
@@ -238,7 +237,7 @@ impl<P> NeighborCache<P> {
                 (wakeup, due) => wakeup.or(due),
             };
             if due.is_none() {
-                entry.give_up_place(shares);
+                shares.give_up(entry.asker);
             }
             due.is_some()
         });
@@ -264,7 +263,7 @@ impl<P> NeighborCache<P> {
         }
         self.shares.ask(asker);
         let state = State::Resolving(Asking { sent: 0, next: now });
-        let entry = Entry { state, used: now, asker: Some(asker), held: VecDeque::new(), held_bytes: 0 };
+        let entry = Entry { state, used: now, asker, held: VecDeque::new(), held_bytes: 0 };
         self.entries.insert(neighbor, entry);
         self.wake_at(now);
         Resolution::Pending
@@ -286,13 +285,6 @@ impl<P> Entry<P> {
         self.held.iter().for_each(|held| shares.release(held.asker, held.bytes));
         self.held_bytes = 0;
         std::mem::take(&mut self.held)
-    }
-
-    /// Nobody is charged for its place any more.
-    fn give_up_place(&mut self, shares: &mut Shares) {
-        if let Some(asker) = self.asker.take() {
-            shares.give_up(asker);
-        }
     }
 
     /// Somebody whom nobody asked says that the neighbour is at `claimed`. If that is news, the neighbour is to be asked, or

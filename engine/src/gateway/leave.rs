@@ -5,7 +5,6 @@ use crate::external::LINK_HEADER_LEN;
 use crate::external::neighbor::{Asker, Resolution};
 use crate::external::next_hop::NextHop;
 use crate::fragment::fragmentation::Fragments;
-use crate::wire::Segments;
 
 /// The packet being routed: its head is borrowed by an [`Ipv4Packet`]; this is where it lies, and its gather list.
 pub(super) enum Origin<'t> {
@@ -54,8 +53,9 @@ pub(super) enum Exit {
     External {
         client: Ipv4Addr,
     },
-    /// One of our external addresses, on a port that the NAT of that shard owns; and whose packet it is there.
-    Hairpin {
+    /// One of our external addresses, on a port that the NAT of that shard owns, as if from outside; and whose packet it is
+    /// there.
+    Inbound {
         shard: u8,
         client: Option<Ipv4Addr>,
     },
@@ -115,14 +115,14 @@ impl Gateway {
                 let leaving = Leaving { packet, shape, asker: Some(client) };
                 self.leave_to_external(now, arena, leaving, destination, outbox);
             }
-            Exit::Hairpin { shard, .. } if shard == self.shard => {
+            Exit::Inbound { shard, .. } if shard == self.shard => {
                 let origin = Origin::Owned(outbox.to_vec(&packet, arena));
                 self.route_from_external(now, arena, origin, shape.offload(), Entrance::Hairpin, outbox);
             }
-            Exit::Hairpin { shard, client } => {
+            Exit::Inbound { shard, client } => {
                 let bytes = outbox.to_vec(&packet, arena);
-                let crossing = Crossing::Inbound { packet: bytes, offload: shape.offload(), client };
-                outbox.crossings.push((shard, crossing));
+                let handoff = Handoff::Inbound { packet: bytes, offload: shape.offload(), client };
+                outbox.handoffs.push((shard, handoff));
             }
             Exit::Reassembled(_) | Exit::Held => {}
         }
@@ -138,7 +138,7 @@ impl Gateway {
         outbox: &mut Outbox,
     ) {
         match self.places.get(&address) {
-            Some(&Place::Here(peer)) => {
+            Some(&Home::Here(peer)) => {
                 self.traffic.count(Direction::ToPeers, shape);
                 if shape.segment_len() <= self.tunnel_mtu {
                     outbox.peers.push(PeerFrame::new(peer, packet, shape));
@@ -148,10 +148,10 @@ impl Gateway {
                     outbox.peers.push(PeerFrame::new(peer, packet, shape));
                 }
             }
-            Some(&Place::OnShard(shard)) => {
+            Some(&Home::OnShard(shard)) => {
                 let bytes = outbox.to_vec(&packet, arena);
-                let crossing = Crossing::ToPeer { packet: bytes, offload: shape.offload(), client };
-                outbox.crossings.push((shard, crossing));
+                let handoff = Handoff::ToPeer { packet: bytes, offload: shape.offload(), client };
+                outbox.handoffs.push((shard, handoff));
             }
             None => self.drops.count(DropReason::NoSuchPeer),
         }
@@ -238,8 +238,7 @@ impl Gateway {
         let mut pieces = Vec::new();
         let mut segment = vec![0; shape.segment_len()];
         let mut fragment = vec![0; mtu];
-        let slices = packet.tails_of(&outbox.tails).iter().map(|&tail| arena.get(tail));
-        let mut segments = Segments::new(packet.head.get(arena), shape, slices);
+        let mut segments = packet.segments(shape, &outbox.tails, arena);
         while let Some(len) = segments.next_into(&mut segment) {
             match Fragments::new(&segment[..len], mtu) {
                 Ok(mut fragments) => {

@@ -2,7 +2,7 @@
 //!
 //! Nobody may take more than is still free (the *dynamic threshold* of Choudhury and Hahne, IEEE/ACM Transactions on
 //! Networking 6(2), 1998): alone it gets half, two get a third each, and there is always something left for the next one.
-//! Neighbours that are known are charged to nobody: they may be everybody's.
+//! A neighbour is charged to whoever asked for it first, though all may use it.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -23,7 +23,7 @@ pub(super) struct Shares {
 /// What one of them takes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 struct Share {
-    /// Neighbours that are not known yet.
+    /// Neighbours that were asked for, known or not.
     asked: usize,
     /// Packets that wait.
     held: Amount,
@@ -49,7 +49,7 @@ impl Shares {
         self.change(asker, |share| share.asked += 1);
     }
 
-    /// The neighbour is known, or forgotten.
+    /// The neighbour is forgotten.
     pub(super) fn give_up(&mut self, asker: Asker) {
         self.change(asker, |share| share.asked -= 1);
     }
