@@ -364,7 +364,7 @@ pub fn seal_frames(
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddrV4;
+    use std::net::{Ipv4Addr, SocketAddrV4};
 
     use super::*;
 
