@@ -358,7 +358,7 @@ fn held_packets_are_bounded_per_neighbour_per_client_and_in_total() {
     // Short ones reach the bound of packets, long ones that of bytes; the last one may exceed it.
     for (bytes, each, half) in [(100, 128, 512), (60_000, 5, 35)] {
         let mut cache = cache();
-        let mut held_for = |cache: &mut NeighborCache<u32>, asker, third| {
+        let held_for = |cache: &mut NeighborCache<u32>, asker, third| {
             let neighbors = (0..32).map(|i| Ipv4Addr::new(198, 51, third, i));
             let held = neighbors.map(|neighbor| {
                 cache.resolve(neighbor, asker, at(0));
