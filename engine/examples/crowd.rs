@@ -17,7 +17,7 @@ use std::io::{self, BufRead};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::time::Duration;
 
-use tidegate_engine::clock::{Timestamp, monotonic_now, unix_time};
+use tidegate_engine::clock::{Timestamp, monotonic_now, unix_time_at_origin};
 use tidegate_engine::nat::Proto;
 use tidegate_engine::tunnel::{Cipher, Outgoing, PeerConfig, PeerId, Received, Tunnel, TunnelConfig};
 use tidegate_engine::wire::checksum;
@@ -81,7 +81,7 @@ impl Client {
             shard: 0,
             shards: 1,
             mtu: MTU,
-            unix_time_at_origin: unix_time().saturating_sub(now.since(Timestamp::ORIGIN)),
+            unix_time_at_origin: unix_time_at_origin(),
         });
         let peer = PeerConfig {
             public_key: gateway.public_key,

@@ -189,7 +189,20 @@ impl Core for Client {
                 self.tunnel.start_handshake(self.gateway, now, &mut outbox.datagrams);
             }
             // A gateway's, or the loop's own.
-            _ => {}
+            Command::SetPeer { .. }
+            | Command::RemovePeer { .. }
+            | Command::SetExternal { .. }
+            | Command::ExternalSockets(_)
+            | Command::SetFilter(_)
+            | Command::Reserver(_)
+            | Command::SetNat { .. }
+            | Command::PassProtocols(_)
+            | Command::Ports(_)
+            | Command::Publish { .. }
+            | Command::Unpublish { .. }
+            | Command::Status(_)
+            | Command::Mappings { .. }
+            | Command::Stop => {}
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Time as an argument.
 //!
-//! The core never reads a clock: every function that depends on time takes `now`. Only [`crate::shard`] asks the
-//! kernel, once per turn of its loop, so a two-hour TCP timer is tested in microseconds.
+//! The core never reads a clock: every function that depends on time takes `now`. On a packet's way only [`crate::shard`] asks
+//! the kernel, once per turn of its loop, so a two-hour TCP timer is tested in microseconds.
 
 use std::ops::{Add, Sub};
 use std::time::Duration;
@@ -46,9 +46,10 @@ pub fn monotonic_now() -> Timestamp {
     Timestamp::from_nanos(u64::try_from(read(libc::CLOCK_BOOTTIME).as_nanos()).unwrap_or(u64::MAX))
 }
 
-/// The time since 1970 of the wall clock, which people may set. Only the shell asks.
-pub fn unix_time() -> Duration {
-    read(libc::CLOCK_REALTIME)
+/// What the wall clock, which people may set, has or would have shown at [`Timestamp::ORIGIN`], since 1970. Only the shell asks.
+pub fn unix_time_at_origin() -> Duration {
+    // Both are read here: a `now` may be as old as a turn.
+    read(libc::CLOCK_REALTIME).saturating_sub(read(libc::CLOCK_BOOTTIME))
 }
 
 /// `clock_gettime(2)`. It goes through the vDSO and cannot fail for these clocks; if it did, time would stand still.

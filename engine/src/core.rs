@@ -7,8 +7,9 @@ use crate::clock::Timestamp;
 use crate::drop_reason::DropCounters;
 use crate::external::reservation::ReserveRequest;
 use crate::fair_queue::Owner;
+use crate::handoffs::Handoff;
 use crate::messages::{Command, ShardStatus};
-use crate::outbox::{Crossing, Outbox};
+use crate::outbox::Outbox;
 use crate::path::Path;
 use crate::tunnel::{PeerId, Tunnel};
 use crate::wire::Offload;
@@ -26,9 +27,15 @@ pub trait Core {
         outbox: &mut Outbox,
     );
 
-    /// Whose datagrams these seem to be, so that they wait in that peer's queue. Nobody has verified it yet.
+    /// Whose datagrams these seem to be, so that they wait in that peer's queue. Nothing has been verified yet.
     fn sender(&self, _train: &[u8], _from: SocketAddrV4) -> Owner<PeerId> {
-        Owner::Stranger
+        Owner::Unknown
+    }
+
+    /// Which client this packet of the external interface seems to be for, so that it waits in that client's queue. Nothing has
+    /// been verified yet.
+    fn recipient(&self, _packet: &[u8]) -> Owner<Ipv4Addr> {
+        Owner::Unknown
     }
 
     /// Routes what was opened since the last flush.
@@ -53,6 +60,11 @@ pub trait Core {
     /// What [`crate::outbox::send_to_peers`] needs: the tunnel and the drop counters.
     fn sealing(&mut self) -> (&mut Tunnel, &mut DropCounters);
 
+    /// The sessions with the peers.
+    fn tunnel(&mut self) -> &mut Tunnel {
+        self.sealing().0
+    }
+
     /// Packets that were not delivered.
     fn drops(&mut self) -> &mut DropCounters;
 
@@ -67,13 +79,8 @@ pub trait Core {
         Vec::new()
     }
 
-    /// A packet of the external interface will soon be handed over.
-    fn expect_external(&self, _arena: &Arena, _packet: Span) {}
-
-    /// The same for a packet of the external interface: which client it seems to be for.
-    fn recipient(&self, _packet: &[u8]) -> Owner<Ipv4Addr> {
-        Owner::Stranger
-    }
+    /// Fetches what [`Self::receive_external`] will need for this packet into the processor's caches.
+    fn prefetch_external(&self, _arena: &Arena, _packet: Span) {}
 
     /// Takes a packet of the external interface.
     fn receive_external(
@@ -90,11 +97,11 @@ pub trait Core {
     fn receive_arp(&mut self, _now: Timestamp, _frame: &[u8], _outbox: &mut Outbox) {}
 
     /// Takes what another shard found to belong here.
-    fn receive_crossing(
+    fn receive_handoff(
         &mut self,
         _now: Timestamp,
         _arena: &mut Arena,
-        _crossing: Crossing,
+        _handoff: Handoff,
         _outbox: &mut Outbox,
     ) {
     }

@@ -118,8 +118,6 @@ drop_reasons! {
     IcmpErrorUnmatched = "icmp_error_unmatched",
     /// A TCP segment that does not fit the connection (a forged RST, data without a SYN).
     TcpOutOfState = "tcp_out_of_state",
-    /// A host program holds the port, so the NAT must not touch it.
-    PortHeldByHost = "port_held_by_host",
 
     // Fragments.
     /// Fragments that overlap or exceed 65,535 bytes.

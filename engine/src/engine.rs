@@ -20,7 +20,7 @@ pub use settings::{ClientSettings, GatewaySettings, OffloadSettings};
 use shards::{Shards, link_up};
 use zeroize::Zeroizing;
 
-use crate::clock::{Timestamp, monotonic_now, unix_time};
+use crate::clock::unix_time_at_origin;
 use crate::external::binding::Binding;
 use crate::external::next_hop::ExternalLink;
 use crate::external::reservation::{
@@ -196,8 +196,7 @@ fn shard_count(wanted: u8) -> Result<u8, EngineError> {
 }
 
 fn tunnel_config(private_key: [u8; 32], shard: u8, shards: u8, mtu: usize) -> TunnelConfig {
-    let unix_time_at_origin = unix_time().saturating_sub(monotonic_now().since(Timestamp::ORIGIN));
-    TunnelConfig { private_key, shard, shards, mtu, unix_time_at_origin }
+    TunnelConfig { private_key, shard, shards, mtu, unix_time_at_origin: unix_time_at_origin() }
 }
 
 fn random_seed() -> Result<[u8; 32], EngineError> {
@@ -362,5 +361,5 @@ fn check_cipher(cipher: Cipher) -> Result<(), EngineError> {
         return Ok(());
     }
     let name = cipher.name();
-    Err(EngineError::Argument(format!("{name} is not to be had: this processor has no AES instructions")))
+    Err(EngineError::Argument(format!("{name} is not available: this processor has no AES instructions")))
 }

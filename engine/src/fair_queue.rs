@@ -37,11 +37,11 @@ const LEAST_COST: usize = 256;
 pub enum Owner<K> {
     /// A client's.
     Client(K),
-    /// A handshake: of somebody who wants to be a client, or to go on being one. What other strangers send, however much,
-    /// takes nothing of its turns.
-    Newcomer,
-    /// Nobody's that we know.
-    Stranger,
+    /// A handshake: from somebody who wants to be a client, or to go on being one. Its turns are its own, however much other
+    /// unknown senders send.
+    Handshake,
+    /// From or for nobody that we know.
+    Unknown,
 }
 
 impl<K> Owner<K> {
@@ -49,7 +49,7 @@ impl<K> Owner<K> {
     pub fn client(self) -> Option<K> {
         match self {
             Self::Client(client) => Some(client),
-            Self::Newcomer | Self::Stranger => None,
+            Self::Handshake | Self::Unknown => None,
         }
     }
 }
@@ -117,7 +117,7 @@ pub struct FairQueue<K, T> {
 }
 
 /// Queues whose memory is kept for the next ones.
-const SPARE: usize = 16;
+const SPARE_QUEUES: usize = 16;
 
 impl<K: Copy + Eq + Hash, T> FairQueue<K, T> {
     /// No queues, in which together no more than `bounds` may wait.
@@ -236,7 +236,7 @@ impl<K: Copy + Eq + Hash, T> FairQueue<K, T> {
         let queue = self.queues.remove(id);
         self.served_last.take_if(|last| *last == id);
         self.by_key.remove(&queue.key);
-        if self.spare.len() < SPARE {
+        if self.spare.len() < SPARE_QUEUES {
             self.spare.push(queue.packets);
         }
     }

@@ -17,30 +17,28 @@ use std::time::Duration;
 use crate::arena::{Arena, Slot, Span};
 use crate::clock::Timestamp;
 use crate::drop_reason::{DropCounters, DropReason};
-use crate::external::packet_socket::Frame;
 use crate::fair_queue::codel::INTERVAL;
 use crate::fair_queue::{Amount, FairQueue, Owner, QUANTUM};
 use crate::pool::Pool;
-use crate::transport::Train;
 
-/// After how much a turn of one client alone serves no more. The longer a turn is, the less it costs per byte.
-const ALONE: Amount = Amount { packets: 32, bytes: 8 * QUANTUM };
-/// With how much waiting it reads no more: the first read, if that brought superpackets.
-const STOCK: Amount = Amount { packets: 32, bytes: 2 * QUANTUM };
-/// After how much a turn serves no more while packets of several clients come: nobody can overtake what it has begun.
-const CONTESTED: Amount = Amount { packets: 32, bytes: 3 * QUANTUM };
-/// After how much it then reads no more.
-const LOOK_AHEAD: Amount = Amount { packets: 64, bytes: 16 * QUANTUM };
-/// For how long it counts that several clients' packets have come, or that a backlog stood in the kernel.
-const CONTEST: Duration = Duration::from_secs(10);
-/// The same for packets of nobody known: a flood of them is a contest, a handshake or a scan now and then hardly.
-const STRANGERS: Duration = Duration::from_millis(100);
+/// At most this much is served in a turn while one client is alone. The longer a turn is, the less it costs per byte.
+const TURN_UNCONTENDED: Amount = Amount { packets: 32, bytes: 8 * QUANTUM };
+/// Nothing more is read in such a turn while this much waits: after the first read, if that brought superpackets.
+const READ_LIMIT_UNCONTENDED: Amount = Amount { packets: 32, bytes: 2 * QUANTUM };
+/// At most this much is served in a turn while packets of several clients come: nobody can overtake what it has begun.
+const TURN_CONTENDED: Amount = Amount { packets: 32, bytes: 3 * QUANTUM };
+/// At most this much is read in a turn.
+const READ_LIMIT: Amount = Amount { packets: 64, bytes: 16 * QUANTUM };
+/// How long turns are held to be contended after packets of several clients have come, or a backlog stood in the kernel.
+const CONTENTION_MEMORY: Duration = Duration::from_secs(10);
+/// The same after packets of unknown senders: a flood of them contends, a handshake or a scan now and then hardly does.
+const CONTENTION_MEMORY_UNKNOWN: Duration = Duration::from_millis(100);
 /// Packets of the first read of a turn.
 const FIRST_READ: usize = 8;
 /// Packets of each further read.
 const NEXT_READ: usize = 24;
 
-/// Packets of up to so many bytes are copied where several clients' packets come: they may wait for a while.
+/// Packets of at most this many bytes are copied where several clients' packets come: they may wait for a while.
 const SMALL: usize = 4 * 1024;
 
 /// What may wait for one device: as much as in the kernel's buffer before it.
@@ -57,41 +55,13 @@ pub trait Arrival: Copy {
     fn packets(&self) -> u64;
 }
 
-impl Arrival for Train {
-    fn span(&self) -> Span {
-        self.span
-    }
-
-    fn moved_to(self, span: Span) -> Self {
-        Self { span, ..self }
-    }
-
-    fn packets(&self) -> u64 {
-        self.datagrams().count() as u64
-    }
-}
-
-impl Arrival for Frame {
-    fn span(&self) -> Span {
-        self.span
-    }
-
-    fn moved_to(self, span: Span) -> Self {
-        Self { span, ..self }
-    }
-
-    fn packets(&self) -> u64 {
-        1
-    }
-}
-
 /// What one device has brought.
 pub struct Intake<K, T> {
     pool: Pool,
     queue: FairQueue<Owner<K>, T>,
     /// Whose packet came last, of those known, and until when it counts that others' came, too.
     last: Option<K>,
-    contested_until: Timestamp,
+    contended_until: Timestamp,
     /// Since when the kernel has had more each time than was read.
     backlog_since: Option<Timestamp>,
     slots: Vec<Slot>,
@@ -109,13 +79,13 @@ impl<K: Copy + Eq + Hash, T: Arrival> Intake<K, T> {
             pool: Pool::new(buffers),
             queue: FairQueue::new(BOUNDS),
             last: None,
-            contested_until: Timestamp::ORIGIN,
+            contended_until: Timestamp::ORIGIN,
             backlog_since: None,
             slots: Vec::with_capacity(NEXT_READ),
             arrived: Vec::with_capacity(NEXT_READ),
             read: Amount::default(),
             served: Amount::default(),
-            taken: Vec::with_capacity(ALONE.packets),
+            taken: Vec::with_capacity(TURN_UNCONTENDED.packets),
             drops: DropCounters::default(),
         }
     }
@@ -132,8 +102,8 @@ impl<K: Copy + Eq + Hash, T: Arrival> Intake<K, T> {
 
     /// Where to receive next, and the list to append to; `None` if that was enough for this turn, or all buffers are full.
     pub fn room(&mut self, now: Timestamp) -> Option<(&[Slot], &mut Vec<T>)> {
-        let stocked = !self.is_contested(now) && self.queue.waiting().reaches(STOCK);
-        if stocked || self.read.reaches(LOOK_AHEAD) {
+        let stocked = !self.is_contended(now) && self.queue.waiting().reaches(READ_LIMIT_UNCONTENDED);
+        if stocked || self.read.reaches(READ_LIMIT) {
             return None;
         }
         let limit = if self.read.packets == 0 { FIRST_READ } else { NEXT_READ };
@@ -154,14 +124,14 @@ impl<K: Copy + Eq + Hash, T: Arrival> Intake<K, T> {
         half_full: impl FnOnce() -> bool,
         owner: impl Fn(&Arena, &T) -> Owner<K>,
     ) -> bool {
-        let Self { pool, queue, last, contested_until, backlog_since, arrived, read, slots, drops, .. } =
+        let Self { pool, queue, last, contended_until, backlog_since, arrived, read, slots, drops, .. } =
             self;
         let more = arrived.len() == slots.len();
         *backlog_since = more.then(|| backlog_since.unwrap_or(now));
         if backlog_since.is_some_and(|since| now.since(since) >= INTERVAL) {
             *backlog_since = Some(now);
             if half_full() {
-                *contested_until = now + CONTEST;
+                *contended_until = now + CONTENTION_MEMORY;
             }
         }
         for &packet in &*arrived {
@@ -180,11 +150,11 @@ impl<K: Copy + Eq + Hash, T: Arrival> Intake<K, T> {
             let owner = owner(arena, &packet);
             let client = owner.client();
             if last.is_some() && client != *last {
-                let counts_for = if client.is_some() { CONTEST } else { STRANGERS };
-                *contested_until = (*contested_until).max(now + counts_for);
+                let counts_for = if client.is_some() { CONTENTION_MEMORY } else { CONTENTION_MEMORY_UNKNOWN };
+                *contended_until = (*contended_until).max(now + counts_for);
             }
             *last = client.or(*last);
-            let packet = if now < *contested_until { packed(packet, pool, arena) } else { packet };
+            let packet = if now < *contended_until { packed(packet, pool, arena) } else { packet };
             queue.push(owner, packet, bytes, now, |packet| {
                 drops.add(DropReason::QueueShare, packet.packets());
                 pool.release(packet.span());
@@ -195,7 +165,7 @@ impl<K: Copy + Eq + Hash, T: Arrival> Intake<K, T> {
 
     /// The packet to be served next in this turn; `None` if that was enough.
     pub fn next(&mut self, now: Timestamp) -> Option<T> {
-        if self.served.reaches(if self.is_contested(now) { CONTESTED } else { ALONE }) {
+        if self.served.reaches(if self.is_contended(now) { TURN_CONTENDED } else { TURN_UNCONTENDED }) {
             return None;
         }
         let (packet, bytes) = self.queue.pop(now, |packet| {
@@ -215,8 +185,8 @@ impl<K: Copy + Eq + Hash, T: Arrival> Intake<K, T> {
     }
 
     /// Whether packets of several clients have come lately, or those of one stood in the kernel.
-    fn is_contested(&self, now: Timestamp) -> bool {
-        now < self.contested_until
+    fn is_contended(&self, now: Timestamp) -> bool {
+        now < self.contended_until
     }
 
     /// What was taken in this turn has been sent.
@@ -299,8 +269,8 @@ mod tests {
                 span: Span::new(slot.buffer, slot.start + 24..slot.start + 24 + len), // behind its headers
             }));
             let owner = |_: &Arena, packet: &Packet| match packet.client {
-                '?' => Owner::Stranger,
-                '!' => Owner::Newcomer,
+                '?' => Owner::Unknown,
+                '!' => Owner::Handshake,
                 client => Owner::Client(client),
             };
             if !intake.accept(now, arena, || kernel.len() > HALF, owner) {
@@ -327,8 +297,8 @@ mod tests {
         assert_eq!(turn(&mut device, &mut kernel, NOW), "aaaaaaaa");
         assert_eq!((kernel.len(), device.intake.is_waiting()), (12, false));
         let mut kernel = vec![('a', 100); 1_000];
-        assert_eq!(turn(&mut device, &mut kernel, NOW).len(), ALONE.packets);
-        assert_eq!((kernel.len(), device.intake.is_waiting()), (1_000 - ALONE.packets, false));
+        assert_eq!(turn(&mut device, &mut kernel, NOW).len(), TURN_UNCONTENDED.packets);
+        assert_eq!((kernel.len(), device.intake.is_waiting()), (1_000 - TURN_UNCONTENDED.packets, false));
     }
 
     #[test]
@@ -343,18 +313,18 @@ mod tests {
     }
 
     #[test]
-    fn a_contest_is_remembered_for_some_seconds_and_a_strangers_packet_for_a_moment() {
+    fn contention_is_remembered_for_some_seconds_and_an_unknown_senders_packet_for_a_moment() {
         let mut device = Device::new(96);
         turn(&mut device, &mut vec![('?', 148)], NOW);
         turn(&mut device, &mut vec![('a', 84)], NOW);
-        assert!(!device.intake.is_contested(NOW), "a client and its own handshake");
+        assert!(!device.intake.is_contended(NOW), "a client and its own handshake");
         turn(&mut device, &mut vec![('?', 148)], NOW);
         turn(&mut device, &mut vec![('a', 84)], NOW);
-        assert!(device.intake.is_contested(NOW), "a flood of strangers would come on");
-        assert!(!device.intake.is_contested(NOW + STRANGERS));
+        assert!(device.intake.is_contended(NOW), "a flood of strangers would come on");
+        assert!(!device.intake.is_contended(NOW + CONTENTION_MEMORY_UNKNOWN));
         turn(&mut device, &mut vec![('b', 84), ('?', 148)], NOW);
-        assert!(device.intake.is_contested(NOW + CONTEST - Duration::from_millis(1)));
-        assert!(!device.intake.is_contested(NOW + CONTEST));
+        assert!(device.intake.is_contended(NOW + CONTENTION_MEMORY - Duration::from_millis(1)));
+        assert!(!device.intake.is_contended(NOW + CONTENTION_MEMORY));
     }
 
     #[test]
@@ -382,14 +352,14 @@ mod tests {
             let now = NOW + Duration::from_millis(ms);
             kernel.extend([('a', SUPERPACKET); 8]);
             turn(&mut device, &mut kernel, now);
-            assert!(!device.intake.is_contested(now), "short, after {ms} ms");
+            assert!(!device.intake.is_contended(now), "short, after {ms} ms");
         }
         let mut device = Device::new(96);
         for ms in 0..1_000 {
             let now = NOW + Duration::from_millis(ms);
             let waiting = if ms % 90 == 0 { 3 } else { 2 * HALF };
             turn(&mut device, &mut vec![('a', SUPERPACKET); waiting], now);
-            assert!(!device.intake.is_contested(now), "gone soon, after {ms} ms");
+            assert!(!device.intake.is_contended(now), "gone soon, after {ms} ms");
         }
     }
 
@@ -398,8 +368,8 @@ mod tests {
         let mut device = Device::new(96);
         turn(&mut device, &mut vec![('a', 84), ('b', 84)], NOW);
         let mut kernel = vec![('a', 100); 1_000];
-        assert_eq!(turn(&mut device, &mut kernel, NOW).len(), CONTESTED.packets);
-        assert!(1_000 - kernel.len() < 3 * CONTESTED.packets, "a flood stays in the kernel");
+        assert_eq!(turn(&mut device, &mut kernel, NOW).len(), TURN_CONTENDED.packets);
+        assert!(1_000 - kernel.len() < 3 * TURN_CONTENDED.packets, "a flood stays in the kernel");
     }
 
     #[test]
@@ -457,7 +427,7 @@ mod tests {
             turns += 1;
             assert!(!device.intake.is_waiting(), "a turn reads a bounded share, and drops it");
         }
-        assert!(turns >= 1_000 / (LOOK_AHEAD.packets + NEXT_READ), "{turns}");
+        assert!(turns >= 1_000 / (READ_LIMIT.packets + NEXT_READ), "{turns}");
         assert_eq!(device.intake.drops().get(DropReason::NotWireGuard), 1_000);
         assert_eq!(device.intake.pool.kept(), 0);
     }

@@ -91,7 +91,7 @@ pub enum Command {
     SetEndpoint(SocketAddrV4),
     /// A snapshot of the counters is wanted.
     Status(SyncSender<ShardStatus>),
-    /// The mappings are wanted: of one client or of all, so many at most.
+    /// The mappings are wanted: of one client or of all, at most `limit`.
     Mappings {
         /// The client.
         address: Option<Ipv4Addr>,
@@ -177,7 +177,7 @@ pub struct Event {
 /// What happened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum EventKind {
-    /// A shard ended without having been told to, or cannot do its part: the gateway must not go on by halves.
+    /// A shard ended without having been told to, or cannot do its part: the gateway must not go on partially.
     ShardFailed,
     /// The kernel refused an offload that it had promised; it is off from now on.
     OffloadDisabled,
@@ -185,7 +185,7 @@ pub enum EventKind {
     PortsExhausted,
     /// The external interface went away.
     ExternalDown,
-    /// A published port is not to be had on a new external address.
+    /// A published port is not available on a new external address.
     PublicationFailed,
     /// A client's gateway has not answered for a while: it may be elsewhere now.
     HandshakeUnanswered,
@@ -236,7 +236,7 @@ impl MappingLog {
         self.0.missing.fetch_add(missing + excess as u64, Ordering::Relaxed);
         drop(queue);
         if was_empty {
-            // It cannot fail but for an overflowing counter, and then the descriptor is readable anyway.
+            // It cannot fail except by an overflowing counter, and then the descriptor is readable anyway.
             drop(self.0.events.wake().notify());
         }
     }
@@ -286,7 +286,7 @@ impl Events {
         }
         if queue.len() < MAX_EVENTS && queue.back() != Some(&event) {
             queue.push_back(event);
-            // It cannot fail but for an overflowing counter, and then the descriptor is readable anyway.
+            // It cannot fail except by an overflowing counter, and then the descriptor is readable anyway.
             drop(self.0.wake.notify());
         }
     }

@@ -3,7 +3,6 @@
 //! The core decides and rewrites headers in place; the payload stays in the [`Arena`] and is only named here, until
 //! [`send_to_peers`] seals it out of there. The shell ([`crate::shard`]) hands the outbox to the devices at the end of the turn.
 
-use std::net::Ipv4Addr;
 use std::ops::Range;
 
 use crate::arena::{Arena, Span};
@@ -12,16 +11,16 @@ use crate::core::Core;
 use crate::drop_reason::{DropCounters, DropReason};
 use crate::external::MacAddress;
 use crate::external::neighbor::ArpFrame;
-use crate::fair_queue::Owner;
+use crate::handoffs::Handoff;
 use crate::path::Path;
 use crate::transport::{MAX_TRAIN_BYTES, MAX_TRAIN_SEGMENTS, SendTrain};
 use crate::tunnel::{Outgoing, PeerId, Sealer, Tunnel};
-use crate::wire::{Offload, Segments, SegmentsInPlace, Shape, VirtioNetHeader};
+use crate::wire::{Segments, SegmentsInPlace, Shape, VirtioNetHeader};
 
-mod alike;
+mod padding;
 mod round_robin;
 
-use self::alike::Run;
+use self::padding::Run;
 use self::round_robin::RoundRobin;
 
 /// Where a packet's head lies.
@@ -70,6 +69,17 @@ impl Gather {
     pub fn tails_of<'a>(&self, tails: &'a [Span]) -> &'a [Span] {
         &tails[self.tails.clone()]
     }
+
+    /// It, cut into what it has to be split into.
+    pub fn segments<'a>(
+        &'a self,
+        shape: Shape,
+        tails: &'a [Span],
+        arena: &'a Arena,
+    ) -> Segments<'a, impl Iterator<Item = &'a [u8]>> {
+        let slices = self.tails_of(tails).iter().map(|&tail| arena.get(tail));
+        Segments::new(self.head.get(arena), shape, slices)
+    }
 }
 
 /// A packet for a device of the kernel.
@@ -117,71 +127,14 @@ pub struct Outbox {
     /// ARP requests.
     pub arp: Vec<ArpFrame>,
     /// Packets for other shards.
-    pub crossings: Vec<(u8, Crossing)>,
+    pub handoffs: Vec<(u8, Handoff)>,
     /// How many datagrams of this turn were for sessions of other shards.
-    pub strayed: usize,
+    pub misdirected: usize,
     /// WireGuard messages that are ready: handshakes, cookies, keepalives, flushed queues.
     pub datagrams: Outgoing,
     /// The gather lists, one after another.
     pub tails: Vec<Span>,
     order: RoundRobin,
-}
-
-/// What one shard hands to another, through a bounded queue.
-#[derive(Debug)]
-pub enum Crossing {
-    /// A handshake initiation for a peer that lives there.
-    Initiation {
-        /// Where the datagram comes from.
-        from: Path,
-        /// The datagram.
-        datagram: Vec<u8>,
-    },
-    /// A message for a session or a handshake that was begun there.
-    Strayed {
-        /// Where the datagram comes from.
-        from: Path,
-        /// The datagram.
-        datagram: Vec<u8>,
-    },
-    /// A routed packet for a peer that lives there.
-    ToPeer {
-        /// The packet, whole.
-        packet: Vec<u8>,
-        /// Its offload metadata.
-        offload: Offload,
-        /// The client that sent it; of what comes from outside or from the host, the one for whom it is.
-        client: Ipv4Addr,
-    },
-    /// A packet from outside (or hairpinned), not yet translated, for a NAT port that belongs there.
-    Inbound {
-        /// The packet, whole.
-        packet: Vec<u8>,
-        /// Its offload metadata.
-        offload: Offload,
-        /// The client that sent it, or that publishes its port, as far as it is known here.
-        client: Option<Ipv4Addr>,
-    },
-}
-
-impl Crossing {
-    /// Its bytes.
-    pub fn bytes(&self) -> &[u8] {
-        match self {
-            Self::Initiation { datagram, .. } | Self::Strayed { datagram, .. } => datagram,
-            Self::ToPeer { packet, .. } | Self::Inbound { packet, .. } => packet,
-        }
-    }
-
-    /// Whose it is. Never the source's that a packet names: from outside, that may be any, and each would get a queue.
-    pub fn owner(&self) -> Owner<Ipv4Addr> {
-        match self {
-            Self::Initiation { .. } => Owner::Newcomer,
-            Self::Strayed { .. } => Owner::Stranger,
-            Self::ToPeer { client, .. } => Owner::Client(*client),
-            Self::Inbound { client, .. } => client.map_or(Owner::Stranger, Owner::Client),
-        }
-    }
 }
 
 impl Outbox {
@@ -207,8 +160,8 @@ impl Outbox {
         self.tun.clear();
         self.peers.clear();
         self.arp.clear();
-        self.crossings.clear();
-        self.strayed = 0;
+        self.handoffs.clear();
+        self.misdirected = 0;
         self.datagrams.datagrams.clear();
         self.tails.clear();
     }
@@ -216,7 +169,7 @@ impl Outbox {
 
 /// A train: datagrams of equal size on one path (the last may be shorter), one behind another.
 #[derive(Clone, Debug)]
-pub struct Train {
+pub struct SealedTrain {
     /// The path.
     pub to: Path,
     /// Its bytes within the buffer.
@@ -231,7 +184,7 @@ pub struct Train {
 pub struct TrainBuffer {
     bytes: Box<[u8]>,
     used: usize,
-    trains: Vec<Train>,
+    trains: Vec<SealedTrain>,
     /// Whose the last datagram is.
     last_peer: Option<PeerId>,
 }
@@ -239,7 +192,7 @@ pub struct TrainBuffer {
 /// Enough for four full trains, and little enough to stay in the cache.
 const TRAIN_BUFFER_SIZE: usize = 256 * 1024;
 /// Bytes whose sealing takes longer than sending what is ready.
-const MUCH: usize = 16 * 1024;
+const BULK_BYTES: usize = 16 * 1024;
 /// What sealing adds to a packet, at most: header and tag, and padding to a multiple of 16.
 const MAX_SEALING_OVERHEAD: usize = Sealer::OVERHEAD + 15;
 impl Default for TrainBuffer {
@@ -255,7 +208,7 @@ impl Default for TrainBuffer {
 
 impl TrainBuffer {
     /// A train's bytes.
-    fn bytes(&self, train: &Train) -> &[u8] {
+    fn bytes(&self, train: &SealedTrain) -> &[u8] {
         &self.bytes[train.range.clone()]
     }
 
@@ -263,7 +216,7 @@ impl TrainBuffer {
     /// because a ping of somebody else's should not wait until they are done.
     fn is_due(&self, peer: PeerId, bytes: usize) -> bool {
         let is_full = self.used + bytes > self.bytes.len();
-        let others_wait = self.last_peer != Some(peer) && bytes >= MUCH;
+        let others_wait = self.last_peer != Some(peer) && bytes >= BULK_BYTES;
         self.used > 0 && (is_full || others_wait)
     }
 
@@ -294,7 +247,7 @@ impl TrainBuffer {
                 return;
             }
         }
-        self.trains.push(Train { to, range, segment_size: len, last: len });
+        self.trains.push(SealedTrain { to, range, segment_size: len, last: len });
     }
 }
 
@@ -373,13 +326,12 @@ pub fn seal_frames(
         buffer.last_peer = Some(peer);
         *next += 1;
         if worst > buffer.bytes.len() {
-            // Segments so small that their headers outweigh them a hundred times: nobody sends that in earnest.
+            // Segments so small that their headers outweigh them a hundred times: nobody sends that legitimately.
             drops.add(DropReason::TooBig, shape.segment_count() as u64);
             continue;
         }
         let Some(mut sealer) = tunnel.sealer(peer, now) else {
-            let slices = packet.tails_of(tails).iter().map(|&tail| arena.get(tail));
-            let mut segments = Segments::new(packet.head.get(arena), shape, slices);
+            let mut segments = packet.segments(shape, tails, arena);
             while let Some(len) = segments.next_into(buffer.room()) {
                 if let Err(reason) = tunnel.enqueue(peer, &buffer.room()[..len], now, datagrams) {
                     drops.count(reason);
@@ -400,8 +352,7 @@ pub fn seal_frames(
                 commit(buffer, sealed);
             }
         } else {
-            let slices = packet.tails_of(tails).iter().map(|&tail| arena.get(tail));
-            let mut segments = Segments::new(packet.head.get(arena), shape, slices);
+            let mut segments = packet.segments(shape, tails, arena);
             while let Some(len) = segments.next_into(&mut buffer.room()[Sealer::HEADER_LEN..]) {
                 let sealed = sealer.seal(buffer.room(), len);
                 commit(buffer, sealed);
@@ -413,7 +364,7 @@ pub fn seal_frames(
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddrV4;
+    use std::net::{Ipv4Addr, SocketAddrV4};
 
     use super::*;
 

@@ -26,7 +26,7 @@ impl PollWindow {
         self.0
     }
 
-    /// A look was in vain, or there was none, and the thread slept for `slept` until there was work.
+    /// A look found nothing, or there was none, and the thread slept for `slept` until there was work.
     pub fn slept(&mut self, slept: Duration) {
         self.0 = if slept <= LONGEST {
             (self.0 * 2).clamp(SHORTEST, LONGEST)

@@ -15,7 +15,7 @@ use pyo3::prelude::*;
 use self::arguments::{address, addresses, key, transport_protocol};
 use self::options::{ClientOptions, ExternalLink, GatewayOptions, NatOptions, Offloads};
 use self::status::{Event, Mapping, MappingRecord, PeerStatus, Status, events};
-use crate::clock::{Timestamp, monotonic_now, unix_time};
+use crate::clock::unix_time_at_origin;
 use crate::engine::{ClientEngine, EngineError, GatewayEngine};
 use crate::messages::{Events, MappingLog};
 use crate::nat::Endpoint;
@@ -78,7 +78,7 @@ impl Gateway {
 
     fn poll_mapping_log(&self, limit: usize) -> (Vec<MappingRecord>, u64) {
         let (records, missing) = self.mapping_log.take(limit);
-        let origin = unix_time().saturating_sub(monotonic_now().since(Timestamp::ORIGIN));
+        let origin = unix_time_at_origin();
         (records.iter().map(|record| MappingRecord::new(record, origin)).collect(), missing)
     }
 

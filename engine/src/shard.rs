@@ -1,4 +1,4 @@
-//! The event loop of one thread, and the only place that reads the clock.
+//! The event loop of one thread, and, on a packet's way, the only place that reads the clock.
 //!
 //! Theory of operation. A turn: wait for a device, a command or a deadline; empty what is ready into the fair queues
 //! ([`crate::intake`]); let the core route a bounded share of what waits there; send what the core put into the outbox;
@@ -16,22 +16,23 @@ use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::Duration;
 
 use crate::arena::{Arena, BUFFER_SIZE, LARGEST_PACKET};
-use crate::clock::{Timestamp, monotonic_now, unix_time};
+use crate::clock::{Timestamp, monotonic_now, unix_time_at_origin};
 use crate::core::Core;
-use crate::crossings::Crossings;
 use crate::drop_reason::DropReason;
 use crate::external::ExternalGateway;
 use crate::external::packet_socket::Frame;
 use crate::external::reservation::{PendingRequests, ReserverHandle};
+use crate::handoffs::Handoff;
+use crate::handoffs::Handoffs;
 use crate::intake::Intake;
 use crate::messages::{Command, EventKind, Events};
-use crate::outbox::{Crossing, Outbox, TrainBuffer};
+use crate::outbox::{Outbox, TrainBuffer};
 use crate::poll_window::PollWindow;
 use crate::time_slice::TimeSlice;
-use crate::transport::{Train, Transport};
+use crate::transport::{ReceivedTrain, Transport};
 use crate::tun::Tun;
 use crate::tunnel::PeerId;
-use crate::wake::{AlarmClock, Epoll, EventFd, Events as Readiness, Interest};
+use crate::wake::{AlarmClock, Epoll, EventFd, Interest, Readiness};
 
 mod send;
 
@@ -74,9 +75,9 @@ pub struct Links {
     /// What it is told to do.
     pub commands: Receiver<Command>,
     /// What other shards found to belong here.
-    pub crossings: Crossings,
+    pub handoffs: Handoffs,
     /// The other shards, by number.
-    pub shards: Vec<CrossingSender>,
+    pub shards: Vec<HandoffSender>,
     /// Whom to ask for external ports, once it has been started.
     pub reserver: Option<ReserverHandle>,
     /// What Python should know.
@@ -85,9 +86,9 @@ pub struct Links {
 
 /// The way into another shard's queue.
 #[derive(Clone)]
-pub struct CrossingSender {
+pub struct HandoffSender {
     /// Its queue.
-    pub queue: SyncSender<Crossing>,
+    pub queue: SyncSender<Handoff>,
     /// Its alarm clock.
     pub wake: EventFdHandle,
 }
@@ -119,7 +120,7 @@ pub struct Shard<C> {
     outbox: Outbox,
     sealed: TrainBuffer,
     /// What the transport has brought, by the peer that seems to have sent it.
-    trains: Intake<PeerId, Train>,
+    trains: Intake<PeerId, ReceivedTrain>,
     /// What the external interface has brought, by the client that it seems to be for.
     frames: Intake<Ipv4Addr, Frame>,
     segment: Box<[u8]>,
@@ -194,21 +195,19 @@ impl<C: Core> Shard<C> {
                 }
             }
             if now >= self.wall_clock_due {
-                // Read side by side, for `now` is as old as the turn.
-                let at_origin = unix_time().saturating_sub(monotonic_now().since(Timestamp::ORIGIN));
-                self.core.sealing().0.set_wall_clock(at_origin);
+                self.core.tunnel().set_wall_clock(unix_time_at_origin());
                 self.wall_clock_due = now + WALL_CLOCK_PAUSE;
             }
             self.serve_datagrams(now);
             self.serve_external(now);
-            self.serve_crossings(now);
+            self.serve_handoffs(now);
             if self.core.next_wakeup().is_some_and(|deadline| deadline <= now) {
                 self.core.poll(now, &mut self.outbox);
             }
             self.send(now);
             self.trains.end_turn();
             self.frames.end_turn();
-            self.links.crossings.end_turn();
+            self.links.handoffs.end_turn();
             self.request_ports();
         }
     }
@@ -216,7 +215,7 @@ impl<C: Core> Shard<C> {
     /// Waits until a device is ready or a deadline has come, and returns what time it is then. While packets wait in the
     /// queues, it only looks.
     fn wait(&mut self, ready: &mut Readiness) -> io::Result<Timestamp> {
-        if self.trains.is_waiting() || self.frames.is_waiting() || self.links.crossings.is_waiting() {
+        if self.trains.is_waiting() || self.frames.is_waiting() || self.links.handoffs.is_waiting() {
             self.epoll.wait(ready, Some(Duration::ZERO))?;
             return Ok(monotonic_now());
         }
@@ -278,7 +277,7 @@ impl<C: Core> Shard<C> {
                 core.drops().count(DropReason::ReceiveFailed);
             }
             let half_full = || devices.transport.is_half_full();
-            let owner = |arena: &Arena, train: &Train| {
+            let owner = |arena: &Arena, train: &ReceivedTrain| {
                 core.sender(arena.get(train.span.take(train.segment_size)), train.from.remote)
             };
             if !trains.accept(now, arena, half_full, owner) {
@@ -296,7 +295,7 @@ impl<C: Core> Shard<C> {
                 links.events.push(EventKind::ExternalDown, format!("the external interface: {error}"));
             }
             for frame in &*arrived {
-                core.expect_external(arena, frame.span);
+                core.prefetch_external(arena, frame.span);
             }
             let half_full = || external.packets.is_half_full();
             let owner = |arena: &Arena, frame: &Frame| core.recipient(arena.get(frame.span));
@@ -372,7 +371,7 @@ impl<C: Core> Shard<C> {
                 self.wake_again();
             }
         }
-        self.links.crossings.collect(now);
+        self.links.handoffs.collect(now);
         Turn::Again
     }
 
@@ -389,7 +388,7 @@ impl<C: Core> Shard<C> {
                 let mut status = self.core.status(now);
                 status.drops.merge(self.trains.drops());
                 status.drops.merge(self.frames.drops());
-                status.drops.merge(self.links.crossings.drops());
+                status.drops.merge(self.links.handoffs.drops());
                 status.offloads = self.offloads_in_use();
                 // Whoever asked may have given up: then nobody misses the answer.
                 drop(reply.try_send(status));
@@ -473,7 +472,7 @@ impl<C: Core> Shard<C> {
                 train.from,
                 &mut self.outbox,
             );
-            self.trains.charge(self.core.sealing().0.take_work());
+            self.trains.charge(self.core.tunnel().take_work());
         }
         self.core.flush_peers(now, &mut self.arena, &mut self.outbox);
     }
@@ -489,10 +488,10 @@ impl<C: Core> Shard<C> {
         }
     }
 
-    fn serve_crossings(&mut self, now: Timestamp) {
-        while let Some(crossing) = self.links.crossings.next(now) {
-            self.core.receive_crossing(now, &mut self.arena, crossing, &mut self.outbox);
-            self.links.crossings.charge(self.core.sealing().0.take_work());
+    fn serve_handoffs(&mut self, now: Timestamp) {
+        while let Some(handoff) = self.links.handoffs.next(now) {
+            self.core.receive_handoff(now, &mut self.arena, handoff, &mut self.outbox);
+            self.links.handoffs.charge(self.core.tunnel().take_work());
         }
     }
 

@@ -473,3 +473,14 @@ pub(crate) fn set_descriptor_limit(soft: u64, hard: u64) -> io::Result<()> {
     // SAFETY: the kernel reads one `rlimit`.
     check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limits) }).map(drop)
 }
+
+/// What people call the interface `ifindex`; its number, if it is gone. For messages.
+pub(crate) fn interface_name(ifindex: u32) -> String {
+    let mut name = [0; libc::IF_NAMESIZE];
+    // SAFETY: the kernel writes at most `IF_NAMESIZE` bytes, with a zero at their end.
+    if unsafe { libc::if_indextoname(ifindex, name.as_mut_ptr()) }.is_null() {
+        return format!("number {ifindex}");
+    }
+    let bytes: Vec<u8> = name.iter().take_while(|&&byte| byte != 0).map(|&byte| byte as u8).collect();
+    String::from_utf8_lossy(&bytes).into_owned()
+}

@@ -41,7 +41,7 @@ pub struct Tun {
 
 /// A packet from the host's kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Received {
+pub struct TunPacket {
     /// The IP packet.
     pub span: Span,
     /// Its offload metadata.
@@ -82,7 +82,7 @@ impl Tun {
         arena: &mut Arena,
         buffer: usize,
         offset: usize,
-    ) -> io::Result<Option<Received>> {
+    ) -> io::Result<Option<TunPacket>> {
         let bytes = arena.buffer_mut(buffer).get_mut(offset..).unwrap_or_default();
         debug_assert!(bytes.len() >= LARGEST_PACKET, "a superpacket might be cut off");
         let len = match sys::read(self.fd.as_fd(), bytes) {
@@ -98,7 +98,7 @@ impl Tun {
         };
         let offload = VirtioNetHeader::from_bytes(*header);
         let packet = offset + VirtioNetHeader::SIZE..offset + len;
-        Ok(Some(Received { span: Span::new(buffer, packet), offload }))
+        Ok(Some(TunPacket { span: Span::new(buffer, packet), offload }))
     }
 
     /// Sends one packet, the concatenation of `slices` (at most [`sys::MAX_SLICES`] - 1).

@@ -84,7 +84,7 @@ impl Epoll {
     ///
     /// # Errors
     /// What the kernel says; none is expected.
-    pub fn wait(&self, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
+    pub fn wait(&self, events: &mut Readiness, timeout: Option<Duration>) -> io::Result<()> {
         events.ready = 0;
         let timeout = timeout.map_or(-1, |timeout| {
             c_int::try_from(timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(c_int::MAX)
@@ -121,7 +121,7 @@ impl Epoll {
 }
 
 /// Room for the events of one wait.
-pub struct Events {
+pub struct Readiness {
     list: Vec<libc::epoll_event>,
     ready: usize,
 }
@@ -137,7 +137,7 @@ pub struct Ready {
     pub writable: bool,
 }
 
-impl Events {
+impl Readiness {
     /// Room for `capacity` events; more than that wait for the next turn.
     pub fn with_capacity(capacity: usize) -> Self {
         Self { list: vec![libc::epoll_event { events: 0, u64: 0 }; capacity.max(1)], ready: 0 }
@@ -251,7 +251,7 @@ impl AlarmClock {
     }
 
     /// Lets it ring at `deadline` at the latest. Where it is set to an earlier time, it is left so: deadlines mostly move
-    /// on, and ringing once in vain costs less than setting it for each packet.
+    /// on, and ringing once for nothing costs less than setting it for each packet.
     ///
     /// # Errors
     /// None is expected.
@@ -312,7 +312,7 @@ mod tests {
 
     /// Waits until the alarm rings, and silences it.
     fn rung_at(epoll: &Epoll, alarm: &mut AlarmClock) -> Timestamp {
-        let mut events = Events::with_capacity(1);
+        let mut events = Readiness::with_capacity(1);
         epoll.wait(&mut events, Some(Duration::from_secs(10))).unwrap();
         assert_eq!(events.iter().count(), 1);
         let rang = monotonic_now();
@@ -355,7 +355,7 @@ mod tests {
     fn a_notified_event_is_readable_until_it_is_cleared() {
         let (epoll, event) = (Epoll::new().unwrap(), EventFd::new().unwrap());
         epoll.add(&event, 7, Interest::Read).unwrap();
-        let mut events = Events::with_capacity(4);
+        let mut events = Readiness::with_capacity(4);
         epoll.wait(&mut events, Some(Duration::ZERO)).unwrap();
         assert_eq!(events.iter().count(), 0);
 
@@ -379,7 +379,7 @@ mod tests {
         epoll.add(&event, 1, Interest::Read).unwrap();
         let remote = event.try_clone().unwrap();
         let waker = std::thread::spawn(move || remote.notify());
-        let mut events = Events::with_capacity(1);
+        let mut events = Readiness::with_capacity(1);
         epoll.wait(&mut events, Some(Duration::from_secs(10))).unwrap();
         assert_eq!(events.iter().count(), 1);
         waker.join().unwrap().unwrap();

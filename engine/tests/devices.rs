@@ -351,13 +351,13 @@ fn a_neighbour_is_resolved_by_arp() {
         let socket = ArpSocket::open(interface_index("g0"), &[GATEWAY]).unwrap();
         let mut cache = NeighborCache::<()>::new(external_link());
         let now = Timestamp::from_secs(1);
-        assert_eq!(cache.resolve(NEIGHBOR, now), Resolution::Pending);
+        assert_eq!(cache.resolve(NEIGHBOR, None, now), Resolution::Pending);
         cache.poll(now, |frame| socket.send(&frame).unwrap(), drop);
         assert!(readable(&socket));
         let mut buffer = [0; 128];
         let frame = socket.receive(&mut buffer).unwrap().unwrap();
         assert_eq!(cache.receive(frame, now), Ok(NEIGHBOR));
-        assert_eq!(cache.resolve(NEIGHBOR, now), Resolution::Known(expected));
+        assert_eq!(cache.resolve(NEIGHBOR, None, now), Resolution::Known(expected));
     });
 }
 

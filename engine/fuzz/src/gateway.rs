@@ -14,9 +14,10 @@ use tidegate_engine::core::Core;
 use tidegate_engine::external::packet_socket::FilterRules;
 use tidegate_engine::external::reservation::{Batch, PortOwnership, Shortage};
 use tidegate_engine::gateway::{Gateway, GatewayConfig};
+use tidegate_engine::handoffs::Handoff;
 use tidegate_engine::messages::{Command, Events, MappingLog};
 use tidegate_engine::nat::{Endpoint, Proto};
-use tidegate_engine::outbox::{Crossing, DeviceFrame, Outbox, TrainBuffer, send_to_peers};
+use tidegate_engine::outbox::{DeviceFrame, Outbox, TrainBuffer, send_to_peers};
 use tidegate_engine::tunnel::{Outgoing, PeerId, Received, Sealer, Tunnel};
 use tidegate_engine::wake::EventFd;
 use tidegate_engine::wire::{CoalesceOptions, Ipv4Packet, Offload};
@@ -173,15 +174,15 @@ impl World {
             12 => {
                 let from = remote(script.byte());
                 let bytes = packet(script, from, EXTERNAL);
-                let crossing = match script.byte() % 4 {
-                    0 => Crossing::Initiation { from: STRANGER.into(), datagram: bytes },
-                    3 => Crossing::Strayed { from: STRANGER.into(), datagram: bytes },
+                let handoff = match script.byte() % 4 {
+                    0 => Handoff::Initiation { from: STRANGER.into(), datagram: bytes },
+                    3 => Handoff::Misdirected { from: STRANGER.into(), datagram: bytes },
                     1 => {
-                        Crossing::ToPeer { packet: bytes, offload: virtio(script), client: client_address(0) }
+                        Handoff::ToPeer { packet: bytes, offload: virtio(script), client: client_address(0) }
                     }
-                    _ => Crossing::Inbound { packet: bytes, offload: virtio(script), client: None },
+                    _ => Handoff::Inbound { packet: bytes, offload: virtio(script), client: None },
                 };
-                self.gateway.receive_crossing(self.now, &mut self.arena, crossing, &mut self.outbox);
+                self.gateway.receive_handoff(self.now, &mut self.arena, handoff, &mut self.outbox);
                 self.finish();
             }
             13 => self.command(script),
@@ -393,8 +394,8 @@ impl World {
             let to = address_at(&bytes, 16);
             assert!([GATEWAY, EXTERNAL].contains(&to), "{to} is not the host's");
         }
-        for (shard, _) in &self.outbox.crossings {
-            assert!((1..SHARDS).contains(shard), "a crossing to shard {shard}");
+        for (shard, _) in &self.outbox.handoffs {
+            assert!((1..SHARDS).contains(shard), "a handoff to shard {shard}");
         }
         let requests: Vec<_> = self.outbox.arp.drain(..).collect();
         let Self { gateway, outbox, arena, sealed, now, to_clients, .. } = self;

@@ -237,7 +237,7 @@ impl GatewayEngine {
     ) -> Result<(), EngineError> {
         let Publication { internal, shard } = publication;
         let reserved =
-            port_protocol(protocol).ok_or_else(|| in_use(protocol, port, PublishError::NotTcpOrUdp))?;
+            PortProtocol::of(protocol).ok_or_else(|| in_use(protocol, port, PublishError::NotTcpOrUdp))?;
         let external = Endpoint::new(address, port);
         let place = SocketAddrV4::new(address, port);
         self.claim(reserved, place)
@@ -273,7 +273,7 @@ impl GatewayEngine {
 
     /// Takes back a port that is published on `address`.
     fn withdraw(&mut self, protocol: Proto, port: u16, address: Ipv4Addr) {
-        let Some(reserved) = port_protocol(protocol) else { return };
+        let Some(reserved) = PortProtocol::of(protocol) else { return };
         let external = Endpoint::new(address, port);
         self.shards.tell_all(|| Command::Unpublish { protocol, external, gives_back: false });
         self.release(reserved, SocketAddrV4::new(address, port));
@@ -307,12 +307,4 @@ impl GatewayEngine {
 fn in_use(protocol: Proto, port: u16, refusal: PublishError) -> EngineError {
     let source = io::Error::from_raw_os_error(libc::EADDRINUSE);
     DeviceError::new(format!("publish {} port {port} ({refusal})", protocol.name()), source).into()
-}
-
-const fn port_protocol(protocol: Proto) -> Option<PortProtocol> {
-    match protocol {
-        Proto::Tcp => Some(PortProtocol::Tcp),
-        Proto::Udp => Some(PortProtocol::Udp),
-        Proto::Icmp => None,
-    }
 }

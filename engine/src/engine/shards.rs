@@ -8,9 +8,9 @@ use std::time::Duration;
 use super::EngineError;
 use crate::clock::monotonic_now;
 use crate::core::Core;
-use crate::crossings::{CROSSING_QUEUE, Crossings};
+use crate::handoffs::{HANDOFF_QUEUE, Handoffs};
 use crate::messages::{Command, EventKind, Events};
-use crate::shard::{CrossingSender, Links, Shard};
+use crate::shard::{HandoffSender, Links, Shard};
 use crate::sys::DeviceError;
 use crate::wake::EventFd;
 
@@ -165,20 +165,20 @@ impl Shards {
 /// The queues between the shards, and from Python to each.
 pub(super) fn link_up(shards: u8, events: &Events) -> Result<Vec<(Links, CommandSender)>, DeviceError> {
     let mut receivers = Vec::new();
-    let mut crossing_senders = Vec::new();
+    let mut handoff_senders = Vec::new();
     for _ in 0..shards {
         let wake = Arc::new(EventFd::new()?);
-        let (queue, crossings) = mpsc::sync_channel(CROSSING_QUEUE);
-        crossing_senders.push(CrossingSender { queue, wake: Arc::clone(&wake) });
-        receivers.push((wake, Crossings::new(crossings)));
+        let (queue, handoffs) = mpsc::sync_channel(HANDOFF_QUEUE);
+        handoff_senders.push(HandoffSender { queue, wake: Arc::clone(&wake) });
+        receivers.push((wake, Handoffs::new(handoffs)));
     }
     Ok(receivers
         .into_iter()
-        .map(|(wake, crossings)| {
+        .map(|(wake, handoffs)| {
             let (queue, commands) = mpsc::channel();
             let sender = CommandSender { queue, wake: Arc::clone(&wake) };
-            let shards = crossing_senders.clone();
-            (Links { wake, commands, crossings, shards, reserver: None, events: events.clone() }, sender)
+            let shards = handoff_senders.clone();
+            (Links { wake, commands, handoffs, shards, reserver: None, events: events.clone() }, sender)
         })
         .collect())
 }

@@ -49,7 +49,7 @@ impl ArpSocket {
             .and_then(|program| {
                 sys::attach_program(self.fd.as_fd(), libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
             })
-            .context(|| format!("set the ARP filter of interface {}", self.ifindex))
+            .context(|| format!("set the ARP filter of interface {}", sys::interface_name(self.ifindex)))
     }
 
     /// Receives one frame into `buffer` (of which [`RECEIVE_SIZE`] bytes are enough); `None` if there is none.

@@ -8,7 +8,7 @@ use super::packet_socket::{FilterRules, PacketSocket, SendFrame};
 use crate::arena::{Arena, Span};
 use crate::outbox::DeviceFrame;
 use crate::sys::DeviceError;
-use crate::wire::{Segments, VirtioNetHeader};
+use crate::wire::VirtioNetHeader;
 
 /// The user-space face of the external interface.
 pub struct ExternalGateway {
@@ -23,7 +23,7 @@ pub struct ExternalGateway {
 
 impl ExternalGateway {
     /// Opens the sockets. They let nothing through until [`Self::set_link`] says what: a shard joins the fanout of the
-    /// others first, lest it gets what belongs to them.
+    /// others first, so that it does not get what belongs to them.
     ///
     /// # Errors
     /// What the kernel refuses, as without `CAP_NET_RAW`.
@@ -89,8 +89,7 @@ impl ExternalGateway {
         arena: &Arena,
         segment: &mut [u8],
     ) -> usize {
-        let slices = frame.packet.tails_of(tails).iter().map(|&tail| arena.get(tail));
-        let mut segments = Segments::new(frame.packet.head.get(arena), frame.shape, slices);
+        let mut segments = frame.packet.segments(frame.shape, tails, arena);
         let mut dropped = 0;
         while let Some(len) = segments.next_into(segment) {
             let slices = [IoSlice::new(&segment[..len])];

@@ -13,11 +13,12 @@
 //! A known neighbour that is still in use after 30 seconds is asked again, by unicast, while packets go on; if it does
 //! not answer three times, it is resolved anew. A neighbour that is not used for 60 seconds is forgotten.
 //!
-//! One client can ask for all addresses of a large link, most of which nobody has. Once three quarters of the places are
-//! taken, a neighbour that does not answer has its own for one request, that is, a second, and not for the eight of three
-//! requests and their failure. So up to a thousand such addresses a second keep no others out, and the link still sees no more than
-//! a request a second for each place; it costs nothing that [`NeighborCache::poll`] does not do anyway. Faster scans do keep
-//! others' new neighbours out, but neither the router nor who is known.
+//! One client can ask for all addresses of a large link, most of which nobody has. So none takes more places, be its
+//! neighbours known or not, nor more of the room for packets that wait, than is still free ([`shares`]). Once a quarter of
+//! the places is taken, a neighbour that does not answer has its own for one request, that is, a second, and not for the eight
+//! of three requests and their failure; so a scan goes on, and the link still sees at most a request a second for each place.
+
+mod shares;
 
 use std::collections::{HashMap, VecDeque};
 use std::net::Ipv4Addr;
@@ -28,10 +29,13 @@ use super::{ETHERTYPE_ARP, ETHERTYPE_IPV4, MacAddress};
 use crate::clock::Timestamp;
 use crate::fair_queue::Amount;
 
+pub use shares::Asker;
+use shares::Shares;
+
 /// Neighbours that are known or asked for at a time.
 pub const MAX_NEIGHBORS: usize = 1024;
 /// From so many on, those that do not answer make room soon.
-const CROWDED: usize = MAX_NEIGHBORS / 4 * 3;
+const CROWDED: usize = MAX_NEIGHBORS / 4;
 /// What waits for one neighbour: about as much as a kernel lets wait (Linux' `unres_qlen_bytes`, 208 KiB), so that the
 /// first burst of a client is not cut short.
 pub const MAX_HELD_PER_NEIGHBOR: Amount = Amount { packets: 128, bytes: 256 * 1024 };
@@ -74,7 +78,7 @@ pub enum Resolution {
     Known(MacAddress),
     /// It is being asked for; a packet for it may be held.
     Pending,
-    /// It does not answer, or [`MAX_NEIGHBORS`] others are known already.
+    /// It does not answer, or there is no place for it among [`MAX_NEIGHBORS`], or none for its asker.
     Failed,
 }
 
@@ -94,7 +98,7 @@ pub enum Ignored {
 pub struct NeighborCache<P> {
     link: ExternalLink,
     entries: HashMap<Ipv4Addr, Entry<P>>,
-    held: Amount,
+    shares: Shares,
     wakeup: Option<Timestamp>,
 }
 
@@ -102,8 +106,18 @@ pub struct NeighborCache<P> {
 struct Entry<P> {
     state: State,
     used: Timestamp,
-    held: VecDeque<(P, usize)>,
+    /// Who is charged for its place: whoever asked for it first.
+    asker: Asker,
+    held: VecDeque<Held<P>>,
     held_bytes: usize,
+}
+
+/// A packet that waits for a neighbour.
+#[derive(Debug)]
+struct Held<P> {
+    packet: P,
+    bytes: usize,
+    asker: Asker,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -123,12 +137,12 @@ struct Asking {
 impl<P> NeighborCache<P> {
     /// An empty cache of this interface.
     pub fn new(link: ExternalLink) -> Self {
-        Self { link, entries: HashMap::new(), held: Amount::default(), wakeup: None }
+        Self { link, entries: HashMap::new(), shares: Shares::default(), wakeup: None }
     }
 
-    /// Looks a neighbour up, and begins to ask for it where needed.
-    pub fn resolve(&mut self, neighbor: Ipv4Addr, now: Timestamp) -> Resolution {
-        let Some(entry) = self.entries.get_mut(&neighbor) else { return self.begin(neighbor, now) };
+    /// Looks a neighbour up, and begins to ask for it, on behalf of `asker`, where needed.
+    pub fn resolve(&mut self, neighbor: Ipv4Addr, asker: Asker, now: Timestamp) -> Resolution {
+        let Some(entry) = self.entries.get_mut(&neighbor) else { return self.begin(neighbor, asker, now) };
         entry.used = now;
         match &mut entry.state {
             State::Known { mac, confirmed, probe, .. } => {
@@ -144,20 +158,19 @@ impl<P> NeighborCache<P> {
         }
     }
 
-    /// Keeps a packet of so many bytes until the neighbour is known.
+    /// Keeps a packet of `asker`, of so many bytes, until the neighbour is known.
     ///
     /// # Errors
     /// The packet, if the neighbour is not being asked for, or too much waits.
-    pub fn hold(&mut self, neighbor: Ipv4Addr, packet: P, bytes: usize) -> Result<(), P> {
+    pub fn hold(&mut self, neighbor: Ipv4Addr, asker: Asker, packet: P, bytes: usize) -> Result<(), P> {
         let Some(entry) = self.entries.get_mut(&neighbor) else { return Err(packet) };
         let resolving = matches!(entry.state, State::Resolving(_));
-        if !resolving || entry.held().reaches(MAX_HELD_PER_NEIGHBOR) || self.held.reaches(MAX_HELD) {
+        if !resolving || entry.held().reaches(MAX_HELD_PER_NEIGHBOR) || !self.shares.may_hold(asker) {
             return Err(packet);
         }
-        entry.held.push_back((packet, bytes));
+        entry.held.push_back(Held { packet, bytes, asker });
         entry.held_bytes += bytes;
-        self.held.packets += 1;
-        self.held.bytes += bytes;
+        self.shares.hold(asker, bytes);
         Ok(())
     }
 
@@ -192,8 +205,8 @@ impl<P> NeighborCache<P> {
 
     /// Takes the packets held for a neighbour, in their order.
     pub fn drain(&mut self, neighbor: Ipv4Addr) -> impl Iterator<Item = P> + use<P> {
-        let held = self.entries.get_mut(&neighbor).map(|entry| entry.release(&mut self.held));
-        held.unwrap_or_default().into_iter().map(|(packet, _)| packet)
+        let held = self.entries.get_mut(&neighbor).map(|entry| entry.release(&mut self.shares));
+        held.unwrap_or_default().into_iter().map(|held| held.packet)
     }
 
     /// Makes the requests that are due, and forgets what has expired.
@@ -209,20 +222,23 @@ impl<P> NeighborCache<P> {
             return;
         }
         let mut wakeup: Option<Timestamp> = None;
-        let Self { link, entries, held, .. } = self;
+        let Self { link, entries, shares, .. } = self;
         let crowded = entries.len() >= CROWDED;
         entries.retain(|&neighbor, entry| {
             let hurries = crowded && link.router != Some(neighbor);
             let ask = |to| request_frame(link, neighbor, to);
             let mut due = entry.advance(now, if hurries { 1 } else { REQUESTS }, |to| request(ask(to)));
             if matches!(entry.state, State::Failed { .. }) {
-                entry.release(held).into_iter().for_each(|(packet, _)| undeliverable(packet));
+                entry.release(shares).into_iter().for_each(|held| undeliverable(held.packet));
                 due = due.filter(|_| !hurries);
             }
             wakeup = match (wakeup, due) {
                 (Some(wakeup), Some(due)) => Some(wakeup.min(due)),
                 (wakeup, due) => wakeup.or(due),
             };
+            if due.is_none() {
+                shares.give_up(entry.asker);
+            }
             due.is_some()
         });
         self.wakeup = wakeup;
@@ -236,16 +252,19 @@ impl<P> NeighborCache<P> {
     /// The link changed: everything is forgotten, and the packets that waited are returned.
     pub fn reset(&mut self, link: ExternalLink) -> Vec<P> {
         let old = std::mem::replace(self, Self::new(link));
-        old.entries.into_values().flat_map(|entry| entry.held).map(|(packet, _)| packet).collect()
+        old.entries.into_values().flat_map(|entry| entry.held).map(|held| held.packet).collect()
     }
 
-    /// Begins to ask for a neighbour. There is always room for the router, however many others a client scans for.
-    fn begin(&mut self, neighbor: Ipv4Addr, now: Timestamp) -> Resolution {
-        if self.entries.len() >= MAX_NEIGHBORS && self.link.router != Some(neighbor) {
+    /// Begins to ask for a neighbour. There is always room for the router, however many others are scanned for.
+    fn begin(&mut self, neighbor: Ipv4Addr, asker: Asker, now: Timestamp) -> Resolution {
+        let free = MAX_NEIGHBORS.saturating_sub(self.entries.len());
+        if !self.shares.may_ask(asker, free) && self.link.router != Some(neighbor) {
             return Resolution::Failed;
         }
+        self.shares.ask(asker);
         let state = State::Resolving(Asking { sent: 0, next: now });
-        self.entries.insert(neighbor, Entry { state, used: now, held: VecDeque::new(), held_bytes: 0 });
+        let entry = Entry { state, used: now, asker, held: VecDeque::new(), held_bytes: 0 };
+        self.entries.insert(neighbor, entry);
         self.wake_at(now);
         Resolution::Pending
     }
@@ -261,11 +280,9 @@ impl<P> Entry<P> {
         Amount { packets: self.held.len(), bytes: self.held_bytes }
     }
 
-    /// Takes what waits, and takes it off the `total` of all neighbours.
-    fn release(&mut self, total: &mut Amount) -> VecDeque<(P, usize)> {
-        let Amount { packets, bytes } = self.held();
-        total.packets -= packets;
-        total.bytes -= bytes;
+    /// Takes what waits, and takes it off the `shares` of those whose packets they are.
+    fn release(&mut self, shares: &mut Shares) -> VecDeque<Held<P>> {
+        self.held.iter().for_each(|held| shares.release(held.asker, held.bytes));
         self.held_bytes = 0;
         std::mem::take(&mut self.held)
     }

@@ -27,6 +27,7 @@ use libc::c_int;
 use super::{ETHERTYPE_IPV4, LINK_HEADER_LEN, MAX_ADDRESSES, MacAddress, PACKET_HOST, require_address};
 use crate::arena::{Arena, Slot, Span};
 use crate::bpf::{Assembler, AssemblyError, DROP, DROP_ALL, Instruction, KEEP, Test};
+use crate::intake::Arrival;
 use crate::sys::batch::{AfterError, Body, Head, MAX_MESSAGES, Message, ReceiveBatch, SendBatch};
 use crate::sys::{self, Buffer, Context, DeviceError, SocketAddress};
 use crate::wire::{VirtioNetHeader, protocol};
@@ -89,12 +90,26 @@ pub struct Frame {
     pub source_mac: MacAddress,
 }
 
+impl Arrival for Frame {
+    fn span(&self) -> Span {
+        self.span
+    }
+
+    fn moved_to(self, span: Span) -> Self {
+        Self { span, ..self }
+    }
+
+    fn packets(&self) -> u64 {
+        1
+    }
+}
+
 /// A frame to be sent.
 #[derive(Clone, Copy, Debug)]
 pub struct SendFrame<'a> {
     /// The next hop.
     pub destination_mac: MacAddress,
-    /// Offload metadata as of `VirtioNetHeader::for_packet(packet, LINK_HEADER_LEN)`.
+    /// Offload metadata as of `VirtioNetHeader::for_shape(shape, LINK_HEADER_LEN)`.
     pub header: VirtioNetHeader,
     /// The IPv4 packet, in at most [`sys::MAX_SLICES`] - 1 pieces.
     pub slices: &'a [IoSlice<'a>],
@@ -117,10 +132,11 @@ impl PacketSocket {
     pub fn open(ifindex: u32, source_mac: MacAddress) -> Result<Self, DeviceError> {
         let fd = open_deaf(ifindex, ETHERTYPE_IPV4)?;
         sys::set_option(fd.as_fd(), libc::SOL_PACKET, PACKET_VNET_HDR, 1u32)
-            .context(|| format!("get offload metadata on interface {ifindex}"))?;
+            .context(|| format!("get offload metadata on interface {}", sys::interface_name(ifindex)))?;
         for direction in [Buffer::Receive, Buffer::Send] {
-            sys::set_buffer(fd.as_fd(), direction, SOCKET_BUFFER)
-                .context(|| format!("size the buffers of the packet socket on interface {ifindex}"))?;
+            sys::set_buffer(fd.as_fd(), direction, SOCKET_BUFFER).context(|| {
+                format!("size the buffers of the packet socket on interface {}", sys::interface_name(ifindex))
+            })?;
         }
         Ok(Self {
             fd,
@@ -143,7 +159,7 @@ impl PacketSocket {
     /// `EINVAL` if the sockets are not of one interface, or `shards` is 0.
     pub fn join_fanout(&self, group: Option<u16>, shards: u8) -> Result<u16, DeviceError> {
         let socket = self.fd.as_fd();
-        let what = || format!("join the fanout of interface {}", self.ifindex);
+        let what = || format!("join the fanout of interface {}", sys::interface_name(self.ifindex));
         let program = fanout_program(shards).map_err(io::Error::from).context(what)?;
         let flags = if group.is_some() { 0 } else { PACKET_FANOUT_FLAG_UNIQUEID };
         let argument = u32::from(group.unwrap_or(0)) | (PACKET_FANOUT_CBPF | flags) << 16;
@@ -156,7 +172,7 @@ impl PacketSocket {
         Ok(joined as u16) // the group's number is in the low half
     }
 
-    /// Opens the ears: from now on, frames that fit `rules` are received. May be called again, at any time.
+    /// Starts receiving: from now on, frames that fit `rules` are received. May be called again, at any time.
     ///
     /// # Errors
     /// `InvalidInput` for more than [`MAX_ADDRESSES`] addresses.
@@ -170,7 +186,7 @@ impl PacketSocket {
             .and_then(|program| {
                 sys::attach_program(self.fd.as_fd(), libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
             })
-            .context(|| format!("set the packet filter of interface {}", self.ifindex))
+            .context(|| format!("set the packet filter of interface {}", sys::interface_name(self.ifindex)))
     }
 
     /// The interface's link address changed.
@@ -270,8 +286,9 @@ impl PacketSocket {
     pub fn statistics(&self) -> Result<PacketStatistics, DeviceError> {
         // `struct tpacket_stats`
         let [passed, overruns] =
-            sys::get_option(self.fd.as_fd(), libc::SOL_PACKET, PACKET_STATISTICS, [0u32; 2])
-                .context(|| format!("read the statistics of interface {}", self.ifindex))?;
+            sys::get_option(self.fd.as_fd(), libc::SOL_PACKET, PACKET_STATISTICS, [0u32; 2]).context(
+                || format!("read the statistics of interface {}", sys::interface_name(self.ifindex)),
+            )?;
         Ok(PacketStatistics { passed, overruns })
     }
 
@@ -298,12 +315,12 @@ impl AsRawFd for PacketSocket {
 /// The protocol 0 keeps it unbound until the filter is there; our own packets are never looped back to us.
 pub(super) fn open_deaf(ifindex: u32, ethertype: u16) -> Result<OwnedFd, DeviceError> {
     let fd = sys::socket(libc::AF_PACKET, libc::SOCK_RAW, 0)
-        .context(|| format!("open a packet socket on interface {ifindex}"))?;
+        .context(|| format!("open a packet socket on interface {}", sys::interface_name(ifindex)))?;
     let socket = fd.as_fd();
     sys::attach_program(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &DROP_ALL)
         .and_then(|()| sys::set_option(socket, libc::SOL_PACKET, PACKET_IGNORE_OUTGOING, 1u32))
         .and_then(|()| sys::bind(socket, &SocketAddress::link(ethertype, ifindex)))
-        .context(|| format!("bind a packet socket to interface {ifindex}"))?;
+        .context(|| format!("bind a packet socket to interface {}", sys::interface_name(ifindex)))?;
     Ok(fd)
 }
 

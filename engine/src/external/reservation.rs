@@ -24,6 +24,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, OwnedFd};
 
 use crate::bpf::{DROP_ALL, SILENCE};
+use crate::nat::Proto;
 use crate::sys::{self, SocketAddress};
 
 mod ownership;
@@ -41,6 +42,26 @@ pub enum PortProtocol {
     Tcp,
     /// UDP.
     Udp,
+}
+
+impl PortProtocol {
+    /// As what the external ports of a NAT's protocol are reserved; `None` for ICMP identifiers.
+    pub const fn of(protocol: Proto) -> Option<Self> {
+        match protocol {
+            Proto::Tcp => Some(Self::Tcp),
+            Proto::Udp => Some(Self::Udp),
+            Proto::Icmp => None,
+        }
+    }
+}
+
+impl From<PortProtocol> for Proto {
+    fn from(protocol: PortProtocol) -> Self {
+        match protocol {
+            PortProtocol::Tcp => Self::Tcp,
+            PortProtocol::Udp => Self::Udp,
+        }
+    }
 }
 
 /// Why there are fewer ports than were asked for.

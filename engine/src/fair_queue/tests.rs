@@ -146,7 +146,7 @@ fn nothing_is_remembered_of_clients_when_nothing_waits() {
     assert_eq!(served(&mut queue, at(0)).len(), 26);
     assert!(queue.queues.is_empty() && queue.by_key.is_empty());
     assert!(queue.new.is_empty() && queue.old.is_empty());
-    assert!(queue.spare.len() <= SPARE);
+    assert!(queue.spare.len() <= SPARE_QUEUES);
 }
 
 #[derive(Clone, Debug)]

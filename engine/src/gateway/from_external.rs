@@ -35,7 +35,7 @@ impl Gateway {
                 self.route_from_external(now, arena, origin, Offload::NONE, entrance, outbox);
             }
             Ok(decision) => {
-                if !matches!(decision.exit, Exit::Hairpin { .. } | Exit::Held) {
+                if !matches!(decision.exit, Exit::Inbound { .. } | Exit::Held) {
                     self.traffic.count(Direction::FromExternal, decision.shape);
                 }
                 self.leave(now, arena, origin, decision, outbox);
@@ -73,7 +73,7 @@ impl Gateway {
             if entrance == Entrance::Shard {
                 return Err(DropReason::NoMapping.into());
             }
-            let exit = Exit::Hairpin { shard, client };
+            let exit = Exit::Inbound { shard, client };
             return Ok(Decision { exit, destination, shape: packet.shape() });
         }
         // Should the packet be too big or too old, its sender is told about the packet that it knows, not about the

@@ -39,25 +39,25 @@ impl Gateway {
     }
 
     /// Routes what another shard found to belong here.
-    pub(super) fn route_crossing(
+    pub(super) fn route_handoff(
         &mut self,
         now: Timestamp,
         arena: &mut Arena,
-        crossing: Crossing,
+        handoff: Handoff,
         outbox: &mut Outbox,
     ) {
-        match crossing {
-            Crossing::Initiation { from, mut datagram } | Crossing::Strayed { from, mut datagram } => {
+        match handoff {
+            Handoff::Initiation { from, mut datagram } | Handoff::Misdirected { from, mut datagram } => {
                 match self.tunnel.receive_forwarded(now, from, &mut datagram, &mut outbox.datagrams) {
                     Received::Packet { peer, plaintext } => {
                         let packet = datagram.get(plaintext).unwrap_or_default().to_vec();
-                        self.route_strayed(now, arena, packet, peer, outbox);
+                        self.route_misdirected(now, arena, packet, peer, outbox);
                     }
                     Received::Drop(reason) => self.drops.count(reason),
                     Received::Keepalive { .. } | Received::Handshake { .. } | Received::OtherShard(_) => {}
                 }
             }
-            Crossing::ToPeer { mut packet, offload, client } => {
+            Handoff::ToPeer { mut packet, offload, client } => {
                 let decision = Ipv4Packet::parse(&mut packet, 0, offload)
                     .and_then(|packet| self.decide_from_shard(&packet, client));
                 match decision {
@@ -65,7 +65,7 @@ impl Gateway {
                     Err(reason) => self.drops.count(reason),
                 }
             }
-            Crossing::Inbound { packet, offload, .. } => {
+            Handoff::Inbound { packet, offload, .. } => {
                 let origin = Origin::Owned(packet);
                 self.route_from_external(now, arena, origin, offload, Entrance::Shard, outbox);
             }
@@ -76,11 +76,11 @@ impl Gateway {
     fn decide_from_shard(&self, packet: &Ipv4Packet<'_>, client: Ipv4Addr) -> Result<Decision, DropReason> {
         let destination = packet.destination();
         match self.places.get(&destination) {
-            Some(Place::Here(_)) => {
+            Some(Home::Here(_)) => {
                 let exit = Exit::Peer { address: destination, client };
                 Ok(Decision { exit, destination, shape: packet.shape() })
             }
-            Some(Place::OnShard(_)) | None => Err(DropReason::NoSuchPeer),
+            Some(Home::OnShard(_)) | None => Err(DropReason::NoSuchPeer),
         }
     }
 }

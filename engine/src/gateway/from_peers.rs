@@ -7,14 +7,15 @@ use crate::transport::MAX_TRAIN_SEGMENTS;
 use crate::tunnel::is_initiation;
 use crate::wire::protocol;
 
-/// Messages for sessions of other shards that one turn hands over at most: one train, should the kernel bring a whole one astray.
-const STRAYED_PER_TURN: usize = MAX_TRAIN_SEGMENTS;
+/// Messages for sessions of other shards that one turn hands over at most: one train, should the kernel deliver a whole one to
+/// the wrong shard.
+const MISDIRECTED_PER_TURN: usize = MAX_TRAIN_SEGMENTS;
 
 impl Gateway {
     /// Where no peer can be, whatever it knows. Were it taken for a peer's endpoint, what is sealed for an address of the VPN
     /// would go into our own TUN device, come back, and be sealed again, without end; and nothing can be sent to port 0.
     ///
-    /// One train has one source, and what crosses shards was a train before: nobody else needs to ask.
+    /// One train has one source, and a handoff was part of a train before: no other entrance needs to check.
     pub(super) fn check_outer_source(&self, from: SocketAddrV4) -> Result<(), DropReason> {
         let is_believable = !self.subnet.contains(*from.ip()) && from.port() != 0;
         is_believable.then_some(()).ok_or(DropReason::BogonSource)
@@ -39,8 +40,8 @@ impl Gateway {
             }
             Received::Keepalive { .. } | Received::Handshake { .. } => Ok(()),
             Received::OtherShard(shard) => {
-                let crossing = Self::crossing_of(bytes, from, &mut outbox.strayed)?;
-                outbox.crossings.push((shard, crossing));
+                let handoff = Self::handoff_of(bytes, from, &mut outbox.misdirected)?;
+                outbox.handoffs.push((shard, handoff));
                 Ok(())
             }
             Received::Drop(reason) => Err(reason),
@@ -49,23 +50,23 @@ impl Gateway {
 
     /// What takes a datagram to another shard.
     ///
-    /// The kernel steers a whole train by its first datagram. A real peer's are all for one shard, but for an initiation (to shard
-    /// 0) and the shorter data message right behind it, of a session that is being renewed: that one must not be lost. A forger's
-    /// train may be as mixed as he likes. So what strays crosses, but among the strangers', and not so much in a turn that
-    /// it fills the queue between the shards.
-    fn crossing_of(bytes: &[u8], from: Path, strayed: &mut usize) -> Result<Crossing, DropReason> {
+    /// The kernel steers a whole train by its first datagram. All of a real peer's are for one shard, except for an initiation
+    /// (to shard 0) and the shorter data message right behind it, of a session that is being renewed: that one must not be
+    /// lost. A forger's train may be as mixed as it likes. So a misdirected message is handed over, but queued with the unknown
+    /// senders', and not so many in a turn that they fill the queue between the shards.
+    fn handoff_of(bytes: &[u8], from: Path, misdirected: &mut usize) -> Result<Handoff, DropReason> {
         if is_initiation(bytes) {
-            return Ok(Crossing::Initiation { from, datagram: bytes.to_vec() });
+            return Ok(Handoff::Initiation { from, datagram: bytes.to_vec() });
         }
-        *strayed += 1;
-        if *strayed > STRAYED_PER_TURN {
+        *misdirected += 1;
+        if *misdirected > MISDIRECTED_PER_TURN {
             return Err(DropReason::QueueFull);
         }
-        Ok(Crossing::Strayed { from, datagram: bytes.to_vec() })
+        Ok(Handoff::Misdirected { from, datagram: bytes.to_vec() })
     }
 
     /// Routes a packet that another shard received for a peer of ours, at once and on its own.
-    pub(super) fn route_strayed(
+    pub(super) fn route_misdirected(
         &mut self,
         now: Timestamp,
         arena: &mut Arena,
@@ -183,7 +184,7 @@ impl Gateway {
                 }
                 self.forward_checks(now, packet, self.external.mtu)?;
                 match self.translate_outbound(now, packet)? {
-                    Outbound::External => Exit::External,
+                    Outbound::External => Exit::External { client },
                     Outbound::Hairpin => self.hairpin(packet, client),
                 }
             }
@@ -194,7 +195,7 @@ impl Gateway {
 
     /// The way of a client's packet, translated, to a port of ours.
     fn hairpin(&self, packet: &Ipv4Packet<'_>, client: Ipv4Addr) -> Exit {
-        Exit::Hairpin { shard: self.home_of_inbound(packet).0, client: Some(client) }
+        Exit::Inbound { shard: self.home_of_inbound(packet).0, client: Some(client) }
     }
 
     /// What a router does to every packet that it forwards: the TTL, the path's MTU, and the MSS of TCP.
@@ -261,7 +262,7 @@ impl Gateway {
     fn refuse(&mut self, now: Timestamp, packet: &Ipv4Packet<'_>, reason: DropReason, mtu: usize) -> Refusal {
         let mut answer = Vec::new();
         let kind = match reason {
-            // A connection that we know nothing of, as after a restart: its client had better make another one at once.
+            // A connection that we know nothing of, as after a restart: its client should make another one at once.
             DropReason::TcpOutOfState => {
                 let due =
                     tcp_reset::build(packet, &mut answer) && self.icmp_errors.admits(packet.source(), now);
@@ -271,7 +272,7 @@ impl Gateway {
             DropReason::TooBig => IcmpErrorKind::FragmentationNeeded { mtu: mtu as u16 },
             DropReason::NoSuchPeer | DropReason::NextHopUnresolved => IcmpErrorKind::HostUnreachable,
             DropReason::NoRoute => IcmpErrorKind::NetUnreachable,
-            // RFC 6888 REQ-4 and RFC 4787: the client learns that the gateway would not, rather than waits.
+            // RFC 6888 REQ-11, RFC 5508 REQ-8: the client learns at once that the gateway refuses, rather than by a timeout.
             DropReason::PortsExhausted
             | DropReason::SharedPortTaken
             | DropReason::MappingsExhausted

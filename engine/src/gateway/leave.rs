@@ -2,10 +2,9 @@
 
 use super::*;
 use crate::external::LINK_HEADER_LEN;
-use crate::external::neighbor::Resolution;
+use crate::external::neighbor::{Asker, Resolution};
 use crate::external::next_hop::NextHop;
 use crate::fragment::fragmentation::Fragments;
-use crate::wire::Segments;
 
 /// The packet being routed: its head is borrowed by an [`Ipv4Packet`]; this is where it lies, and its gather list.
 pub(super) enum Origin<'t> {
@@ -50,9 +49,13 @@ pub(super) enum Exit {
         client: Ipv4Addr,
     },
     Host,
-    External,
-    /// One of our external addresses, on a port that the NAT of that shard owns; and whose packet it is there.
-    Hairpin {
+    /// The internet; and whose packet it is.
+    External {
+        client: Ipv4Addr,
+    },
+    /// One of our external addresses, on a port that the NAT of that shard owns, as if from outside; and whose packet it is
+    /// there.
+    Inbound {
         shard: u8,
         client: Option<Ipv4Addr>,
     },
@@ -67,6 +70,13 @@ pub(super) struct Decision {
     /// Where the packet goes, after translation.
     pub(super) destination: Ipv4Addr,
     pub(super) shape: Shape,
+}
+
+/// A packet that leaves to the internet, and on whose behalf its next hop is asked for.
+struct Leaving {
+    packet: Gather,
+    shape: Shape,
+    asker: Asker,
 }
 
 /// A packet that is not delivered, and the ICMP error that tells its sender so.
@@ -101,15 +111,18 @@ impl Gateway {
                 let header = VirtioNetHeader::for_shape(shape, 0);
                 outbox.tun.push(DeviceFrame { packet, header, shape, destination_mac: [0; 6] });
             }
-            Exit::External => self.leave_to_external(now, arena, packet, shape, destination, outbox),
-            Exit::Hairpin { shard, .. } if shard == self.shard => {
+            Exit::External { client } => {
+                let leaving = Leaving { packet, shape, asker: Some(client) };
+                self.leave_to_external(now, arena, leaving, destination, outbox);
+            }
+            Exit::Inbound { shard, .. } if shard == self.shard => {
                 let origin = Origin::Owned(outbox.to_vec(&packet, arena));
                 self.route_from_external(now, arena, origin, shape.offload(), Entrance::Hairpin, outbox);
             }
-            Exit::Hairpin { shard, client } => {
+            Exit::Inbound { shard, client } => {
                 let bytes = outbox.to_vec(&packet, arena);
-                let crossing = Crossing::Inbound { packet: bytes, offload: shape.offload(), client };
-                outbox.crossings.push((shard, crossing));
+                let handoff = Handoff::Inbound { packet: bytes, offload: shape.offload(), client };
+                outbox.handoffs.push((shard, handoff));
             }
             Exit::Reassembled(_) | Exit::Held => {}
         }
@@ -125,7 +138,7 @@ impl Gateway {
         outbox: &mut Outbox,
     ) {
         match self.places.get(&address) {
-            Some(&Place::Here(peer)) => {
+            Some(&Home::Here(peer)) => {
                 self.traffic.count(Direction::ToPeers, shape);
                 if shape.segment_len() <= self.tunnel_mtu {
                     outbox.peers.push(PeerFrame::new(peer, packet, shape));
@@ -135,10 +148,10 @@ impl Gateway {
                     outbox.peers.push(PeerFrame::new(peer, packet, shape));
                 }
             }
-            Some(&Place::OnShard(shard)) => {
+            Some(&Home::OnShard(shard)) => {
                 let bytes = outbox.to_vec(&packet, arena);
-                let crossing = Crossing::ToPeer { packet: bytes, offload: shape.offload(), client };
-                outbox.crossings.push((shard, crossing));
+                let handoff = Handoff::ToPeer { packet: bytes, offload: shape.offload(), client };
+                outbox.handoffs.push((shard, handoff));
             }
             None => self.drops.count(DropReason::NoSuchPeer),
         }
@@ -148,8 +161,7 @@ impl Gateway {
         &mut self,
         now: Timestamp,
         arena: &Arena,
-        packet: Gather,
-        shape: Shape,
+        leaving: Leaving,
         destination: Ipv4Addr,
         outbox: &mut Outbox,
     ) {
@@ -157,12 +169,13 @@ impl Gateway {
             Ok(NextHop(neighbor)) => neighbor,
             Err(reason) => return self.drops.count(reason),
         };
-        self.traffic.count(Direction::ToExternal, shape);
-        if shape.segment_len() <= self.external.mtu {
-            return self.send_outbound(now, arena, packet, shape, next_hop, outbox);
+        self.traffic.count(Direction::ToExternal, leaving.shape);
+        if leaving.shape.segment_len() <= self.external.mtu {
+            return self.send_outbound(now, arena, leaving, next_hop, outbox);
         }
+        let Leaving { packet, shape, asker } = leaving;
         for (packet, shape) in self.fragment(arena, outbox, &packet, shape, self.external.mtu) {
-            self.send_outbound(now, arena, packet, shape, next_hop, outbox);
+            self.send_outbound(now, arena, Leaving { packet, shape, asker }, next_hop, outbox);
         }
     }
 
@@ -171,13 +184,13 @@ impl Gateway {
         &mut self,
         now: Timestamp,
         arena: &Arena,
-        packet: Gather,
-        shape: Shape,
+        leaving: Leaving,
         next_hop: Ipv4Addr,
         outbox: &mut Outbox,
     ) {
+        let Leaving { packet, shape, asker } = leaving;
         let header = VirtioNetHeader::for_shape(shape, LINK_HEADER_LEN);
-        match self.neighbors.resolve(next_hop, now) {
+        match self.neighbors.resolve(next_hop, asker, now) {
             Resolution::Known(destination_mac) => {
                 outbox.external.push(DeviceFrame { packet, header, shape, destination_mac });
             }
@@ -185,7 +198,7 @@ impl Gateway {
                 let packet = outbox.to_vec(&packet, arena);
                 let bytes = packet.len();
                 let held = HeldFrame { packet, header, shape };
-                if self.neighbors.hold(next_hop, held, bytes).is_err() {
+                if self.neighbors.hold(next_hop, asker, held, bytes).is_err() {
                     self.drops.count(DropReason::NextHopUnresolved);
                 }
             }
@@ -202,7 +215,7 @@ impl Gateway {
         outbox: &mut Outbox,
     ) {
         let HeldFrame { packet, header, shape } = held;
-        match self.neighbors.resolve(neighbor, now) {
+        match self.neighbors.resolve(neighbor, None, now) {
             Resolution::Known(destination_mac) => {
                 let packet = Gather::whole(Bytes::Owned(packet));
                 outbox.external.push(DeviceFrame { packet, header, shape, destination_mac });
@@ -225,8 +238,7 @@ impl Gateway {
         let mut pieces = Vec::new();
         let mut segment = vec![0; shape.segment_len()];
         let mut fragment = vec![0; mtu];
-        let slices = packet.tails_of(&outbox.tails).iter().map(|&tail| arena.get(tail));
-        let mut segments = Segments::new(packet.head.get(arena), shape, slices);
+        let mut segments = packet.segments(shape, &outbox.tails, arena);
         while let Some(len) = segments.next_into(&mut segment) {
             match Fragments::new(&segment[..len], mtu) {
                 Ok(mut fragments) => {
@@ -271,7 +283,8 @@ impl Gateway {
             }
             Ok((shape, destination)) => {
                 let packet = Gather::whole(Bytes::Owned(answer));
-                self.leave_to_external(now, arena, packet, shape, destination, outbox);
+                let leaving = Leaving { packet, shape, asker: None };
+                self.leave_to_external(now, arena, leaving, destination, outbox);
             }
             Err(reason) => self.drops.count(reason),
         }

@@ -9,18 +9,19 @@
 //! 2. [`Gateway::receive_external`]: IPv4 packets from the external interface. The NAT finds the mapping and rewrites
 //!    the destination; the packet goes to the peer that owns it.
 //! 3. [`Gateway::receive_host`]: packets from the host's kernel, through the gateway's TUN device.
-//! 4. [`Gateway::receive_crossing`]: packets of other shards.
+//! 4. [`Gateway::receive_handoff`]: packets of other shards.
 //!
 //! Whole datagrams only: fragments are reassembled where they enter, and a datagram that is too big for the way out is
 //! fragmented where it leaves (or answered with *fragmentation needed*, RFC 1191), so router and NAT never see either.
 //! Superpackets stay whole from entrance to exit.
 
+mod commands;
 mod from_external;
 mod from_host;
 mod from_peers;
 mod leave;
-mod overdue;
-mod peers;
+mod port_supply;
+mod reassembly_timeout;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -35,11 +36,12 @@ use crate::external::next_hop::ExternalLink;
 use crate::external::reservation::{PortOwnership, ReserveRequest};
 use crate::fair_queue::Owner;
 use crate::fragment::reassembly::Reassembly;
+use crate::handoffs::Handoff;
 use crate::icmp_error::{IcmpErrorKind, IcmpErrors};
 use crate::messages::{Command, MappingLog, ShardStatus};
 use crate::mss;
 use crate::nat::{Endpoint, Nat, NatConfig, Outbound, Proto, ShardSlice};
-use crate::outbox::{Bytes, Crossing, DeviceFrame, Gather, Outbox, PeerFrame};
+use crate::outbox::{Bytes, DeviceFrame, Gather, Outbox, PeerFrame};
 use crate::path::Path;
 use crate::prefix::Prefix;
 use crate::router::{PacketRouter, Verdict};
@@ -47,9 +49,10 @@ use crate::traffic::{Direction, Traffic};
 use crate::tunnel::{PeerConfig, PeerId, Received, Tunnel, TunnelConfig};
 use crate::wire::{CoalesceOptions, Coalescer, Ipv4Packet, Offload, Shape, VirtioNetHeader};
 
+use commands::Publication;
 use from_external::Entrance;
 use leave::{Decision, Exit, Origin, Refusal};
-use peers::{PortSupply, Publication};
+use port_supply::PortSupply;
 
 /// A map with a keyed hash: clients choose some of the keys.
 type HashMap<K, V> = KeyedMap<K, V, foldhash::quality::RandomState>;
@@ -86,9 +89,9 @@ pub struct GatewayConfig {
     pub seed: [u8; 32],
 }
 
-/// Where a VPN address lives.
+/// The shard on which the peer of a VPN address lives.
 #[derive(Clone, Copy, Debug)]
-enum Place {
+enum Home {
     Here(PeerId),
     OnShard(u8),
 }
@@ -110,13 +113,13 @@ pub struct Gateway {
     /// Published ports, on every shard.
     published: HashMap<(Proto, Endpoint), Publication>,
     neighbors: NeighborCache<HeldFrame>,
-    places: HashMap<Ipv4Addr, Place>,
+    places: HashMap<Ipv4Addr, Home>,
     addresses: HashMap<PeerId, Ipv4Addr>,
     coalescer: Coalescer<PeerId>,
     from_peers: Reassembly,
     from_external: Reassembly,
     icmp_errors: IcmpErrors,
-    /// Those to the outside: what they may cost is of their own, for whoever forges sources provokes as many as he likes.
+    /// Those to the outside: what they may cost is of their own, for whoever forges sources provokes as many as it likes.
     outside_errors: IcmpErrors,
     drops: DropCounters,
     traffic: Traffic,
@@ -222,14 +225,14 @@ impl Core for Gateway {
         self.route_from_host(now, arena, packet, offload, outbox);
     }
 
-    fn expect_external(&self, arena: &Arena, packet: Span) {
+    fn prefetch_external(&self, arena: &Arena, packet: Span) {
         self.nat.prefetch_inbound(arena.get(packet));
     }
 
     fn recipient(&self, packet: &[u8]) -> Owner<Ipv4Addr> {
         // Where a port that is published for a client of another shard would be this one's, its packets come here first.
         let publisher = |protocol, external| Some(self.published.get(&(protocol, external))?.client);
-        self.nat.recipient(packet, publisher).map_or(Owner::Stranger, Owner::Client)
+        self.nat.recipient(packet, publisher).map_or(Owner::Unknown, Owner::Client)
     }
 
     fn receive_external(
@@ -256,14 +259,8 @@ impl Core for Gateway {
         }
     }
 
-    fn receive_crossing(
-        &mut self,
-        now: Timestamp,
-        arena: &mut Arena,
-        crossing: Crossing,
-        outbox: &mut Outbox,
-    ) {
-        self.route_crossing(now, arena, crossing, outbox);
+    fn receive_handoff(&mut self, now: Timestamp, arena: &mut Arena, handoff: Handoff, outbox: &mut Outbox) {
+        self.route_handoff(now, arena, handoff, outbox);
     }
 
     fn poll(&mut self, now: Timestamp, outbox: &mut Outbox) {
@@ -303,11 +300,11 @@ impl Core for Gateway {
     }
 
     fn status(&self, now: Timestamp) -> ShardStatus {
-        self.describe(now)
+        self.snapshot(now)
     }
 
     fn carry_out(&mut self, now: Timestamp, command: Command, outbox: &mut Outbox) {
-        self.obey(now, command, outbox);
+        self.apply_command(now, command, outbox);
     }
 
     /// The end of a turn.

@@ -1,4 +1,5 @@
-//! Calls: connections that somebody outside began and that do not stand. They make room where there is none.
+//! Calls: connections that somebody outside began and that do not stand. They make room where there is none, as in the
+//! *early drop* of Linux' conntrack.
 //!
 //! # Theory of operation
 //!
@@ -9,7 +10,7 @@
 //! room for a visitor, also of another port, and for what the client opens itself: a flood of one port neither closes the
 //! others nor keeps the client in.
 //!
-//! The calls of a client are a list, threaded through their places in the order in which they became calls. A session
+//! The calls of a client are a list, threaded through their links in the order in which they became calls. A session
 //! enters and leaves it when its connection becomes a call or is one no longer ([`Nat::note_call`]), also while its state
 //! stays the same: the client's own SYN makes it the client's, and a SYN-ACK of another number takes that back.
 
@@ -19,7 +20,7 @@ use slab::Slab;
 
 use super::Nat;
 use super::lifecycle::RECLAIM_ATTEMPTS;
-use super::table::{NIL, Place};
+use super::table::{NIL, SessionLinks};
 use crate::clock::Timestamp;
 
 /// In no list. There are never that many sessions.
@@ -51,31 +52,31 @@ pub(super) struct CallList {
 impl CallList {
     pub(super) const EMPTY: Self = Self { first: NIL, last: NIL };
 
-    fn push(&mut self, id: u32, places: &mut Slab<Place>) {
+    fn push(&mut self, id: u32, sessions: &mut Slab<SessionLinks>) {
         let previous = std::mem::replace(&mut self.last, id);
         if previous == NIL {
             self.first = id;
         } else {
-            places[previous as usize].call.next = id;
+            sessions[previous as usize].call.next = id;
         }
-        places[id as usize].call = CallLinks { previous, next: NIL };
+        sessions[id as usize].call = CallLinks { previous, next: NIL };
     }
 
     /// Takes a session out, if it is in the list.
-    pub(super) fn unlink(&mut self, id: u32, places: &mut Slab<Place>) {
-        let links = std::mem::replace(&mut places[id as usize].call, CallLinks::NONE);
+    pub(super) fn unlink(&mut self, id: u32, sessions: &mut Slab<SessionLinks>) {
+        let links = std::mem::replace(&mut sessions[id as usize].call, CallLinks::NONE);
         if !links.is_listed() {
             return;
         }
         if links.previous == NIL {
             self.first = links.next;
         } else {
-            places[links.previous as usize].call.next = links.next;
+            sessions[links.previous as usize].call.next = links.next;
         }
         if links.next == NIL {
             self.last = links.previous;
         } else {
-            places[links.next as usize].call.previous = links.previous;
+            sessions[links.next as usize].call.previous = links.previous;
         }
     }
 }
@@ -84,17 +85,17 @@ impl Nat {
     /// Notes whether a session is a call, after its connection has changed.
     pub(super) fn note_call(&mut self, id: u32) {
         let is_call = self.is_call(id);
-        let places = &mut self.table.places;
-        if is_call == places[id as usize].call.is_listed() {
+        let sessions = &mut self.table.session_links;
+        if is_call == sessions[id as usize].call.is_listed() {
             return;
         }
         let Some(client) = self.clients.get_mut(self.table.sessions[id as usize].internal.address) else {
             return;
         };
         if is_call {
-            client.calls.push(id, places);
+            client.calls.push(id, sessions);
         } else {
-            client.calls.unlink(id, places);
+            client.calls.unlink(id, sessions);
         }
     }
 
@@ -109,7 +110,7 @@ impl Nat {
     /// oldest call. False if it has none.
     pub(super) fn evict_call(&mut self, client: Ipv4Addr, mapping: u32, now: Timestamp) -> bool {
         let Some(id) = self.oldest_call(client) else { return false };
-        let called = self.table.places[id as usize].mapping;
+        let called = self.table.session_links[id as usize].mapping;
         self.close_session(id);
         if called != mapping {
             self.end_if_unused(called, now);

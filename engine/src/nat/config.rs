@@ -52,7 +52,7 @@ impl Default for NatConfig {
             tcp_established_timeout: Duration::from_secs(7440), // RFC 5382 REQ-5: at least 2 h 4 min
             tcp_opening_timeout: Duration::from_secs(240), // RFC 5382 REQ-5: at least 4 min
             tcp_closing_timeout: Duration::from_secs(240), // RFC 5382 REQ-5, RFC 7857 §2.1: at least 4 min
-            icmp_timeout: Duration::from_secs(60), // RFC 5508 REQ-1: at least 60 s
+            icmp_timeout: Duration::from_secs(60), // RFC 5508 REQ-2: at least 60 s
             max_mappings: 200_000,
             max_mappings_per_client: 16_384,
             max_new_mappings_per_second: 2_000,

@@ -8,7 +8,7 @@ use super::clients::Client;
 use super::config::{Endpoint, PortClass, Proto};
 use super::log::MappingEvent;
 use super::ports::{KEPT_PART, SMALLEST_TO_KEEP_OF};
-use super::table::{Kind, Mapping, NIL, Session};
+use super::table::{Mapping, MappingKind, NIL, Session};
 use super::tcp::{Connection, TcpState};
 use super::{Nat, NatConfig, SESSIONS_PER_MAPPING};
 use crate::clock::Timestamp;
@@ -107,17 +107,17 @@ impl Nat {
     pub fn expire(&mut self, now: Timestamp) {
         self.pools.wake(now);
         for _ in 0..EXPIRY_BUDGET {
-            let Some(id) = self.wheel.next_due(&mut self.table.places, now) else {
+            let Some(id) = self.wheel.next_due(&mut self.table.session_links, now) else {
                 self.table.shrink();
                 return;
             };
             let session = &self.table.sessions[id as usize];
             let deadline = session.last_activity + self.config.timeout(session);
             if deadline >= now {
-                self.wheel.schedule(&mut self.table.places, id, deadline, now);
+                self.wheel.schedule(&mut self.table.session_links, id, deadline, now);
                 continue; // it was busy since it was put here
             }
-            let mapping = self.table.places[id as usize].mapping;
+            let mapping = self.table.session_links[id as usize].mapping;
             self.close_session(id);
             self.end_if_unused(mapping, now);
         }
@@ -135,7 +135,7 @@ impl Nat {
     pub(super) fn restart_timer(&mut self, id: u32, now: Timestamp) {
         let session = &self.table.sessions[id as usize];
         let deadline = session.last_activity + self.config.timeout(session);
-        self.wheel.schedule(&mut self.table.places, id, deadline, now);
+        self.wheel.schedule(&mut self.table.session_links, id, deadline, now);
     }
 
     /// A mapping for `internal`, whose first packet goes to `remote`.
@@ -185,7 +185,7 @@ impl Nat {
         &mut self,
         client: Client,
         protocol: Proto,
-        kind: Kind,
+        kind: MappingKind,
         internal: Endpoint,
         external: Endpoint,
         now: Timestamp,
@@ -205,7 +205,7 @@ impl Nat {
         });
         self.clients.add_mapping(client, id, &mut self.table.mappings);
         self.mapping_counts[protocol.index()] += 1;
-        self.published += usize::from(kind == Kind::Published);
+        self.published += usize::from(kind == MappingKind::Published);
         if self.config.log_mappings {
             self.log.note(MappingEvent::Created, &self.table.mappings[id as usize], now);
         }
@@ -245,19 +245,19 @@ impl Nat {
         remote: Endpoint,
         has_its_share: bool,
         now: Timestamp,
-    ) -> Option<(u16, Kind)> {
+    ) -> Option<(u16, MappingKind)> {
         let class = protocol.class_of(internal.port);
         if has_its_share {
             self.pools.ask(protocol, address); // there may be more again, and nobody else may need any
         } else if let Some(port) = self.pools.draw(protocol, address, class, &mut self.random) {
-            return Some((port, Kind::Drawn));
+            return Some((port, MappingKind::Drawn));
         }
         if protocol != Proto::Tcp {
             return None;
         }
         if self.reclaim_closed(internal.address, now) {
             if let Some(port) = self.pools.draw(protocol, address, class, &mut self.random) {
-                return Some((port, Kind::Drawn));
+                return Some((port, MappingKind::Drawn));
             }
         }
         if self.pools.more_to_come(protocol, address) && !has_its_share {
@@ -271,10 +271,10 @@ impl Nat {
                     || self
                         .table
                         .find_external(protocol, external)
-                        .is_some_and(|id| self.table.mappings[id as usize].kind == Kind::Drawn);
+                        .is_some_and(|id| self.table.mappings[id as usize].kind == MappingKind::Drawn);
                 lent && self.table.find_inbound(protocol, external, remote).is_none()
             })
-            .map(|port| (port, Kind::Shared))
+            .map(|port| (port, MappingKind::Shared))
     }
 
     /// Ends the one of the client's TCP mappings that was closed first, as if its last minutes were over. Looks at a few
@@ -300,7 +300,7 @@ impl Nat {
     /// Notes whether all connections of a TCP mapping are closed, after one of them has changed.
     pub(super) fn note_closed(&mut self, id: u32) {
         let mapping = &self.table.mappings[id as usize];
-        let closed = mapping.kind == Kind::Drawn
+        let closed = mapping.kind == MappingKind::Drawn
             && mapping.sessions <= RECLAIM_SESSIONS
             && self.table.sessions_of(mapping).all(|id| {
                 let connection = &self.table.sessions[id as usize].tcp;
@@ -311,7 +311,7 @@ impl Nat {
 
     fn check_session_limits(&self, client: Ipv4Addr) -> Result<(), DropReason> {
         let held = self.clients.get(client).map_or(0, |client| client.sessions as usize);
-        let used = self.table.places.len();
+        let used = self.table.session_links.len();
         let most = SESSIONS_PER_MAPPING.saturating_mul(self.slice.part_of(self.config.max_mappings));
         if held >= SESSIONS_PER_MAPPING.saturating_mul(self.config.max_mappings_per_client) || used >= most {
             return Err(DropReason::SessionLimit);
@@ -340,10 +340,10 @@ impl Nat {
 
     /// Ends a session. Its mapping stays.
     pub(super) fn close_session(&mut self, id: u32) {
-        self.wheel.cancel(&mut self.table.places, id);
+        self.wheel.cancel(&mut self.table.session_links, id);
         if let Some(client) = self.clients.get_mut(self.table.sessions[id as usize].internal.address) {
             client.sessions -= 1;
-            client.calls.unlink(id, &mut self.table.places);
+            client.calls.unlink(id, &mut self.table.session_links);
         }
         self.table.remove_session(id);
     }
@@ -351,7 +351,7 @@ impl Nat {
     /// Ends a mapping whose last session has ended, unless it is there for good.
     pub(super) fn end_if_unused(&mut self, id: u32, now: Timestamp) {
         let Mapping { sessions, kind, .. } = self.table.mappings[id as usize];
-        if sessions == 0 && kind != Kind::Published {
+        if sessions == 0 && kind != MappingKind::Published {
             self.close_mapping(id, End::Expired, now);
         }
     }
@@ -367,7 +367,7 @@ impl Nat {
         if self.config.log_mappings {
             self.log.note(MappingEvent::Ended, &mapping, now);
         }
-        if mapping.kind == Kind::Published {
+        if mapping.kind == MappingKind::Published {
             self.published -= 1;
             return;
         }

@@ -51,12 +51,12 @@ pub struct MappingRecord {
 
 /// The records that nobody has taken yet.
 #[derive(Debug, Default)]
-pub(super) struct MappingLog {
+pub(super) struct MappingLogBuffer {
     records: Vec<MappingRecord>,
     missing: u64,
 }
 
-impl MappingLog {
+impl MappingLogBuffer {
     pub(super) fn note(&mut self, event: MappingEvent, mapping: &Mapping, at: Timestamp) {
         if self.records.len() >= MAX_RECORDS {
             self.missing += 1;

@@ -12,7 +12,7 @@ use super::config::{
 };
 use super::lifecycle::End;
 use super::log::MappingRecord;
-use super::table::{Kind, Mapping};
+use super::table::{Mapping, MappingKind};
 use super::tcp::TcpState;
 use crate::clock::Timestamp;
 
@@ -44,8 +44,8 @@ impl Nat {
         self.pools.next_demand()
     }
 
-    /// Says whether ports of the protocol and address may still come. While they may, an empty pool is not an exhausted one: no port is
-    /// shared, and what finds no port had better try again in a moment. Unless they are sure to come, the last part of a
+    /// Says whether ports of the protocol and address may still come. While they may, an empty pool is not an exhausted one: no
+    /// port is shared, and whatever finds no port should try again in a moment. Unless they are sure to come, the last part of a
     /// pool is for clients that have less than their share, and the others share. To begin with, none are expected.
     pub fn expect_ports(&mut self, protocol: Proto, address: Ipv4Addr, outlook: PortOutlook) {
         self.pools.set_outlook(protocol, address, outlook);
@@ -113,7 +113,7 @@ impl Nat {
             return Err(PublishError::NotExternal);
         }
         let held = self.table.find_internal(protocol, internal);
-        if held.is_some_and(|id| self.table.mappings[id as usize].kind == Kind::Published) {
+        if held.is_some_and(|id| self.table.mappings[id as usize].kind == MappingKind::Published) {
             return Err(PublishError::EndpointPublished);
         }
         self.cede_port(protocol, external)?;
@@ -124,7 +124,7 @@ impl Nat {
             Some(client) => *client,
             None => Client::new(self.home_of(internal.address).unwrap_or(external.address)),
         };
-        self.add_mapping(client, protocol, Kind::Published, internal, external, now);
+        self.add_mapping(client, protocol, MappingKind::Published, internal, external, now);
         Ok(())
     }
 
@@ -144,7 +144,7 @@ impl Nat {
     /// [`Nat::add_ports`]. False if it was not published.
     pub fn unpublish(&mut self, protocol: Proto, external: Endpoint, now: Timestamp) -> bool {
         match self.table.find_external(protocol, external) {
-            Some(id) if self.table.mappings[id as usize].kind == Kind::Published => {
+            Some(id) if self.table.mappings[id as usize].kind == MappingKind::Published => {
                 self.close_mapping(id, End::Removed, now);
                 true
             }
@@ -159,7 +159,7 @@ impl Nat {
         while let Some(client) = self.clients.get(address) {
             let id = client.any_mapping();
             let Mapping { protocol, kind, external, .. } = self.table.mappings[id as usize];
-            if kind == Kind::Published {
+            if kind == MappingKind::Published {
                 published.push((protocol, external));
             }
             self.close_mapping(id, End::Removed, now);
@@ -172,7 +172,7 @@ impl Nat {
     /// end nothing.
     pub fn set_config(&mut self, config: NatConfig, now: Timestamp) {
         self.config = config;
-        let ids: Vec<u32> = self.table.places.iter().map(|(id, _)| id as u32).collect();
+        let ids: Vec<u32> = self.table.session_links.iter().map(|(id, _)| id as u32).collect();
         for id in ids {
             self.restart_timer(id, now);
         }
@@ -193,7 +193,7 @@ impl Nat {
         let mut published = Vec::new();
         for id in gone {
             let Mapping { protocol, kind, external, .. } = self.table.mappings[id as usize];
-            if kind == Kind::Published {
+            if kind == MappingKind::Published {
                 published.push((protocol, external));
             }
             self.close_mapping(id, End::Removed, now);
@@ -209,7 +209,7 @@ impl Nat {
             tcp_mappings,
             udp_mappings,
             icmp_mappings,
-            sessions: self.table.places.len(),
+            sessions: self.table.session_links.len(),
             resting_ports: self.pools.resting(),
             clients: self.clients.len(),
         }
@@ -242,7 +242,7 @@ impl Nat {
             }
         }
         let (expires_in, state): (Option<Duration>, _) = match (mapping.kind, state) {
-            (Kind::Published, _) => (None, MappingState::Published),
+            (MappingKind::Published, _) => (None, MappingState::Published),
             (_, None) => (Some(deadline.since(now)), MappingState::Active),
             (_, Some(0)) => (Some(deadline.since(now)), MappingState::Closing),
             (_, Some(1)) => (Some(deadline.since(now)), MappingState::Opening),

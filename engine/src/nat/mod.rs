@@ -9,7 +9,7 @@
 //!
 //! - `table.rs` holds mappings and sessions and finds them; `lifecycle.rs` is where they begin and end; `calls.rs` ends
 //!   what somebody outside began, where there is no room.
-//! - `tcp.rs` follows TCP connections; `icmp.rs` translates ICMP errors; `passed.rs` is for protocols without ports.
+//! - `tcp.rs` follows TCP connections; `icmp.rs` translates ICMP errors; `passthrough.rs` is for protocols without ports.
 //! - `ports.rs` lends external ports; `clients.rs` bounds what one client may take; `timers.rs` says when time is up.
 //! - `manage.rs` is for the shell: settings, published ports, lists and counts. `log.rs` notes which client had which port.
 //!
@@ -25,7 +25,7 @@ mod identification;
 mod lifecycle;
 mod log;
 mod manage;
-mod passed;
+mod passthrough;
 mod ports;
 mod random;
 mod table;
@@ -46,8 +46,8 @@ pub use translate::external_port;
 
 use clients::Clients;
 use identification::Identifications;
-use log::MappingLog;
-use passed::Passed;
+use log::MappingLogBuffer;
+use passthrough::Passthrough;
 use ports::Pools;
 use random::Random;
 use table::Table;
@@ -70,12 +70,12 @@ pub struct Nat {
     /// Mappings by protocol, and published ones.
     mapping_counts: [usize; 3],
     published: usize,
-    log: MappingLog,
-    passed: Passed,
+    log: MappingLogBuffer,
+    passed: Passthrough,
 }
 
 impl Nat {
-    /// A NAT without mappings and, but for ICMP identifiers, without ports ([`Nat::add_ports`]).
+    /// A NAT without mappings and, except for ICMP identifiers, without ports ([`Nat::add_ports`]).
     ///
     /// `external` are the addresses to translate to; `seed` must be random and secret.
     pub fn new(config: NatConfig, external: &[Ipv4Addr], slice: ShardSlice, seed: [u8; 32]) -> Self {
@@ -93,8 +93,8 @@ impl Nat {
             identifications: Identifications::new(slice, &mut random),
             mapping_counts: [0; 3],
             published: 0,
-            log: MappingLog::default(),
-            passed: Passed::default(),
+            log: MappingLogBuffer::default(),
+            passed: Passthrough::default(),
             random,
         }
     }

@@ -33,14 +33,14 @@ use crate::clock::Timestamp;
 /// No record.
 pub(super) const NIL: u32 = u32::MAX;
 /// Memory below this many records is kept for the next ones.
-const FLOOR: usize = 1024;
+const KEPT_CAPACITY: usize = 1024;
 /// With fewer sessions than this, all are in the second-level cache (256 KiB of them), and fetching ahead is a waste.
 /// Tests go that way always.
 const PREFETCH_FROM: usize = if cfg!(test) { 1 } else { 4096 };
 
 /// How a mapping came by its external port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Kind {
+pub(super) enum MappingKind {
     /// Drawn from the pool; it is the mapping's own.
     Drawn,
     /// Another mapping's too, to which strangers' packets go; this one only gets what its sessions name.
@@ -53,7 +53,7 @@ pub(super) enum Kind {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Mapping {
     pub protocol: Proto,
-    pub kind: Kind,
+    pub kind: MappingKind,
     pub internal: Endpoint,
     pub external: Endpoint,
     pub created: Timestamp,
@@ -87,9 +87,9 @@ pub(super) struct Session {
 
 const _: () = assert!(size_of::<Session>() == 64);
 
-/// Where a session stands: what only its beginning, its end and its timer need.
+/// In which lists a session is: what only its beginning, its end and its timer need.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Place {
+pub(super) struct SessionLinks {
     pub mapping: u32,
     /// Its neighbours among the sessions of its mapping.
     pub previous: u32,
@@ -104,13 +104,13 @@ pub(super) struct Place {
 pub(super) struct Table {
     pub hasher: SeedableRandomState,
     pub mappings: Slab<Mapping>,
-    /// The places of the sessions, which give them their numbers.
-    pub places: Slab<Place>,
+    /// How the sessions are linked; a session's place in here is its number.
+    pub session_links: Slab<SessionLinks>,
     /// The sessions, under their numbers; what lies under others is left from sessions that have ended.
     pub sessions: Vec<Session>,
     /// Mappings by protocol and inner endpoint.
     by_internal: HashTable<u32>,
-    /// Mappings by protocol and external endpoint, but for those that only share it.
+    /// Mappings by protocol and external endpoint, except those that only share it.
     by_external: HashTable<u32>,
     /// Sessions by protocol, inner and remote endpoint.
     outbound: HashTable<u32>,
@@ -139,7 +139,7 @@ impl Table {
         let hasher = SeedableRandomState::with_seed(random.bits(), SharedSeed::global_random());
         Self {
             mappings: Slab::new(),
-            places: Slab::new(),
+            session_links: Slab::new(),
             sessions: Vec::new(),
             by_internal: HashTable::new(),
             by_external: HashTable::new(),
@@ -223,13 +223,13 @@ impl Table {
         self.admissions.contains_key(&(mapping, address))
     }
 
-    /// How many mappings use the external endpoint, if it is shared.
+    /// Whether several mappings use the external endpoint.
     pub(super) fn is_shared(&self, protocol: Proto, external: Endpoint) -> bool {
         self.sharers.contains_key(&(protocol, external))
     }
 
     /// Adds a mapping without sessions. No mapping of the same inner endpoint may exist, nor, unless it is
-    /// [`Kind::Shared`], one of the same external endpoint.
+    /// [`MappingKind::Shared`], one of the same external endpoint.
     pub(super) fn insert_mapping(&mut self, mapping: Mapping) -> u32 {
         let Mapping { protocol, kind, internal, external, .. } = mapping;
         let id = self.mappings.insert(mapping) as u32;
@@ -239,7 +239,7 @@ impl Table {
             hash_one_end(hasher, m.protocol, m.internal)
         };
         self.by_internal.insert_unique(hash_one_end(hasher, protocol, internal), id, rehash_internal);
-        if kind == Kind::Shared {
+        if kind == MappingKind::Shared {
             // The first sharer counts the owner too.
             *self.sharers.entry((protocol, external)).or_insert(1) += 1;
         } else {
@@ -260,7 +260,7 @@ impl Table {
         if let Ok(entry) = self.by_internal.find_entry(hash, |&other| other == id) {
             entry.remove();
         }
-        if kind != Kind::Shared {
+        if kind != MappingKind::Shared {
             let hash = hash_one_end(&self.hasher, protocol, external);
             if let Ok(entry) = self.by_external.find_entry(hash, |&other| other == id) {
                 entry.remove();
@@ -292,8 +292,8 @@ impl Table {
         let mapping = &mut self.mappings[mapping_id as usize];
         let Mapping { protocol, internal, external, last_session: previous, .. } = *mapping;
         let (call, timer) = (CallLinks::NONE, Timer::NONE);
-        let place = Place { mapping: mapping_id, previous, next: NIL, call, timer };
-        let id = self.places.insert(place) as u32;
+        let links = SessionLinks { mapping: mapping_id, previous, next: NIL, call, timer };
+        let id = self.session_links.insert(links) as u32;
         let session =
             Session { last_activity: now, tcp, internal, external, remote, protocol, admitted: false };
         match self.sessions.get_mut(id as usize) {
@@ -306,7 +306,7 @@ impl Table {
         if previous == NIL {
             mapping.first_session = id;
         } else {
-            self.places[previous as usize].next = id;
+            self.session_links[previous as usize].next = id;
         }
         let Self { hasher, sessions, .. } = self;
         self.outbound.insert_unique(hash_both_ends(hasher, protocol, internal, remote), id, |&id| {
@@ -325,7 +325,7 @@ impl Table {
         let session = &mut self.sessions[id as usize];
         if !session.admitted {
             session.admitted = true;
-            let mapping = self.places[id as usize].mapping;
+            let mapping = self.session_links[id as usize].mapping;
             *self.admissions.entry((mapping, session.remote.address)).or_insert(0) += 1;
         }
     }
@@ -334,7 +334,7 @@ impl Table {
     /// even if it has no other.
     pub(super) fn remove_session(&mut self, id: u32) {
         let session = self.sessions[id as usize];
-        let place = self.places.remove(id as usize);
+        let place = self.session_links.remove(id as usize);
         let Session { protocol, internal, external, remote, .. } = session;
         let hash = hash_both_ends(&self.hasher, protocol, internal, remote);
         if let Ok(entry) = self.outbound.find_entry(hash, |&other| other == id) {
@@ -358,16 +358,16 @@ impl Table {
 
     /// Makes the session the newest of its mapping.
     pub(super) fn move_to_end(&mut self, id: u32) {
-        let place = self.places[id as usize];
+        let place = self.session_links[id as usize];
         self.unlink(&place);
         let mapping = &mut self.mappings[place.mapping as usize];
         let previous = std::mem::replace(&mut mapping.last_session, id);
         if previous == NIL {
             mapping.first_session = id;
         } else {
-            self.places[previous as usize].next = id;
+            self.session_links[previous as usize].next = id;
         }
-        let place = &mut self.places[id as usize];
+        let place = &mut self.session_links[id as usize];
         (place.previous, place.next) = (previous, NIL);
     }
 
@@ -375,51 +375,51 @@ impl Table {
     pub(super) fn sessions_of(&self, mapping: &Mapping) -> impl Iterator<Item = u32> + '_ {
         let first = (mapping.first_session != NIL).then_some(mapping.first_session);
         std::iter::successors(first, |&id| {
-            let next = self.places[id as usize].next;
+            let next = self.session_links[id as usize].next;
             (next != NIL).then_some(next)
         })
     }
 
     /// Gives memory back after a peak.
     pub(super) fn shrink(&mut self) {
-        if self.places.is_empty() && self.places.capacity() > FLOOR {
-            self.places = Slab::new();
+        if self.session_links.is_empty() && self.session_links.capacity() > KEPT_CAPACITY {
+            self.session_links = Slab::new();
             self.sessions = Vec::new();
         }
-        if self.mappings.is_empty() && self.mappings.capacity() > FLOOR {
+        if self.mappings.is_empty() && self.mappings.capacity() > KEPT_CAPACITY {
             self.mappings = Slab::new();
         }
         let Self { hasher, mappings, sessions, .. } = self;
-        let excess = |len: usize, capacity: usize| capacity > FLOOR && len < capacity / 8;
+        let excess = |len: usize, capacity: usize| capacity > KEPT_CAPACITY && len < capacity / 8;
         if excess(self.outbound.len(), self.outbound.capacity()) {
-            self.outbound.shrink_to(FLOOR, |&id| {
+            self.outbound.shrink_to(KEPT_CAPACITY, |&id| {
                 let s = &sessions[id as usize];
                 hash_both_ends(hasher, s.protocol, s.internal, s.remote)
             });
         }
         if excess(self.inbound.len(), self.inbound.capacity()) {
-            self.inbound.shrink_to(FLOOR, |&id| {
+            self.inbound.shrink_to(KEPT_CAPACITY, |&id| {
                 let s = &sessions[id as usize];
                 hash_both_ends(hasher, s.protocol, s.external, s.remote)
             });
         }
         if excess(self.by_internal.len(), self.by_internal.capacity()) {
-            self.by_internal.shrink_to(FLOOR, |&id| {
+            self.by_internal.shrink_to(KEPT_CAPACITY, |&id| {
                 let m = &mappings[id as usize];
                 hash_one_end(hasher, m.protocol, m.internal)
             });
         }
         if excess(self.by_external.len(), self.by_external.capacity()) {
-            self.by_external.shrink_to(FLOOR, |&id| {
+            self.by_external.shrink_to(KEPT_CAPACITY, |&id| {
                 let m = &mappings[id as usize];
                 hash_one_end(hasher, m.protocol, m.external)
             });
         }
         if excess(self.admissions.len(), self.admissions.capacity()) {
-            self.admissions.shrink_to(FLOOR);
+            self.admissions.shrink_to(KEPT_CAPACITY);
         }
         if excess(self.sharers.len(), self.sharers.capacity()) {
-            self.sharers.shrink_to(FLOOR);
+            self.sharers.shrink_to(KEPT_CAPACITY);
         }
     }
 
@@ -428,7 +428,7 @@ impl Table {
     pub(super) fn capacity(&self) -> usize {
         self.mappings.capacity()
             + self.sessions.capacity()
-            + self.places.capacity()
+            + self.session_links.capacity()
             + self.by_internal.capacity()
             + self.by_external.capacity()
             + self.outbound.capacity()
@@ -437,17 +437,17 @@ impl Table {
             + self.sharers.capacity()
     }
 
-    fn unlink(&mut self, place: &Place) {
+    fn unlink(&mut self, place: &SessionLinks) {
         let mapping = &mut self.mappings[place.mapping as usize];
         if place.previous == NIL {
             mapping.first_session = place.next;
         } else {
-            self.places[place.previous as usize].next = place.next;
+            self.session_links[place.previous as usize].next = place.next;
         }
         if place.next == NIL {
             mapping.last_session = place.previous;
         } else {
-            self.places[place.next as usize].previous = place.previous;
+            self.session_links[place.next as usize].previous = place.previous;
         }
     }
 }

@@ -50,7 +50,7 @@ pub(super) enum TcpState {
 
 /// What to do with a segment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Verdict {
+pub(super) enum SegmentVerdict {
     /// Translate it; it is a sign of life.
     Refresh,
     /// Translate it, but it proves nothing.
@@ -280,11 +280,11 @@ impl Connection {
     }
 
     /// Takes in a segment from the client.
-    pub(super) fn outbound(&mut self, segment: &Segment) -> Verdict {
+    pub(super) fn outbound(&mut self, segment: &Segment) -> SegmentVerdict {
         if segment.resets() {
             // RFC 7857 §7.1: it refreshes nothing. But a live connection's last 4 minutes begin now.
             let was = self.close_by_reset();
-            return if was == TcpState::Established { Verdict::Refresh } else { Verdict::Pass };
+            return if was == TcpState::Established { SegmentVerdict::Refresh } else { SegmentVerdict::Pass };
         }
         if segment.has(tcp_flags::SYN) {
             self.outbound_syn(segment);
@@ -305,7 +305,7 @@ impl Connection {
             self.state = TcpState::Established;
         }
         self.advance();
-        Verdict::Refresh
+        SegmentVerdict::Refresh
     }
 
     /// The client begins, or answers who has begun.
@@ -332,12 +332,12 @@ impl Connection {
     }
 
     /// Takes in a segment from outside.
-    pub(super) fn inbound(&mut self, segment: &Segment) -> Verdict {
+    pub(super) fn inbound(&mut self, segment: &Segment) -> SegmentVerdict {
         if segment.resets() {
             return self.inbound_reset(segment);
         }
         if segment.has(tcp_flags::SYN) && self.inbound_syn(segment) {
-            return Verdict::Pass; // as with every call, it is the client's answer that counts
+            return SegmentVerdict::Pass; // as with every call, it is the client's answer that counts
         }
         let acknowledges = segment.has(tcp_flags::ACK) && self.client.has(Progress::STARTED);
         // RFC 5961 §5: further back than by a window no acknowledgment can be delayed.
@@ -345,16 +345,16 @@ impl Connection {
         if acknowledges
             && (after(segment.acknowledgment, self.client.next) || after(oldest, segment.acknowledgment))
         {
-            return Verdict::Pass; // it acknowledges what was never sent, or was acknowledged long ago
+            return SegmentVerdict::Pass; // it acknowledges what was never sent, or was acknowledged long ago
         }
         if !self.remote.has(Progress::STARTED) {
             let answers = !acknowledges || after(segment.acknowledgment, self.client.initial);
             if !segment.has(tcp_flags::SYN) || !answers {
-                return Verdict::Pass;
+                return SegmentVerdict::Pass;
             }
             self.remote = Sender::start(segment);
         } else if !self.remote.fits(segment.end()) {
-            return Verdict::Pass;
+            return SegmentVerdict::Pass;
         }
         if after(segment.end(), self.remote.next) {
             self.remote.next = segment.end();
@@ -365,7 +365,7 @@ impl Connection {
         self.remote.note_fin(segment);
         self.advance();
         // A stranger may knock as often as it likes: it is the client's answer that counts.
-        if self.client.has(Progress::STARTED) { Verdict::Refresh } else { Verdict::Pass }
+        if self.client.has(Progress::STARTED) { SegmentVerdict::Refresh } else { SegmentVerdict::Pass }
     }
 
     /// Somebody outside begins, or answers. Says whether it is a call with which a connection begins anew.
@@ -399,26 +399,26 @@ impl Connection {
     }
 
     /// RFC 5382 REQ-10, RFC 7857 §2.2, RFC 5961 §3.2: believed only where the client's TCP will believe it.
-    fn inbound_reset(&mut self, segment: &Segment) -> Verdict {
+    fn inbound_reset(&mut self, segment: &Segment) -> SegmentVerdict {
         // A refusal of our SYN has no sequence number of its own, but must acknowledge the SYN (RFC 9293 §3.10.7.3); also
         // where its sender had called before, with a number that was never answered.
         let refuses = self.is_answered_by(segment);
         if !self.remote.has(Progress::STARTED) || (refuses && self.is_unanswered()) {
             if !refuses {
-                return Verdict::Refuse;
+                return SegmentVerdict::Refuse;
             }
             self.close_by_reset();
-            return Verdict::Pass;
+            return SegmentVerdict::Pass;
         }
         let (expected, next) = (self.remote.unacknowledged, self.remote.next);
         if segment.sequence == expected || segment.sequence == next {
             let was = self.close_by_reset();
-            return if was == TcpState::Established { Verdict::Refresh } else { Verdict::Pass };
+            return if was == TcpState::Established { SegmentVerdict::Refresh } else { SegmentVerdict::Pass };
         }
         let in_window = !after(expected, segment.sequence)
             && (after(self.remote.limit, segment.sequence) || after(next, segment.sequence));
         // In the window but not at its edge: the client challenges it (RFC 5961), we keep the state.
-        if in_window { Verdict::Pass } else { Verdict::Refuse }
+        if in_window { SegmentVerdict::Pass } else { SegmentVerdict::Refuse }
     }
 
     /// Whether an ICMP error from outside that quotes this sequence number of the client's can be genuine: the segment

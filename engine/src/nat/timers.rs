@@ -10,11 +10,11 @@
 //! Deadlines further away than the wheel is round are put in its last slot and looked at again there. Where a
 //! deadline comes *nearer* (a TCP connection closes), the caller moves the session with [`Wheel::schedule`].
 //!
-//! The lists are threaded through the sessions' places: nothing allocates.
+//! The lists are threaded through the sessions' links: nothing allocates.
 
 use slab::Slab;
 
-use super::table::{NIL, Place};
+use super::table::{NIL, SessionLinks};
 use crate::clock::Timestamp;
 
 /// The wheel's circumference in seconds.
@@ -53,12 +53,12 @@ impl Wheel {
     /// Puts the session in the slot of `deadline`, taking it out of the slot where it was.
     pub(super) fn schedule(
         &mut self,
-        places: &mut Slab<Place>,
+        sessions: &mut Slab<SessionLinks>,
         id: u32,
         deadline: Timestamp,
         now: Timestamp,
     ) {
-        self.cancel(places, id);
+        self.cancel(sessions, id);
         if self.len == 0 {
             self.current = self.current.max(now.as_secs());
         }
@@ -67,27 +67,27 @@ impl Wheel {
         let slot = (tick % SLOTS) as usize;
         let next = std::mem::replace(&mut self.heads[slot], id);
         if next != NIL {
-            places[next as usize].timer.previous = id;
+            sessions[next as usize].timer.previous = id;
         }
-        places[id as usize].timer = Timer { previous: NIL, next, slot: slot as u16 };
+        sessions[id as usize].timer = Timer { previous: NIL, next, slot: slot as u16 };
         self.occupied[slot / 64] |= 1 << (slot % 64);
         self.len += 1;
     }
 
     /// Takes the session out of the wheel, if it is in there.
-    pub(super) fn cancel(&mut self, places: &mut Slab<Place>, id: u32) {
-        let Timer { previous, next, slot } = std::mem::replace(&mut places[id as usize].timer, Timer::NONE);
+    pub(super) fn cancel(&mut self, sessions: &mut Slab<SessionLinks>, id: u32) {
+        let Timer { previous, next, slot } = std::mem::replace(&mut sessions[id as usize].timer, Timer::NONE);
         if slot == Timer::NONE.slot {
             return;
         }
         let slot = usize::from(slot);
         if next != NIL {
-            places[next as usize].timer.previous = previous;
+            sessions[next as usize].timer.previous = previous;
         }
         if previous == NIL {
             self.heads[slot] = next;
         } else {
-            places[previous as usize].timer.next = next;
+            sessions[previous as usize].timer.next = next;
         }
         if self.heads[slot] == NIL {
             self.occupied[slot / 64] &= !(1 << (slot % 64));
@@ -96,7 +96,7 @@ impl Wheel {
     }
 
     /// Takes out and returns a session whose slot has come, or `None` when all have been dealt with up to `now`.
-    pub(super) fn next_due(&mut self, places: &mut Slab<Place>, now: Timestamp) -> Option<u32> {
+    pub(super) fn next_due(&mut self, sessions: &mut Slab<SessionLinks>, now: Timestamp) -> Option<u32> {
         let Some(tick) = self.first_occupied().filter(|&tick| tick <= now.as_secs()) else {
             self.current = self.current.max(now.as_secs());
             return None;
@@ -105,7 +105,7 @@ impl Wheel {
         // due after `tick`, and at most at `current + SLOTS - 1`: never in this slot again, so that the caller's loop ends.
         self.current = tick - 1;
         let id = self.heads[(tick % SLOTS) as usize];
-        self.cancel(places, id);
+        self.cancel(sessions, id);
         Some(id)
     }
 

@@ -8,8 +8,8 @@ use std::net::Ipv4Addr;
 use super::Nat;
 use super::config::{Endpoint, Filtering, Inbound, Outbound, Proto};
 use super::icmp::{self, Message};
-use super::table::Kind;
-use super::tcp::{Connection, Segment, Verdict};
+use super::table::MappingKind;
+use super::tcp::{Connection, Segment, SegmentVerdict};
 use crate::clock::Timestamp;
 use crate::drop_reason::DropReason;
 use crate::wire::{Ipv4Packet, Transport};
@@ -20,8 +20,8 @@ impl Nat {
     /// of our external addresses, that the port is the NAT's ([`Nat::owns_port`]).
     ///
     /// # Errors
-    /// The reason to drop it; the packet is unchanged. For the exhaustion reasons the client is to be told (RFC 6888
-    /// REQ-6, ICMP 3/13).
+    /// The reason to drop it; the packet is unchanged. Where something is exhausted, the caller tells the client
+    /// (RFC 6888 REQ-11; ICMP 3/13, RFC 5508 REQ-8).
     pub fn translate_outbound(
         &mut self,
         packet: &mut Ipv4Packet<'_>,
@@ -207,7 +207,7 @@ impl Nat {
 
     /// Whether the mapping's filter admits packets of a remote endpoint with which it has no session.
     pub(super) fn filter_admits(&self, mapping: u32, remote: Endpoint) -> bool {
-        self.table.mappings[mapping as usize].kind == Kind::Published
+        self.table.mappings[mapping as usize].kind == MappingKind::Published
             || match self.config.filtering {
                 Filtering::EndpointIndependent => true,
                 Filtering::AddressDependent => self.table.admits(mapping, remote.address),
@@ -220,7 +220,7 @@ impl Nat {
         &mut self,
         id: u32,
         segment: Option<&Segment>,
-        direction: fn(&mut Connection, &Segment) -> Verdict,
+        direction: fn(&mut Connection, &Segment) -> SegmentVerdict,
         now: Timestamp,
     ) -> Result<(), DropReason> {
         let session = &mut self.table.sessions[id as usize];
@@ -232,12 +232,12 @@ impl Nat {
         let verdict = direction(connection, segment);
         let changed = (connection.state(), connection.is_only_a_call()) != before;
         match verdict {
-            Verdict::Refresh => session.last_activity = now,
-            Verdict::Pass => {}
-            Verdict::Refuse => return Err(DropReason::TcpOutOfState),
+            SegmentVerdict::Refresh => session.last_activity = now,
+            SegmentVerdict::Pass => {}
+            SegmentVerdict::Refuse => return Err(DropReason::TcpOutOfState),
         }
         if changed {
-            self.note_closed(self.table.places[id as usize].mapping);
+            self.note_closed(self.table.session_links[id as usize].mapping);
             self.note_call(id);
             self.restart_timer(id, now);
         }

@@ -12,7 +12,7 @@ use crate::drop_reason::DropReason;
 use crate::messages::{EventKind, Events};
 use crate::outbox::send_to_peers;
 use crate::transport::{SendTrain, Transport};
-use crate::wire::{Offload, Segments, VirtioNetHeader};
+use crate::wire::{Offload, VirtioNetHeader};
 
 impl<C: Core> Shard<C> {
     /// Sends all that the core put into the outbox.
@@ -20,7 +20,7 @@ impl<C: Core> Shard<C> {
         self.send_external();
         self.send_tun();
         self.send_peers(now);
-        self.send_crossings();
+        self.send_handoffs();
         self.outbox.clear();
     }
 
@@ -70,8 +70,7 @@ impl<C: Core> Shard<C> {
                     "the TUN device refused a superpacket: packets are split before they are injected",
                 );
             }
-            let slices = tails.iter().map(|&tail| self.arena.get(tail));
-            let mut segments = Segments::new(head, frame.shape, slices);
+            let mut segments = frame.packet.segments(frame.shape, &self.outbox.tails, &self.arena);
             while let Some(len) = segments.next_into(&mut self.segment) {
                 let segment = io::IoSlice::new(&self.segment[..len]);
                 if self.devices.tun.send(VirtioNetHeader::default(), &[segment]).is_err() {
@@ -89,11 +88,11 @@ impl<C: Core> Shard<C> {
         send_to_peers(outbox, core, arena, sealed, now, send);
     }
 
-    fn send_crossings(&mut self) {
-        for (shard, crossing) in self.outbox.crossings.drain(..) {
+    fn send_handoffs(&mut self) {
+        for (shard, handoff) in self.outbox.handoffs.drain(..) {
             let sent =
                 self.links.shards.get(usize::from(shard)).is_some_and(|other| {
-                    other.queue.try_send(crossing).is_ok() && other.wake.notify().is_ok()
+                    other.queue.try_send(handoff).is_ok() && other.wake.notify().is_ok()
                 });
             if !sent {
                 self.core.drops().count(DropReason::QueueFull);
@@ -112,7 +111,7 @@ fn send_trains(
     let outcome = transport.send(trains);
     core.drops().add(DropReason::SendFailed, outcome.dropped as u64);
     if let Some(address) = outcome.gone {
-        core.sealing().0.forget_local(address);
+        core.tunnel().forget_local(address);
     }
     if gso_before && !transport.gso() {
         let why = outcome.error.map_or_else(String::new, |error| format!(" ({error})"));

@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::AsFd;
 
 use crate::arena::{Arena, Slot, Span};
+use crate::intake::Arrival;
 use crate::path::Path;
 
 pub mod udp;
@@ -22,7 +23,7 @@ pub const MAX_TRAIN_BYTES: usize = 65_507;
 
 /// A received train.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Train {
+pub struct ReceivedTrain {
     /// Its datagrams.
     pub span: Span,
     /// Bytes of each datagram but the last, which may be shorter. At least 1, unless the train is one empty datagram.
@@ -31,11 +32,25 @@ pub struct Train {
     pub from: Path,
 }
 
-impl Train {
+impl ReceivedTrain {
     /// The datagrams, one by one.
     pub fn datagrams(self) -> impl Iterator<Item = Span> {
         let (len, size) = (self.span.len as usize, self.segment_size.max(1));
         (0..len.div_ceil(size)).map(move |i| self.span.skip(i * size).take(size))
+    }
+}
+
+impl Arrival for ReceivedTrain {
+    fn span(&self) -> Span {
+        self.span
+    }
+
+    fn moved_to(self, span: Span) -> Self {
+        Self { span, ..self }
+    }
+
+    fn packets(&self) -> u64 {
+        self.datagrams().count() as u64
     }
 }
 
@@ -65,7 +80,12 @@ pub trait Transport: AsFd {
     ///
     /// # Errors
     /// What the kernel says.
-    fn receive(&mut self, arena: &mut Arena, slots: &[Slot], trains: &mut Vec<Train>) -> io::Result<usize>;
+    fn receive(
+        &mut self,
+        arena: &mut Arena,
+        slots: &[Slot],
+        trains: &mut Vec<ReceivedTrain>,
+    ) -> io::Result<usize>;
 
     /// Sends trains in their order, without waiting: what the kernel has no room for is dropped and counted.
     fn send(&mut self, trains: &[SendTrain<'_>]) -> SendOutcome;

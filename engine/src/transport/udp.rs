@@ -20,7 +20,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use super::{MAX_TRAIN_BYTES, MAX_TRAIN_SEGMENTS, SendOutcome, SendTrain, Train, Transport};
+use super::{MAX_TRAIN_BYTES, MAX_TRAIN_SEGMENTS, ReceivedTrain, SendOutcome, SendTrain, Transport};
 use crate::arena::{Arena, Slot, Span};
 use crate::bpf::{Assembler, AssemblyError, Instruction, Test};
 use crate::path::Path;
@@ -248,7 +248,12 @@ impl Transport for UdpTransport {
         sys::is_half_full(self.fd.as_fd()).unwrap_or(false)
     }
 
-    fn receive(&mut self, arena: &mut Arena, slots: &[Slot], trains: &mut Vec<Train>) -> io::Result<usize> {
+    fn receive(
+        &mut self,
+        arena: &mut Arena,
+        slots: &[Slot],
+        trains: &mut Vec<ReceivedTrain>,
+    ) -> io::Result<usize> {
         let received = match self.incoming.receive(self.fd.as_fd(), arena, slots) {
             Ok(received) => received,
             Err(error) if sys::would_block(&error) => return Ok(0),
@@ -260,7 +265,11 @@ impl Transport for UdpTransport {
             let remote = self.incoming.from(i).to_inet()?;
             let from = Path { remote, local: self.incoming.local(i) };
             let segment_size = self.incoming.gro_segment_size(i).unwrap_or(len).min(len);
-            Some(Train { span: Span::new(slot.buffer, slot.start..slot.start + len), segment_size, from })
+            Some(ReceivedTrain {
+                span: Span::new(slot.buffer, slot.start..slot.start + len),
+                segment_size,
+                from,
+            })
         }));
         Ok(received)
     }

@@ -127,7 +127,7 @@ impl CookieJar {
 }
 
 /// What becomes of a handshake message, before anything expensive is done for it.
-pub enum Verdict {
+pub enum AdmissionVerdict {
     /// Read it.
     Admit,
     /// Drop it, and send this.
@@ -168,21 +168,21 @@ impl Admission {
         message: &impl Handshake,
         source: SocketAddrV4,
         now: Timestamp,
-    ) -> Result<Verdict, DropReason> {
+    ) -> Result<AdmissionVerdict, DropReason> {
         let mac1 = mac(&*self.keys.mac1, &[message.before_mac1()])?;
         if !bool::from(mac1.ct_eq(&message.mac1())) {
             return Err(DropReason::BadMac);
         }
         if !self.load.count(now) {
-            return Ok(Verdict::Admit);
+            return Ok(AdmissionVerdict::Admit);
         }
         let cookie = self.cookie(source, now)?;
         let mac2 = mac(&*cookie, &[message.before_mac2()])?;
         if !bool::from(mac2.ct_eq(&message.mac2())) {
-            return self.challenge(message.sender(), &mac1, &cookie).map(Verdict::Challenge);
+            return self.challenge(message.sender(), &mac1, &cookie).map(AdmissionVerdict::Challenge);
         }
         if self.spend(*source.ip(), now) && self.total.take(now) {
-            Ok(Verdict::Admit)
+            Ok(AdmissionVerdict::Admit)
         } else {
             Err(DropReason::HandshakeRateLimited)
         }

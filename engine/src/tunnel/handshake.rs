@@ -159,7 +159,7 @@ pub fn tai64n(unix_time_at_origin: Duration, now: Timestamp) -> [u8; TIMESTAMP_L
     timestamp
 }
 
-/// `snow`'s own algorithms, but for X25519.
+/// `snow`'s own algorithms, except for X25519.
 struct Resolver;
 
 impl CryptoResolver for Resolver {

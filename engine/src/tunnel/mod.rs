@@ -50,7 +50,7 @@ mod tests;
 pub use aead::Library;
 pub use cipher::Cipher;
 pub use handshake::public_key;
-pub use peer::{PeerConfig, PeerStats, Traffic};
+pub use peer::{PeerConfig, PeerStats, PeerTraffic};
 pub use receive::{Received, is_initiation};
 pub use send::{QUEUE_LIMIT, Sealer};
 
@@ -197,7 +197,7 @@ impl Tunnel {
 
     /// What the wall clock (since 1970) showed at [`Timestamp::ORIGIN`], as far as it is known now: people and NTP set it.
     /// Initiations bear its time, and a peer takes none that is older than one before (§5.4.2): who was started before
-    /// the clock was right would call in vain until the end of time.
+    /// the clock was right would call without an answer until the end of time.
     pub fn set_wall_clock(&mut self, unix_time_at_origin: Duration) {
         self.unix_time_at_origin = unix_time_at_origin;
     }

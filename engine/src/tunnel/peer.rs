@@ -45,12 +45,12 @@ pub struct PeerStats {
     /// When a handshake was completed last.
     pub last_handshake: Option<Timestamp>,
     /// What was received and sent.
-    pub traffic: Traffic,
+    pub traffic: PeerTraffic,
 }
 
 /// Data messages by direction, keepalives left out. Bytes are those of the inner packets (received: with padding).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Traffic {
+pub struct PeerTraffic {
     /// Inner bytes received from the peer.
     pub received_bytes: u64,
     /// Inner bytes sent to the peer.
@@ -93,7 +93,7 @@ pub struct Peer {
     /// Initiations that we sent since the last handshake.
     pub unanswered: u32,
     pub timers: Timers,
-    pub traffic: Traffic,
+    pub traffic: PeerTraffic,
 }
 
 impl Peer {
@@ -117,7 +117,7 @@ impl Peer {
             last_handshake: None,
             unanswered: 0,
             timers: Timers::default(),
-            traffic: Traffic::default(),
+            traffic: PeerTraffic::default(),
         }
     }
 

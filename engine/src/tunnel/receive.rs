@@ -3,7 +3,7 @@
 use std::net::SocketAddrV4;
 use std::ops::Range;
 
-use super::cookie::Verdict;
+use super::cookie::AdmissionVerdict;
 use super::index::{IndexTable, shard_of};
 use super::messages::{CookieReply, DATA_HEADER_LEN, DataHeader, Handshake, Initiation, Message, Response};
 use super::peer::Peer;
@@ -85,14 +85,14 @@ impl Tunnel {
     pub fn sender(&self, datagram: &[u8], from: SocketAddrV4) -> Owner<PeerId> {
         let header = match Message::parse(datagram) {
             Ok(Message::Data(header)) => header,
-            Ok(_) => return Owner::Newcomer,
-            Err(_) => return Owner::Stranger,
+            Ok(_) => return Owner::Handshake,
+            Err(_) => return Owner::Unknown,
         };
         let is_there = |&id: &PeerId| {
             let endpoint = self.peers.get(id).and_then(|peer| peer.endpoint);
             endpoint.is_some_and(|path| path.remote == from)
         };
-        self.indices.get(header.receiver).filter(is_there).map_or(Owner::Stranger, Owner::Client)
+        self.indices.get(header.receiver).filter(is_there).map_or(Owner::Unknown, Owner::Client)
     }
 
     /// What the handshakes that were read since the last call have cost beyond their bytes, see [`HANDSHAKE_WORK`]. Only now is it
@@ -173,7 +173,7 @@ impl Tunnel {
         Ok(received)
     }
 
-    /// Whether `index` was given out by another shard, whose datagram strayed here.
+    /// Whether `index` was given out by another shard, whose datagram was misdirected to us.
     fn steer(&self, index: u32) -> Result<Option<Received>, DropReason> {
         let shard = shard_of(index);
         if shard == self.shard {
@@ -196,8 +196,8 @@ impl Tunnel {
         out: &mut Outgoing,
     ) -> Result<(), DropReason> {
         match self.admission.judge(message, from.remote, now)? {
-            Verdict::Admit => Ok(()),
-            Verdict::Challenge(reply) => {
+            AdmissionVerdict::Admit => Ok(()),
+            AdmissionVerdict::Challenge(reply) => {
                 out.push(from, reply.to_vec());
                 Err(DropReason::CookieRequired)
             }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::handshake::{after_tai64n, random_bytes, tai64n};
 use super::messages::{DATA_HEADER_LEN, Initiation, TAG_LEN};
-use super::peer::{Peer, Pending, Traffic};
+use super::peer::{Peer, PeerTraffic, Pending};
 use super::session::Session;
 use super::timers::{MAX_JITTER, REKEY_AFTER_TIME};
 use super::{Outgoing, PeerId, Tunnel};
@@ -20,7 +20,7 @@ const PADDING_MULTIPLE: usize = 16;
 /// Seals packets for one peer, under one session.
 pub struct Sealer<'a> {
     session: &'a mut Session,
-    traffic: &'a mut Traffic,
+    traffic: &'a mut PeerTraffic,
     endpoint: Path,
     mtu: usize,
     /// Shorter packets are padded to this length.
@@ -254,7 +254,7 @@ impl Peer {
     }
 }
 
-/// Whether sealing with `session` should renew it (§6.2): of age only the initiator does, lest both do at once.
+/// Whether sealing with `session` should renew it (§6.2): only the initiator does because of its age, so that not both do at once.
 fn needs_renewal(session: &Session, now: Timestamp) -> bool {
     session.is_initiator && session.age(now) >= REKEY_AFTER_TIME || session.is_worn()
 }

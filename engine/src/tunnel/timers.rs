@@ -38,7 +38,7 @@ pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 pub const REKEY_AFTER_TIME_RECEIVING: Duration = Duration::from_secs(180 - 10 - 5);
 /// Who sent data and heard nothing for so long begins a new handshake (§6.5).
 pub const NO_REPLY_TIMEOUT: Duration = Duration::from_secs(10 + 5);
-/// The greatest random delay of a retry, lest two peers keep calling each other at the same time (§6.1).
+/// The greatest random delay of a retry, so that two peers do not keep calling each other at the same time (§6.1).
 pub const MAX_JITTER: Duration = Duration::from_nanos(333_333_333);
 /// The least time between two initiations of one peer that are answered: 50 a second (as in Linux).
 pub const MIN_INITIATION_INTERVAL: Duration = Duration::from_millis(20);

@@ -166,7 +166,7 @@ mod tests {
         fn incremental_update_equals_recomputation(
             mut bytes in proptest::collection::vec(any::<u8>(), 20..64), at in 0usize..8, new in any::<u16>()
         ) {
-            // RFC 1624 §4: the results agree but for the two zeros, which are the same number.
+            // RFC 1624 §4: the results agree except for the two zeros, which are the same number.
             let before = checksum(&bytes);
             let old = u16::from_be_bytes([bytes[2 * at], bytes[2 * at + 1]]);
             bytes[2 * at..2 * at + 2].copy_from_slice(&new.to_be_bytes());

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tidegate_engine::external::next_hop::ExternalLink;
-use tidegate_engine::wake::{Epoll, Events, Interest};
+use tidegate_engine::wake::{Epoll, Interest, Readiness};
 
 use crate::packets::{GATEWAY, NEIGHBOR};
 
@@ -152,7 +152,7 @@ pub fn interface_mac(name: &str) -> [u8; 6] {
 pub fn readable(fd: impl AsFd) -> bool {
     let epoll = Epoll::new().unwrap();
     epoll.add(fd, 0, Interest::Read).unwrap();
-    let mut events = Events::with_capacity(1);
+    let mut events = Readiness::with_capacity(1);
     epoll.wait(&mut events, Some(Duration::from_secs(5))).unwrap();
     events.iter().count() > 0
 }

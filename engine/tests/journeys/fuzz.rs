@@ -9,8 +9,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use tidegate_engine::drop_reason::DropReason;
+use tidegate_engine::handoffs::Handoff;
 use tidegate_engine::nat::{NatConfig, Proto};
-use tidegate_engine::outbox::Crossing;
 use tidegate_engine::wire::{ChecksumState, Gso, GsoKind, Offload};
 
 use super::link::Link;
@@ -23,7 +23,7 @@ const MAX_MAPPINGS: usize = 16;
 const MAX_MAPPINGS_PER_CLIENT: usize = 10;
 const PORTS: (u16, u16) = (40_000, 40_015);
 /// What no walk here comes to: it takes floods, or two clients on the last port, or a kernel, or the loop around the core.
-const OUT_OF_REACH: [DropReason; 15] = [
+const OUT_OF_REACH: [DropReason; 14] = [
     DropReason::CookieRequired,
     DropReason::HandshakeRateLimited,
     DropReason::NoRandomness,
@@ -31,7 +31,6 @@ const OUT_OF_REACH: [DropReason; 15] = [
     DropReason::SharedPortTaken,
     DropReason::ClientMappingRate,
     DropReason::ClientShare,
-    DropReason::PortHeldByHost,
     DropReason::FragmentLimit,
     DropReason::QueueFull,
     DropReason::QueueDelay,
@@ -188,19 +187,19 @@ fn take_step(
         }
         Step::Cross => {
             let shard = dice.below(world.shards.len());
-            let crossing = match dice.below(3) {
-                0 => Crossing::Initiation {
+            let handoff = match dice.below(3) {
+                0 => Handoff::Initiation {
                     from: endpoint([192, 0, 2, 66].into(), 1).into(),
                     datagram: dice.datagram(),
                 },
-                1 => Crossing::ToPeer {
+                1 => Handoff::ToPeer {
                     packet: dice.packet(SERVER),
                     offload: dice.offload(),
                     client: client_address(0),
                 },
-                _ => Crossing::Inbound { packet: dice.packet(SERVER), offload: dice.offload(), client: None },
+                _ => Handoff::Inbound { packet: dice.packet(SERVER), offload: dice.offload(), client: None },
             };
-            world.cross(shard, crossing);
+            world.cross(shard, handoff);
         }
         Step::Honest => {
             let trains = world.record(|world| {

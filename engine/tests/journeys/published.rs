@@ -4,9 +4,9 @@ use tidegate_engine::core::Core;
 use tidegate_engine::drop_reason::DropReason;
 use tidegate_engine::external::reservation::{Batch, PortProtocol, ReserveRequest};
 use tidegate_engine::fair_queue::Owner;
+use tidegate_engine::handoffs::Handoff;
 use tidegate_engine::messages::Command;
 use tidegate_engine::nat::{Endpoint, Proto, PublishError};
-use tidegate_engine::outbox::Crossing;
 use tidegate_engine::wire::Offload;
 
 use super::flow::HTTPS;
@@ -66,12 +66,12 @@ fn what_comes_for_a_client_of_another_shard_waits_in_the_queue_of_that_client() 
         let of = |protocol| Ip::new(SERVER, EXTERNAL, protocol, vec![1; 20]);
         assert_eq!(recipient(Ip::udp(from, port, b"query")), Owner::Client(publisher));
         assert_eq!(recipient(of(GRE)), Owner::Client(publisher));
-        assert_eq!(recipient(of(ESP)), Owner::Stranger);
-        assert_eq!(recipient(Ip::tcp(from, port, &Tcp::default(), &[])), Owner::Stranger, "not published");
-        assert_eq!(recipient(Ip::udp(from, endpoint(EXTERNAL, PORTS[1] + 2), b"scan")), Owner::Stranger);
+        assert_eq!(recipient(of(ESP)), Owner::Unknown);
+        assert_eq!(recipient(Ip::tcp(from, port, &Tcp::default(), &[])), Owner::Unknown, "not published");
+        assert_eq!(recipient(Ip::udp(from, endpoint(EXTERNAL, PORTS[1] + 2), b"scan")), Owner::Unknown);
         for fragment in [Ip::udp(from, port, b"query"), of(GRE)] {
             let fragment = fragment.with(|ip| ip.fragment = 0x2000); // More Fragments
-            assert_eq!(recipient(fragment), Owner::Stranger, "the pieces of a datagram stay together");
+            assert_eq!(recipient(fragment), Owner::Unknown, "the pieces of a datagram stay together");
         }
     }
 }
@@ -181,7 +181,7 @@ fn shards_that_disagree_about_a_port_or_a_peer_do_not_send_its_packets_in_circle
     // Client 1 lives on shard 1.
     let packet = Ip::udp(endpoint(client_address(0), 1), endpoint(client_address(1), 2), b"astray").bytes();
     world.dies(DropReason::NoSuchPeer, |world| {
-        world.cross(0, Crossing::ToPeer { packet, offload: Offload::NONE, client: client_address(0) });
+        world.cross(0, Handoff::ToPeer { packet, offload: Offload::NONE, client: client_address(0) });
     });
 }
 

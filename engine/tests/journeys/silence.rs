@@ -244,8 +244,11 @@ fn data_messages_that_the_kernel_brought_to_the_wrong_shard_are_delivered_all_th
             let forged = to_server(client).with(|ip| ip.source = SERVER).summed();
             world.dies(DropReason::WrongInnerSource, |world| world.send(client, &forged));
         }
-        let strayed = std::mem::take(&mut world.crossed);
-        assert!(strayed.contains(&Owner::Stranger) && !strayed.contains(&Owner::Newcomer), "{strayed:?}");
+        let misdirected = std::mem::take(&mut world.crossed);
+        assert!(
+            misdirected.contains(&Owner::Unknown) && !misdirected.contains(&Owner::Handshake),
+            "{misdirected:?}"
+        );
         // Renewed handshakes stray, too.
         world.pass(Duration::from_secs(200));
         for client in 0..3 {
@@ -264,7 +267,7 @@ fn a_train_of_forged_data_for_several_shards_hands_over_little() {
         let train = [forged(0), forged(1).repeat(100)].concat();
         world.strike(endpoint([192, 0, 2, 66].into(), 1), train, 32);
         world.settle();
-        assert_eq!(world.crossed, vec![Owner::Stranger; trains * 64]);
+        assert_eq!(world.crossed, vec![Owner::Unknown; trains * 64]);
     }
     assert_eq!(world.drops(), [("unknown_session", 2 * 65), ("queue_full", 2 * 36)].into());
 }

@@ -37,9 +37,9 @@ use tidegate_engine::external::next_hop::ExternalLink;
 use tidegate_engine::external::reservation::{Batch, PortOwnership, PortProtocol, Shortage};
 use tidegate_engine::fair_queue::Owner;
 use tidegate_engine::gateway::{Gateway, GatewayConfig};
+use tidegate_engine::handoffs::Handoff;
 use tidegate_engine::messages::{Command, Events, MappingLog, ShardStatus};
 use tidegate_engine::nat::{Endpoint, NatConfig, Proto, PublishError};
-use tidegate_engine::outbox::Crossing;
 use tidegate_engine::tunnel::{Cipher, PeerConfig, Sealer, Tunnel, TunnelConfig, public_key};
 use tidegate_engine::wake::EventFd;
 use tidegate_engine::wire::{CoalesceOptions, Offload, VirtioNetHeader};
@@ -88,7 +88,7 @@ enum Event {
     ToShard(usize, Train),
     ToClient(usize, Train),
     FromOutside(usize, DevicePacket),
-    Crossing(usize, Crossing),
+    Handoff(usize, Handoff),
     Arp(usize, Vec<u8>),
 }
 
@@ -362,9 +362,9 @@ impl World {
                     self.finish_client(client);
                 }
                 Event::FromOutside(shard, packet) => self.receive_external(shard, &packet),
-                Event::Crossing(shard, crossing) => {
+                Event::Handoff(shard, handoff) => {
                     let node = &mut self.shards[shard];
-                    node.core.receive_crossing(self.now, &mut node.arena, crossing, &mut node.outbox);
+                    node.core.receive_handoff(self.now, &mut node.arena, handoff, &mut node.outbox);
                     self.finish_shard(shard);
                 }
                 Event::Arp(shard, frame) => {
@@ -440,16 +440,16 @@ impl World {
                 self.events.push_back(Event::ToClient(client, train));
             }
         }
-        for (to, crossing) in output.crossings {
-            assert_ne!(usize::from(to), shard, "a crossing to oneself");
-            self.crossed.push(crossing.owner());
-            self.events.push_back(Event::Crossing(usize::from(to), crossing));
+        for (to, handoff) in output.handoffs {
+            assert_ne!(usize::from(to), shard, "a handoff to oneself");
+            self.crossed.push(handoff.owner());
+            self.events.push_back(Event::Handoff(usize::from(to), handoff));
         }
     }
 
     fn finish_client(&mut self, client: usize) {
         let output = self.clients[client].finish(self.now);
-        assert!(output.external.is_empty() && output.arp.is_empty() && output.crossings.is_empty());
+        assert!(output.external.is_empty() && output.arp.is_empty() && output.handoffs.is_empty());
         for packet in output.tun {
             for bytes in self.transmit(&packet, 0) {
                 let ip = Ip::parse(&bytes);

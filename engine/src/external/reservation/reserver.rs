@@ -54,7 +54,7 @@ pub enum Refused {
     Gone,
 }
 
-enum Command {
+enum ReserverCommand {
     Reserve(ReserveRequest),
     Claim(PortProtocol, SocketAddrV4, SyncSender<io::Result<()>>),
     Disclaim(PortProtocol, SocketAddrV4),
@@ -73,7 +73,7 @@ pub struct Reserver {
 
 /// A way to ask the thread. Asking never blocks.
 #[derive(Clone, Debug)]
-pub struct ReserverHandle(SyncSender<Command>);
+pub struct ReserverHandle(SyncSender<ReserverCommand>);
 
 impl Reserver {
     /// Starts the thread; it calls `deliver` with each answer, and waits whenever there is nothing to do.
@@ -111,7 +111,10 @@ impl Reserver {
     pub fn claim(&self, protocol: PortProtocol, port: SocketAddrV4) -> io::Result<()> {
         let (reply, answer) = sync_channel(1);
         let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
-        self.handle.0.send(Command::Claim(protocol, port, reply)).map_err(|_| io::ErrorKind::BrokenPipe)?;
+        self.handle
+            .0
+            .send(ReserverCommand::Claim(protocol, port, reply))
+            .map_err(|_| io::ErrorKind::BrokenPipe)?;
         answer.recv().map_err(gone)?
     }
 
@@ -119,13 +122,13 @@ impl Reserver {
     /// current work.
     pub fn disclaim(&self, protocol: PortProtocol, port: SocketAddrV4) {
         // Fails only after `Self::stop`, which has freed every port.
-        drop(self.handle.0.send(Command::Disclaim(protocol, port)));
+        drop(self.handle.0.send(ReserverCommand::Disclaim(protocol, port)));
     }
 
     /// Gives back one port. As [`Self::claim`], it may wait for the thread's current work.
     pub fn release(&self, protocol: PortProtocol, port: SocketAddrV4) {
         // Fails only after `Self::stop`, which has freed every port.
-        drop(self.handle.0.send(Command::Release(protocol, port)));
+        drop(self.handle.0.send(ReserverCommand::Release(protocol, port)));
     }
 
     /// Gives back the ports of all other addresses, and waits until that is done. What was reserved of them before has been
@@ -133,7 +136,7 @@ impl Reserver {
     pub fn retain_addresses(&self, addresses: &[Ipv4Addr]) {
         let (reply, answer) = sync_channel(1);
         // Either fails only after `Self::stop`, when there are no ports at all.
-        drop(self.handle.0.send(Command::RetainAddresses(addresses.to_vec(), reply)));
+        drop(self.handle.0.send(ReserverCommand::RetainAddresses(addresses.to_vec(), reply)));
         answer.recv().ok();
     }
 
@@ -141,7 +144,7 @@ impl Reserver {
     pub fn stop(&mut self) {
         if let Some(thread) = self.thread.take() {
             // Either fails only if `deliver` has panicked, which ended the thread and was reported where it happened.
-            drop(self.handle.0.send(Command::Stop));
+            drop(self.handle.0.send(ReserverCommand::Stop));
             drop(thread.join());
         }
     }
@@ -159,15 +162,15 @@ impl ReserverHandle {
     /// # Errors
     /// [`Refused`], with the request where it is to be asked again.
     pub fn request(&self, request: ReserveRequest) -> Result<(), Refused> {
-        self.0.try_send(Command::Reserve(request)).map_err(|refused| match refused {
-            TrySendError::Full(Command::Reserve(request)) => Refused::Busy(request),
+        self.0.try_send(ReserverCommand::Reserve(request)).map_err(|refused| match refused {
+            TrySendError::Full(ReserverCommand::Reserve(request)) => Refused::Busy(request),
             _ => Refused::Gone,
         })
     }
 }
 
-/// Requests on their way to the thread. Who asks counts on an answer, so what the thread has no room for is kept and asked
-/// for again.
+/// Requests on their way to the thread. Every shard that asks counts on an answer, so what the thread has no room for is kept
+/// and asked for again.
 #[derive(Debug, Default)]
 pub struct PendingRequests(VecDeque<ReserveRequest>);
 
@@ -198,12 +201,16 @@ impl PendingRequests {
     }
 }
 
-fn work(mut reservation: PortReservation, commands: &Receiver<Command>, mut deliver: impl FnMut(Batch)) {
+fn work(
+    mut reservation: PortReservation,
+    commands: &Receiver<ReserverCommand>,
+    mut deliver: impl FnMut(Batch),
+) {
     let ownership = reservation.ownership();
     // Ends with `Stop`, or with the last handle.
     while let Ok(command) = commands.recv() {
         match command {
-            Command::Reserve(request) => {
+            ReserverCommand::Reserve(request) => {
                 for &port in &request.returned {
                     reservation.give_back(request.protocol, SocketAddrV4::new(request.address, port));
                 }
@@ -218,19 +225,19 @@ fn work(mut reservation: PortReservation, commands: &Receiver<Command>, mut deli
                 let shortage = shortage.or_else(|| (room < step).then_some(Shortage::Descriptors));
                 deliver(Batch { request, ports, shortage });
             }
-            Command::Claim(protocol, port, reply) => {
+            ReserverCommand::Claim(protocol, port, reply) => {
                 // Nobody waits any more if this fails, and the port is theirs to release.
                 drop(reply.send(reservation.claim(protocol, port)));
             }
-            Command::Disclaim(protocol, port) => reservation.disclaim(protocol, port),
-            Command::Release(protocol, port) => {
+            ReserverCommand::Disclaim(protocol, port) => reservation.disclaim(protocol, port),
+            ReserverCommand::Release(protocol, port) => {
                 reservation.release(protocol, port);
             }
-            Command::RetainAddresses(addresses, reply) => {
+            ReserverCommand::RetainAddresses(addresses, reply) => {
                 reservation.retain_addresses(&addresses);
                 reply.send(()).ok(); // whoever asked waits
             }
-            Command::Stop => break,
+            ReserverCommand::Stop => break,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Packets, made by hand and checked by hand: nothing here uses the code under test but for the checksum.
+//! Packets, made by hand and checked by hand: nothing here uses the code under test except for the checksum.
 
 use std::net::Ipv4Addr;
 

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::super::cookie::{
-    Admission, CookieJar, LOAD_THRESHOLD, MacKeys, SOURCE_BURST, TOTAL_BURST, TOTAL_RATE, Verdict,
+    Admission, AdmissionVerdict, CookieJar, LOAD_THRESHOLD, MacKeys, SOURCE_BURST, TOTAL_BURST, TOTAL_RATE,
 };
 use super::super::messages::{Initiation, Message};
 use super::super::receive::HANDSHAKE_WORK;
@@ -201,8 +201,8 @@ fn under_load_all_sources_together_are_held_to_a_rate() {
         let Ok(Message::Initiation(message)) = Message::parse(&message) else { unreachable!() };
         let from = SocketAddrV4::new(Ipv4Addr::from_bits(source), 1);
         match admission.judge(&message, from, now) {
-            Ok(Verdict::Admit) => true,
-            Ok(Verdict::Challenge(reply)) => {
+            Ok(AdmissionVerdict::Admit) => true,
+            Ok(AdmissionVerdict::Challenge(reply)) => {
                 let Ok(Message::CookieReply(reply)) = Message::parse(&reply) else { unreachable!() };
                 jar.receive(&keys, reply, now).unwrap();
                 false
@@ -350,16 +350,16 @@ fn only_a_datagram_from_where_a_peer_is_seems_to_be_the_peers() {
     assert_eq!(sender(&data, ALICE), Owner::Client(world.bob.peer));
     assert_eq!(
         sender(&data, EVE),
-        Owner::Stranger,
+        Owner::Unknown,
         "whoever has only seen the index does not get into Alice's queue"
     );
     let mut other = data.clone();
     other[5] ^= 1;
-    assert_eq!(sender(&other, ALICE), Owner::Stranger, "an index that nobody has");
+    assert_eq!(sender(&other, ALICE), Owner::Unknown, "an index that nobody has");
     assert_eq!(
         sender(&world.recorded(ALICE, 1), EVE),
-        Owner::Newcomer,
+        Owner::Handshake,
         "a handshake, wherever it comes from"
     );
-    assert_eq!(sender(&data[..20], ALICE), Owner::Stranger);
+    assert_eq!(sender(&data[..20], ALICE), Owner::Unknown);
 }

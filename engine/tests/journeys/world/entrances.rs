@@ -82,8 +82,8 @@ impl World {
         self.events.push_back(Event::Arp(shard, frame));
     }
 
-    pub fn cross(&mut self, shard: usize, crossing: Crossing) {
-        self.events.push_back(Event::Crossing(shard, crossing));
+    pub fn cross(&mut self, shard: usize, handoff: Handoff) {
+        self.events.push_back(Event::Handoff(shard, handoff));
     }
 
     /// Every client has a session and a neighbour is known: the journeys begin after that.
@@ -111,7 +111,7 @@ impl World {
 
     /// The same, if the client has a session; whether it has.
     pub fn seal_if_possible(&mut self, client: usize, packet: &[u8]) -> bool {
-        let (tunnel, _) = self.clients[client].core.sealing();
+        let tunnel = self.clients[client].core.tunnel();
         let Some(datagram) = sealed(tunnel, &GATEWAY_KEY, packet, self.now) else { return false };
         let (from, len) = (self.endpoints[client], datagram.len());
         self.strike(from, datagram, len);
@@ -120,7 +120,7 @@ impl World {
 
     /// Packets of one length arrive in one train at the gateway.
     pub fn seal_train(&mut self, client: usize, packets: &[Ip]) {
-        let (tunnel, _) = self.clients[client].core.sealing();
+        let tunnel = self.clients[client].core.tunnel();
         let (bytes, segment_size) = train(tunnel, &GATEWAY_KEY, packets, self.now);
         self.strike(self.endpoints[client], bytes, segment_size);
         self.settle();
@@ -129,7 +129,7 @@ impl World {
     /// The same at a client.
     pub fn seal_train_for_client(&mut self, client: usize, packets: &[Ip]) {
         let home = self.home_of(client);
-        let (tunnel, _) = self.shards[home].core.sealing();
+        let tunnel = self.shards[home].core.tunnel();
         let (bytes, segment_size) = train(tunnel, &client_key(client), packets, self.now);
         self.events.push_back(Event::ToClient(client, Train { from: GATEWAY_ENDPOINT, segment_size, bytes }));
         self.settle();

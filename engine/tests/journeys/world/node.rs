@@ -6,7 +6,8 @@ use tidegate_engine::arena::{Arena, Span};
 use tidegate_engine::clock::Timestamp;
 use tidegate_engine::core::Core;
 use tidegate_engine::external::MacAddress;
-use tidegate_engine::outbox::{Crossing, Outbox, TrainBuffer, send_to_peers};
+use tidegate_engine::handoffs::Handoff;
+use tidegate_engine::outbox::{Outbox, TrainBuffer, send_to_peers};
 use tidegate_engine::path::Path;
 
 /// Trains that one turn of the loop takes (`TRANSPORT_BUFFERS`).
@@ -43,7 +44,7 @@ pub struct Output {
     pub tun: Vec<DevicePacket>,
     pub arp: Vec<[u8; 42]>,
     pub trains: Vec<(Path, usize, Vec<u8>)>,
-    pub crossings: Vec<(u8, Crossing)>,
+    pub handoffs: Vec<(u8, Handoff)>,
 }
 
 impl<C: Core> Node<C> {
@@ -79,7 +80,7 @@ impl<C: Core> Node<C> {
         send_to_peers(outbox, core, arena, sealed, now, |trains, _| {
             output.trains.extend(trains.iter().map(|t| (t.to, t.segment_size, t.bytes.to_vec())));
         });
-        output.crossings.append(&mut outbox.crossings);
+        output.handoffs.append(&mut outbox.handoffs);
         outbox.clear();
         output
     }

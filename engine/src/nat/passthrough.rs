@@ -12,9 +12,9 @@ use crate::wire::Ipv4Packet;
 
 /// Whose each protocol is. Bounded by the number of protocols, which the settings keep to a few.
 #[derive(Debug, Default)]
-pub(super) struct Passed(Vec<(u8, Ipv4Addr)>);
+pub(super) struct Passthrough(Vec<(u8, Ipv4Addr)>);
 
-impl Passed {
+impl Passthrough {
     pub(super) fn client(&self, protocol: u8) -> Result<Ipv4Addr, DropReason> {
         let found = self.0.iter().find(|&&(passed, _)| passed == protocol);
         found.map(|&(_, client)| client).ok_or(DropReason::UnsupportedProtocol)
@@ -24,7 +24,7 @@ impl Passed {
 impl Nat {
     /// Says whose the protocols other than TCP, UDP and ICMP are, by number; those that are not named are nobody's.
     pub fn pass_protocols(&mut self, clients: Vec<(u8, Ipv4Addr)>) {
-        self.passed = Passed(clients);
+        self.passed = Passthrough(clients);
     }
 
     pub(super) fn pass_outbound(&self, packet: &mut Ipv4Packet<'_>) -> Result<(), DropReason> {

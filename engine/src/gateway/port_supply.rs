@@ -1,14 +1,16 @@
-//! The gateway's administration: who lives where, which ports are whose, what the counters say.
+//! How the NAT gets external ports: asked for at the reserver before they run low, and given back.
 //!
-//! Everything here happens between two turns of the loop: peers come, change and go, and nobody else notices.
+//! Theory of operation. A *pool* is the ports of one protocol, address and class. Each asks for its first ports before the first
+//! packet ([`Gateway::port_requests`]), and for as many again whenever it runs low; what comes is added
+//! ([`Gateway::add_ports`]). Where the reserver had fewer than were wanted, the pool leaves it in peace for
+//! [`SHORTAGE_LASTS`], and the NAT knows meanwhile that no more are to be expected.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::*;
 use crate::external::reservation::{Batch, PortProtocol, first_ports};
-use crate::messages::PeerSnapshot;
-use crate::nat::{PortClass, PortDemand, PortOutlook, PublishError};
+use crate::nat::{PortClass, PortDemand, PortOutlook};
 
 /// TCP ports of the first batch at most: a burst of that many connections finds its ports made, instead of having them made
 /// in its midst. And of any batch: reserving one takes some 6 us of the reserver's time.
@@ -25,17 +27,6 @@ const SMALLEST_PRIVILEGED_BATCH: usize = 2;
 const PRIVILEGED_PART: usize = 4;
 /// How long the reserver is left in peace after it had fewer ports than were wanted.
 const SHORTAGE_LASTS: Duration = Duration::from_secs(10);
-
-/// A published port, as every shard knows it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Publication {
-    /// The client that it leads to.
-    pub(super) client: Ipv4Addr,
-    /// Where that client lives.
-    pub(super) shard: u8,
-    /// Whether the port was this shard's to lend before.
-    was_ours: bool,
-}
 
 /// How the pools of external ports are refilled: what was asked for and has not come yet, and how much to ask for.
 pub(super) struct PortSupply {
@@ -90,7 +81,7 @@ impl PortSupply {
     }
 
     /// Forgets the addresses that are gone; those that are new are to be supplied.
-    fn set_addresses(&mut self, addresses: &[Ipv4Addr]) {
+    pub(super) fn set_addresses(&mut self, addresses: &[Ipv4Addr]) {
         self.asked.retain(|(_, address, _)| addresses.contains(address));
         self.short.retain(|((_, address, _), _)| addresses.contains(address));
         self.granted.retain(|(_, address), _| addresses.contains(address));
@@ -98,7 +89,7 @@ impl PortSupply {
     }
 
     /// Ports are drawn from another range from now on: where there were none left, there may be some.
-    fn set_range(&mut self, range: (u16, u16)) {
+    pub(super) fn set_range(&mut self, range: (u16, u16)) {
         if range != std::mem::replace(&mut self.range, range) {
             for (pool, _) in self.short.drain(..) {
                 self.asked.retain(|&asked| asked != pool);
@@ -138,127 +129,7 @@ impl PortSupply {
     }
 }
 
-/// ICMP identifiers are not reserved.
-const fn reserved_as(protocol: Proto) -> Option<PortProtocol> {
-    match protocol {
-        Proto::Tcp => Some(PortProtocol::Tcp),
-        Proto::Udp => Some(PortProtocol::Udp),
-        Proto::Icmp => None,
-    }
-}
-
-const fn nat_protocol(protocol: PortProtocol) -> Proto {
-    match protocol {
-        PortProtocol::Tcp => Proto::Tcp,
-        PortProtocol::Udp => Proto::Udp,
-    }
-}
-
 impl Gateway {
-    /// Carries out a command.
-    pub(super) fn obey(&mut self, now: Timestamp, command: Command, outbox: &mut Outbox) {
-        match command {
-            Command::SetPeer { config, address, shard } if shard == self.shard => {
-                self.set_peer(&config, address, now);
-            }
-            Command::SetPeer { config, address, shard } => {
-                self.tunnel.set_peer_elsewhere(config.public_key, shard);
-                self.places.insert(address, Place::OnShard(shard));
-            }
-            Command::RemovePeer { public_key, address } => {
-                self.remove_peer(&public_key, address, now, outbox);
-            }
-            Command::SetExternal { link, host_addresses, .. } => self.set_external(link, host_addresses, now),
-            Command::SetNat { config, port_range } => self.set_nat(config, port_range, now),
-            Command::PassProtocols(clients) => self.nat.pass_protocols(clients),
-            Command::Ports(batch) => self.add_ports(&batch, now),
-            Command::Publish { protocol, external, internal, shard, reply } => {
-                let published = self.publish(protocol, external, internal, shard, now);
-                // Whoever asked may have given up.
-                reply.try_send(published).ok();
-            }
-            Command::Unpublish { protocol, external, gives_back } => {
-                let published = self.published.remove(&(protocol, external));
-                self.nat.unpublish(protocol, external, now);
-                if gives_back && published.is_some_and(|publication| publication.was_ours) {
-                    self.nat.return_port(protocol, external);
-                }
-            }
-            Command::Mappings { address, limit, reply } => {
-                let mappings = self
-                    .nat
-                    .mappings(now)
-                    .filter(|mapping| address.is_none_or(|address| mapping.internal.address == address))
-                    .take(limit)
-                    .collect();
-                reply.try_send(mappings).ok();
-            }
-            // The loop's own, or a client's.
-            Command::Status(_)
-            | Command::Stop
-            | Command::ExternalSockets(_)
-            | Command::SetFilter(_)
-            | Command::Reserver(_)
-            | Command::SetEndpoint(_)
-            | Command::StartHandshake => {}
-        }
-    }
-
-    /// Adds a peer of this shard, or changes its preshared key. (A changed address is a removal and an addition: the
-    /// mappings of the former address must not speak for the new one.)
-    fn set_peer(&mut self, config: &PeerConfig, address: Ipv4Addr, now: Timestamp) {
-        let peer = self.tunnel.set_peer(config, now);
-        self.addresses.insert(peer, address);
-        self.places.insert(address, Place::Here(peer));
-    }
-
-    fn remove_peer(&mut self, public_key: &[u8; 32], address: Ipv4Addr, now: Timestamp, outbox: &mut Outbox) {
-        if let Some(peer) = self.tunnel.remove_peer(public_key) {
-            self.addresses.remove(&peer);
-            // Its number is free: what this turn has for it must not be sealed for the next who gets that.
-            let before = outbox.peers.len();
-            outbox.peers.retain(|frame| frame.peer != peer);
-            self.drops.add(DropReason::NoSuchPeer, (before - outbox.peers.len()) as u64);
-        }
-        self.nat.remove_client(address, now);
-        self.published.retain(|_, publication| publication.client != address);
-        self.places.remove(&address);
-    }
-
-    /// Notes a published port. Every shard knows all of them; the NAT of the client's shard translates.
-    fn publish(
-        &mut self,
-        protocol: Proto,
-        external: Endpoint,
-        internal: Endpoint,
-        shard: u8,
-        now: Timestamp,
-    ) -> Result<(), PublishError> {
-        let client = internal.address;
-        if self.published.get(&(protocol, external)).is_some_and(|held| held.client != client) {
-            return Err(PublishError::PortInUse);
-        }
-        let was_ours = self.nat.owns_port(protocol, external.address, external.port);
-        if shard == self.shard {
-            self.nat.publish(protocol, external, internal, now)?;
-        } else {
-            self.nat.cede_port(protocol, external)?;
-        }
-        self.published.insert((protocol, external), Publication { client, shard, was_ours });
-        Ok(())
-    }
-
-    fn set_external(&mut self, link: ExternalLink, host_addresses: Vec<Ipv4Addr>, now: Timestamp) {
-        let held = self.neighbors.reset(link.clone());
-        self.drops.add(DropReason::NextHopUnresolved, held.len() as u64);
-        self.nat.set_external(&link.addresses, now);
-        self.published.retain(|(_, external), _| link.addresses.contains(&external.address));
-        self.supply.set_addresses(&link.addresses);
-        self.router = router(self.subnet, self.gateway_address, &link, host_addresses);
-        self.external = link;
-        self.update_expectations();
-    }
-
     /// Tells the NAT what there is to hope for.
     pub(super) fn update_expectations(&mut self) {
         for &address in &self.external.addresses {
@@ -268,8 +139,8 @@ impl Gateway {
         }
     }
 
-    fn add_ports(&mut self, batch: &Batch, now: Timestamp) {
-        let protocol = nat_protocol(batch.request.protocol);
+    pub(super) fn add_ports(&mut self, batch: &Batch, now: Timestamp) {
+        let protocol = Proto::from(batch.request.protocol);
         let address = batch.request.address;
         if !self.nat.is_external(address) {
             return; // it went while its ports were being reserved
@@ -324,7 +195,7 @@ impl Gateway {
         class: PortClass,
         in_advance: bool,
     ) -> Option<ReserveRequest> {
-        let reserved = reserved_as(protocol)?;
+        let reserved = PortProtocol::of(protocol)?;
         if self.supply.asked.contains(&(protocol, address, class)) {
             return None;
         }
@@ -346,9 +217,9 @@ impl Gateway {
     fn port_returns(&mut self) -> Vec<ReserveRequest> {
         let mut requests: Vec<ReserveRequest> = Vec::new();
         for (protocol, Endpoint { address, port }) in self.nat.take_returned_ports() {
-            let Some(protocol) = reserved_as(protocol) else { continue }; // identifiers have no range
+            let Some(protocol) = PortProtocol::of(protocol) else { continue }; // identifiers have no range
             let external = Endpoint::new(address, port);
-            if let Some(publication) = self.published.get_mut(&(nat_protocol(protocol), external)) {
+            if let Some(publication) = self.published.get_mut(&(Proto::from(protocol), external)) {
                 publication.was_ours = true; // published while it was on its way: to be returned if that comes to nothing
                 continue;
             }
@@ -369,40 +240,11 @@ impl Gateway {
             requests[at].returned.push(port);
         }
         for ReserveRequest { protocol, address, returned, .. } in &requests {
-            if let Some(granted) = self.supply.granted.get_mut(&(nat_protocol(*protocol), *address)) {
+            if let Some(granted) = self.supply.granted.get_mut(&(Proto::from(*protocol), *address)) {
                 *granted = granted.saturating_sub(returned.len());
             }
         }
         requests
-    }
-
-    /// The NAT's settings changed.
-    fn set_nat(&mut self, config: NatConfig, port_range: (u16, u16), now: Timestamp) {
-        self.nat.set_config(config, now);
-        self.nat.set_port_range(port_range.0..=port_range.1);
-        self.supply.set_range(port_range);
-        self.update_expectations();
-    }
-
-    pub(super) fn describe(&self, now: Timestamp) -> ShardStatus {
-        let counts = self.nat.counts();
-        let mut drops = self.drops.clone();
-        drops.merge(self.tunnel.drops());
-        let peers = self.tunnel.peers().map(|stats| {
-            let address = self.addresses.get(&stats.id).copied();
-            let mappings = address.map_or(0, |address| self.nat.mappings_of(address));
-            PeerSnapshot::new(&stats, address, mappings, now)
-        });
-        ShardStatus {
-            peers: peers.collect(),
-            mappings: [counts.tcp_mappings, counts.udp_mappings, counts.icmp_mappings],
-            sessions: counts.sessions,
-            resting_ports: counts.resting_ports,
-            clients: counts.clients,
-            drops,
-            traffic: self.traffic,
-            offloads: Vec::new(),
-        }
     }
 }
 

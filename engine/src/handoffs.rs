@@ -1,0 +1,281 @@
+//! What one shard hands to another: packets that turn out to belong there.
+//!
+//! Theory of operation. Between shards there are bounded queues that serve first come, first served, like a kernel's socket
+//! buffer. So each turn empties its own into a [`FairQueue`] ([`Handoffs::collect`]), and takes a bounded share from there
+//! ([`Handoffs::next`]): a client that floods another one on a second shard keeps nobody else's packets from being handed over, and
+//! neither do fragments or ICMP errors from outside, a flood of somebody's published port, nor handshakes.
+
+use std::net::Ipv4Addr;
+use std::sync::mpsc::Receiver;
+
+use crate::clock::Timestamp;
+use crate::drop_reason::{DropCounters, DropReason};
+use crate::fair_queue::{Amount, FairQueue, Owner, QUANTUM};
+use crate::path::Path;
+use crate::wire::Offload;
+
+/// Handoffs that may wait before a shard, and again inside it.
+pub const HANDOFF_QUEUE: usize = 1_024;
+/// What may wait inside it.
+const BOUNDS: Amount = Amount { packets: HANDOFF_QUEUE, bytes: 8 * 1024 * 1024 };
+/// What one turn serves.
+const TURN: Amount = Amount { packets: 64, bytes: 8 * QUANTUM };
+
+/// What one shard hands to another, through a bounded queue.
+#[derive(Debug)]
+pub enum Handoff {
+    /// A handshake initiation for a peer that lives there.
+    Initiation {
+        /// Where the datagram comes from.
+        from: Path,
+        /// The datagram.
+        datagram: Vec<u8>,
+    },
+    /// A message for a session or a handshake that was begun there.
+    Misdirected {
+        /// Where the datagram comes from.
+        from: Path,
+        /// The datagram.
+        datagram: Vec<u8>,
+    },
+    /// A routed packet for a peer that lives there.
+    ToPeer {
+        /// The packet, whole.
+        packet: Vec<u8>,
+        /// Its offload metadata.
+        offload: Offload,
+        /// The client that sent it; of what comes from outside or from the host, the one for whom it is.
+        client: Ipv4Addr,
+    },
+    /// A packet from outside (or hairpinned), not yet translated, for a NAT port that belongs there.
+    Inbound {
+        /// The packet, whole.
+        packet: Vec<u8>,
+        /// Its offload metadata.
+        offload: Offload,
+        /// The client that sent it, or that publishes its port, as far as it is known here.
+        client: Option<Ipv4Addr>,
+    },
+}
+
+impl Handoff {
+    /// Its bytes.
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Initiation { datagram, .. } | Self::Misdirected { datagram, .. } => datagram,
+            Self::ToPeer { packet, .. } | Self::Inbound { packet, .. } => packet,
+        }
+    }
+
+    /// Whose it is. Never the source's that a packet names: from outside, that may be any, and each would get a queue.
+    pub fn owner(&self) -> Owner<Ipv4Addr> {
+        match self {
+            Self::Initiation { .. } => Owner::Handshake,
+            Self::Misdirected { .. } => Owner::Unknown,
+            Self::ToPeer { client, .. } => Owner::Client(*client),
+            Self::Inbound { client, .. } => client.map_or(Owner::Unknown, Owner::Client),
+        }
+    }
+}
+
+/// The handoffs for one shard.
+pub struct Handoffs {
+    arriving: Receiver<Handoff>,
+    queue: FairQueue<Owner<Ipv4Addr>, Handoff>,
+    served: Amount,
+    drops: DropCounters,
+}
+
+impl Handoffs {
+    /// Those that come out of `arriving`, which has room for [`HANDOFF_QUEUE`].
+    pub fn new(arriving: Receiver<Handoff>) -> Self {
+        Self {
+            arriving,
+            queue: FairQueue::new(BOUNDS),
+            served: Amount::default(),
+            drops: DropCounters::default(),
+        }
+    }
+
+    /// Whether something waits for the next turn.
+    pub fn is_waiting(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    /// Handoffs that died while they waited.
+    pub fn drops(&self) -> &DropCounters {
+        &self.drops
+    }
+
+    /// Queues what has arrived. To be called after the shard's wake-up was cleared: what comes later sets it again.
+    pub fn collect(&mut self, now: Timestamp) {
+        for handoff in self.arriving.try_iter().take(HANDOFF_QUEUE) {
+            let (owner, bytes) = (handoff.owner(), handoff.bytes().len());
+            self.queue.push(owner, handoff, bytes, now, |_| self.drops.count(DropReason::QueueShare));
+        }
+    }
+
+    /// The handoff to be served next in this turn; `None` if that was enough.
+    pub fn next(&mut self, now: Timestamp) -> Option<Handoff> {
+        if self.served.reaches(TURN) {
+            return None;
+        }
+        let (handoff, bytes) = self.queue.pop(now, |_| self.drops.count(DropReason::QueueDelay))?;
+        self.served.packets += 1;
+        self.served.bytes += bytes;
+        Some(handoff)
+    }
+
+    /// What the handoff that was served last has cost beyond its bytes.
+    pub fn charge(&mut self, work: usize) {
+        self.served.bytes += work;
+        self.queue.charge(work);
+    }
+
+    /// The turn is over.
+    pub fn end_turn(&mut self) {
+        self.served = Amount::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddrV4;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::wire::Offload;
+
+    const NOW: Timestamp = Timestamp::from_secs(10);
+    const FLOODING: Ipv4Addr = Ipv4Addr::new(10, 66, 77, 2);
+    const FLOODED: Ipv4Addr = Ipv4Addr::new(10, 66, 77, 4);
+    const QUIET: Ipv4Addr = Ipv4Addr::new(10, 66, 77, 3);
+    const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
+
+    fn to_peer(client: Ipv4Addr, len: usize) -> Handoff {
+        Handoff::ToPeer { packet: vec![0x45; len], offload: Offload::NONE, client }
+    }
+
+    fn inbound(client: Option<Ipv4Addr>) -> Handoff {
+        Handoff::Inbound { packet: vec![0x45; 84], offload: Offload::NONE, client }
+    }
+
+    fn initiation() -> Handoff {
+        Handoff::Initiation { from: SocketAddrV4::new(OUTSIDE, 1).into(), datagram: vec![1; 148] }
+    }
+
+    /// Forged data, for a session of ours, in a train that the kernel steered elsewhere.
+    fn misdirected() -> Handoff {
+        Handoff::Misdirected { from: SocketAddrV4::new(OUTSIDE, 1).into(), datagram: vec![4; 32] }
+    }
+
+    /// In what place of the order each is served to which `is_it` applies.
+    fn places(handoffs: &mut Handoffs, is_it: impl Fn(&Handoff) -> bool) -> Vec<usize> {
+        handoffs.collect(NOW);
+        let mut places = Vec::new();
+        for place in 0.. {
+            let Some(handoff) = handoffs.next(NOW).or_else(|| {
+                handoffs.end_turn();
+                handoffs.next(NOW)
+            }) else {
+                break;
+            };
+            if is_it(&handoff) {
+                places.push(place);
+            }
+        }
+        places
+    }
+
+    #[test]
+    fn nobody_waits_behind_one_clients_flood_nor_behind_strangers() {
+        let (sender, receiver) = mpsc::sync_channel(HANDOFF_QUEUE);
+        let mut handoffs = Handoffs::new(receiver);
+        for _ in 0..300 {
+            sender.try_send(to_peer(FLOODING, 1_400)).unwrap();
+            sender.try_send(inbound(None)).unwrap();
+            sender.try_send(inbound(Some(FLOODED))).unwrap();
+        }
+        sender.try_send(to_peer(QUIET, 84)).unwrap();
+        sender.try_send(inbound(Some(QUIET))).unwrap();
+        sender.try_send(initiation()).unwrap();
+        let is_quiet = |handoff: &Handoff| {
+            matches!(handoff.owner(), Owner::Handshake) || handoff.owner() == Owner::Client(QUIET)
+        };
+        let places = places(&mut handoffs, is_quiet);
+        assert_eq!(places.len(), 3, "nothing is lost");
+        assert!(places.iter().all(|&place| place < 600), "{places:?}: after one quantum of each flood");
+        assert!(!handoffs.is_waiting());
+    }
+
+    #[test]
+    fn what_does_not_fit_or_waits_too_long_is_the_floods_and_is_counted() {
+        let (sender, receiver) = mpsc::sync_channel(HANDOFF_QUEUE);
+        let mut handoffs = Handoffs::new(receiver);
+        let mut quiet = 0;
+        for ms in 0..400 {
+            let now = NOW + Duration::from_millis(ms);
+            for _ in 0..20 {
+                sender.try_send(to_peer(FLOODING, 60_000)).unwrap();
+            }
+            sender.try_send(to_peer(QUIET, 84)).unwrap();
+            handoffs.collect(now);
+            while let Some(handoff) = handoffs.next(now) {
+                quiet += usize::from(handoff.owner() == Owner::Client(QUIET));
+            }
+            handoffs.end_turn();
+        }
+        assert_eq!(quiet, 400);
+        assert!(handoffs.drops().get(DropReason::QueueShare) > 0);
+        assert!(handoffs.drops().get(DropReason::QueueDelay) > 0);
+    }
+
+    #[test]
+    fn a_turn_serves_a_bounded_share() {
+        let (sender, receiver) = mpsc::sync_channel(HANDOFF_QUEUE);
+        let mut handoffs = Handoffs::new(receiver);
+        for _ in 0..HANDOFF_QUEUE {
+            sender.try_send(to_peer(FLOODING, 84)).unwrap();
+        }
+        handoffs.collect(NOW);
+        assert_eq!(std::iter::from_fn(|| handoffs.next(NOW)).count(), TURN.packets);
+        assert!(handoffs.is_waiting());
+    }
+
+    #[test]
+    fn a_turn_serves_few_handshakes() {
+        let (sender, receiver) = mpsc::sync_channel(HANDOFF_QUEUE);
+        let mut handoffs = Handoffs::new(receiver);
+        for _ in 0..TURN.packets {
+            sender.try_send(initiation()).unwrap();
+        }
+        handoffs.collect(NOW);
+        let mut served = 0;
+        while handoffs.next(NOW).is_some() {
+            handoffs.charge(QUANTUM / 2);
+            served += 1;
+        }
+        assert_eq!(served, 16);
+    }
+
+    #[test]
+    fn forged_data_keeps_no_handshake_from_being_handed_over() {
+        let (sender, receiver) = mpsc::sync_channel(HANDOFF_QUEUE);
+        let mut handoffs = Handoffs::new(receiver);
+        let mut handshakes = 0;
+        for ms in 0..200 {
+            let now = NOW + Duration::from_millis(ms);
+            for _ in 0..2 * TURN.packets {
+                sender.try_send(misdirected()).unwrap();
+            }
+            sender.try_send(initiation()).unwrap();
+            handoffs.collect(now);
+            let served = std::iter::from_fn(|| handoffs.next(now));
+            handshakes += served.filter(|handoff| handoff.owner() == Owner::Handshake).count();
+            handoffs.end_turn();
+        }
+        assert_eq!(handshakes, 200);
+        assert!(handoffs.drops().get(DropReason::QueueDelay) > 0, "of the flood");
+    }
+}
