@@ -17,8 +17,9 @@ import structlog
 from tidegate.ciphers import check_cipher
 from tidegate.dns.resolvers import Resolver
 from tidegate.engine import ClientOptions, Engine, EngineClient, PeerStatus
+from tidegate.engine_watch import explain_engine, watch_engine
 from tidegate.errors import EngineError, HostNetworkError
-from tidegate.gateway import SETTLE, explain_engine, watch_engine
+from tidegate.host import SETTLE
 from tidegate.host.client import ClientHost
 from tidegate.host.names import resolve
 from tidegate.host.routes import Renewal, RoutePlan, plan_routes

@@ -13,15 +13,13 @@ the control socket's file is replaced.
 from __future__ import annotations
 
 import asyncio
-import errno
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from ipaddress import IPv4Interface
-from types import MappingProxyType
 
 import structlog
 
@@ -30,22 +28,15 @@ from tidegate.control.commands import ReloadSettings
 from tidegate.control.server import ControlServer
 from tidegate.dns import DnsProxy, DnsServer, Resolver, choose_upstreams
 from tidegate.dns.resolvers import DNS_PORT
-from tidegate.engine import Engine, EngineGateway, EngineLifecycle, ExternalLink, GatewayOptions
-from tidegate.errors import (
-    ConflictError,
-    EngineError,
-    HostNetworkError,
-    LockedError,
-    PrivilegeError,
-    SettingsError,
-    TidegateError,
-)
-from tidegate.host import Host
+from tidegate.engine import Engine, EngineGateway, ExternalLink, GatewayOptions
+from tidegate.engine_watch import explain_engine, watch_engine
+from tidegate.errors import EngineError, HostNetworkError, LockedError, SettingsError, TidegateError
+from tidegate.host import SETTLE, Host
 from tidegate.host.external import check_subnet, external_link, host_addresses
 from tidegate.host.privileges import raise_open_file_limit
 from tidegate.identity import load_or_make_private_key, public_key_of
 from tidegate.lifecycle import Supervisor, on_signal
-from tidegate.log import RateLimit, configure_logging
+from tidegate.log import configure_logging
 from tidegate.mapping_log import MappingLog
 from tidegate.net import Endpoint
 from tidegate.notify import notify
@@ -57,9 +48,6 @@ from tidegate.store import peer_names
 from tidegate.store.sqlite import SqliteStore
 
 log = structlog.get_logger("tidegate.gateway")
-
-SETTLE = 0.2
-"""Seconds to wait after a change of the host's network, which seldom comes alone."""
 
 
 class Gateway:
@@ -380,59 +368,3 @@ def _check_listen(settings: Settings) -> None:
             f"[gateway] listen: {listen} takes the port at which the gateway answers DNS",
             hint="choose one address of the host, or another port; or [dns] enabled = false",
         )
-
-
-async def watch_engine(
-    engine: EngineLifecycle,
-    supervisor: Supervisor,
-    also: Callable[[], None] = lambda: None,
-    *,
-    heeded: Mapping[str, Callable[[], None]] = MappingProxyType({}),
-    noticed: Mapping[str, Callable[[], None]] = MappingProxyType({}),
-) -> None:
-    """Logs what the engine tells, at a bounded rate; a shard that failed takes the process down. `also` reads
-    what else the engine's descriptor stands for. Events of the kinds in `heeded` are not logged, but call that;
-    those in `noticed` are logged, and call that as well."""
-    loop = asyncio.get_running_loop()
-    readable = asyncio.Event()
-    admit = RateLimit(loop.time).admit
-    descriptor = engine.event_fd()
-    while True:
-        # Waiting for one event at a time keeps a level-triggered descriptor from waking the loop again and
-        # again.
-        loop.add_reader(descriptor, readable.set)
-        try:
-            await readable.wait()
-        finally:
-            loop.remove_reader(descriptor)
-        readable.clear()
-        for event in engine.poll_events():
-            if event.kind == "shard_failed":
-                supervisor.fail(EngineError(f"the packet engine failed: {event.detail}"))
-            if event.kind in heeded:
-                heeded[event.kind]()
-                continue
-            if event.kind in noticed:
-                noticed[event.kind]()
-            suppressed = admit(event.kind)
-            if suppressed is not None:
-                log.warning(event.kind.replace("_", " "), detail=event.detail, suppressed=suppressed)
-        also()
-
-
-def explain_engine(cause: OSError, tun_name: str, *, naming: str, port: str) -> TidegateError:
-    """Why the engine could not open something, in one line. `naming` and `port` are what the user chooses the
-    device's name and the port with."""
-    told = str(cause.strerror or cause)
-    match cause.errno:
-        case errno.EPERM | errno.EACCES:
-            return PrivilegeError(told, hint="run as root")
-        case errno.EBUSY:
-            return ConflictError(told, hint=f"is the interface {tun_name} in use? choose another {naming}")
-        case errno.EINVAL if "create the TUN device" in told:
-            return ConflictError(
-                told, hint=f"is {tun_name} an interface of another kind? choose another {naming}"
-            )
-        case errno.EADDRINUSE:
-            return ConflictError(told, hint=f"choose another {port}")
-    return EngineError(told)
