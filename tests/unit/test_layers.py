@@ -1,4 +1,4 @@
-"""What a part of Tidegate must not load: a client runs without a gateway."""
+"""What a part of Tidegate must not load: a client runs without a gateway, the lab without the command line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ import pytest
 @pytest.mark.parametrize(
     ("module", "foreign"),
     [
-        ("tidegate.client", ["tidegate.gateway", "tidegate.control", "tidegate.store", "sqlalchemy", "typer"]),
+        (
+            "tidegate.client",
+            ["tidegate.gateway", "tidegate.control", "tidegate.store", "sqlalchemy", "typer"],
+        ),
+        ("tidegate.interrupts", ["typer"]),
+        ("tidegate.lab.command", ["tidegate.cli", "typer"]),
     ],
 )
 def test_a_module_loads_nothing_of_another_layer(module: str, foreign: list[str]) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from tidegate.cli.administration import Executor
-from tidegate.cli.ending import Ending
 from tidegate.cli.output import Handout, remark
 from tidegate.control.commands import PeerAdd, PeerAdded, PeerList, PeerRemove
 from tidegate.errors import TidegateError, UnansweredError, UsageError
 from tidegate.files import atomic_write
+from tidegate.interrupts import Unwinding
 
 
 class Delivery(Protocol):
@@ -107,7 +107,7 @@ def adding(
     command: PeerAdd,
     asking: Callable[[], AbstractContextManager[Executor]],
     way_out: Delivery,
-    ending: Ending,
+    unwinding: Unwinding,
 ) -> Iterator[PeerAdded]:
     """A peer that is there for good once its profile has got out. If it does not, or if nobody knows whether the
     peer was added, it is taken back; `asking` leads to who carries out commands, each time anew."""
@@ -122,7 +122,7 @@ def adding(
             refused = False
             yield answer
     except BaseException as failure:
-        ending.begin()
+        unwinding.begin()
         if way_out.arrived():
             _tell(f"{command.name} was added, and its profile is {way_out.where}", failure, always=True)
         elif not refused:

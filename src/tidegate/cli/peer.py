@@ -82,7 +82,7 @@ def add(
 
     from tidegate.cli.administration import administration
     from tidegate.cli.delivery import adding, delivery
-    from tidegate.cli.ending import ended_like_by_ctrl_c
+    from tidegate.cli.interruptible import interruptible
     from tidegate.cli.output import remark, written
     from tidegate.control.commands import PeerAdd
     from tidegate.identity import encode_key, make_preshared_key, make_private_key, public_key_of
@@ -114,9 +114,9 @@ def add(
         engine=runtime.engine,
     )
     with (
-        ended_like_by_ctrl_c() as ending,
+        interruptible() as unwinding,
         delivery(name, file, force) as way_out,
-        adding(command, asking, way_out, ending) as added,
+        adding(command, asking, way_out, unwinding) as added,
     ):
         wanted = _endpoint(endpoint, added.listen_port)
         _refuse_endpoint_inside(wanted, settings.gateway, added)

@@ -7,11 +7,10 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, TextIO, cast
 
-import typer
 from rich.console import Console
 
-from tidegate.cli.ending import ended_like_by_ctrl_c
 from tidegate.errors import TidegateError
+from tidegate.interrupts import SignalInterrupt, interrupt_on_signals
 from tidegate.streams import discard, say
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -50,13 +49,13 @@ class _Screen:
 
 
 def until_interrupted(console: Console, run: Callable[[], int]) -> int:
-    """The exit code of `run`, or, where a signal ended it, 128 and the signal's number. Whatever `run` has begun it
-    takes back before it ends."""
+    """The exit code of `run`, or, if a signal interrupted it, 128 + the signal's number. `run` undoes whatever it has
+    begun before it ends."""
     try:
-        with ended_like_by_ctrl_c():
+        with interrupt_on_signals():
             return run()
-    except typer.Exit as ended:  # SIGTERM, SIGHUP
-        code = ended.exit_code
+    except SignalInterrupt as interrupted:  # SIGTERM, SIGHUP
+        code = 128 + interrupted.number
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
     console.print("\n[yellow]Interrupted; everything is cleaned up.[/]")
