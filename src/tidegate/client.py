@@ -27,7 +27,7 @@ from tidegate.identity import Profile
 from tidegate.lifecycle import Supervisor
 from tidegate.log import RateLimit
 from tidegate.settings import OffloadSettings
-from tidegate.whereabouts import Whereabouts, find_anew
+from tidegate.endpoint_search import EndpointCandidates, resolve_again
 
 T = TypeVar("T")
 
@@ -139,8 +139,8 @@ class Client:
             await self._tell_resolver(undo)
         self._heed_stop()
         undo.push_async_callback(self._supervisor.stop)
-        heeded = {"handshake_unanswered": self._unanswered.set}
-        self._supervisor.start("engine-events", lambda: watch_engine(engine, self._supervisor, heeded=heeded))
+        handlers = {"handshake_unanswered": self._unanswered.set}
+        self._supervisor.start("engine-events", lambda: watch_engine(engine, self._supervisor, handlers=handlers))
         self._supervisor.start("search", lambda: self._search(engine, endpoint, plan, resolvers))
         if in_force.routes:
             self._supervisor.start("routes", lambda: self._keep_routes(in_force))
@@ -282,18 +282,18 @@ class Client:
     ) -> None:
         """Whenever the gateway has not answered for a while: looks its name up, and calls it where else it may be.
         `before` are the host's resolvers from before the tunnel."""
-        known = Whereabouts((str(endpoint), self._profile.endpoint.port))
+        candidates = EndpointCandidates((str(endpoint), self._profile.endpoint.port))
         loop = asyncio.get_running_loop()
         while True:
             await self._unanswered.wait()
             told_at = loop.time()
             resolvers = await asyncio.to_thread(self._resolvers_outside, before)
             try:
-                found = await find_anew(self._profile.endpoint, resolvers, plan.fwmark)
+                found = await resolve_again(self._profile.endpoint, resolvers, plan.fwmark)
             except HostNetworkError as cause:
                 log.warning("the gateway does not answer, and its name cannot be looked up", cause=str(cause))
             else:
-                await self._follow(engine, known, found, plan, within=loop.time() - told_at + NEWS_DELAY)
+                await self._follow(engine, candidates, found, plan, within=loop.time() - told_at + NEWS_DELAY)
             if await self._supervisor.wait_for_stop(SEARCH_PAUSE):
                 return
             # The engine tells of an attempt when it makes it: the last one may have succeeded long ago. If not, more
@@ -311,7 +311,7 @@ class Client:
     async def _follow(
         self,
         engine: EngineClient,
-        known: Whereabouts,
+        candidates: EndpointCandidates,
         found: IPv4Address,
         plan: RoutePlan,
         *,
@@ -327,7 +327,7 @@ class Client:
                 "the gateway has moved into what its tunnel carries: connect anew", address=str(found)
             )
             return
-        target = known.next((str(found), self._profile.endpoint.port), peer.endpoint)
+        target = candidates.next((str(found), self._profile.endpoint.port), peer.endpoint)
         if target != peer.endpoint:
             before, now = (f"{at[0]}:{at[1]}" if at else None for at in (peer.endpoint, target))
             log.info("the gateway does not answer, and is called elsewhere", before=before, now=now)

@@ -177,8 +177,8 @@ class MappingRecord(Protocol):
 
 
 class EngineLifecycle(Protocol):
-    """What a gateway's and a client's engine have in common. Of a thread that hangs, questions and the end raise
-    `SilentEngineError`, within seconds."""
+    """What a gateway's and a client's engine have in common. If a thread hangs, queries and `stop` raise
+    `EngineUnresponsiveError` after a few seconds."""
 
     def start(self) -> None: ...
     def stop(self) -> None: ...

@@ -22,19 +22,19 @@ async def watch_engine(
     supervisor: Supervisor,
     also: Callable[[], None] = lambda: None,
     *,
-    heeded: Mapping[str, Callable[[], None]] = MappingProxyType({}),
-    noticed: Mapping[str, Callable[[], None]] = MappingProxyType({}),
+    handlers: Mapping[str, Callable[[], None]] = MappingProxyType({}),
+    listeners: Mapping[str, Callable[[], None]] = MappingProxyType({}),
 ) -> None:
-    """Logs what the engine tells, at a bounded rate; a shard that failed takes the process down. `also` reads
-    what else the engine's descriptor stands for. Events of the kinds in `heeded` are not logged, but call that;
-    those in `noticed` are logged, and call that as well."""
+    """Logs the engine's events, at a bounded rate, until cancelled; a failed shard takes the process down.
+
+    `handlers` and `listeners` map kinds of events to what they call: a handler in place of a line in the log, a listener
+    as well as one. `also` reads whatever else the engine's descriptor announces."""
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     admit = RateLimit(loop.time).admit
     descriptor = engine.event_fd()
     while True:
-        # Waiting for one event at a time keeps a level-triggered descriptor from waking the loop again and
-        # again.
+        # The descriptor is level-triggered: watched all the time, it would wake the loop again and again.
         loop.add_reader(descriptor, readable.set)
         try:
             await readable.wait()
@@ -44,11 +44,11 @@ async def watch_engine(
         for event in engine.poll_events():
             if event.kind == "shard_failed":
                 supervisor.fail(EngineError(f"the packet engine failed: {event.detail}"))
-            if event.kind in heeded:
-                heeded[event.kind]()
+            if event.kind in handlers:
+                handlers[event.kind]()
                 continue
-            if event.kind in noticed:
-                noticed[event.kind]()
+            if event.kind in listeners:
+                listeners[event.kind]()
             suppressed = admit(event.kind)
             if suppressed is not None:
                 log.warning(event.kind.replace("_", " "), detail=event.detail, suppressed=suppressed)
@@ -56,18 +56,18 @@ async def watch_engine(
 
 
 def explain_engine(cause: OSError, tun_name: str, *, naming: str, port: str) -> TidegateError:
-    """Why the engine could not open something, in one line. `naming` and `port` are what the user chooses the
-    device's name and the port with."""
-    told = str(cause.strerror or cause)
+    """Why the engine could not open something, in one line. `naming` and `port` say how the user chooses the device's
+    name and the port."""
+    reason = str(cause.strerror or cause)
     match cause.errno:
         case errno.EPERM | errno.EACCES:
-            return PrivilegeError(told, hint="run as root")
+            return PrivilegeError(reason, hint="run as root")
         case errno.EBUSY:
-            return ConflictError(told, hint=f"is the interface {tun_name} in use? choose another {naming}")
-        case errno.EINVAL if "create the TUN device" in told:
+            return ConflictError(reason, hint=f"is the interface {tun_name} in use? choose another {naming}")
+        case errno.EINVAL if "create the TUN device" in reason:
             return ConflictError(
-                told, hint=f"is {tun_name} an interface of another kind? choose another {naming}"
+                reason, hint=f"is {tun_name} an interface of another kind? choose another {naming}"
             )
         case errno.EADDRINUSE:
-            return ConflictError(told, hint=f"choose another {port}")
-    return EngineError(told)
+            return ConflictError(reason, hint=f"choose another {port}")
+    return EngineError(reason)

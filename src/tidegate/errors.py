@@ -80,8 +80,9 @@ class EngineError(TidegateError):
     """The packet engine refused to start or died."""
 
 
-class SilentEngineError(EngineError, RuntimeError):
-    """The packet engine gives no answer: a thread of it hangs, or it does not run. Or a thread does not end."""
+class EngineUnresponsiveError(EngineError, RuntimeError):
+    """The packet engine does not answer, because one of its threads hangs or it is not running; or a thread does not
+    end."""
 
 
 class ControlError(TidegateError):

@@ -18,7 +18,7 @@ from tidegate.engine import (
     MappingRecord,
     NatMapping,
 )
-from tidegate.errors import SilentEngineError
+from tidegate.errors import EngineUnresponsiveError
 from tidegate.settings import NatSettings
 
 __all__ = ["Dropped", "Nat", "NatOptions", "RustEngine"]
@@ -40,7 +40,7 @@ def _in_words() -> Iterator[None]:
     try:
         yield
     except RuntimeError as cause:
-        raise SilentEngineError(
+        raise EngineUnresponsiveError(
             f"the packet engine: {cause}", hint="if that stays so, restart the process"
         ) from cause
 

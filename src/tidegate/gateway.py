@@ -23,7 +23,7 @@ from ipaddress import IPv4Interface
 
 import structlog
 
-from tidegate.control.admin import Administration, Reloaded, Surroundings
+from tidegate.control.admin import Administration, Reloaded, AdminContext
 from tidegate.control.commands import ReloadSettings
 from tidegate.control.server import ControlServer
 from tidegate.dns import DnsProxy, DnsServer, Resolver, choose_upstreams
@@ -186,7 +186,7 @@ class Gateway:
 
         admin = Administration(
             store,
-            Surroundings(
+            AdminContext(
                 settings,
                 partial(public_key_of, private_key),
                 self._suggested_endpoint,
@@ -222,7 +222,7 @@ class Gateway:
         self._supervisor.start(
             "engine-events",
             lambda: watch_engine(
-                engine, self._supervisor, mapping_log.write, noticed={"external_down": self._external_is_down}
+                engine, self._supervisor, mapping_log.write, listeners={"external_down": self._external_is_down}
             ),
         )
         self._supervisor.start("link-watch", lambda: self._watch_link(changed))

@@ -64,7 +64,7 @@ def test_a_gateway_that_does_not_answer_is_looked_for_and_found(monkeypatch: pyt
     engine, events = FakeEngine(), []  # type: ignore[var-annotated]
     named = replace(PROFILE, endpoint=Endpoint("vpn.example", 51820))
 
-    async def find_anew(*asked: object) -> IPv4Address:
+    async def resolve_again(*asked: object) -> IPv4Address:
         (packets,) = engine.clients
         for _ in range(5):  # more often than anybody is asked
             packets.tell(UNANSWERED)
@@ -72,7 +72,7 @@ def test_a_gateway_that_does_not_answer_is_looked_for_and_found(monkeypatch: pyt
         return await name.find(*asked)
 
     monkeypatch.setattr("tidegate.client.resolve", name.find)
-    monkeypatch.setattr("tidegate.client.find_anew", find_anew)
+    monkeypatch.setattr("tidegate.client.resolve_again", resolve_again)
 
     async def scenario() -> None:
         client = made(engine, FakeClientHost(), events, named)
@@ -159,7 +159,7 @@ def test_a_gateway_that_answers_before_it_is_found_elsewhere_is_not_left(
             engine.clients[0].last_handshake = 0.0
         return IPv4Address("192.0.2.3")
 
-    monkeypatch.setattr("tidegate.client.find_anew", find)
+    monkeypatch.setattr("tidegate.client.resolve_again", find)
 
     async def scenario() -> None:
         client = made(engine, FakeClientHost(), events)
@@ -180,7 +180,7 @@ def test_a_gateway_is_not_left_while_the_engine_does_not_say_whether_it_has_answ
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     name = Name("192.0.2.3")
-    monkeypatch.setattr("tidegate.client.find_anew", name.find)
+    monkeypatch.setattr("tidegate.client.resolve_again", name.find)
     engine, events = FakeEngine(), []  # type: ignore[var-annotated]
 
     def busy() -> NoReturn:
@@ -221,7 +221,7 @@ def test_the_resolvers_of_the_network_of_now_are_asked_before_those_of_the_start
         asked.append(resolvers)
         return IPv4Address("192.0.2.2")
 
-    monkeypatch.setattr("tidegate.client.find_anew", find)
+    monkeypatch.setattr("tidegate.client.resolve_again", find)
     engine, host, events = FakeEngine(), FakeClientHost(), []  # type: ignore[var-annotated]
     host.name_servers = [HOME]
     profile = replace(PROFILE, dns=(IPv4Address(tunnels[0]),))
@@ -245,7 +245,7 @@ def test_a_gateway_is_not_followed_into_its_own_tunnel(
 ) -> None:
     """Where nothing but some networks goes into the tunnel, its own datagrams carry no mark."""
     name = Name("192.0.2.2")
-    monkeypatch.setattr("tidegate.client.find_anew", name.find)
+    monkeypatch.setattr("tidegate.client.resolve_again", name.find)
     engine, events = FakeEngine(), []  # type: ignore[var-annotated]
     split = replace(PROFILE, allowed_ips=(ip_network("10.0.0.0/8"),))
 

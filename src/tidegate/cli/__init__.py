@@ -101,18 +101,18 @@ def _complain_about_usage(misuse: TyperException) -> int:
         return EXIT_USAGE
     command = context.command_path if context is not None else "tidegate"
     if misuse.__cause__ is not None:
-        misuse.message = _told_of_a_value(misuse.__cause__) or misuse.message
+        misuse.message = _describe_bad_value(misuse.__cause__) or misuse.message
     message = misuse.format_message().rstrip(".")
     return _complain(f"{message[:1].lower()}{message[1:]}; see `{command} --help`", EXIT_USAGE)
 
 
-def _told_of_a_value(cause: BaseException) -> str | None:
-    """In the words of the settings, where Typer gives those of its library."""
+def _describe_bad_value(cause: BaseException) -> str | None:
+    """A bad value as the settings would describe it; Typer repeats pydantic's own message."""
     from pydantic import ValidationError
 
     from tidegate.net import quoted
-    from tidegate.settings.words import told
+    from tidegate.settings.messages import describe_error
 
     if not isinstance(cause, ValidationError):
         return None
-    return told(cause.errors(include_url=False)[0], lambda value: quoted(str(value)))
+    return describe_error(cause.errors(include_url=False)[0], lambda value: quoted(str(value)))

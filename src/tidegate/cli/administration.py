@@ -80,7 +80,7 @@ def administration(
 def _store_alone(
     settings: Settings, state: StateDir, host: Host | None, engine: Callable[[], Engine]
 ) -> Iterator[Executor]:
-    from tidegate.control.admin import Administration, Surroundings
+    from tidegate.control.admin import AdminContext, Administration
     from tidegate.identity import load_or_make_private_key, public_key_of
     from tidegate.store import peer_names
     from tidegate.store.sqlite import SqliteStore
@@ -89,14 +89,14 @@ def _store_alone(
     with state.lock("command"):
         store = SqliteStore(state.database)
         try:
-            around = Surroundings(
+            admin_context = AdminContext(
                 settings,
                 lambda: public_key_of(load_or_make_private_key(state.key, partial(peer_names, store))),
                 lambda: suggested_endpoint(settings, host),
                 time.time,
                 lambda: engine().aes_available(),
             )
-            yield Administration(store, around)
+            yield Administration(store, admin_context)
         finally:
             store.close()
 

@@ -79,8 +79,8 @@ class Reloaded:
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What administration knows beside the store."""
+class AdminContext:
+    """What administration needs to know apart from the store."""
 
     settings: Settings
     public_key: Callable[[], bytes]
@@ -95,9 +95,9 @@ class Surroundings:
 class Administration:
     """Carries out commands. Not to be used by two threads at once."""
 
-    def __init__(self, store: Store, surroundings: Surroundings, live: LiveGateway | None = None) -> None:
+    def __init__(self, store: Store, context: AdminContext, live: LiveGateway | None = None) -> None:
         self._store = store
-        self._around = surroundings
+        self._context = context
         self._live = live
         self._publications = Publications(store, live.engine if live is not None else None)
         self._names: dict[str, str] = {}
@@ -162,7 +162,7 @@ class Administration:
 
     def _peer_add(self, command: PeerAdd) -> PeerAdded:
         name = check_peer_name(command.name)
-        gateway = self._around.settings.gateway
+        gateway = self._context.settings.gateway
         try:
             public_key = decode_key(command.public_key)
             preshared_key = decode_key(command.preshared_key) if command.preshared_key is not None else None
@@ -171,7 +171,7 @@ class Administration:
         self._check_cipher(command.cipher, name, "add the peer without --cipher")
         if self._live is None:  # one that runs has looked
             self._check_subnet(self._store.peers())
-        gateway_public_key = encode_key(self._around.public_key())
+        gateway_public_key = encode_key(self._context.public_key())
         peer = self._store.add_peer(
             name,
             public_key,
@@ -179,7 +179,7 @@ class Administration:
             subnet=gateway.subnet,
             reserved=self._reserved(),
             address=self._address(command.address),
-            now=self._around.now(),
+            now=self._context.now(),
             cipher=command.cipher,
         )
         if self._live is not None:
@@ -192,7 +192,7 @@ class Administration:
                     raise
                 raise EngineError(f"the engine refuses peer {name!r}: {cause}") from cause
             self._pass_protocols_and_log()
-        endpoint = gateway.endpoint or self._around.suggested_endpoint()
+        endpoint = gateway.endpoint or self._context.suggested_endpoint()
         return PeerAdded(
             peer=_peer_view(peer, None),
             gateway_public_key=gateway_public_key,
@@ -200,11 +200,11 @@ class Administration:
             listen_port=gateway.listen.port,
             endpoint=str(endpoint) if endpoint else None,
             mtu=gateway.tunnel_mtu,
-            dns=self._around.settings.dns.enabled,
+            dns=self._context.settings.dns.enabled,
         )
 
     def _check_subnet(self, peers: Iterable[Peer]) -> None:
-        subnet = self._around.settings.gateway.subnet
+        subnet = self._context.settings.gateway.subnet
         for peer in peers:
             if peer.address not in subnet or peer.address in self._reserved():
                 raise SettingsError(
@@ -213,10 +213,10 @@ class Administration:
                 )
 
     def _check_cipher(self, cipher: CipherName, peer: str, hint: str) -> None:
-        check_cipher(cipher, self._around.aes_available, user=f"peer {peer!r}", hint=hint)
+        check_cipher(cipher, self._context.aes_available, user=f"peer {peer!r}", hint=hint)
 
     def _reserved(self) -> frozenset[IPv4Address]:
-        gateway = self._around.settings.gateway
+        gateway = self._context.settings.gateway
         subnet = gateway.subnet
         return frozenset({subnet.network_address, gateway.address, subnet.broadcast_address})
 
@@ -224,7 +224,7 @@ class Administration:
         if text is None:
             return None
         try:
-            return parse_peer_address(text, self._around.settings.gateway.subnet)
+            return parse_peer_address(text, self._context.settings.gateway.subnet)
         except ValueError as cause:
             raise UsageError(str(cause)) from None
 
@@ -257,7 +257,7 @@ class Administration:
     def _running(self) -> LiveGateway:
         if self._live is None:
             raise NotRunningError(
-                f"no gateway is running with state directory {self._around.settings.state_dir}",
+                f"no gateway is running with state directory {self._context.settings.state_dir}",
                 hint="start one with `tidegate serve`, or name another with --state-dir",
             )
         return self._live
@@ -288,7 +288,7 @@ class Administration:
 
     def _nat_stats(self) -> NatCounted:
         status = self._running().engine.status()
-        nat = self._around.settings.nat
+        nat = self._context.settings.nat
         return NatCounted(
             mappings=dict(status.mappings),
             sessions=status.sessions,
@@ -307,7 +307,7 @@ class Administration:
 
     def _reload(self) -> SettingsReloaded:
         reloaded = self._running().reload()
-        self._around = replace(self._around, settings=reloaded.settings)
+        self._context = replace(self._context, settings=reloaded.settings)
         unheeded = [*self.pass_protocols(), *self._publications.retry()]
         for warning in unheeded:  # SIGHUP has nobody who is answered
             log.warning(warning)
@@ -320,7 +320,7 @@ class Administration:
     def pass_protocols(self) -> list[str]:
         """Tells the engine which client's each protocol without ports is, as settings name peers. Gives back
         what came in the way: a peer that does not exist (yet), a store that cannot be read, or the engine's refusal."""
-        wanted = self._around.settings.nat.other_protocols
+        wanted = self._context.settings.nat.other_protocols
         try:
             holders = {peer.name: str(peer.address) for peer in self._store.peers()} if wanted else {}
         except StoreError as cause:
@@ -347,13 +347,13 @@ class Administration:
     def _status(self) -> GatewayStatus:
         live = self._running()
         status = live.engine.status()
-        gateway = self._around.settings.gateway
+        gateway = self._context.settings.gateway
         return GatewayStatus(
             version=VERSION,
             pid=os.getpid(),
             uptime=live.uptime,
             listen=str(gateway.listen),
-            public_key=encode_key(self._around.public_key()),
+            public_key=encode_key(self._context.public_key()),
             subnet=str(gateway.subnet),
             gateway_address=str(gateway.address),
             external_interface=live.external.interface,

@@ -20,7 +20,7 @@ from tidegate.control.wire import (
     encode_answer,
     encode_error,
 )
-from tidegate.errors import ControlError, SilentEngineError, TidegateError
+from tidegate.errors import ControlError, EngineUnresponsiveError, TidegateError
 
 log = structlog.get_logger("tidegate.control")
 
@@ -148,7 +148,7 @@ class ControlServer:
         try:
             encoded = encode_answer(await self.execute(decode_request(line)))
         except TidegateError as refused:
-            if isinstance(refused, SilentEngineError):
+            if isinstance(refused, EngineUnresponsiveError):
                 log.error("a command was not answered", cause=refused.message)
             return encode_error(refused)
         except Exception as cause:

@@ -38,8 +38,8 @@ import structlog
 
 from tidegate.errors import ConflictError, HostNetworkError
 from tidegate.host import MAIN_TABLE
+from tidegate.host.full_tunnel_lock import PATIENCE, already_routed_error, full_tunnel_lock
 from tidegate.host.netlink import IFF_UP, INET6_PROC, RTN_UNREACHABLE, rtnetlink
-from tidegate.host.sole_router import PATIENCE, another_routes, sole_router
 
 log = structlog.get_logger("tidegate.routes")
 
@@ -119,7 +119,7 @@ def apply_routes(plan: RoutePlan, tun_name: str) -> Iterator[RoutePlan]:
     already routes everything."""
     with ExitStack() as undo:
         if plan.has_policy:
-            undo.enter_context(sole_router(patience=PATIENCE))
+            undo.enter_context(full_tunnel_lock(patience=PATIENCE))
             _remove_ours(own=tun_name)
         with rtnetlink(f"find {tun_name}") as ip:
             device = next(iter(ip.link_lookup(ifname=tun_name)), 0)
@@ -205,7 +205,7 @@ def remove_leftovers() -> None:
 
     with ExitStack() as held:
         try:
-            held.enter_context(sole_router())
+            held.enter_context(full_tunnel_lock())
         except ConflictError:
             return
         except HostNetworkError as cause:  # who routes everything here will be told
@@ -227,7 +227,7 @@ def _remove_ours(own: str | None = None) -> None:
         }
         for message in ip.get_routes(family=socket.AF_INET, table=TABLE):
             if device := alive.get(message.get("RTA_OIF")):
-                raise another_routes(f", {device}")
+                raise already_routed_error(f", {device}")
     for family in (socket.AF_INET, socket.AF_INET6) if INET6_PROC.exists() else (socket.AF_INET,):
         with rtnetlink("remove an earlier client's rules") as ip:
             for message in list(ip.get_rules(family=family)):

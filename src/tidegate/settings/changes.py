@@ -5,9 +5,9 @@ from __future__ import annotations
 from pydantic import BaseModel, ValidationError
 
 from tidegate.errors import SettingsError
+from tidegate.settings.messages import describe_error
 from tidegate.settings.model import Settings
 from tidegate.settings.sources import Key
-from tidegate.settings.words import told
 
 LIVE: tuple[Key, ...] = (
     ("nat",),
@@ -50,7 +50,7 @@ def with_live_changes(running: Settings, wanted: Settings) -> Settings:
     try:
         return Settings.model_validate({name: getattr(merged, name) for name in Settings.model_fields})
     except ValidationError as invalid:
-        trouble = told(invalid.errors(include_url=False)[0])
+        trouble = describe_error(invalid.errors(include_url=False)[0])
         raise SettingsError(
             f"{trouble}, which is in use until a restart", hint="restart the gateway to have both"
         ) from None

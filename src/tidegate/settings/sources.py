@@ -19,8 +19,8 @@ from pydantic import BaseModel, ValidationError
 
 from tidegate.errors import SettingsError
 from tidegate.settings.locate import key_lines, line_of
+from tidegate.settings.messages import describe_error
 from tidegate.settings.model import Settings
-from tidegate.settings.words import told
 
 DEFAULT_PATH = Path("/etc/tidegate/tidegate.toml")
 PREFIX = "TIDEGATE_"
@@ -162,7 +162,7 @@ class _Merged:
         name = ".".join(key)
         if error["type"] == "extra_forbidden":
             return _unknown_key(key, self._where(key))
-        message = told(error)
+        message = describe_error(error)
         if error["type"] == "value_error" and not key:
             # A rule between two settings; its text begins with the name of the one to change.
             name, _, message = message.partition(": ")

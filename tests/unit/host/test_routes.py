@@ -58,7 +58,7 @@ def test_leftovers_are_no_matter_where_nobody_can_tell_whose_they_are(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The lock may be out of sight, and a client that routes some networks alone does not need it."""
-    monkeypatch.setattr("tidegate.host.sole_router.LOCK_FILE", tmp_path / "missing")
+    monkeypatch.setattr("tidegate.host.full_tunnel_lock.LOCK_FILE", tmp_path / "missing")
     remove_leftovers()
 
 
@@ -93,7 +93,7 @@ import fcntl, json, os, struct, subprocess, sys, tempfile, time
 from contextlib import contextmanager
 from ipaddress import *
 from pathlib import Path
-from tidegate.host import routes, sole_router
+from tidegate.host import routes, full_tunnel_lock
 from tidegate.errors import TidegateError
 from tidegate.host.routes import apply_routes, plan_routes, remove_leftovers, renew_routes
 
@@ -113,11 +113,11 @@ told = {"before": state()}
 @contextmanager
 def out_of_sight_of_the_lock():
     """As behind another mount of /proc."""
-    there = sole_router.LOCK_FILE
+    there = full_tunnel_lock.LOCK_FILE
     with tempfile.NamedTemporaryFile() as elsewhere:
-        sole_router.LOCK_FILE = Path(elsewhere.name)
+        full_tunnel_lock.LOCK_FILE = Path(elsewhere.name)
         yield
-    sole_router.LOCK_FILE = there
+    full_tunnel_lock.LOCK_FILE = there
 
 def client_that_is_killed(plan=plan):
     pid = os.fork()

@@ -1,11 +1,11 @@
-"""Which client of a host (network namespace) may send everything through its tunnel: one at a time.
+"""A lock that only one client per host (network namespace) can hold: the one that routes everything through its tunnel.
 
-The lock is the kernel's (flock(2)), so that a killed client leaves none behind. It lies on a file of which every
-network namespace has its own, and which nobody may open but who administers that namespace (root, or CAP_NET_ADMIN
-alone): a sysctl that is secret. Its value is neither read nor written. A file of ours would need a directory that
-clients without root can write, and a name that anybody can take (an abstract socket) would let anybody keep root from
-connecting. Clients that share a network namespace, but see it through different mounts of /proc, do not see each other
-here: who has the lock still has to look for another's routes.
+The lock is the kernel's (flock(2)), so that a killed client leaves none behind. It is taken on a file that every network
+namespace has its own copy of, and that only an administrator of the namespace can open (root, or CAP_NET_ADMIN alone):
+a sysctl that holds a secret. Its value is neither read nor written. A file of our own would need a directory that
+clients without root can write to, and a name that anybody can take (an abstract socket) would let anybody keep root from
+connecting. Clients that share a network namespace but see it through different mounts of /proc do not exclude each other
+here, so the holder still has to look for another client's routes.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from tidegate.errors import ConflictError, HostNetworkError
 LOCK_FILE = Path("/proc/sys/net/ipv4/tcp_fastopen_key")  # mode 0600, net/ipv4/sysctl_net_ipv4.c
 LOCKS = Path("/proc/locks")  # proc_locks(5)
 PATIENCE = 2.0
-"""Seconds that a client which wants to route everything waits for one that has the lock only to tidy up."""
+"""Seconds to wait for a client that holds the lock only while it tidies up."""
 RETRY_INTERVAL = 0.05
 
 
 @contextmanager
-def sole_router(*, patience: float = 0.0) -> Iterator[None]:
-    """Holds the lock while the block lasts. Raises `ConflictError` if another client has it, and still after
-    `patience` seconds; `HostNetworkError` if there is no such lock here."""
+def full_tunnel_lock(*, patience: float = 0.0) -> Iterator[None]:
+    """Holds the lock while the block lasts. Raises `ConflictError` if another client still has it after `patience`
+    seconds, `HostNetworkError` if there is no such lock here."""
     try:
         descriptor = os.open(LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as cause:
@@ -46,7 +46,8 @@ def sole_router(*, patience: float = 0.0) -> Iterator[None]:
         os.close(descriptor)  # gives the lock back
 
 
-def another_routes(which: str) -> ConflictError:
+def already_routed_error(which: str) -> ConflictError:
+    """`which` identifies the other client, such as `` (pid 12)``; empty where it is not known."""
     return ConflictError(
         f"another client already routes through its tunnel{which}",
         hint="stop it first; two tunnels cannot both take everything",
@@ -60,14 +61,14 @@ def _acquire(descriptor: int, patience: float) -> None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() >= deadline:
-                raise another_routes(_pid_of_holder(descriptor)) from None
+                raise already_routed_error(_pid_of_holder(descriptor)) from None
             threading.Event().wait(RETRY_INTERVAL)
         else:
             return
 
 
 def _pid_of_holder(descriptor: int) -> str:
-    """For a message: nothing where it cannot be told, as of a process in another PID namespace."""
+    """For a message: empty where it cannot be found out, as for a process in another PID namespace."""
     status = os.fstat(descriptor)
     device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
     try:
