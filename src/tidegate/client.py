@@ -113,7 +113,7 @@ class Client:
             profile.cipher,
             self._engines.aes_available,
             user="this profile",
-            hint="ask for a profile of `tidegate peer add` without --cipher",
+            hint="ask for a profile made by `tidegate peer add` without --cipher",
         )
         await self._remove_leftovers()  # a killed client's may keep the gateway's name from being looked up
         self._heed_stop()
@@ -152,7 +152,7 @@ class Client:
                 self._host.remove_leftovers, self._tun_name, routes=self._use_routes, dns=self._use_dns
             )
         except HostNetworkError as cause:
-            log.warning("what an earlier client may have left cannot be removed", cause=cause.message)
+            log.warning("cannot remove what an earlier client may have left behind", cause=cause.message)
 
     def _heed_stop(self) -> None:
         if self._supervisor.stop_requested:
@@ -202,17 +202,15 @@ class Client:
         if not profile.dns:
             if profile.search:  # without a server, resolvers would be left with none
                 searched = ", ".join(profile.search)
-                log.warning(
-                    "the profile names no DNS server: its search domains are left out", search=searched
-                )
+                log.warning("the profile has no DNS server: its search domains are ignored", search=searched)
             return
         managed = self._host.dns(self._tun_name, profile.dns, profile.search)
         outcome = await undo.enter_async_context(in_thread(managed))
         servers = ", ".join(map(str, profile.dns))
         if outcome == "unmanaged":
-            log.warning("nothing here manages resolv.conf: DNS is left as it is", servers=servers)
+            log.warning("nothing on this host manages resolv.conf: DNS is left as it is", servers=servers)
         elif outcome == "refused":
-            log.warning("what manages resolv.conf refuses: DNS is left as it is", servers=servers)
+            log.warning("the program that manages resolv.conf failed: DNS is left as it is", servers=servers)
 
     async def _await_handshake(self, engine: EngineClient) -> None:
         """Says when the tunnel is up. Ends its looking then: an idle client runs nothing."""
@@ -265,16 +263,16 @@ class Client:
                 try:
                     now = await to_its_end(partial(self._host.renew_routes, plan, self._tun_name))
                 except HostNetworkError as cause:
-                    warn("the tunnel's routes cannot be kept", cause=cause.message)
+                    warn("the tunnel's routes cannot be restored", cause=cause.message)
                     pause, was = min(pause * 2, LONGEST_SETTLE), "whole"
                     retry = min(2 * (retry or SETTLE), LONGEST_RETRY)
                     continue
                 retry = None
                 pause = min(pause * 2, LONGEST_SETTLE) if now == "renewed" else SETTLE
                 if now == "down" != was:
-                    log.warning("the tunnel's device is down: traffic goes past it", device=self._tun_name)
+                    log.warning("the tunnel's device is down: traffic bypasses it", device=self._tun_name)
                 elif now == "renewed":
-                    warn("the tunnel's routes or rules had gone, and are there again", device=self._tun_name)
+                    warn("the tunnel's routes or rules were gone; they are restored", device=self._tun_name)
                 was = now
 
     async def _search(
@@ -291,7 +289,7 @@ class Client:
             try:
                 found = await resolve_again(self._profile.endpoint, resolvers, plan.fwmark)
             except HostNetworkError as cause:
-                log.warning("the gateway does not answer, and its name cannot be looked up", cause=str(cause))
+                log.warning("the gateway does not answer, and its name cannot be resolved", cause=str(cause))
             else:
                 await self._follow(engine, candidates, found, plan, within=loop.time() - told_at + NEWS_DELAY)
             if await self._supervisor.wait_for_stop(SEARCH_PAUSE):
@@ -323,14 +321,12 @@ class Client:
         if peer is None or (peer.last_handshake is not None and peer.last_handshake < within):
             return
         if self._would_swallow(plan, found):
-            log.warning(
-                "the gateway has moved into what its tunnel carries: connect anew", address=str(found)
-            )
+            log.warning("the gateway has moved to an address inside AllowedIPs: reconnect", address=str(found))
             return
         target = candidates.next((str(found), self._profile.endpoint.port), peer.endpoint)
         if target != peer.endpoint:
             before, now = (f"{at[0]}:{at[1]}" if at else None for at in (peer.endpoint, target))
-            log.info("the gateway does not answer, and is called elsewhere", before=before, now=now)
+            log.info("the gateway does not answer: trying another address", before=before, now=now)
             await asyncio.to_thread(engine.set_endpoint, target)
 
     def _would_swallow(self, plan: RoutePlan, endpoint: IPv4Address) -> bool:
@@ -350,8 +346,8 @@ class Client:
         if any(peer.sent_packets for peer in peers) and not any(peer.received_packets for peer in peers):
             cipher = self._profile.cipher
             text = (
-                f"no packet came back in {SILENCE:.0f} s; if that stays so, compare ciphers: it is {cipher} "
-                "here, and there what `tidegate peer show` says"
+                f"no packet came back in {SILENCE:.0f} s; if none does, compare ciphers: {cipher} here, "
+                "on the gateway what `tidegate peer show` says"
             )
             self._report(ClientEvent("silent", text, {"cipher": cipher}))
 
@@ -362,7 +358,7 @@ async def peers_of(engine: EngineClient) -> Sequence[PeerStatus]:
     try:
         return (await asyncio.to_thread(engine.status)).peers
     except RuntimeError as cause:
-        log.debug("the engine does not say how it is", cause=str(cause))
+        log.debug("the engine does not report its status", cause=str(cause))
         return ()
 
 
@@ -382,7 +378,7 @@ async def to_its_end(work: Callable[[], T]) -> T:
     except asyncio.CancelledError:
         await asyncio.wait({working})
         if not working.cancelled() and (cause := working.exception()) is not None:
-            log.debug("what was waited for at the end failed", cause=repr(cause))
+            log.debug("work that was waited for at the end failed", cause=repr(cause))
         raise
 
 

@@ -101,7 +101,7 @@ class TaskDiedError(TidegateError):
     """A background task ended although nobody asked it to; the gateway goes down with its name and cause."""
 
     def __init__(self, task: str, cause: BaseException | None) -> None:
-        told = f"{type(cause).__name__}: {cause}" if cause is not None else "it returned"
-        super().__init__(f"background task {task!r} died: {told}")
+        reason = f"{type(cause).__name__}: {cause}" if cause is not None else "it returned"
+        super().__init__(f"background task {task!r} died: {reason}")
         self.task = task
         self.__cause__ = cause

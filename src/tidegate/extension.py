@@ -41,7 +41,7 @@ def _in_words() -> Iterator[None]:
         yield
     except RuntimeError as cause:
         raise EngineUnresponsiveError(
-            f"the packet engine: {cause}", hint="if that stays so, restart the process"
+            f"the packet engine: {cause}", hint="if this persists, restart the process"
         ) from cause
 
 

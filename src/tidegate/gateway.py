@@ -147,7 +147,7 @@ class Gateway:
         applied = tuple(key for key in changed if is_live(key))
         needs_restart = tuple(key for key in changed if not is_live(key))
         log.info(
-            "settings read anew",
+            "settings reloaded",
             applied=",".join(map(".".join, applied)) or "none",
             needs_restart=",".join(map(".".join, needs_restart)) or "none",
         )
@@ -308,9 +308,9 @@ class Gateway:
             try:
                 await control.execute(ReloadSettings())
             except TidegateError as refused:
-                log.error("the settings are as they were", cause=str(refused))
+                log.error("settings not reloaded: the old ones stay in force", cause=str(refused))
             except Exception:  # as over the control socket, no command takes the gateway down
-                log.exception("reading the settings anew failed unexpectedly")
+                log.exception("reloading the settings failed unexpectedly")
             notify("READY=1")
 
     async def _watch_link(self, changed: asyncio.Event) -> None:
@@ -349,7 +349,7 @@ class Gateway:
             self.external_trouble = None
 
     def _link_is_unusable(self, cause: str) -> None:
-        log.warning("the external link is not usable now", cause=cause)
+        log.warning("the external link is not usable", cause=cause)
         self.external_trouble = cause
         self._external_was_away = True
 
@@ -365,6 +365,6 @@ def _check_listen(settings: Settings) -> None:
     listen = settings.gateway.listen
     if settings.dns.enabled and listen.port == DNS_PORT and listen.address.is_unspecified:
         raise SettingsError(
-            f"[gateway] listen: {listen} takes the port at which the gateway answers DNS",
-            hint="choose one address of the host, or another port; or [dns] enabled = false",
+            f"[gateway] listen: {listen} takes the port on which the gateway answers DNS",
+            hint="listen on one address of the host or on another port, or set [dns] enabled = false",
         )

@@ -29,9 +29,9 @@ def parse_protocol(key: Any) -> int:
     number = _number(text)
     if number is None:
         known = ", ".join(NUMBERS)
-        raise ValueError(f"{text!r} is not a protocol: a number from 1 to {_MAX_NUMBER}, or {known}")
+        raise ValueError(f"{text!r} is not a protocol: use a number from 1 to {_MAX_NUMBER}, or {known}")
     if number in _TRANSLATED:
-        raise ValueError(f"{_TRANSLATED[number]} is translated by port, and for every peer")
+        raise ValueError(f"{_TRANSLATED[number]} is translated for every peer, and cannot be given to one")
     if number in _BOUND_TO_ADDRESSES:
         raise ValueError(f"{_BOUND_TO_ADDRESSES[number]} does not survive the translation of its addresses")
     return number
@@ -43,7 +43,7 @@ def refuse_doubles(value: Any) -> Any:
     for key in map(str, value) if isinstance(value, dict) else ():
         number = _number(key)
         if number in seen:
-            raise ValueError(f"{protocol_name(number)} is there twice, as {seen[number]!r} and {key!r}")
+            raise ValueError(f"{protocol_name(number)} is listed twice, as {seen[number]!r} and {key!r}")
         if number is not None:
             seen[number] = key
     return value

@@ -55,7 +55,7 @@ class Supervisor:
             raise RuntimeError(f"background task {name!r} cannot be started: the process is stopping")
         if name in self._tasks:
             raise RuntimeError(
-                f"background task {name!r} was started before; each is started once per process"
+                f"background task {name!r} has already been started and cannot be started again"
             )
         task = asyncio.get_running_loop().create_task(work(), name=name)
         self._tasks[name] = task

@@ -33,7 +33,7 @@ class MappingLog:
         for record in records:
             self._line(record)
         if missing:
-            log.warning("records of mappings were not logged", count=missing)
+            log.warning("mapping records were not logged", count=missing)
 
     def _line(self, record: MappingRecord) -> None:
         lasted = {} if record.event == "created" else {"seconds": round(record.age, 3)}

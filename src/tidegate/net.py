@@ -103,7 +103,7 @@ class Endpoint:
         endpoint = cls(host, parse_port(port))
         address = endpoint.address
         if address is not None and (address.is_unspecified or address.is_multicast or address == BROADCAST):
-            raise ValueError(f"{quoted(host)} is no address that a client can connect to")
+            raise ValueError(f"{quoted(host)} is not an address that a client can connect to")
         return endpoint
 
     @property
@@ -139,7 +139,7 @@ def parse_subnet(text: str) -> IPv4Network:
         raise ValueError(f'{quoted(text)} is not an IPv4 subnet, such as "10.66.77.0/24"') from None
     if not 8 <= loose.prefixlen <= 30:
         raise ValueError(
-            f"{quoted(text)}: the prefix length must be from 8 to 30, so that there is room for peers"
+            f"{quoted(text)}: the prefix length must be between 8 and 30, to leave room for peers"
         )
     if str(loose.network_address) != text.partition("/")[0]:
         raise ValueError(f'{quoted(text)} has host bits set: did you mean "{loose}"?')

@@ -57,7 +57,7 @@ class StateDir:
             ) from None
         except OSError as cause:
             raise StoreError(
-                f"{self.path}: cannot be used as state directory: {cause.strerror}",
+                f"{self.path}: cannot be used as the state directory: {cause.strerror}",
                 hint="name another with --state-dir",
             ) from cause
 
@@ -110,4 +110,4 @@ def _acquire(descriptor: int, path: Path, patience: float, given_up: threading.E
                 raise LockedError(f"another command holds {path}") from None
         else:
             return
-    raise LockedError(f"another command holds {path} for {patience:g} s", hint="try again")
+    raise LockedError(f"another command still holds {path} after {patience:g} s", hint="try again")

@@ -171,7 +171,7 @@ def test_a_client_finds_its_gateway_again_when_its_name_means_another_address(la
     wait_until(
         lambda: checks.ping(lab.client, INTERNET, count=2).complete, "the client to return", timeout=90
     )
-    assert re.search(rf"is called elsewhere.*now={moved}", client.process.output())
+    assert re.search(rf"trying another address.*now={moved}", client.process.output())
     client.stop()
     again.stop()
 

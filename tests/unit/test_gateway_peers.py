@@ -44,7 +44,7 @@ def test_peers_are_added_listed_and_removed_at_once(
             assert (await running.answer("peer", "show", "alice"))["endpoint"] == "203.0.113.9:4000"
             code, _, err = await running.cli("peer", "add", "alice")
             assert code == 1
-            assert "exists already" in err
+            assert "already exists" in err
             assert (await running.cli("peer", "remove", "alice"))[0] == 0
             assert running.packets.peers == {}
             assert (await running.cli("peer", "remove", "alice"))[0] == 1

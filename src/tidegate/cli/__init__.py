@@ -60,7 +60,7 @@ def _carry_out(arguments: Sequence[str] | None, runtime: Runtime | None) -> int:
         if debug and not isinstance(unexpected, BrokenPipeError):
             say(format_exc(), sys.stderr)
         return _complain_about_unexpected(
-            unexpected, "" if debug else f"run with {DEBUG_VARIABLE}=1 for the trace"
+            unexpected, "" if debug else f"run with {DEBUG_VARIABLE}=1 for the traceback"
         )
     return result if isinstance(result, int) else EXIT_OK
 
@@ -70,8 +70,8 @@ def _complain_about_unexpected(unexpected: Exception, hint: str) -> int:
         return _complain_about_output(unexpected)
     if isinstance(unexpected, OSError) and (stuck := _stuck_output(unexpected)) is not None:
         return _complain_about_output(stuck)
-    told = " ".join(str(unexpected).split())
-    failure = TidegateError(f"unexpected {type(unexpected).__name__}: {told}", hint=hint)
+    reason = " ".join(str(unexpected).split())
+    failure = TidegateError(f"unexpected {type(unexpected).__name__}: {reason}", hint=hint)
     return _complain(str(failure), failure.exit_code)
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="tidegate",
-    help="A VPN gateway wholly in user space: WireGuard in, user-space NAT out, the host untouched.",
+    help="A VPN gateway entirely in user space: WireGuard in, user-space NAT out, the host untouched.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -80,11 +80,11 @@ def delivery(name: str, out: Path | None, force: bool) -> Iterator[Delivery]:
                     f"{out} is a directory", hint=f"name a file in it, such as {out / name}.conf"
                 )
             if out.exists() and not out.is_file():  # /dev/stdout would be one from then on, for all programs
-                raise UsageError(f"{out} is no regular file", hint="leave --out away to print the profile")
+                raise UsageError(f"{out} is not a regular file", hint="omit --out to print the profile")
             if out.is_symlink():  # as /dev/stdout is where `>` leads to a file; or a stranger's
                 raise UsageError(
                     f"{out} is a symbolic link",
-                    hint="name the file itself, or leave --out away to print the profile",
+                    hint="name the file itself, or omit --out to print the profile",
                 )
             file = files.enter_context(atomic_write(out, replace=force))
         yield _Write(out, file, files.close)
@@ -146,7 +146,7 @@ def _take_back(
     fate = (
         f"{name} was not added"
         if removed
-        else f"{name} may have been added, with a key that nobody has: look with `tidegate peer show {name}`"
+        else f"{name} may have been added, with a key that nobody has: see `tidegate peer show {name}`"
     )
     _tell(fate, failure, always=not removed)
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 ConfigOption = Annotated[
     str | None,  # no `Path`, which has an empty text be the current directory
     typer.Option(
-        "--config", metavar="FILE", help="Settings (TOML). [dim]\\[/etc/tidegate/tidegate.toml, if there][/]"
+        "--config",
+        metavar="FILE",
+        help="Settings (TOML). [dim]\\[/etc/tidegate/tidegate.toml, if it exists][/]",
     ),
 ]
 StateDirOption = Annotated[

@@ -32,9 +32,9 @@ _ADD_EXAMPLES = examples(
     ("tidegate peer add alice --out alice.conf", "a profile for any WireGuard app"),
     (
         "tidegate peer add bob --endpoint vpn.example.com:51820 --out bob.conf",
-        "with the name that clients reach",
+        "with the name that clients connect to",
     ),
-    ("tidegate peer add eve | qrencode -t ansiutf8", "printed: for a telephone's camera"),
+    ("tidegate peer add eve | qrencode -t ansiutf8", "as a QR code, for a phone's camera"),
     ("tidegate peer add carol --address 10.66.77.20", "with a chosen address"),
     ("tidegate peer add dave --cipher aes-256-gcm --out dave.conf", "faster, for Tidegate's own client only"),
 )
@@ -55,7 +55,7 @@ def add(
         str,
         typer.Option(
             metavar="FILE",
-            help="Write the profile here, for its owner alone (mode 0600). [dim]\\[-, standard output][/]",
+            help="Write the profile here, readable by its owner only (0600). [dim]\\[-, standard output][/]",
             show_default=False,
         ),
     ] = STDOUT,
@@ -67,7 +67,7 @@ def add(
         CipherName,
         typer.Option(
             metavar="CIPHER",
-            help="What protects its data: chacha20-poly1305, or [b]aes-256-gcm[/], which is faster, needs CPUs with "
+            help="What encrypts its data: chacha20-poly1305, or [b]aes-256-gcm[/], which is faster, needs CPUs with "
             "AES instructions, and works with Tidegate's own client only.",
         ),
     ] = WIREGUARD_CIPHER,
@@ -200,8 +200,8 @@ def _endpoint_unknown() -> UsageError:
     from tidegate.errors import UsageError
 
     return UsageError(
-        "it is not known where clients reach the gateway",
-        hint="say --endpoint HOST:PORT, or set [gateway] endpoint",
+        "it is not known where clients can reach the gateway",
+        hint="give --endpoint HOST:PORT, or set [gateway] endpoint",
     )
 
 
@@ -236,7 +236,7 @@ def _warn_of_local_endpoint(profile: Profile, *, explicit: bool) -> None:
     if address is None:
         return  # a host name: what it leads to elsewhere is not known here
     if address.is_loopback:
-        remark(f"the endpoint {profile.endpoint} is every machine's own; clients elsewhere need another")
+        remark(f"the endpoint {profile.endpoint} is a loopback address; clients elsewhere need another")
     elif not explicit and any(address in network for network in PRIVATE_NETWORKS):
         remark(f"the endpoint {profile.endpoint} is a private address; clients elsewhere need --endpoint")
 

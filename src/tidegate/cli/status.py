@@ -53,7 +53,7 @@ def _print(answer: GatewayStatus) -> None:
         f"listening on {answer.listen}, subnet {answer.subnet}, gateway {answer.gateway_address}",
         f"external {answer.external_interface} {', '.join(answer.external_addresses)}, "
         f"next hop {answer.next_hop or 'none'}",
-        *([f"[red]not usable now: {escape(answer.external_trouble)}[/]"] if answer.external_trouble else []),
+        *([f"[red]not usable: {escape(answer.external_trouble)}[/]"] if answer.external_trouble else []),
         f"public key {answer.public_key}",
         "",
         peer_table(answer.peers, running=True),

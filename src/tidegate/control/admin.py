@@ -146,7 +146,7 @@ class Administration:
         peers = self._store.peers()
         self._check_subnet(peers)
         for peer in peers:
-            self._check_cipher(peer.cipher, peer.name, f"`tidegate peer remove {peer.name}` and add it anew")
+            self._check_cipher(peer.cipher, peer.name, f"`tidegate peer remove {peer.name}` and add it again")
         for peer in peers:
             self._names[str(peer.address)] = peer.name
             engine.set_peer(peer.public_key, str(peer.address), peer.preshared_key, cipher=peer.cipher)
@@ -208,8 +208,8 @@ class Administration:
         for peer in peers:
             if peer.address not in subnet or peer.address in self._reserved():
                 raise SettingsError(
-                    f"peer {peer.name!r} has address {peer.address}, for which [gateway] subnet {subnet} has no place",
-                    hint=f"serve its old subnet, or `tidegate peer remove {peer.name}` and add it anew",
+                    f"peer {peer.name!r} has address {peer.address}, which no peer can have in [gateway] subnet {subnet}",
+                    hint=f"restore the former [gateway] subnet, or `tidegate peer remove {peer.name}` and add it again",
                 )
 
     def _check_cipher(self, cipher: CipherName, peer: str, hint: str) -> None:
@@ -324,9 +324,9 @@ class Administration:
         try:
             holders = {peer.name: str(peer.address) for peer in self._store.peers()} if wanted else {}
         except StoreError as cause:
-            return [f"[nat] other_protocols: whose they are cannot be looked up: {cause}"]
+            return [f"[nat] other_protocols: the peers cannot be looked up: {cause}"]
         unheeded = [
-            f"[nat] other_protocols: {protocol_name(number)} is to go to {name!r}, and there is no such peer"
+            f"[nat] other_protocols: {protocol_name(number)} goes to {name!r}, but there is no such peer"
             for number, name in wanted.items()
             if name not in holders
         ]

@@ -51,9 +51,11 @@ class ControlClient:
         except TimeoutError:
             raise UnansweredError(f"the gateway did not answer within {TIMEOUT:g} s") from None
         except OSError as cause:
-            raise UnansweredError(f"the gateway broke off: {cause.strerror or cause}") from cause
+            raise UnansweredError(f"the gateway closed the connection: {cause.strerror or cause}") from cause
         if not line.endswith(b"\n"):
-            raise UnansweredError("the gateway broke off before it answered", hint="is it shutting down?")
+            raise UnansweredError(
+                "the gateway closed the connection before it answered", hint="is it shutting down?"
+            )
         return cast(AnswerT, decode_answer(line, command.answer))
 
     def close(self) -> None:

@@ -47,7 +47,7 @@ class Publications:
         try:
             published = self._store.publications()
         except StoreError as cause:
-            return [f"ports that are not published: {cause}"]
+            return [f"unpublished ports cannot be tried again: {cause}"]
         for publication in published:
             if publication.external_text not in self._failed:
                 continue
@@ -63,11 +63,13 @@ class Publications:
         """All ports or none; raises `TidegateError`."""
         count = command.last_port - command.first_port + 1
         if count < 1:
-            raise UsageError(f"ports {command.first_port}-{command.last_port} end before they begin")
+            raise UsageError(
+                f"ports {command.first_port}-{command.last_port}: the range ends before it starts"
+            )
         if count > MAX_PUBLISHED_PORTS:
             raise UsageError(f"{count} ports at once are too many", hint=f"at most {MAX_PUBLISHED_PORTS}")
         if command.internal_port + count - 1 > MAX_PORT:
-            raise UsageError(f"{count} ports from {command.internal_port} on end beyond {MAX_PORT}")
+            raise UsageError(f"{count} ports from {command.internal_port} on would go beyond {MAX_PORT}")
         publication = Publication(
             command.protocol, command.first_port, command.last_port, command.peer, command.internal_port
         )
@@ -115,7 +117,7 @@ class Publications:
             if isinstance(cause, OSError):
                 raise ConflictError(
                     f"{failed}: {cause.strerror or cause}",
-                    hint="a program of the host may hold the port (ss -lntup)",
+                    hint="a program on the host may be using the port (see `ss -lntup`)",
                 ) from cause
             if isinstance(cause, RuntimeError):
                 raise EngineError(f"{failed}: {cause}") from cause

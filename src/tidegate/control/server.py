@@ -57,7 +57,7 @@ class ControlServer:
             listener.close()
             raise ControlError(
                 f"{self._path}: cannot listen: {cause.strerror or cause}",
-                hint="a socket's path may have 107 bytes; choose a shorter --state-dir"
+                hint="a socket's path can have at most 107 bytes; choose a shorter --state-dir"
                 if not cause.strerror
                 else None,
             ) from cause
@@ -124,7 +124,8 @@ class ControlServer:
             try:
                 line = await asyncio.wait_for(reader.readline(), IDLE_TIMEOUT)
             except ValueError:  # longer than the limit
-                writer.write(encode_error(ControlError(f"a request may have {MAX_REQUEST_BYTES} bytes")))
+                too_long = ControlError(f"the request is longer than {MAX_REQUEST_BYTES} bytes")
+                writer.write(encode_error(too_long))
                 await writer.drain()
                 return
             if not line.endswith(b"\n"):
@@ -140,7 +141,7 @@ class ControlServer:
         """Carries out a command, when those before it are done. Raises `TidegateError`."""
         async with self._one_at_a_time:
             if self._stopping:
-                raise ControlError("the gateway is stopping, and begins nothing new")
+                raise ControlError("the gateway is shutting down and accepts no more commands")
             # Shielded: a command that began is finished, also when the one who asked is gone.
             return await asyncio.shield(asyncio.to_thread(self._execute, command))
 

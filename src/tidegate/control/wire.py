@@ -92,7 +92,7 @@ def decode_answer(line: bytes, kind: type[Answer]) -> Answer:
 def _check_version(version: int) -> None:
     if version != PROTOCOL_VERSION:
         raise ControlError(
-            f"the control socket speaks version {version}, this side version {PROTOCOL_VERSION}",
+            f"the other side of the control socket speaks version {version}, this side version {PROTOCOL_VERSION}",
             hint="restart the gateway after an upgrade",
         )
 

@@ -84,7 +84,7 @@ class DnsProxy:
         self._looked_up_at = asyncio.get_running_loop().time()
         found = list(await asyncio.to_thread(self._find_upstreams))
         if found != self._upstreams.resolvers:
-            log.info("the DNS resolvers are others now", resolvers=",".join(host for host, _ in found))
+            log.info("the DNS resolvers have changed", resolvers=",".join(host for host, _ in found))
             self.set_upstreams(found)
 
     async def answer(self, wire: bytes, source: str, *, over_tcp: bool) -> bytes | None:

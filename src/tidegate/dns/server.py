@@ -28,10 +28,10 @@ MAX_TCP_CONNECTIONS = 128
 MAX_PIPELINED = 16
 """Queries of one TCP connection that are carried at once (RFC 7766 §6.2.1.1)."""
 
-_WITHOUT_DNS = "switch the DNS proxy off with [dns] enabled = false"
+_WITHOUT_DNS = "turn the DNS proxy off with [dns] enabled = false"
 _HINTS = {
     errno.EADDRINUSE: f"stop it, or {_WITHOUT_DNS}",
-    errno.EADDRNOTAVAIL: "it is the gateway's own, on its TUN device: does a network manager take it off again?",
+    errno.EADDRNOTAVAIL: "it is the gateway's own, on its TUN device: does a network manager remove it?",
 }
 """What to do about a socket that cannot be bound."""
 

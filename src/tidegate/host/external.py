@@ -110,7 +110,7 @@ def _interface(network: HostNetwork, settings: ExternalSettings, default: Route 
         )
     if not found.up:
         raise HostNetworkError(
-            f"the external interface {found.name} is down", hint=f"ip link set {found.name} up"
+            f"the external interface {found.name} is down", hint=f"run `ip link set {found.name} up`"
         )
     return found
 
@@ -129,7 +129,7 @@ def _addresses(
         return settings.addresses
     if not present:
         raise HostNetworkError(
-            f"the external interface {interface.name} has no IPv4 address", hint="give it one"
+            f"the external interface {interface.name} has no IPv4 address", hint="assign one to it"
         )
     if default is not None and default.source in present:
         return [default.source]

@@ -36,7 +36,7 @@ def full_tunnel_lock(*, patience: float = 0.0) -> Iterator[None]:
         descriptor = os.open(LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as cause:
         raise HostNetworkError(
-            f"{LOCK_FILE} cannot be opened ({cause.strerror}), which keeps clients out of each other's way",
+            f"{LOCK_FILE} cannot be opened ({cause.strerror}); it keeps clients out of each other's way",
             hint="mount /proc here, or use --no-routes" if cause.errno == errno.ENOENT else "use --no-routes",
         ) from cause
     try:
@@ -49,8 +49,8 @@ def full_tunnel_lock(*, patience: float = 0.0) -> Iterator[None]:
 def already_routed_error(which: str) -> ConflictError:
     """`which` identifies the other client, such as `` (pid 12)``; empty where it is not known."""
     return ConflictError(
-        f"another client already routes through its tunnel{which}",
-        hint="stop it first; two tunnels cannot both take everything",
+        f"another client already routes everything through its tunnel{which}",
+        hint="stop it first; two tunnels cannot both carry everything",
     )
 
 

@@ -38,7 +38,7 @@ def explain_bind(cause: OSError, kind: str, address: str, port: int, *, hint: st
         case errno.EADDRNOTAVAIL:
             return HostNetworkError(f"{address} is not an address of this host", hint=hint)
         case errno.EACCES | errno.EPERM:
-            return PrivilegeError(f"{where} may not be bound", hint="run as root")
+            return PrivilegeError(f"{where} cannot be bound: permission denied", hint="run as root")
     return HostNetworkError(f"{where} cannot be bound: {cause.strerror}", hint=hint)
 
 

@@ -30,10 +30,10 @@ def check_privileges(needed: tuple[int, ...] = (CAP_NET_ADMIN, CAP_NET_RAW)) -> 
         )
     if not TUN_DEVICE.exists():
         raise PrivilegeError(
-            f"{TUN_DEVICE} does not exist", hint="load the module (modprobe tun), or pass it in"
+            f"{TUN_DEVICE} does not exist", hint="run `modprobe tun`, or pass the device into the container"
         )
     if not os.access(TUN_DEVICE, os.R_OK | os.W_OK):
-        raise PrivilegeError(f"{TUN_DEVICE} may not be opened", hint="run as root")
+        raise PrivilegeError(f"{TUN_DEVICE} cannot be opened: permission denied", hint="run as root")
 
 
 def raise_open_file_limit() -> int:

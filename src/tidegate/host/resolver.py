@@ -45,7 +45,7 @@ def configured_dns(
         undo = [resolvectl, "revert", tun_name]
         # At the end of a client that is a moment later, too early for anybody to run a command.
         complaint = (
-            "DNS is not taken back: systemd-resolved asks the tunnel's DNS servers until its device goes"
+            "DNS is not restored: systemd-resolved asks the tunnel's DNS servers until its device is gone"
         )
         goes_with = tun_name
     elif resolvconf := shutil.which("resolvconf"):
@@ -55,7 +55,7 @@ def configured_dns(
         told = _run([resolvconf, "-a", record, "-m", "0", "-x"], text)
         undo = [resolvconf, "-d", record, "-f"]
         complaint = (
-            "DNS is not taken back: resolv.conf may name none but the tunnel's DNS servers, so that names cannot be "
+            "DNS is not restored: resolv.conf may name only the tunnel's DNS servers, and then names cannot be "
             "looked up; run the command by hand"
         )
         goes_with = None
@@ -64,7 +64,7 @@ def configured_dns(
         return
     if not told:
         # Half of it may have been done.
-        half = "some of the tunnel's DNS may not be taken back; run the command by hand"
+        half = "some of the tunnel's DNS settings may remain; run the command by hand"
         _run(undo, complaint=half, goes_with=goes_with)
         yield "refused"
         return

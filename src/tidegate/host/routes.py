@@ -209,7 +209,7 @@ def remove_leftovers() -> None:
         except ConflictError:
             return
         except HostNetworkError as cause:  # who routes everything here will be told
-            log.debug("it cannot be known whether another client is running", cause=cause.message)
+            log.debug("cannot find out whether another client is running", cause=cause.message)
             return
         with suppress(ConflictError):
             _remove_ours()
@@ -270,12 +270,12 @@ def _add_route(route: TunnelRoute, device: int) -> bool:
             return True
         if route not in _routes_there(ip, (route,), device):
             raise HostNetworkError(
-                f"this host has another route to {route.destination} already",
-                hint="take it out of AllowedIPs, or use --no-routes",
+                f"this host already has another route to {route.destination}",
+                hint="remove it from AllowedIPs, or use --no-routes",
             )
         ours = route.unreachable and _is_of_a_client(ip, route)
     if ours:
-        log.info("taking over another client's route to nowhere", destination=str(route.destination))
+        log.info("taking over another client's unreachable route", destination=str(route.destination))
     return ours
 
 

@@ -75,14 +75,14 @@ def load_or_make_private_key(path: Path, peers: Callable[[], Sequence[str]] = tu
 
 
 def _gone(path: Path, peers: Sequence[str]) -> StoreError:
-    told = ", ".join(peers[:_NAMED_PEERS]) + (", …" if len(peers) > _NAMED_PEERS else "")
+    named = ", ".join(peers[:_NAMED_PEERS]) + (", …" if len(peers) > _NAMED_PEERS else "")
     holders = (
-        f"peer {told} has a profile" if len(peers) == 1 else f"{len(peers)} peers ({told}) have profiles"
+        f"peer {named} has a profile" if len(peers) == 1 else f"{len(peers)} peers ({named}) have profiles"
     )
     return StoreError(
-        f"{path}: the gateway's key is gone, and {holders} that no other fits",
-        hint="restore it from a backup, or move the database beside it away, too "
-        "(every profile must then be handed out anew)",
+        f"{path}: the gateway's key is missing, and {holders} made for it",
+        hint="restore it from a backup, or move the database beside it away as well "
+        "(every peer then needs a new profile)",
     )
 
 
@@ -94,5 +94,5 @@ def _load(path: Path) -> bytes:
     except (ValueError, UnicodeDecodeError):
         raise StoreError(
             f"{path}: the gateway's key is damaged",
-            hint="restore it from a backup, or move it away (every profile must then be handed out anew)",
+            hint="restore it from a backup, or move it away (every peer then needs a new profile)",
         ) from None

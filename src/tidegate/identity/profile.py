@@ -97,7 +97,7 @@ def read_profile(path: Path) -> Profile:
     except OSError as cause:
         raise ProfileError(f"cannot be read: {cause.strerror}", path=path) from cause
     if len(raw) > MAX_FILE_BYTES:
-        raise ProfileError(f"is larger than {MAX_FILE_BYTES} bytes, so it is no profile", path=path)
+        raise ProfileError(f"is larger than {MAX_FILE_BYTES} bytes, so it is not a profile", path=path)
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as cause:
@@ -145,7 +145,7 @@ def _sections(text: str, path: Path | str) -> dict[str, dict[str, list[_Entry]]]
                 raise ProfileError(f"unknown section {_short(content)}", path=path, line=number)
             if current in sections:
                 raise ProfileError(
-                    f"a second {_short(content)} section: one is supported", path=path, line=number
+                    f"a second {_short(content)} section: only one is supported", path=path, line=number
                 )
             sections[current], lines[current] = {}, number
             continue
@@ -172,7 +172,7 @@ def _check_key(
             f"{key} is not supported by `tidegate connect`", path=path, line=line, hint="remove the line"
         )
     if key.lower() not in known:
-        hint = f"known are {', '.join(_KEYS[section])}"
+        hint = f"known keys: {', '.join(_KEYS[section])}"
         raise ProfileError(
             f"unknown key {_short(key)} in [{section.capitalize()}]", path=path, line=line, hint=hint
         )

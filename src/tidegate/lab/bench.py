@@ -67,7 +67,7 @@ def _run(
     pairs, left_out = _possible(chosen)
     if not pairs:
         raise TidegateError(
-            f"nothing of it can be measured here: {'; '.join(left_out)}", hint="`make bench` installs it"
+            f"nothing can be measured here: {'; '.join(left_out)}", hint="`make bench` installs what is missing"
         )
     require_lab_abilities()
     if output is not None:
@@ -75,7 +75,7 @@ def _run(
             _make_writable(output)
     if left_out:
         console.print(
-            f"[yellow]left out, {len(left_out)}:[/] {'; '.join(left_out)}. `make bench` installs it"
+            f"[yellow]left out, {len(left_out)}:[/] {'; '.join(left_out)}. `make bench` installs what is missing"
         )
     results = _measure(console, pairs, rounds)
     console.print(report.as_table(results))
@@ -104,7 +104,7 @@ def _selected(variants: Sequence[str], workloads: Sequence[str]) -> list[Pair]:
     if not pairs:
         known = [(v.name, [w.name for w in WORKLOADS if _measured(w, v)]) for v in chosen]
         raise UsageError(
-            "of these no variant is measured with any of the workloads",
+            "none of these variants is measured with any of these workloads",
             hint="; ".join(f'"{variant}" is measured with {_listed(names)}' for variant, names in known),
         )
     return pairs
@@ -114,7 +114,7 @@ def _check_names(flag: str, parts: Sequence[str], names: Sequence[str]) -> None:
     for part in parts:
         if not any(_chosen(name, [part]) for name in names):
             raise UsageError(
-                f"{flag}: none has {quoted(part)} in its name", hint=f"there are {_listed(names)}"
+                f"{flag}: no name contains {quoted(part)}", hint=f"choose from {_listed(names)}"
             )
 
 

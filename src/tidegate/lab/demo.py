@@ -229,7 +229,7 @@ class _Demo:
         if not comparison.untouched:
             raise CheckFailedError(_differences(comparison))
         apart = ", ".join(f"{len(lines)} {aspect}" for aspect, lines in comparison.set_apart.items())
-        return f"all the same but the TUN device's own lines ({', '.join(sorted(own))}: {apart})"
+        return f"unchanged except for the TUN device's own lines ({', '.join(sorted(own))}: {apart})"
 
     def _kernel_unused(self) -> str:
         gateway = self._lab.gateway
@@ -259,7 +259,7 @@ class _Demo:
         comparison = hoststate.compare(self._before, HostState.read(self._lab.gateway), set())
         if not comparison.untouched:
             raise CheckFailedError(_differences(comparison))
-        return f"{', '.join(self._before.aspects)}: every line as before"
+        return f"{', '.join(self._before.aspects)}: every line is as before"
 
     def _show_logs(self) -> None:
         for name in ("_gateway", "_client"):

@@ -24,5 +24,5 @@ def wait_until(
     tick = threading.Event()
     while not predicate():
         if time.monotonic() >= deadline:
-            raise WaitTimeoutError(f"waited {timeout:g} s in vain for {what}")
+            raise WaitTimeoutError(f"gave up waiting for {what} after {timeout:g} s")
         tick.wait(interval)

@@ -52,5 +52,5 @@ def with_live_changes(running: Settings, wanted: Settings) -> Settings:
     except ValidationError as invalid:
         trouble = describe_error(invalid.errors(include_url=False)[0])
         raise SettingsError(
-            f"{trouble}, which is in use until a restart", hint="restart the gateway to have both"
+            f"{trouble}, which is in use until a restart", hint="restart the gateway to apply both changes"
         ) from None

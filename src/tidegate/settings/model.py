@@ -123,7 +123,7 @@ class ExternalSettings(_Section):
         # The engine shares out ports by their number.
         for address in value:
             if value.count(address) > 1:
-                raise ValueError(f"{address} is there twice")
+                raise ValueError(f"{address} is listed twice")
         return value
 
 
@@ -168,7 +168,7 @@ class NatSettings(_Section):
     @classmethod
     def _port_range_ascends(cls, value: tuple[int, int]) -> tuple[int, int]:
         if value[0] > value[1]:
-            raise ValueError(f"[{value[0]}, {value[1]}] ends before it begins")
+            raise ValueError(f"ports {value[0]}-{value[1]}: the range ends before it starts")
         return value
 
 

@@ -128,7 +128,7 @@ class _Merged:
                 if _is_table(_field_type(above)):
                     raise SettingsError(f"{'.'.join(above)}: must be a table", where=self._where(above))
                 raise SettingsError(
-                    f'{".".join(above)}: is no table, so it has no "{key[length]}"', where=where
+                    f'{".".join(above)}: is not a table, so it has no "{key[length]}"', where=where
                 )
             node = child
         node[key[-1]] = value
@@ -175,7 +175,7 @@ def _unknown_key(key: Key, where: str | None) -> SettingsError:
     known = list(parent.model_fields) if parent is not None and _is_model(parent) else []
     near = difflib.get_close_matches(key[-1], known, n=1, cutoff=0.5)
     table = f"[{'.'.join(key[:-1])}]" if key[:-1] else "the settings"
-    hint = f'did you mean "{near[0]}"?' if near else f"known are {', '.join(known)}"
+    hint = f'did you mean "{near[0]}"?' if near else f"known keys: {', '.join(known)}"
     return SettingsError(f'unknown key "{key[-1]}" in {table}', where=where, hint=hint)
 
 

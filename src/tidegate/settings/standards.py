@@ -21,7 +21,7 @@ FLOORS = {
 def below_the_standard(nat: NatSettings) -> list[str]:
     """A sentence about each timer that is shorter than its standard allows."""
     return [
-        f"[nat] {name} is {getattr(nat, name):g} s, and {standard} asks for at least {floor:g} s"
+        f"[nat] {name} is {getattr(nat, name):g} s, but {standard} requires at least {floor:g} s"
         for name, (floor, standard) in FLOORS.items()
         if getattr(nat, name) < floor
     ]

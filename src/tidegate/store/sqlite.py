@@ -118,7 +118,7 @@ class SqliteStore:
             version = connection.execute(select(_schema.c.version)).scalar()
             if not isinstance(version, int) or not 1 <= version <= SCHEMA_VERSION:
                 raise StoreError(
-                    f"{self._path}: has schema version {version}, this Tidegate knows up to {SCHEMA_VERSION}",
+                    f"{self._path}: has schema version {version}, but this Tidegate knows only up to {SCHEMA_VERSION}",
                     hint="run the Tidegate that made it, or a newer one",
                 )
             for upgrade in _UPGRADES[version - 1 :]:
@@ -142,13 +142,13 @@ class SqliteStore:
                 f"{self._path}: cannot be opened ({cause})", hint="run as root, or name another --state-dir"
             )
         if self._is_out_of_room(cause):
-            return StoreError(f"{self._path}: the disk is full", hint="make room and try again")
+            return StoreError(f"{self._path}: the disk is full", hint="free some space and try again")
         if isinstance(cause, sqlite3.OperationalError) and "locked" in str(cause):
-            return StoreError(f"{self._path}: is held by another process", hint="try again")
+            return StoreError(f"{self._path}: is locked by another process", hint="try again")
         if isinstance(cause, sqlite3.DatabaseError) and not isinstance(cause, sqlite3.OperationalError):
             return _damaged(self._path, str(cause))
-        told = cause.strerror if isinstance(cause, OSError) else cause
-        return StoreError(f"{self._path}: {told}")
+        reason = cause.strerror if isinstance(cause, OSError) else cause
+        return StoreError(f"{self._path}: {reason}")
 
     def _is_out_of_room(self, cause: BaseException) -> bool:
         if not isinstance(cause, sqlite3.Error):
@@ -206,13 +206,13 @@ class SqliteStore:
             for other in others:
                 if other.name == name:
                     raise ConflictError(
-                        f"a peer named {name!r} exists already ({other.address})",
-                        hint=f"choose another name, or first `tidegate peer remove {name}`",
+                        f"a peer named {name!r} already exists ({other.address})",
+                        hint=f"choose another name, or run `tidegate peer remove {name}` first",
                     )
                 if other.public_key == public_key:
-                    raise ConflictError(f"peer {other.name!r} has this public key already")
+                    raise ConflictError(f"peer {other.name!r} already has this public key")
                 if other.address == address:
-                    raise ConflictError(f"{address} belongs to peer {other.name!r} already")
+                    raise ConflictError(f"{address} already belongs to peer {other.name!r}")
             taken = reserved | {other.address for other in others}
             peer = Peer(name, public_key, preshared_key, address or lowest_free(subnet, taken), now, cipher)
             connection.execute(
@@ -249,7 +249,7 @@ class SqliteStore:
                 ):
                     raise _listed(
                         other,
-                        f"{other.external_text} is on the list of published ports already, for {other.internal_text}",
+                        f"{other.external_text} is already on the list of published ports, for {other.internal_text}",
                     )
                 if (
                     (other.protocol, other.peer) == (publication.protocol, publication.peer)
@@ -259,7 +259,7 @@ class SqliteStore:
                     # What the client sends from there comes from one external port (RFC 4787 REQ-1), not from two.
                     raise _listed(
                         other,
-                        f"{other.internal_text} is on the list of published ports already, as {other.external_text}",
+                        f"{other.internal_text} is already on the list of published ports, as {other.external_text}",
                     )
             connection.execute(
                 insert(_publications).values(
@@ -299,7 +299,7 @@ def lowest_free(subnet: IPv4Network, taken: frozenset[IPv4Address]) -> IPv4Addre
             return address
     raise ConflictError(
         f"every address of {subnet} is taken",
-        hint="remove a peer, or serve a larger subnet ([gateway] subnet)",
+        hint="remove a peer, or choose a larger [gateway] subnet",
     )
 
 
@@ -317,7 +317,7 @@ def _check_integrity(path: Path) -> None:
 def _damaged(path: Path, cause: str) -> StoreError:
     return StoreError(
         f"{path}: the database is damaged ({cause})",
-        hint="restore it from a backup, or move it away to begin anew; nothing was changed",
+        hint="restore it from a backup, or move it away to start afresh; nothing was changed",
     )
 
 
@@ -340,11 +340,11 @@ def _peer_row(connection: Connection, name: str) -> Row[Any]:
     return row
 
 
-def _listed(other: Publication, told: str) -> ConflictError:
-    """Says no more than that: a gateway may have failed to publish what is on the list."""
+def _listed(other: Publication, message: str) -> ConflictError:
+    """`message` claims no more than that it is listed: a gateway may have failed to publish it."""
     return ConflictError(
-        told,
-        hint=f"see `tidegate publish list` for its state, or first `tidegate publish remove {other.external_text}`",
+        message,
+        hint=f"see `tidegate publish list` for its state, or run `tidegate publish remove {other.external_text}` first",
     )
 
 

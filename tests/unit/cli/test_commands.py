@@ -306,7 +306,7 @@ def test_a_profile_does_not_take_the_place_of_a_device_or_pipe(
     link.symlink_to("/dev/null")
     for out in (pipe, link):
         message = _refusal_of_out(tidegate, out, *force)
-        assert message == f"tidegate: {out} is no regular file; leave --out away to print the profile"
+        assert message == f"tidegate: {out} is not a regular file; omit --out to print the profile"
     assert pipe.is_fifo()
     assert link.is_symlink()
     assert not (tmp_path / "state").exists()

@@ -19,9 +19,7 @@ from tidegate.cli.output import Handout, print_rich, remark, table
 from tidegate.cli.peer import peer_table
 from tidegate.control.commands import PeerView
 
-FAILURE = (
-    "failed: tcp/8000 cannot be published: Address already in use; a program of the host may hold the port"
-)
+FAILURE = "failed: tcp/8000 cannot be published: Address already in use; a program on the host may be using the port"
 
 
 def on_a_terminal(shown: object, width: int = 80) -> str:
@@ -36,7 +34,7 @@ def test_a_long_text_in_the_last_column_folds_and_leaves_the_others_whole() -> N
         table(None, ("external", "to", "state"), [("tcp/8000-8010", "alice:80-90", FAILURE)], empty="")
     )
     assert "tcp/8000-8010  alice:80-90  failed: " in text
-    assert " ".join(text.split()).endswith("hold the port")
+    assert " ".join(text.split()).endswith("using the port")
     assert "…" not in text
 
 

@@ -74,7 +74,7 @@ def test_one_client_of_a_namespace_has_it_and_nobody_without_rights_can_keep_it_
     told = json.loads(done.stdout)
     assert told["first"] == "taken"
     assert (
-        f"another client already routes through its tunnel (pid {told['pid']})"
+        f"another client already routes everything through its tunnel (pid {told['pid']})"
         in told["while another has it"]
     )
     assert told["after a while"] == told["while another has it"]

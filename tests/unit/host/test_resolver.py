@@ -205,7 +205,7 @@ def test_a_complaint_that_is_no_text_is_one_all_the_same(
         assert outcome == "refused"
     told = "".join(capsys.readouterr())
     assert "a resolver command failed" in told
-    assert "not taken back" not in told, "it was never given"
+    assert "not restored" not in told, "it was never given"
 
 
 @pytest.mark.parametrize("gone", [False, True], ids=["fails", "is gone"])
@@ -244,5 +244,5 @@ def test_what_resolved_does_not_take_back_ends_with_the_device_and_nobody_is_ask
         assert lines == []
         return
     (line,) = lines
-    assert "until its device goes" in line and "by hand" not in line
+    assert "until its device is gone" in line and "by hand" not in line
     assert ("No such file" if gone else "not today") in line

@@ -249,7 +249,7 @@ def test_the_kernel_routes_as_planned_and_forgets_everything_afterwards() -> Non
     assert told["cleared"] == told["after"]
     assert told["still running"], "nothing is removed from under a client that lives"
     assert told["still running elsewhere"]
-    assert "another client already routes through its tunnel, tun9" in told["third"]
+    assert "another client already routes everything through its tunnel, tun9" in told["third"]
     assert "dev tun9" in told["plain"]
     network, added, renewal = told["own"]
     assert "dev tun9" in network and "dev tun9" in added and renewal == "whole"
