@@ -27,8 +27,8 @@ async def watch_engine(
 ) -> None:
     """Logs the engine's events, at a bounded rate, until cancelled; a failed shard takes the process down.
 
-    `handlers` and `listeners` map kinds of events to what they call: a handler in place of a line in the log, a listener
-    as well as one. `also` reads whatever else the engine's descriptor announces."""
+    `handlers` and `listeners` map kinds of events to what they call: a handler in place of a line in the log, a
+    listener as well as one. `also` reads whatever else the engine's descriptor announces."""
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     admit = RateLimit(loop.time).admit

@@ -24,8 +24,8 @@ class Unwinding:
         self.has_begun = False
 
     def begin(self) -> None:
-        """From now on SIGTERM and SIGHUP have no effect: the command is ending anyway, and they must not cut the undoing
-        short. They come in pairs, and after Ctrl-C. Another Ctrl-C does cut it short: somebody means it."""
+        """From now on SIGTERM and SIGHUP have no effect: the command is ending anyway, and they must not cut the
+        undoing short. They come in pairs, and after Ctrl-C. Another Ctrl-C does cut it short: somebody means it."""
         self.has_begun = True
 
 

@@ -129,7 +129,7 @@ def parse_ports(text: str) -> tuple[Literal["tcp", "udp"], int, int]:
 
 
 def _parse_target(text: str, first: int, last: int) -> tuple[str, int]:
-    """``alice`` (the same ports), ``alice:80``, or ``alice:80-90`` if as long as the external range."""
+    """``alice`` (the same ports), ``alice:80``, or ``alice:80-90``, which must be as long as the external range."""
     from tidegate.errors import UsageError
     from tidegate.net import parse_port
 

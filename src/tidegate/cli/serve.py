@@ -71,7 +71,7 @@ def serve(
     settings = reread()
     configure_logging(settings.log)
     runtime = runtime_of(context)
-    # Where programs read the log, every line of it is for them.
+    # If the log is JSON, programs read it, and every line must be JSON.
     ready = structlog.get_logger("tidegate.gateway").info if settings.log.format == "json" else remark
     gateway = Gateway(settings, runtime.engine(), runtime.host(), ready=ready, reread=reread)
     asyncio.run(gateway.run())

@@ -84,8 +84,8 @@ def _print(answer: GatewayStatus) -> None:
 
 
 def drops_table(drops: dict[str, int], explanations: dict[str, str] | None = None) -> RenderableType:
-    """Drops by reason, most frequent first; reasons that never happened are left out. With explanations, each
-    has its own beside it."""
+    """Drops by reason, most frequent first; reasons that never occurred are left out. `explanations` fill a column of
+    their own."""
     from tidegate.cli.output import table
 
     rows = sorted(

@@ -21,7 +21,7 @@ class ControlClient:
 
     @classmethod
     def connect(cls, state_dir: Path) -> ControlClient:
-        """Raises `NotRunningError` if no gateway listens, `PrivilegeError` if this user may not ask."""
+        """Raises `NotRunningError` if no gateway listens, `PrivilegeError` if this user has no access."""
         path = state_dir / SOCKET_NAME
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.settimeout(TIMEOUT)
@@ -42,8 +42,8 @@ class ControlClient:
         return cls(connection)
 
     def execute(self, command: Command[AnswerT]) -> AnswerT:
-        """Raises `ControlError`: `RemoteError` with the gateway's own words where it refused, `UnansweredError` where
-        it said nothing that can be read."""
+        """Sends a command and waits for its answer. Raises `ControlError`: `RemoteError`, in the gateway's own words,
+        if it refused; `UnansweredError` if there is no answer, or none that can be read."""
         try:
             self._connection.sendall(encode_request(command))
             with self._connection.makefile("rb") as stream:

@@ -1,11 +1,11 @@
 """A lock that only one client per host (network namespace) can hold: the one that routes everything through its tunnel.
 
-The lock is the kernel's (flock(2)), so that a killed client leaves none behind. It is taken on a file that every network
-namespace has its own copy of, and that only an administrator of the namespace can open (root, or CAP_NET_ADMIN alone):
-a sysctl that holds a secret. Its value is neither read nor written. A file of our own would need a directory that
-clients without root can write to, and a name that anybody can take (an abstract socket) would let anybody keep root from
-connecting. Clients that share a network namespace but see it through different mounts of /proc do not exclude each other
-here, so the holder still has to look for another client's routes.
+The lock is the kernel's (flock(2)), so that a killed client leaves none behind. It is taken on a file that every
+network namespace has its own copy of, and that only an administrator of the namespace can open (root, or CAP_NET_ADMIN
+alone): a sysctl that holds a secret. Its value is neither read nor written. A file of our own would need a directory
+that clients without root can write to, and a name that anybody can take (an abstract socket) would let anybody keep
+root from connecting. Clients that share a network namespace but see it through different mounts of /proc do not exclude
+each other here, so the holder still has to look for another client's routes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whether this process may do what it has to; asked before anything is opened."""
+"""Whether this process has the permissions that it needs; checked before anything is opened."""
 
 import os
 import resource
@@ -37,7 +37,7 @@ def check_privileges(needed: tuple[int, ...] = (CAP_NET_ADMIN, CAP_NET_RAW)) -> 
 
 
 def raise_open_file_limit() -> int:
-    """Raises the soft limit of open files to the hard one (each NAT port is a socket), and gives it back."""
+    """Raises the soft limit of open files to the hard one (each NAT port is a socket), and returns it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard

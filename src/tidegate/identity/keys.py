@@ -17,7 +17,7 @@ KEY_BYTES = 32  # RFC 7748 §5
 KEY_TEXT_LENGTH = 44
 
 _NAMED_PEERS = 3
-"""Of those without a gateway, in the message that says so."""
+"""How many peers the message about a missing key names."""
 
 
 def encode_key(key: bytes) -> str:
@@ -25,8 +25,7 @@ def encode_key(key: bytes) -> str:
 
 
 def decode_key(text: str) -> bytes:
-    """A key from its text. Raises `ValueError` with a text that does not repeat the key: it may be a secret
-    one."""
+    """A key from its text. Raises `ValueError`, whose message does not repeat the key: it may be a secret one."""
     try:
         key = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
@@ -54,8 +53,9 @@ def public_key_of(private_key: bytes) -> bytes:
 
 
 def load_or_make_private_key(path: Path, peers: Callable[[], Sequence[str]] = tuple) -> bytes:
-    """The gateway's key from its file (0600), made on first use. Raises `StoreError`; also where it is gone and there
-    are `peers`, by name: their profiles have its public key, and with another none of them connects any more."""
+    """The gateway's private key from its file (0600), made on first use. Raises `StoreError`, also if the file is
+    missing although there are `peers` (their names): their profiles contain its public key, and with another key none
+    of them could connect any more."""
     try:
         return _load(path)
     except FileNotFoundError:
@@ -68,7 +68,7 @@ def load_or_make_private_key(path: Path, peers: Callable[[], Sequence[str]] = tu
         with atomic_write(path, replace=False) as file:
             file.write(encode_key(make_private_key()) + "\n")
     except FileExistsError:
-        pass  # another process made one meanwhile; that one counts
+        pass  # another process made one meanwhile: use that one
     except OSError as cause:
         raise StoreError(f"{path}: the gateway's key cannot be written: {cause.strerror}") from cause
     return _load(path)

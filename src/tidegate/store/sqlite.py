@@ -1,8 +1,8 @@
 """The store in one SQLite file, through SQLAlchemy Core.
 
-Every transaction begins with BEGIN IMMEDIATE, so that what it reads stays true until it writes: two processes
-that add a peer at the same time get two addresses. WAL keeps readers out of the writer's way. A file that is
-damaged, or was made by a newer Tidegate, is refused before anything is written to it.
+Every transaction begins with BEGIN IMMEDIATE, so that what it reads stays true until it writes: two processes that add
+a peer at the same time get two addresses. WAL keeps readers out of the writer's way. A file that is damaged, or was
+made by a newer Tidegate, is refused before anything is written to it.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ from tidegate.store import Peer, Publication, TransportProtocol
 
 _CIPHER_CHECK = f"cipher IN {CIPHERS}"
 _UPGRADES = (
-    # The first leads from schema version 1 to 2, the next from 2 to 3, and so on.
+    # The first upgrades schema version 1 to 2, the next 2 to 3, and so on.
     f"ALTER TABLE peers ADD COLUMN cipher VARCHAR NOT NULL DEFAULT '{WIREGUARD_CIPHER}' CHECK ({_CIPHER_CHECK})",
 )
 SCHEMA_VERSION = 1 + len(_UPGRADES)
-BUSY_TIMEOUT = 5.0  # seconds that a writer waits for another process's transaction
+BUSY_TIMEOUT = 5.0  # seconds to wait for another process's transaction
 LEAST_ROOM = 64 << 10
-"""Bytes; SQLite needs 32 KiB at once to open a file (the index of its log)."""
+"""Free bytes below which the disk counts as full; SQLite needs 32 KiB to open a file (the index of its log)."""
 
 _metadata = MetaData()
 
@@ -89,8 +89,7 @@ class SqliteStore:
     """`Store` in one file."""
 
     def __init__(self, path: Path) -> None:
-        """Opens the file, or makes it (0600). Raises `StoreError`, and leaves a file that it cannot use as it
-        was."""
+        """Opens the file, or makes it (0600). Raises `StoreError`; a file that it cannot use is left unchanged."""
         self._path = path
         with self._explained():
             if path.exists() and path.stat().st_size:
@@ -128,7 +127,7 @@ class SqliteStore:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turns what SQLite, SQLAlchemy and the file system raise into one line."""
+        """Turns errors of SQLite, SQLAlchemy and the file system into a `StoreError` of one line."""
         try:
             yield
         except DBAPIError as cause:
@@ -157,7 +156,7 @@ class SqliteStore:
             cause, "sqlite_errorcode", None
         )  # which those of the sqlite3 module itself do not have
         return code == sqlite3.SQLITE_FULL or (
-            # SQLite keeps errno to itself.
+            # SQLite does not expose errno.
             code in (sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE)
             and shutil.disk_usage(self._path.parent).free < LEAST_ROOM
         )
@@ -256,7 +255,7 @@ class SqliteStore:
                     and other.internal_port <= publication.internal_of(publication.last_port)
                     and publication.internal_port <= other.internal_of(other.last_port)
                 ):
-                    # What the client sends from there comes from one external port (RFC 4787 REQ-1), not from two.
+                    # What the client sends from there leaves from one external port (RFC 4787 REQ-1), not two.
                     raise _listed(
                         other,
                         f"{other.internal_text} is already on the list of published ports, as {other.external_text}",
@@ -304,7 +303,7 @@ def lowest_free(subnet: IPv4Network, taken: frozenset[IPv4Address]) -> IPv4Addre
 
 
 def _check_integrity(path: Path) -> None:
-    """Reads through the file without being able to write to it."""
+    """Checks the whole file, opened read-only. Raises `StoreError` if it is damaged."""
     connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_TIMEOUT)
     try:
         verdict = connection.execute("PRAGMA quick_check(1)").fetchone()
@@ -325,7 +324,7 @@ def _configure(connection: sqlite3.Connection, _record: object) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute(
         "PRAGMA synchronous = FULL"
-    )  # a peer that was told to exist, exists after a power failure
+    )  # a peer that was reported as added survives a power failure
     connection.execute("PRAGMA foreign_keys = ON")
 
 
