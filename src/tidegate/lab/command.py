@@ -1,4 +1,4 @@
-"""What ``tidegate demo`` and ``tidegate bench`` have in common: what they show, and how they end."""
+"""What ``tidegate demo`` and ``tidegate bench`` have in common: their output, and how they end."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 def make_console(*, json_output: bool) -> Console:
-    """On standard output, or, if that is for JSON, on standard error."""
+    """A console on standard output, or, if that is for JSON, on standard error."""
     stream = sys.stderr if json_output else sys.stdout
     return Console(file=cast(TextIO, _Screen(stream)) if stream is not None else None, stderr=json_output)
 
 
 class _Screen:
-    """A stream to somebody who watches. If the terminal is closed, what is shown is lost, and nothing else: the lab is
-    to be taken down all the same, and the exit code to tell the signal."""
+    """A stream for somebody who watches. If the terminal is closed, only the output is lost: the lab must still be
+    taken down, and the exit code must still be that of the signal."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -40,7 +40,7 @@ class _Screen:
         try:
             show()
         except OSError as cause:
-            if cause.errno != errno.EIO:  # of a terminal that is no more
+            if cause.errno != errno.EIO:  # the terminal is gone
                 raise
             discard(self._stream)
 
@@ -63,7 +63,7 @@ def until_interrupted(console: Console, run: Callable[[], int]) -> int:
 
 
 def end_with(run: Callable[[], int]) -> NoReturn:
-    """Runs it without the command line of the package, which would tell its refusals and end with its exit code."""
+    """Runs `run` and exits with its code. Prints a `TidegateError`, as the command line of the package would."""
     try:
         code = run()
     except TidegateError as refused:

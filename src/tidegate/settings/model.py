@@ -120,7 +120,7 @@ class ExternalSettings(_Section):
     @field_validator("addresses")
     @classmethod
     def _addresses_differ(cls, value: tuple[IPv4Address, ...]) -> tuple[IPv4Address, ...]:
-        # The engine divides the ports among addresses by their index.
+        # Listed twice, an address would count as two that share the ports.
         for address in value:
             if value.count(address) > 1:
                 raise ValueError(f"{address} is listed twice")
