@@ -4,8 +4,8 @@ Settings and commands go down, events and counters come up. Python never sees a 
 exists for tests and tinkerers); Rust never reads a file, a database or an environment variable.
 
 Conventions: addresses are dotted IPv4 strings, prefixes ``"10.66.77.0/24"``, keys 32 raw bytes, times seconds. A bad
-argument raises `ValueError`, a refusal by the operating system `OSError` with ``errno`` set and a message that says what
-was being done; nothing is left half-open after either.
+argument raises `ValueError`, a refusal by the operating system `OSError` with ``errno`` set and a message that says
+what was being done; nothing is left half-open after either.
 """
 
 from typing import Self, final
@@ -189,14 +189,14 @@ class Gateway:
     def start(self) -> None:
         """Starts the shards. Raises `RuntimeError` if they have already been started."""
     def stop(self) -> None:
-        """Stops and joins the shards and closes every socket. Idempotent. Raises `RuntimeError` if a shard hangs: it keeps
-        its sockets until the process ends."""
+        """Stops and joins the shards and closes every socket. Idempotent. Raises `RuntimeError` if a shard hangs: it
+        keeps its sockets until the process ends."""
     def event_fd(self) -> int:
         """A descriptor that is readable (level-triggered) while there are events, or records of mappings."""
     def poll_events(self) -> list[Event]: ...
     def poll_mapping_log(self, limit: int) -> tuple[list[MappingRecord], int]:
-        """The oldest records, at most `limit`, and how many were lost since the last call because the queue was full. The
-        descriptor of `event_fd` is readable while there are more."""
+        """The oldest records, at most `limit`, and how many were lost since the last call because the queue was full.
+        The descriptor of `event_fd` is readable while there are more."""
     def set_peer(
         self,
         public_key: bytes,
@@ -210,22 +210,22 @@ class Gateway:
     def remove_peer(self, public_key: bytes) -> bool: ...
     def set_external(self, link: ExternalLink, host_addresses: list[str]) -> None:
         """Call this when the kernel's view of the link has changed (next hop, address, MTU or interface), or when the
-        interface was away: it then needs new sockets even if it looks the same. `OSError` if they cannot be opened; nothing
-        has changed then."""
+        interface was away: it then needs new sockets even if it looks the same. `OSError` if they cannot be opened;
+        nothing has changed then."""
     def set_nat(self, options: NatOptions) -> None:
-        """Changes the NAT's options. The filter applies at once, and timers to existing sessions too, counted from their
-        last packet. Lower limits end nothing; mappings on ports outside a smaller range live on, and unused ports outside
-        it go back to the host."""
+        """Changes the NAT's options. The filter applies at once, and timers to existing sessions too, counted from
+        their last packet. Lower limits end nothing; mappings on ports outside a smaller range live on, and unused ports
+        outside it go back to the host."""
     def pass_protocols(self, clients: dict[int, str]) -> None:
-        """Assigns protocols without ports to clients, by number (47: GRE): what arrives of one at any external address goes
-        to its client. Protocols that are not listed belong to nobody. `OSError` if the host cannot be kept from answering
-        them; nothing has changed then."""
+        """Assigns protocols without ports to clients, by number (47: GRE): what arrives of one at any external address
+        goes to its client. Protocols that are not listed belong to nobody. `OSError` if the host cannot be kept from
+        answering them; nothing has changed then."""
     def publish(self, protocol: str, external_port: int, internal: tuple[str, int]) -> None:
         """Forwards an external port to a client. `OSError` (EADDRINUSE) if a program on the host holds the port."""
     def unpublish(self, protocol: str, external_port: int) -> bool: ...
     def failed_publications(self) -> list[tuple[str, int, str, str]]:
-        """Published ports that could not be published on an external address that was added later: protocol, port, address
-        and reason. They are tried again at the next `set_external`."""
+        """Published ports that could not be published on an external address that was added later: protocol, port,
+        address and reason. They are tried again at the next `set_external`."""
     def status(self) -> Status: ...
     def mappings(self, address: str | None = None, limit: int = 10_000) -> list[Mapping]: ...
 
@@ -280,8 +280,8 @@ class Nat:
         """"tcp_mappings", "udp_mappings", "icmp_mappings", "sessions", "resting_ports", "clients"."""
 
 def aead_library(shards: int) -> str:
-    """Which library seals and opens data messages in an engine with `shards` shards: "intel-ipsec-mb" if it was available at
-    the build and this CPU has AVX-512 with IFMA and VAES, otherwise "aws-lc-rs"."""
+    """Which library seals and opens data messages in an engine with `shards` shards: "intel-ipsec-mb" if it was
+    available at the build and this CPU has AVX-512 with IFMA and VAES, otherwise "aws-lc-rs"."""
 
 def aes_available() -> bool:
     """Whether this CPU has the instructions that make AES-256-GCM fast; without them it is refused."""

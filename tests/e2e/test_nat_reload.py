@@ -47,7 +47,7 @@ def port_of(flow: socket.socket) -> int | None:
 
 
 def ports_of_the_host(lab: Lab, ports: range) -> set[int]:
-    """Those of the ports that a program of the gateway's host can have now."""
+    """Those of the ports that a program on the gateway's host can bind now."""
 
     def bind() -> set[int]:
         free = set()

@@ -442,7 +442,7 @@ def test_switches_leave_dns_and_routes_alone(
     then: list[str],
     marked: bool,
 ) -> None:
-    """Also what looks like an earlier client's: it may be what somebody has made by hand instead."""
+    """Even if it looks like an earlier client's: somebody may have made it by hand."""
     file = tmp_path / "alice.conf"
     file.write_text(PROFILE.render())
     end_when_connected(signal.SIGINT)

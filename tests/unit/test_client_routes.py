@@ -1,4 +1,4 @@
-"""A client whose host is not left alone: what was there before, and what others take away."""
+"""A client whose host is changed by others: what was there before, and what they remove."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_routes_that_could_not_be_added_again_are_tried_again_without_another_no
 def test_routes_that_are_refused_are_tried_less_and_less_often_until_the_network_changes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As where another route of the host to the same network came in between."""
+    """As if the host had got another route to the same network meanwhile."""
     monkeypatch.setattr("tidegate.client.SETTLE", 0.02)
     monkeypatch.setattr("tidegate.client.LONGEST_SETTLE", 0.04)
     host, events = FakeClientHost(), []  # type: ignore[var-annotated]

@@ -35,7 +35,8 @@ class Name:
 
 
 class Search(asyncio.Event):
-    """What a client's search waits for, and how often it has begun to: a round is over then, its pause too."""
+    """What a client's search waits for, and how often it has begun to wait: each time a round and its pause are
+    over."""
 
     def __init__(self, client: Client) -> None:
         super().__init__()
@@ -47,7 +48,7 @@ class Search(asyncio.Event):
         return await super().wait()
 
     async def round(self, packets: FakeClient) -> None:
-        """From an attempt that nobody answered until the next would be heeded."""
+        """From an attempt that nobody answered until the next one would count."""
         await until(lambda: self._waits > 0)
         before = self._waits
         packets.tell(UNANSWERED)
@@ -113,7 +114,7 @@ def test_a_gateway_that_has_roamed_is_called_where_its_profile_says_and_where_it
 
 
 def test_an_attempt_that_was_told_of_and_then_answered_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine tells of attempts when it makes them: the one that succeeds after a move is told of, too."""
+    """The engine announces attempts when it makes them: the one that succeeds after a move is announced as well."""
     engine, events = FakeEngine(), []  # type: ignore[var-annotated]
     heard, named = ("192.0.2.9", 51999), ("192.0.2.2", 51820)
 
@@ -243,7 +244,7 @@ def test_the_resolvers_of_the_network_of_now_are_asked_before_those_of_the_start
 def test_a_gateway_is_not_followed_into_its_own_tunnel(
     monkeypatch: pytest.MonkeyPatch, found: str, moved: bool
 ) -> None:
-    """Where nothing but some networks goes into the tunnel, its own datagrams carry no mark."""
+    """If only some networks are routed into the tunnel, its own datagrams carry no mark."""
     name = Name("192.0.2.2")
     monkeypatch.setattr("tidegate.client.resolve_again", name.find)
     engine, events = FakeEngine(), []  # type: ignore[var-annotated]

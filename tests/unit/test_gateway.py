@@ -310,7 +310,7 @@ def test_a_change_of_the_hosts_network_reaches_the_engine_once(
 def test_the_engine_is_told_the_link_again_after_every_spell_in_which_it_was_not_there(
     settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However much it looks as before: its sockets may be bound to nothing."""
+    """Even if it looks the same: its sockets may be bound to nothing."""
     monkeypatch.setattr("tidegate.gateway.SETTLE", 0.02)
 
     async def scenario() -> None:
@@ -354,7 +354,7 @@ def test_the_engine_is_told_the_link_again_when_it_says_that_it_is_down(
 def test_a_change_of_the_hosts_network_brings_its_resolvers(
     settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """As of a gateway that was started before DHCP had written resolv.conf."""
+    """As for a gateway that was started before DHCP had written resolv.conf."""
     monkeypatch.setattr("tidegate.gateway.SETTLE", 0.02)
     resolv_conf = tmp_path / "resolv.conf"
     monkeypatch.setattr(

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("at_a_terminal")
     [(signal.SIGTERM, signal.SIGHUP), (signal.SIGHUP, signal.SIGHUP)],
     ids=["of systemd", "of a terminal and its shell"],
 )
-def test_of_two_signals_the_second_does_not_keep_anything_from_being_taken_back(
+def test_of_two_signals_the_second_does_not_cut_the_undoing_short(
     first: signal.Signals, second: signal.Signals
 ) -> None:
     told = []
@@ -27,14 +27,14 @@ def test_of_two_signals_the_second_does_not_keep_anything_from_being_taken_back(
             told.append("goes on")
         except KeyboardInterrupt:
             os.kill(os.getpid(), second)
-            told.append("is taken back")
+            told.append("is undone")
             raise
-    assert (told, ended.value.number) == (["is taken back"], first)
+    assert (told, ended.value.number) == (["is undone"], first)
     assert signal.getsignal(first) == signal.getsignal(second) == signal.SIG_DFL
 
 
 @pytest.mark.parametrize("late", [signal.SIGTERM, signal.SIGHUP])
-def test_once_ctrl_c_was_pressed_no_other_signal_keeps_anything_from_being_taken_back(
+def test_once_ctrl_c_was_pressed_no_other_signal_cuts_the_undoing_short(
     late: signal.Signals,
 ) -> None:
     told = []
@@ -44,14 +44,14 @@ def test_once_ctrl_c_was_pressed_no_other_signal_keeps_anything_from_being_taken
             told.append("goes on")
         except KeyboardInterrupt:
             os.kill(os.getpid(), late)
-            told.append("is taken back")
+            told.append("is undone")
             raise
-    assert (told, ended.type) == (["is taken back"], KeyboardInterrupt)
+    assert (told, ended.type) == (["is undone"], KeyboardInterrupt)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize("late", [signal.SIGTERM, signal.SIGHUP])
-def test_once_something_else_has_ended_it_no_signal_keeps_anything_from_being_taken_back(
+def test_once_something_else_has_ended_it_no_signal_cuts_the_undoing_short(
     late: signal.Signals,
 ) -> None:
     told = []
@@ -61,19 +61,19 @@ def test_once_something_else_has_ended_it_no_signal_keeps_anything_from_being_ta
         except OSError:
             unwinding.begin()
             os.kill(os.getpid(), late)
-            told.append("is taken back")
+            told.append("is undone")
             raise
-    assert told == ["is taken back"]
+    assert told == ["is undone"]
 
 
-def test_a_second_ctrl_c_breaks_off_what_the_first_began() -> None:
+def test_a_second_ctrl_c_cuts_the_undoing_short() -> None:
     told = []
     with pytest.raises(KeyboardInterrupt), interrupt_on_signals():
         try:
             os.kill(os.getpid(), signal.SIGINT)
         except KeyboardInterrupt:
             os.kill(os.getpid(), signal.SIGINT)
-            told.append("is taken back")
+            told.append("is undone")
     assert told == []
 
 

@@ -30,7 +30,7 @@ USAGE, FAILURE = 2, 1
 
 @dataclass
 class Editor:
-    """Somebody who edits the settings file of a gateway that runs."""
+    """Somebody who edits a running gateway's settings file."""
 
     running: Running
     write: Callable[[str], Path]

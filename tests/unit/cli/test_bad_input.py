@@ -575,7 +575,7 @@ def test_a_failure_of_a_command_is_not_taken_for_one_of_its_output(
 def test_a_traceback_that_was_asked_for_changes_no_exit_code(
     tidegate: CommandLine, tmp_path: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By which systemd knows a wrong setting, with which another start would not help."""
+    """It tells systemd that a setting is wrong, so that starting again would not help."""
     monkeypatch.setenv("TIDEGATE_DEBUG", "1")
     tidegate.engine.failure = RuntimeError("something nobody thought of")
     serve = ("serve", "--state-dir", tmp_path, "--listen")

@@ -1,4 +1,4 @@
-"""``tidegate nat`` beside a gateway that runs."""
+"""``tidegate nat`` with a running gateway."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def test_the_ciphers_of_peers_do_not_vanish_where_the_table_is_too_wide() -> Non
 
 
 def cells(text: str, columns: int) -> list[str]:
-    """The cells of a folded row of a table, each put together again. Only for texts without blanks."""
+    """The cells of a folded table row, each joined again. Only for texts without blanks."""
     first, *others = text.splitlines()
     starts = [match.start() for match in re.finditer(r"(?<!\S)\S", first)][:columns]
     bounds = [*starts[1:], None]
@@ -207,7 +207,7 @@ def test_an_answer_into_a_closed_stream_is_not_lost_in_silence(
 
 
 def _stdout_that(is_so: str) -> TextIO | None:
-    """A standard output that takes nothing."""
+    """A standard output that accepts nothing."""
     if is_so == "closed":
         return None
     if is_so == "full":

@@ -1,4 +1,4 @@
-"""What a client tells the program that manages resolv.conf, and how it takes that back."""
+"""What a client tells the program that manages resolv.conf, and how it undoes that."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DEBIAN_ORDER = "# interface-order(5)\nlo.inet6\nlo.@(dnsmasq|pdnsd)\nlo\ntun*\nt
 
 
 class Host:
-    """A host whose programs write down what they are called with, and what they are given to read."""
+    """A host whose programs record their arguments and their input."""
 
     def __init__(self, folder: Path) -> None:
         self.programs = folder / "bin"
@@ -44,7 +44,7 @@ done
         return program
 
     def calls(self) -> list[str]:
-        """What was called since this was asked last."""
+        """What has been called since the last call of this."""
         told = self.calls_file.read_text().splitlines() if self.calls_file.exists() else []
         self.calls_file.unlink(missing_ok=True)
         return told

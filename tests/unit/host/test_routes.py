@@ -57,7 +57,7 @@ def test_the_tunnels_own_datagrams_never_enter_the_tunnel(allowed: list[object])
 def test_leftovers_are_no_matter_where_nobody_can_tell_whose_they_are(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The lock may be out of sight, and a client that routes some networks alone does not need it."""
+    """The lock may not be visible, and a client that routes only some networks does not need it."""
     monkeypatch.setattr("tidegate.host.full_tunnel_lock.LOCK_FILE", tmp_path / "missing")
     remove_leftovers()
 
@@ -86,7 +86,7 @@ GOING = [
     (4, "route del 0.0.0.0/0 table 29799"),
     (6, "route del unreachable ::/0 table 29799"),
 ]
-"""What another program may take away, as systemd-networkd does at its start."""
+"""What another program may remove, as systemd-networkd does when it starts."""
 
 INSIDE = '''
 import fcntl, json, os, struct, subprocess, sys, tempfile, time
