@@ -16,6 +16,7 @@ import structlog
 
 from tidegate.ciphers import check_cipher
 from tidegate.dns.resolvers import Resolver
+from tidegate.endpoint_search import EndpointCandidates, resolve_again
 from tidegate.engine import ClientOptions, Engine, EngineClient, PeerStatus
 from tidegate.engine_watch import explain_engine, watch_engine
 from tidegate.errors import EngineError, HostNetworkError
@@ -27,7 +28,6 @@ from tidegate.identity import Profile
 from tidegate.lifecycle import Supervisor
 from tidegate.log import RateLimit
 from tidegate.settings import OffloadSettings
-from tidegate.endpoint_search import EndpointCandidates, resolve_again
 
 T = TypeVar("T")
 
@@ -140,7 +140,9 @@ class Client:
         self._heed_stop()
         undo.push_async_callback(self._supervisor.stop)
         handlers = {"handshake_unanswered": self._unanswered.set}
-        self._supervisor.start("engine-events", lambda: watch_engine(engine, self._supervisor, handlers=handlers))
+        self._supervisor.start(
+            "engine-events", lambda: watch_engine(engine, self._supervisor, handlers=handlers)
+        )
         self._supervisor.start("search", lambda: self._search(engine, endpoint, plan, resolvers))
         if in_force.routes:
             self._supervisor.start("routes", lambda: self._keep_routes(in_force))
@@ -286,14 +288,16 @@ class Client:
         loop = asyncio.get_running_loop()
         while True:
             await self._unanswered.wait()
-            told_at = loop.time()
+            event_at = loop.time()
             resolvers = await asyncio.to_thread(self._resolvers_outside, before)
             try:
                 found = await resolve_again(self._profile.endpoint, resolvers, plan.fwmark)
             except HostNetworkError as cause:
                 log.warning("the gateway does not answer, and its name cannot be resolved", cause=str(cause))
             else:
-                await self._follow(engine, candidates, found, plan, within=loop.time() - told_at + NEWS_DELAY)
+                await self._follow(
+                    engine, candidates, found, plan, within=loop.time() - event_at + NEWS_DELAY
+                )
             if await self._supervisor.wait_for_stop(SEARCH_PAUSE):
                 return
             # An event announces an attempt, not its failure: the last attempt may have succeeded long ago. If it has
@@ -323,7 +327,9 @@ class Client:
         if peer is None or (peer.last_handshake is not None and peer.last_handshake < within):
             return
         if self._would_swallow(plan, found):
-            log.warning("the gateway has moved to an address inside AllowedIPs: reconnect", address=str(found))
+            log.warning(
+                "the gateway has moved to an address inside AllowedIPs: reconnect", address=str(found)
+            )
             return
         target = candidates.next((str(found), self._profile.endpoint.port), peer.endpoint)
         if target != peer.endpoint:

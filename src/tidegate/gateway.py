@@ -22,7 +22,7 @@ from ipaddress import IPv4Interface
 
 import structlog
 
-from tidegate.control.admin import Administration, Reloaded, AdminContext
+from tidegate.control.admin import AdminContext, Administration, Reloaded
 from tidegate.control.commands import ReloadSettings
 from tidegate.control.server import ControlServer
 from tidegate.dns import DnsProxy, DnsServer, Resolver, choose_upstreams
@@ -220,7 +220,10 @@ class Gateway:
         self._supervisor.start(
             "engine-events",
             lambda: watch_engine(
-                engine, self._supervisor, mapping_log.write, listeners={"external_down": self._external_is_down}
+                engine,
+                self._supervisor,
+                mapping_log.write,
+                listeners={"external_down": self._external_is_down},
             ),
         )
         self._supervisor.start("link-watch", lambda: self._watch_link(changed))
@@ -301,9 +304,8 @@ class Gateway:
         while True:
             await hung_up.wait()
             hung_up.clear()
-            notify(
-                f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}"
-            )  # systemd: Type=notify-reload
+            # For systemd's Type=notify-reload.
+            notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
             try:
                 await control.execute(ReloadSettings())
             except TidegateError as refused:

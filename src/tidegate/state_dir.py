@@ -89,7 +89,7 @@ class StateDir:
                 raise StoreError(f"{self.lock_file}: cannot be written: {cause.strerror}") from cause
             yield
         finally:
-            os.close(descriptor)  # gives the lock back
+            os.close(descriptor)  # releases the lock
 
 
 def _acquire(descriptor: int, path: Path, patience: float, given_up: threading.Event) -> None:

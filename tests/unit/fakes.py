@@ -309,7 +309,7 @@ class FakeClientHost:
     def __init__(self, failure: Exception | None = None) -> None:
         self.journal: list[str] = []
         self.failure = failure
-        self.dns_outcome: DnsOutcome = "told"
+        self.dns_outcome: DnsOutcome = "applied"
         self.name_servers: list[tuple[str, int]] = []
 
     def check_privileges(self) -> None:

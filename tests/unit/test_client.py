@@ -393,7 +393,7 @@ def test_a_terminal_that_is_gone_keeps_nothing_from_being_taken_back() -> None:
 
 @pytest.mark.parametrize(
     ("outcome", "said"),
-    [("told", ""), ("refused", "resolv.conf failed"), ("unmanaged", "nothing on this host manages")],
+    [("applied", ""), ("refused", "resolv.conf failed"), ("unmanaged", "nothing on this host manages")],
 )
 def test_a_resolver_that_was_not_told_is_mentioned(
     end_when_connected: EndWhenConnected,

@@ -21,7 +21,7 @@ from tidegate.streams import flush, occupy_closed_descriptors, say
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
 DEBUG_VARIABLE = "TIDEGATE_DEBUG"
 

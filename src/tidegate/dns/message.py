@@ -54,9 +54,8 @@ def parse_query(wire: bytes) -> Query:
         raise MalformedError("shorter than a header", None)
     number, flags, questions = struct.unpack_from("!HHH", wire)
     if flags & QR:
-        raise MalformedError(
-            "a response, not a query", None
-        )  # answering it could make two proxies talk for ever
+        # Answering it could make two proxies talk to each other for ever.
+        raise MalformedError("a response, not a query", None)
     opcode = dns.opcode.from_flags(flags)
     if opcode != dns.opcode.QUERY:
         raise MalformedError("not a QUERY", _bare_answer(number, flags, dns.rcode.NOTIMP))

@@ -60,9 +60,7 @@ class DnsServer:
         """Binds both sockets, or neither. Raises the error that `explain_bind` returns."""
         with contextlib.ExitStack() as undo:
             self._udp = undo.enter_context(self._bound(socket.SOCK_DGRAM))
-            self._port = self._udp.getsockname()[
-                1
-            ]  # TCP on the same one, also where it was left to the kernel
+            self._port = self._udp.getsockname()[1]  # TCP uses the same one, even if the kernel chose it
             self._tcp = undo.enter_context(self._bound(socket.SOCK_STREAM))
             self._tcp.listen()
             undo.pop_all()
@@ -71,9 +69,8 @@ class DnsServer:
         bound = socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK)
         try:
             if kind == socket.SOCK_STREAM:
-                bound.setsockopt(
-                    socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-                )  # connections in TIME_WAIT do no harm
+                # Connections in TIME_WAIT do no harm.
+                bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.bind((str(self._address), self._port))
         except OSError as cause:
             bound.close()

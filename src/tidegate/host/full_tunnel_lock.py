@@ -43,7 +43,7 @@ def full_tunnel_lock(*, patience: float = 0.0) -> Iterator[None]:
         _acquire(descriptor, patience)
         yield
     finally:
-        os.close(descriptor)  # gives the lock back
+        os.close(descriptor)  # releases the lock
 
 
 def already_routed_error(which: str) -> ConflictError:

@@ -27,8 +27,8 @@ TIMEOUT = 10.0  # seconds for a helper command
 LEFTOVER_TIMEOUT = 2.0
 """Seconds for a helper command that usually has nothing to do; the start waits for it, and so does a stop meanwhile."""
 
-DnsOutcome = Literal["told", "refused", "unmanaged"]
-"""What became of the tunnel's DNS servers: *told*: they are in use; *refused*: the program that manages resolv.conf
+DnsOutcome = Literal["applied", "refused", "unmanaged"]
+"""What became of the tunnel's DNS servers: *applied*: they are in use; *refused*: the program that manages resolv.conf
 failed; *unmanaged*: there is no such program. In the last two cases DNS is unchanged."""
 
 
@@ -39,7 +39,7 @@ def configured_dns(
     """Uses the servers (at least one) while the block lasts, if something on this host manages resolv.conf."""
     addresses = [str(server) for server in servers]
     if resolvectl := _resolvectl():
-        told = _run([resolvectl, "dns", tun_name, *addresses]) and _run(
+        applied = _run([resolvectl, "dns", tun_name, *addresses]) and _run(
             [resolvectl, "domain", tun_name, "~.", *search]
         )
         undo = [resolvectl, "revert", tun_name]
@@ -52,7 +52,7 @@ def configured_dns(
         text = "".join(f"nameserver {address}\n" for address in addresses)
         text += f"search {' '.join(search)}\n" if search else ""
         record = _record(Path(resolvconf), tun_name)
-        told = _run([resolvconf, "-a", record, "-m", "0", "-x"], text)
+        applied = _run([resolvconf, "-a", record, "-m", "0", "-x"], text)
         undo = [resolvconf, "-d", record, "-f"]
         complaint = (
             "DNS is not restored: resolv.conf may name only the tunnel's DNS servers, and then names cannot be "
@@ -62,14 +62,14 @@ def configured_dns(
     else:
         yield "unmanaged"
         return
-    if not told:
+    if not applied:
         # It may have been done partially.
         half = "some of the tunnel's DNS settings may remain; run the command by hand"
         _run(undo, complaint=half, goes_with=goes_with)
         yield "refused"
         return
     try:
-        yield "told"
+        yield "applied"
     finally:
         _run(undo, complaint=complaint, goes_with=goes_with)
 

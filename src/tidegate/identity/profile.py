@@ -201,7 +201,7 @@ class _Reader:
             address=self._address(),
             dns=dns,
             search=search,
-            mtu=self._number("interface", "MTU", 576, 65535, DEFAULT_MTU),  # RFC 791: every host takes 576
+            mtu=self._number("interface", "MTU", 576, 65535, DEFAULT_MTU),  # RFC 791: every host accepts 576
             listen_port=self._number("interface", "ListenPort", 0, 65535, 0),
             peer_public_key=self._required_key("peer", "PublicKey"),
             preshared_key=self._key("peer", "PresharedKey"),

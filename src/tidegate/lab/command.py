@@ -13,7 +13,7 @@ from tidegate.errors import TidegateError
 from tidegate.interrupts import SignalInterrupt, interrupt_on_signals
 from tidegate.streams import discard, say
 
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
 
 def make_console(*, json_output: bool) -> Console:

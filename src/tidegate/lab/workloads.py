@@ -16,9 +16,8 @@ _PROBE_SECONDS = 1.0
 _LOSS_LIMIT = 0.1  # per cent
 _CHANCE = 5.0  # per cent; a loss beyond that is no accident
 _PROBES = 7
-_CONNECTIONS = (
-    1500  # few enough for the NAT's closed connections to rest for their 4 minutes (RFC 5382 REQ-5)
-)
+_CONNECTIONS = 1500
+"""Few enough for the NAT's closed connections to rest for their 4 minutes (RFC 5382 REQ-5)."""
 
 TCP_1_UP, TCP_1_DOWN = "TCP, 1 flow, up", "TCP, 1 flow, down"
 TCP_8_UP, TCP_8_DOWN = "TCP, 8 flows, up", "TCP, 8 flows, down"

@@ -152,9 +152,7 @@ class SqliteStore:
     def _is_out_of_room(self, cause: BaseException) -> bool:
         if not isinstance(cause, sqlite3.Error):
             return False
-        code = getattr(
-            cause, "sqlite_errorcode", None
-        )  # which those of the sqlite3 module itself do not have
+        code = getattr(cause, "sqlite_errorcode", None)  # errors of the sqlite3 module itself lack it
         return code == sqlite3.SQLITE_FULL or (
             # SQLite does not expose errno.
             code in (sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE)
@@ -322,9 +320,8 @@ def _damaged(path: Path, cause: str) -> StoreError:
 
 def _configure(connection: sqlite3.Connection, _record: object) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute(
-        "PRAGMA synchronous = FULL"
-    )  # a peer that was reported as added survives a power failure
+    # So that a peer that was reported as added survives a power failure.
+    connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
 
 

@@ -64,7 +64,7 @@ def test_resolved_is_told_which_servers_and_that_they_are_for_every_name(host: H
     host.install("resolvectl")
     host.install("resolvconf")
     with configured_dns("tun9", SERVERS, ("corp.example",)) as outcome:
-        assert outcome == "told"
+        assert outcome == "applied"
         assert host.calls() == [
             "resolvectl dns tun9 10.66.77.1 192.0.2.53",
             "resolvectl domain tun9 ~. corp.example",
@@ -75,7 +75,7 @@ def test_resolved_is_told_which_servers_and_that_they_are_for_every_name(host: H
 def test_resolvconf_gets_a_record_of_its_own_that_keeps_all_others_out(host: Host) -> None:
     host.install("resolvconf")
     with configured_dns("tun9", SERVERS, ("corp.example", "example")) as outcome:
-        assert outcome == "told"
+        assert outcome == "applied"
         assert host.calls() == [
             "resolvconf -a tun9.inet -m 0 -x",
             "    nameserver 10.66.77.1",
