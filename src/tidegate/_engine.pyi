@@ -1,11 +1,11 @@
-"""The border between Python, which decides, and Rust, which moves packets.
+"""The boundary between Python, which decides, and Rust, which moves packets.
 
-Settings and commands go down, events and counters come up. Python never sees a data packet (but through `Nat`, which
+Settings and commands go down, events and counters come up. Python never sees a data packet (except through `Nat`, which
 exists for tests and tinkerers); Rust never reads a file, a database or an environment variable.
 
 Conventions: addresses are dotted IPv4 strings, prefixes ``"10.66.77.0/24"``, keys 32 raw bytes, times seconds. A bad
-argument raises `ValueError`, a refusal by the operating system `OSError` with ``errno`` set and a text that says what
-was being done to what; nothing is left half-open after either.
+argument raises `ValueError`, a refusal by the operating system `OSError` with ``errno`` set and a message that says
+what was being done; nothing is left half-open after either.
 """
 
 from typing import Self, final
@@ -63,7 +63,7 @@ class NatOptions:
         max_new_mappings_per_second: int = 2_000,  # per client, with a burst of as many
         max_sessions_per_mapping: int = 4_096,
         port_range: tuple[int, int] = ...,  # (1024, 65535)  # external ports, inclusive
-        log_mappings: bool = False,  # whether `Gateway.poll_mapping_log` has anything to tell
+        log_mappings: bool = False,  # whether `Gateway.poll_mapping_log` returns anything
     ) -> Self: ...
 
 @final
@@ -77,7 +77,7 @@ class ExternalLink:
         index: int,
         mac: bytes,  # 6 bytes
         mtu: int,
-        addresses: list[str],  # external addresses to translate to; the first is the gateway's own face
+        addresses: list[str],  # external addresses to translate to; the gateway itself speaks from the first
         on_link: list[str],  # prefixes reached without a router
         next_hop: str | None,  # the default router; None: only on-link destinations
     ) -> Self: ...
@@ -117,7 +117,7 @@ class ClientOptions:
         listen_port: int,  # 0: any
         fwmark: int,  # SO_MARK of the transport socket, 0: none
         offloads: Offloads,
-        cipher: str = "chacha20-poly1305",  # or "aes-256-gcm": docs/protocol.md; as the gateway has it
+        cipher: str = "chacha20-poly1305",  # or "aes-256-gcm": docs/protocol.md; the same as on the gateway
     ) -> Self: ...
 
 @final
@@ -167,7 +167,7 @@ class Status:
     resting_ports: int  # reserved ports that rest before they are used again
     clients: int  # clients with mappings
     drops: dict[str, int]  # by reason
-    explanations: dict[str, str]  # what these reasons mean, in a sentence each
+    explanations: dict[str, str]  # what these reasons mean, one sentence each
     packets: dict[str, int]  # by direction: "from_peers", "to_peers", "from_external", "to_external", "from_host", "to_host", "between_peers"
     bytes: dict[str, int]
     offloads: dict[str, bool]  # those in use
@@ -175,7 +175,7 @@ class Status:
 
 @final
 class Event:
-    """Something that Python should know. `kind`: "shard_failed", "offload_disabled", "ports_exhausted",
+    """Something that Python needs to know. `kind`: "shard_failed", "offload_disabled", "ports_exhausted",
     "external_down", "publication_failed", "handshake_unanswered"."""
 
     kind: str
@@ -187,16 +187,16 @@ class Gateway:
 
     def __new__(cls, options: GatewayOptions) -> Self: ...
     def start(self) -> None:
-        """Starts the shards. Raises `RuntimeError` if started before."""
+        """Starts the shards. Raises `RuntimeError` if they have already been started."""
     def stop(self) -> None:
-        """Stops and joins the shards and closes every socket. Stopping twice does nothing. Raises `RuntimeError` if a
-        shard hangs: it keeps its sockets until the process ends."""
+        """Stops and joins the shards and closes every socket. Idempotent. Raises `RuntimeError` if a shard hangs: it
+        keeps its sockets until the process ends."""
     def event_fd(self) -> int:
-        """Readable (level-triggered) while `poll_events` has something."""
+        """A descriptor that is readable (level-triggered) while there are events, or records of mappings."""
     def poll_events(self) -> list[Event]: ...
     def poll_mapping_log(self, limit: int) -> tuple[list[MappingRecord], int]:
-        """The oldest records, and how many were lost since the last call because nobody read them. The descriptor of
-        events is readable while there are more."""
+        """The oldest records, at most `limit`, and how many were lost since the last call because the queue was full.
+        The descriptor of `event_fd` is readable while there are more."""
     def set_peer(
         self,
         public_key: bytes,
@@ -205,25 +205,27 @@ class Gateway:
         *,
         cipher: str = "chacha20-poly1305",  # or "aes-256-gcm": ValueError where this CPU has no AES instructions
     ) -> None:
-        """Adds the peer, or changes its address, preshared key and cipher; sessions of other peers are not
-        disturbed. Raises `RuntimeError` once the engine was stopped."""
+        """Adds the peer, or changes its address, preshared key and cipher; sessions of other peers are not disturbed.
+        Raises `RuntimeError` once the engine has been stopped."""
     def remove_peer(self, public_key: bytes) -> bool: ...
     def set_external(self, link: ExternalLink, host_addresses: list[str]) -> None:
-        """The kernel's view of the link changed: new next hop, address, MTU or interface; or the interface was away, and
-        wants new sockets, however much it looks as before. `OSError` if they cannot be opened; nothing has changed then."""
+        """Call this when the kernel's view of the link has changed (next hop, address, MTU or interface), or when the
+        interface was away: it then needs new sockets even if it looks the same. `OSError` if they cannot be opened;
+        nothing has changed then."""
     def set_nat(self, options: NatOptions) -> None:
-        """Timers hold for sessions that there are, counted from their last packet, and the filter at once. Lower limits
-        end nothing; mappings on ports outside a smaller range live on, and the host gets free ones back."""
+        """Changes the NAT's options. The filter applies at once, and timers to existing sessions too, counted from
+        their last packet. Lower limits end nothing; mappings on ports outside a smaller range live on, and unused ports
+        outside it go back to the host."""
     def pass_protocols(self, clients: dict[int, str]) -> None:
-        """Says which client's each protocol without ports is, by number (47: GRE): what arrives of it at any external
-        address goes there. Those that are not named are nobody's. `OSError` if the host cannot be kept from answering
-        them; nothing has changed then."""
+        """Assigns protocols without ports to clients, by number (47: GRE): what arrives of one at any external address
+        goes to its client. Protocols that are not listed belong to nobody. `OSError` if the host cannot be kept from
+        answering them; nothing has changed then."""
     def publish(self, protocol: str, external_port: int, internal: tuple[str, int]) -> None:
-        """Forwards an external port to a client. `OSError` (EADDRINUSE) if a host program holds the port."""
+        """Forwards an external port to a client. `OSError` (EADDRINUSE) if a program on the host holds the port."""
     def unpublish(self, protocol: str, external_port: int) -> bool: ...
     def failed_publications(self) -> list[tuple[str, int, str, str]]:
-        """Published ports that are not published on an external address which came later: protocol, port, address, and
-        why. They are tried again at the next `set_external`."""
+        """Published ports that could not be published on an external address that was added later: protocol, port,
+        address and reason. They are tried again at the next `set_external`."""
     def status(self) -> Status: ...
     def mappings(self, address: str | None = None, limit: int = 10_000) -> list[Mapping]: ...
 
@@ -234,40 +236,40 @@ class Client:
     def __new__(cls, options: ClientOptions) -> Self: ...
     def start(self) -> None: ...
     def stop(self) -> None:
-        """As of `Gateway`."""
+        """As in `Gateway`."""
     def event_fd(self) -> int: ...
     def poll_events(self) -> list[Event]: ...
     def set_endpoint(self, endpoint: tuple[str, int]) -> None:
-        """The gateway is there now; the next handshake goes there."""
+        """Sets the gateway's endpoint; the next handshake goes there."""
     def status(self) -> Status:
-        """As of a gateway; `peers` holds the gateway alone."""
+        """As in `Gateway`; `peers` contains only the gateway."""
 
 class Dropped(Exception):
-    """The packet is not delivered; `reason` names why, as in `Status.drops`."""
+    """The packet is not delivered; `reason` says why, as in `Status.drops`."""
 
     reason: str
 
 @final
 class Nat:
     """The NAT's core, one packet at a time, for tests and tinkerers. It does no I/O and reads no clock: `now`, in
-    seconds, comes from the caller and does not go backwards. Packets are whole IPv4 datagrams with complete
-    checksums; what follows their total length is cut off."""
+    seconds, comes from the caller and must not go backwards. Packets are whole IPv4 datagrams with complete
+    checksums; anything after their total length is cut off."""
 
     def __new__(
         cls,
         *,
         external: list[str],  # the addresses to translate to
         options: NatOptions | None = None,  # None: the defaults
-        ports: tuple[int, int] | None = None,  # TCP and UDP ports to hand in, inclusive; None: options' port_range
-        seed: bytes | None = None,  # 32 bytes from which all that is random is drawn; None: another each time
+        ports: tuple[int, int] | None = None,  # TCP and UDP ports to use, inclusive; None: options' port_range
+        seed: bytes | None = None,  # 32 bytes that determine everything random; None: different each time
     ) -> Self: ...
     def translate_outbound(self, packet: bytes, now: float) -> bytes:
         """A packet from a client, as it leaves. Raises `Dropped`. If its destination is an external address, it is a
-        hairpin: hand the result to `translate_inbound`."""
+        hairpin: pass the result to `translate_inbound`."""
     def translate_inbound(self, packet: bytes, now: float) -> bytes:
-        """A packet from outside, as its client gets it. Raises `Dropped`."""
+        """A packet from outside, as its client receives it. Raises `Dropped`."""
     def expire(self, now: float) -> None:
-        """Ends whatever time has ended: sessions, mappings, the rest of ports."""
+        """Ends whatever has expired: sessions, mappings, the resting time of ports."""
     def next_expiry(self) -> float | None:
         """When `expire` next has something to do; None: never."""
     def remove_client(self, address: str, now: float) -> None:
@@ -278,8 +280,8 @@ class Nat:
         """"tcp_mappings", "udp_mappings", "icmp_mappings", "sessions", "resting_ports", "clients"."""
 
 def aead_library(shards: int) -> str:
-    """Which library seals and opens data messages in an engine of so many shards: "intel-ipsec-mb" where it was there at
-    the build and this CPU has AVX-512 with IFMA and VAES, or "aws-lc-rs"."""
+    """Which library seals and opens data messages in an engine with `shards` shards: "intel-ipsec-mb" if it was
+    available at the build and this CPU has AVX-512 with IFMA and VAES, otherwise "aws-lc-rs"."""
 
 def aes_available() -> bool:
     """Whether this CPU has the instructions that make AES-256-GCM fast; without them it is refused."""

@@ -1,4 +1,4 @@
-"""Which AEAD protects the data messages of a peer. `docs/protocol.md` says how, and why that is safe."""
+"""The AEADs that can protect a peer's data messages. `docs/protocol.md` says how, and why that is safe."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from tidegate.errors import EngineError
 CipherName = Literal["chacha20-poly1305", "aes-256-gcm"]
 CIPHERS: tuple[CipherName, ...] = get_args(CipherName)
 WIREGUARD_CIPHER: CipherName = "chacha20-poly1305"
-"""What every WireGuard program knows; the others are for Tidegate's own client."""
+"""The one that every WireGuard program knows; the others are for Tidegate's own client."""
 
 
 def check_cipher(cipher: CipherName, aes_available: Callable[[], bool], *, user: str, hint: str) -> None:
-    """Raises `EngineError` where this machine should not run `cipher`: never falls back to another one."""
+    """Raises `EngineError` if this machine should not run `cipher`: there is never a fallback to another one."""
     if cipher == "aes-256-gcm" and not aes_available():
         raise EngineError(f"this CPU has no AES instructions, which {cipher} for {user} needs", hint=hint)

@@ -1,5 +1,5 @@
-"""Assembles one client and runs it: profile, engine, TUN device, routes, DNS; everything is taken back at the
-end, after a failure half-way too."""
+"""Assembles one client and runs it: profile, engine, TUN device, routes, DNS. Everything is undone at the end, also
+after a failure half-way."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ import structlog
 
 from tidegate.ciphers import check_cipher
 from tidegate.dns.resolvers import Resolver
+from tidegate.endpoint_search import EndpointCandidates, resolve_again
 from tidegate.engine import ClientOptions, Engine, EngineClient, PeerStatus
+from tidegate.engine_watch import explain_engine, watch_engine
 from tidegate.errors import EngineError, HostNetworkError
-from tidegate.gateway import SETTLE, explain_engine, watch_engine
+from tidegate.host import SETTLE
 from tidegate.host.client import ClientHost
 from tidegate.host.names import resolve
 from tidegate.host.routes import Renewal, RoutePlan, plan_routes
@@ -26,32 +28,31 @@ from tidegate.identity import Profile
 from tidegate.lifecycle import Supervisor
 from tidegate.log import RateLimit
 from tidegate.settings import OffloadSettings
-from tidegate.whereabouts import Whereabouts, find_anew
 
 T = TypeVar("T")
 
 log = structlog.get_logger("tidegate.client")
 
 REMINDER = 20.0
-"""Seconds after which a handshake that does not come is mentioned, again and again."""
+"""Seconds between reports that there has been no handshake yet."""
 SILENCE = 20.0
-"""Seconds after the first handshake until packets that nobody answers are mentioned, once."""
+"""Seconds after the first handshake until it is reported, once, that packets go out and none comes back."""
 SEARCH_PAUSE = 30.0
-"""Seconds at least between two look-ups of the name of a gateway that does not answer."""
+"""Minimum seconds between two look-ups of the name of a gateway that does not answer."""
 NEWS_DELAY = 5.0
-"""Seconds at most from an attempt until it is heard here that it was made: the answer may be faster. Before it, the
-engine went without an answer for 15 s, so that no older handshake is taken for one."""
+"""Maximum seconds from a handshake attempt until its event is read here: the answer may come sooner. Before an attempt
+the engine has had no answer for 15 s, so an older handshake is not mistaken for the answer."""
 LONGEST_SETTLE = 2.0
-"""Seconds at most until routes are renewed that another program takes away again and again."""
+"""Maximum seconds until routes are restored that another program removes again and again."""
 LONGEST_RETRY = 60.0
-"""Seconds at most until routes that were refused are tried again where nothing changes meanwhile."""
+"""Maximum seconds until routes that were refused are tried again although nothing has changed."""
 FIRST_LOOK, LAST_LOOK = 0.05, 1.0
-"""Seconds between looks for the first handshake: it comes within a round trip, or not soon."""
+"""Seconds between looks for the first handshake, growing: it takes one round trip, or is not about to come."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClientEvent:
-    """What a person or a program that runs `tidegate connect` should know."""
+    """Progress of a client, for the person or program that runs `tidegate connect`."""
 
     event: str
     """"starting", "waiting", "connected", "silent", "stopping"."""
@@ -60,11 +61,11 @@ class ClientEvent:
 
 
 class _StopRequestedError(Exception):
-    """The start is broken off, because a stop was requested meanwhile."""
+    """A stop was requested during the start."""
 
 
 class Client:
-    """One tunnel to one gateway, from start to stop. To be run once."""
+    """One tunnel to one gateway, from start to stop. Can be run once."""
 
     def __init__(
         self,
@@ -90,7 +91,7 @@ class Client:
         self._unanswered = asyncio.Event()
 
     async def run(self) -> signal.Signals | None:
-        """Runs until SIGINT, SIGTERM or SIGHUP, and gives back which. Raises `TidegateError`."""
+        """Runs until SIGINT, SIGTERM or SIGHUP, and returns which. Raises `TidegateError`."""
         async with AsyncExitStack() as undo:
             undo.enter_context(self._supervisor.stop_on_signals(*stop_signals()))
             with suppress(_StopRequestedError):
@@ -101,20 +102,20 @@ class Client:
         return self._supervisor.stop_signal
 
     def request_stop(self) -> None:
-        """Makes `run` return. Asking twice does nothing more."""
+        """Makes `run` return. Idempotent."""
         self._supervisor.request_stop()
 
     async def _start(self, undo: AsyncExitStack) -> None:
-        """Step by step; between two of them a stop is heeded. Raises `_StopRequestedError` then."""
+        """Raises `_StopRequestedError` at the next step if a stop is requested meanwhile."""
         profile = self._profile
         self._host.check_privileges()
         check_cipher(
             profile.cipher,
             self._engines.aes_available,
             user="this profile",
-            hint="ask for a profile of `tidegate peer add` without --cipher",
+            hint="ask for a profile made by `tidegate peer add` without --cipher",
         )
-        await self._remove_leftovers()  # a killed client's may keep the gateway's name from being looked up
+        await self._remove_leftovers()  # first: those of a killed client may prevent look-ups
         self._heed_stop()
         endpoint = await self._unless_stopped(resolve(profile.endpoint))
         plan = plan_routes(profile.allowed_ips, endpoint) if self._use_routes else RoutePlan(0, (), ())
@@ -128,7 +129,7 @@ class Client:
         engine = await self._open_engine(endpoint, plan)
         undo.callback(engine.stop)
         self._heed_stop()
-        resolvers = await asyncio.to_thread(self._host.resolvers)  # before they are the tunnel's
+        resolvers = await asyncio.to_thread(self._host.resolvers)  # before the tunnel's replace them
         await asyncio.to_thread(self._host.configure_tun, self._tun_name, profile.address, profile.mtu)
         self._heed_stop()
         engine.start()
@@ -138,8 +139,10 @@ class Client:
             await self._tell_resolver(undo)
         self._heed_stop()
         undo.push_async_callback(self._supervisor.stop)
-        heeded = {"handshake_unanswered": self._unanswered.set}
-        self._supervisor.start("engine-events", lambda: watch_engine(engine, self._supervisor, heeded=heeded))
+        handlers = {"handshake_unanswered": self._unanswered.set}
+        self._supervisor.start(
+            "engine-events", lambda: watch_engine(engine, self._supervisor, handlers=handlers)
+        )
         self._supervisor.start("search", lambda: self._search(engine, endpoint, plan, resolvers))
         if in_force.routes:
             self._supervisor.start("routes", lambda: self._keep_routes(in_force))
@@ -151,14 +154,14 @@ class Client:
                 self._host.remove_leftovers, self._tun_name, routes=self._use_routes, dns=self._use_dns
             )
         except HostNetworkError as cause:
-            log.warning("what an earlier client may have left cannot be removed", cause=cause.message)
+            log.warning("cannot remove what an earlier client may have left behind", cause=cause.message)
 
     def _heed_stop(self) -> None:
         if self._supervisor.stop_requested:
             raise _StopRequestedError
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T:
-        """What `work` gives. It is cancelled if a stop is requested before."""
+        """The result of `work`, which is cancelled if a stop is requested first."""
         working, stopped = asyncio.create_task(work), asyncio.create_task(self._supervisor.stopped())
         try:
             await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -196,25 +199,24 @@ class Client:
             raise EngineError(f"the engine refuses the profile: {cause}") from cause
 
     async def _tell_resolver(self, undo: AsyncExitStack) -> None:
-        """Says so where it cannot: what programs ask goes to the servers of before then."""
+        """Sets the tunnel's DNS servers. Logs it where that is not possible: programs then go on asking the old
+        ones."""
         profile = self._profile
         if not profile.dns:
             if profile.search:  # without a server, resolvers would be left with none
                 searched = ", ".join(profile.search)
-                log.warning(
-                    "the profile names no DNS server: its search domains are left out", search=searched
-                )
+                log.warning("the profile has no DNS server: its search domains are ignored", search=searched)
             return
         managed = self._host.dns(self._tun_name, profile.dns, profile.search)
         outcome = await undo.enter_async_context(in_thread(managed))
         servers = ", ".join(map(str, profile.dns))
         if outcome == "unmanaged":
-            log.warning("nothing here manages resolv.conf: DNS is left as it is", servers=servers)
+            log.warning("nothing on this host manages resolv.conf: DNS is left as it is", servers=servers)
         elif outcome == "refused":
-            log.warning("what manages resolv.conf refuses: DNS is left as it is", servers=servers)
+            log.warning("the program that manages resolv.conf failed: DNS is left as it is", servers=servers)
 
     async def _await_handshake(self, engine: EngineClient) -> None:
-        """Says when the tunnel is up. Ends its looking then: an idle client runs nothing."""
+        """Reports when the tunnel is up, and polls no longer after that: an idle client runs nothing."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         reminded = 0
@@ -235,8 +237,9 @@ class Client:
         await self._supervisor.stopped()
 
     async def _keep_routes(self, plan: RoutePlan) -> None:
-        """Brings back what others take away: see `renew_routes`. Less often where they do so again and again. What is
-        refused is tried again when something changes, and now and then: nobody may tell when it would go well."""
+        """Restores routes and rules that other programs remove (`renew_routes`); less and less often if they do so
+        again and again. What the kernel refuses is tried again on the next change, and now and then: what would make it
+        succeed may not cause a notification."""
         changed = asyncio.Event()
         was: Renewal = "whole"
         pause = SETTLE
@@ -249,7 +252,7 @@ class Client:
                 log.warning(event, **fields, suppressed=suppressed)
 
         with self._host.watch(changed.set):
-            changed.set()  # something may have been before
+            changed.set()  # something may have changed before the watch began
             while True:
                 try:
                     async with asyncio.timeout(retry):
@@ -264,45 +267,47 @@ class Client:
                 try:
                     now = await to_its_end(partial(self._host.renew_routes, plan, self._tun_name))
                 except HostNetworkError as cause:
-                    warn("the tunnel's routes cannot be kept", cause=cause.message)
+                    warn("the tunnel's routes cannot be restored", cause=cause.message)
                     pause, was = min(pause * 2, LONGEST_SETTLE), "whole"
                     retry = min(2 * (retry or SETTLE), LONGEST_RETRY)
                     continue
                 retry = None
                 pause = min(pause * 2, LONGEST_SETTLE) if now == "renewed" else SETTLE
                 if now == "down" != was:
-                    log.warning("the tunnel's device is down: traffic goes past it", device=self._tun_name)
+                    log.warning("the tunnel's device is down: traffic bypasses it", device=self._tun_name)
                 elif now == "renewed":
-                    warn("the tunnel's routes or rules had gone, and are there again", device=self._tun_name)
+                    warn("the tunnel's routes or rules were gone; they are restored", device=self._tun_name)
                 was = now
 
     async def _search(
         self, engine: EngineClient, endpoint: IPv4Address, plan: RoutePlan, before: Sequence[Resolver]
     ) -> None:
-        """Whenever the gateway has not answered for a while: looks its name up, and calls it where else it may be.
+        """Whenever the gateway has not answered for a while: resolves its name again, and tries its other addresses.
         `before` are the host's resolvers from before the tunnel."""
-        known = Whereabouts((str(endpoint), self._profile.endpoint.port))
+        candidates = EndpointCandidates((str(endpoint), self._profile.endpoint.port))
         loop = asyncio.get_running_loop()
         while True:
             await self._unanswered.wait()
-            told_at = loop.time()
+            event_at = loop.time()
             resolvers = await asyncio.to_thread(self._resolvers_outside, before)
             try:
-                found = await find_anew(self._profile.endpoint, resolvers, plan.fwmark)
+                found = await resolve_again(self._profile.endpoint, resolvers, plan.fwmark)
             except HostNetworkError as cause:
-                log.warning("the gateway does not answer, and its name cannot be looked up", cause=str(cause))
+                log.warning("the gateway does not answer, and its name cannot be resolved", cause=str(cause))
             else:
-                await self._follow(engine, known, found, plan, within=loop.time() - told_at + NEWS_DELAY)
+                await self._follow(
+                    engine, candidates, found, plan, within=loop.time() - event_at + NEWS_DELAY
+                )
             if await self._supervisor.wait_for_stop(SEARCH_PAUSE):
                 return
-            # The engine tells of an attempt when it makes it: the last one may have succeeded long ago. If not, more
-            # will be told.
+            # An event announces an attempt, not its failure: the last attempt may have succeeded long ago. If it has
+            # not, more events will come.
             self._unanswered.clear()
 
     def _resolvers_outside(self, before: Sequence[Resolver]) -> list[Resolver]:
-        """Whom to ask past the tunnel: the host's resolvers of this moment, for it may be in another network than at
-        the start, then those of before. Of the former, the tunnel's own are not outside; the latter are, even if the
-        profile names the same (a public one)."""
+        """The resolvers to ask outside the tunnel: the host's current ones (it may have moved to another network since
+        the start), then those from before. Of the current ones the tunnel's own are left out; the earlier ones were
+        reachable without it, even if the profile names the same (public) ones."""
         inside = set(map(str, self._profile.dns))
         now = [resolver for resolver in self._host.resolvers() if resolver[0] not in inside]
         return [*dict.fromkeys([*now, *before])]
@@ -310,26 +315,26 @@ class Client:
     async def _follow(
         self,
         engine: EngineClient,
-        known: Whereabouts,
+        candidates: EndpointCandidates,
         found: IPv4Address,
         plan: RoutePlan,
         *,
         within: float,
     ) -> None:
-        """Calls the gateway elsewhere, if there is another place where it may be; but not if it has answered where it
-        is, `within` so many seconds, or if the engine is too busy to say."""
+        """Sets the next address to try, if there is another one. Does nothing if there was a handshake in the last
+        `within` seconds, or if the engine is too busy to say."""
         peer = next(iter(await peers_of(engine)), None)
         if peer is None or (peer.last_handshake is not None and peer.last_handshake < within):
             return
         if self._would_swallow(plan, found):
             log.warning(
-                "the gateway has moved into what its tunnel carries: connect anew", address=str(found)
+                "the gateway has moved to an address inside AllowedIPs: reconnect", address=str(found)
             )
             return
-        target = known.next((str(found), self._profile.endpoint.port), peer.endpoint)
+        target = candidates.next((str(found), self._profile.endpoint.port), peer.endpoint)
         if target != peer.endpoint:
             before, now = (f"{at[0]}:{at[1]}" if at else None for at in (peer.endpoint, target))
-            log.info("the gateway does not answer, and is called elsewhere", before=before, now=now)
+            log.info("the gateway does not answer: trying another address", before=before, now=now)
             await asyncio.to_thread(engine.set_endpoint, target)
 
     def _would_swallow(self, plan: RoutePlan, endpoint: IPv4Address) -> bool:
@@ -341,47 +346,47 @@ class Client:
         )
 
     async def _look_for_silence(self, engine: EngineClient) -> None:
-        """Mentions it if packets go out and none comes back: ends with different ciphers have handshakes, and
-        nothing else."""
+        """Reports it if packets go out and none comes back: two ends with different ciphers complete handshakes, but
+        exchange no data."""
         if await self._supervisor.wait_for_stop(SILENCE):
             return
         peers = await peers_of(engine)
         if any(peer.sent_packets for peer in peers) and not any(peer.received_packets for peer in peers):
             cipher = self._profile.cipher
             text = (
-                f"no packet came back in {SILENCE:.0f} s; if that stays so, compare ciphers: it is {cipher} "
-                "here, and there what `tidegate peer show` says"
+                f"no packet came back in {SILENCE:.0f} s; if none does, compare ciphers: {cipher} here, "
+                "on the gateway what `tidegate peer show` says"
             )
             self._report(ClientEvent("silent", text, {"cipher": cipher}))
 
 
 async def peers_of(engine: EngineClient) -> Sequence[PeerStatus]:
-    """What the engine says of its peer, asked in a thread: it may take its time. Nothing where it is too busy to say: a
-    tunnel does not end for that, and an engine that has died tells it as an event."""
+    """The engine's peers (one), asked in a thread because the answer may take seconds. Empty if the engine is too busy
+    to answer: that does not end a tunnel, and an engine that has died says so in an event."""
     try:
         return (await asyncio.to_thread(engine.status)).peers
     except RuntimeError as cause:
-        log.debug("the engine does not say how it is", cause=str(cause))
+        log.debug("the engine does not report its status", cause=str(cause))
         return ()
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
-    """What ends a client. SIGHUP (its terminal was closed) only where it means something: nohup(1) has it
-    ignored."""
+    """The signals that end a client. SIGHUP (the terminal was closed) is left out where it is ignored, as under
+    nohup(1)."""
     hung_up = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
     return (signal.SIGTERM, signal.SIGINT, *hung_up)
 
 
 async def to_its_end(work: Callable[[], T]) -> T:
-    """What `work` gives, in a thread that is not left behind: a caller that is cancelled waits for it, so that nothing
-    is done after it has been undone."""
+    """The result of `work`, run in a thread. A cancelled caller waits for the thread, so that `work` does nothing after
+    the caller has undone it."""
     working = asyncio.create_task(asyncio.to_thread(work))
     try:
         return await asyncio.shield(working)
     except asyncio.CancelledError:
         await asyncio.wait({working})
         if not working.cancelled() and (cause := working.exception()) is not None:
-            log.debug("what was waited for at the end failed", cause=repr(cause))
+            log.debug("work that was waited for at the end failed", cause=repr(cause))
         raise
 
 

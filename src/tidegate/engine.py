@@ -1,7 +1,7 @@
-"""The border as the rest of Python sees it: typed values down, protocols up.
+"""The packet engine as the rest of Python sees it: dataclasses go in, objects behind protocols come out.
 
-The compiled extension `tidegate._engine` is imported by `load` alone, so that everything above it can be run
-with another engine, handed in as an argument.
+Only `load` imports the compiled extension `tidegate._engine`, so that everything above it can run with another engine,
+passed in as an argument.
 
 For tests and tinkerers, `Nat` is the NAT's core, one packet at a time, with its `NatOptions` and the exception
 `Dropped`; see `_engine.pyi`.
@@ -33,16 +33,16 @@ class ExternalLink:
     mac: bytes
     mtu: int
     addresses: tuple[str, ...]
-    """External addresses to translate to; the first is the gateway's own face."""
+    """External addresses to translate to; the gateway itself speaks from the first."""
     on_link: tuple[str, ...]
-    """Prefixes that are reached without a router."""
+    """Prefixes reached without a router."""
     next_hop: str | None
     """The default router; `None`: only on-link destinations."""
 
 
 @dataclass(frozen=True, slots=True)
 class GatewayOptions:
-    """What a gateway's engine has to know at start; see `_engine.GatewayOptions`."""
+    """What a gateway's engine needs at start; see `_engine.GatewayOptions`."""
 
     private_key: bytes
     listen: tuple[str, int]
@@ -59,7 +59,7 @@ class GatewayOptions:
 
 @dataclass(frozen=True, slots=True)
 class ClientOptions:
-    """What a client's engine has to know at start; see `_engine.ClientOptions`."""
+    """What a client's engine needs at start; see `_engine.ClientOptions`."""
 
     private_key: bytes
     address: str
@@ -177,8 +177,8 @@ class MappingRecord(Protocol):
 
 
 class EngineLifecycle(Protocol):
-    """What a gateway's and a client's engine have in common. Of a thread that hangs, questions and the end raise
-    `SilentEngineError`, within seconds."""
+    """What a gateway's and a client's engine have in common. If a thread hangs, queries and `stop` raise
+    `EngineUnresponsiveError` after a few seconds."""
 
     def start(self) -> None: ...
     def stop(self) -> None: ...
@@ -216,7 +216,7 @@ class EngineClient(EngineLifecycle, Protocol):
 
 
 class Engine(Protocol):
-    """Makes packet engines. Constructing opens every socket and device; `OSError` leaves nothing open."""
+    """Makes packet engines. Making one opens every socket and device, or raises `OSError` and leaves nothing open."""
 
     def gateway(self, options: GatewayOptions) -> EngineGateway: ...
     def client(self, options: ClientOptions) -> EngineClient: ...
@@ -240,7 +240,7 @@ _OF_THE_EXTENSION = ("Dropped", "Nat", "NatOptions")
 
 
 def __getattr__(name: str) -> object:
-    """The parts of the extension that are offered as they are. It is loaded when they are asked for."""
+    """Re-exports parts of the extension unchanged, and loads it only when one of them is used."""
     if name not in _OF_THE_EXTENSION:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from tidegate import extension  # noqa: PLC0415 -- as in `load`

@@ -1,15 +1,14 @@
 """Everything that Tidegate refuses or fails at, as one family of exceptions.
 
-Whoever raises one says what is wrong, where, and (as `hint`) what to do; `tidegate.cli.main` is the only
-place that prints them. The exit code belongs to the kind: 2 for what the user wrote (arguments, settings,
-profiles), 1 for what the machine did.
+The message says what is wrong and where, `hint` what to do about it; only `tidegate.cli.main` prints them. The exit
+code follows from the kind: 2 for what the user wrote (arguments, settings, profiles), 1 for what the machine did.
 """
 
 from pathlib import Path
 
 
 class TidegateError(Exception):
-    """A failure at run time, told in one line."""
+    """A failure at run time, described in one line."""
 
     exit_code = 1
 
@@ -29,8 +28,7 @@ class UsageError(TidegateError):
 
 
 class SettingsError(TidegateError):
-    """A setting is unknown, of a wrong type, or cannot be true. `where` is ``file:line``, a variable or a
-    flag."""
+    """A setting is unknown, has the wrong type, or makes no sense. `where` is ``file:line``, a variable or a flag."""
 
     exit_code = 2
 
@@ -69,27 +67,28 @@ class LockedError(TidegateError):
 
 
 class PrivilegeError(TidegateError):
-    """The process may not do what it has to do."""
+    """The process lacks a permission that it needs."""
 
 
 class HostNetworkError(TidegateError):
-    """The host's network is not as it would have to be, or refused a change on our own device."""
+    """The host's network is not usable as it is, or refused a change to our own device."""
 
 
 class EngineError(TidegateError):
     """The packet engine refused to start or died."""
 
 
-class SilentEngineError(EngineError, RuntimeError):
-    """The packet engine gives no answer: a thread of it hangs, or it does not run. Or a thread does not end."""
+class EngineUnresponsiveError(EngineError, RuntimeError):
+    """The packet engine does not answer, because one of its threads hangs or it is not running; or a thread does not
+    end."""
 
 
 class ControlError(TidegateError):
-    """The control socket of a gateway cannot be reached or talks nonsense."""
+    """The control socket of a gateway cannot be reached, or does not follow the protocol."""
 
 
 class UnansweredError(ControlError):
-    """A gateway was asked something, and nobody knows whether it did it."""
+    """A gateway was sent a command, and it is not known whether it carried it out."""
 
 
 class NotRunningError(ControlError):
@@ -100,7 +99,7 @@ class TaskDiedError(TidegateError):
     """A background task ended although nobody asked it to; the gateway goes down with its name and cause."""
 
     def __init__(self, task: str, cause: BaseException | None) -> None:
-        told = f"{type(cause).__name__}: {cause}" if cause is not None else "it returned"
-        super().__init__(f"background task {task!r} died: {told}")
+        reason = f"{type(cause).__name__}: {cause}" if cause is not None else "it returned"
+        super().__init__(f"background task {task!r} died: {reason}")
         self.task = task
         self.__cause__ = cause

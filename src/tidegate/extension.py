@@ -18,7 +18,7 @@ from tidegate.engine import (
     MappingRecord,
     NatMapping,
 )
-from tidegate.errors import SilentEngineError
+from tidegate.errors import EngineUnresponsiveError
 from tidegate.settings import NatSettings
 
 __all__ = ["Dropped", "Nat", "NatOptions", "RustEngine"]
@@ -30,18 +30,18 @@ def _link(link: ExternalLink) -> _engine.ExternalLink:
 
 
 def _nat_options(nat: NatSettings) -> NatOptions:
-    # The engine has the two timeouts for which the transitory one is the default, and is told of clients by address.
+    # The transitory timeout is only the default of two others, and the engine gets clients by address, not by name.
     return NatOptions(**nat.model_dump(exclude={"tcp_transitory_timeout", "other_protocols"}))
 
 
 @contextmanager
 def _in_words() -> Iterator[None]:
-    """What the engine tells as `RuntimeError`: that a thread hangs, or that it does not run."""
+    """Around calls in which the engine's `RuntimeError` means that a thread hangs, or that it is not running."""
     try:
         yield
     except RuntimeError as cause:
-        raise SilentEngineError(
-            f"the packet engine: {cause}", hint="if that stays so, restart the process"
+        raise EngineUnresponsiveError(
+            f"the packet engine: {cause}", hint="if this persists, restart the process"
         ) from cause
 
 
@@ -133,7 +133,7 @@ class _RustClient(_RustLifecycle):
 
 
 class _RustGateway(_RustLifecycle):
-    """`_engine.Gateway` with Python's own values in its signatures."""
+    """`_engine.Gateway` with the Python side's own types in its signatures."""
 
     def __init__(self, inner: _engine.Gateway) -> None:
         super().__init__(inner)

@@ -1,4 +1,4 @@
-"""Files that must be whole, and secret: written beside their place, synced, then moved there."""
+"""Files that must be complete, and secret: written to a temporary name beside their own, synced, then moved."""
 
 import errno
 import os
@@ -14,12 +14,11 @@ PRIVATE_DIRECTORY = 0o700
 
 @contextmanager
 def atomic_write(path: Path, *, replace: bool) -> Iterator[IO[str]]:
-    """A text file (0600) that appears at `path` whole when the block ends well, and not at all when it does
-    not.
+    """A text file (0600) that appears at `path` complete when the block succeeds, and not at all when it fails.
 
-    Without `replace` an existing file raises `FileExistsError`, also one that appears meanwhile. Raises
-    `OSError` before the block begins if the directory cannot be written, and when the block ends if the file
-    does not get to its place.
+    Without `replace` an existing file raises `FileExistsError`, even one that appears meanwhile. Raises `OSError`
+    before the block begins if the directory cannot be written to, and when it ends if the file cannot be moved into
+    place.
     """
     if not replace and os.path.lexists(path):
         raise FileExistsError(17, "File exists", str(path))
@@ -40,7 +39,7 @@ def atomic_write(path: Path, *, replace: bool) -> Iterator[IO[str]]:
     try:
         _sync_directory(path.parent)
     except OSError as cause:
-        if cause.errno not in {errno.EINVAL, errno.ENOTSUP}:  # of file systems that sync no directories
+        if cause.errno not in {errno.EINVAL, errno.ENOTSUP}:  # some file systems cannot sync directories
             raise
 
 
@@ -52,7 +51,7 @@ def _move_to_free_name(temporary: Path, path: Path) -> None:
     except FileExistsError:
         raise
     except OSError:
-        pass  # there are file systems without hard links, such as FAT
+        pass  # some file systems have no hard links, such as FAT
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE))  # the name is ours, and empty
     try:
         temporary.replace(path)

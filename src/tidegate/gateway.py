@@ -1,10 +1,9 @@
 """Assembles one gateway and runs it.
 
-In this order, each step undone by the end in reverse: privileges, state directory and its lock, store, key,
-the external link as the host's kernel tells it, the packet engine (which opens every socket and the TUN
-device), the TUN device's address (the only change on the host), peers and publications, DNS proxy, control
-socket, and the tasks that watch over link and engine. A step that fails takes back the ones before it:
-nothing is left half-done.
+The steps, in order, undone in reverse: privileges, the external link as the host's kernel reports it, state directory
+and its lock, store, key, the packet engine (which opens every socket and the TUN device), the TUN device's address (the
+only change on the host), peers and publications, DNS proxy, control socket, and the tasks that watch link and engine. A
+step that fails undoes the ones before it: nothing is left half-done.
 
 A gateway that was killed leaves nothing to clean up: the TUN device and the lock vanish with the process, and
 the control socket's file is replaced.
@@ -13,39 +12,30 @@ the control socket's file is replaced.
 from __future__ import annotations
 
 import asyncio
-import errno
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from ipaddress import IPv4Interface
-from types import MappingProxyType
 
 import structlog
 
-from tidegate.control.admin import Administration, Reloaded, Surroundings
+from tidegate.control.admin import AdminContext, Administration, Reloaded
 from tidegate.control.commands import ReloadSettings
 from tidegate.control.server import ControlServer
 from tidegate.dns import DnsProxy, DnsServer, Resolver, choose_upstreams
 from tidegate.dns.resolvers import DNS_PORT
-from tidegate.engine import Engine, EngineGateway, EngineLifecycle, ExternalLink, GatewayOptions
-from tidegate.errors import (
-    ConflictError,
-    EngineError,
-    HostNetworkError,
-    LockedError,
-    PrivilegeError,
-    SettingsError,
-    TidegateError,
-)
-from tidegate.host import Host
+from tidegate.engine import Engine, EngineGateway, ExternalLink, GatewayOptions
+from tidegate.engine_watch import explain_engine, watch_engine
+from tidegate.errors import EngineError, HostNetworkError, LockedError, SettingsError, TidegateError
+from tidegate.host import SETTLE, Host
 from tidegate.host.external import check_subnet, external_link, host_addresses
 from tidegate.host.privileges import raise_open_file_limit
 from tidegate.identity import load_or_make_private_key, public_key_of
 from tidegate.lifecycle import Supervisor, on_signal
-from tidegate.log import RateLimit, configure_logging
+from tidegate.log import configure_logging
 from tidegate.mapping_log import MappingLog
 from tidegate.net import Endpoint
 from tidegate.notify import notify
@@ -58,12 +48,9 @@ from tidegate.store.sqlite import SqliteStore
 
 log = structlog.get_logger("tidegate.gateway")
 
-SETTLE = 0.2
-"""Seconds to wait after a change of the host's network, which seldom comes alone."""
-
 
 class Gateway:
-    """One gateway, from start to stop. To be run once."""
+    """One gateway, from start to stop. Can be run once."""
 
     def __init__(
         self,
@@ -74,8 +61,8 @@ class Gateway:
         ready: Callable[[str], None] = lambda _: None,
         reread: Callable[[], Settings] | None = None,
     ) -> None:
-        """`ready` is called with one line when the gateway serves. `reread` reads the settings anew, from
-        wherever they came."""
+        """`ready` is called with one line when the gateway serves. `reread` reads the settings again, from wherever
+        they came."""
         self._settings = settings
         self._engines = engine
         self._host = host
@@ -86,18 +73,17 @@ class Gateway:
         self._engine: EngineGateway | None = None
         self._external: ExternalLink | None = None
         self.external_trouble: str | None = None
-        """Why `external` cannot be used now."""
+        """Why `external` cannot be used at the moment; `None`: it can."""
         self._external_was_away = False
-        """Whether the interface may have been away since the engine was told of it. Its sockets may be bound to
-        nothing then, although it looks as before."""
+        """Whether the interface may have been away since the engine opened its sockets on it: they may be bound to an
+        interface that is gone, although the new one looks the same."""
         self._own_addresses: tuple[str, ...] = ()
         self._dns: DnsServer | None = None
         self._dns_proxy: DnsProxy | None = None
         self._look_at_the_link: Callable[[], object] = lambda: None
 
     async def run(self) -> None:
-        """Serves until SIGTERM or SIGINT. Raises `TidegateError` if it cannot begin, or if a part of it
-        dies."""
+        """Serves until SIGTERM or SIGINT. Raises `TidegateError` if it cannot start, or if a part of it dies."""
         async with AsyncExitStack() as undo:
             await self._start(undo)
             await self._supervisor.wait()
@@ -105,7 +91,7 @@ class Gateway:
             notify("STOPPING=1")
 
     def request_stop(self) -> None:
-        """Makes `run` return. Asking twice does nothing more."""
+        """Makes `run` return. Idempotent."""
         self._supervisor.request_stop()
 
     # What administration sees of a running gateway (`LiveGateway`)
@@ -135,19 +121,19 @@ class Gateway:
         return self._dns.counters() if self._dns is not None else None
 
     def reload(self) -> Reloaded:
-        """Reads the settings anew and takes over what can be. Raises `TidegateError` if they are wrong as a
-        whole or in part; nothing has changed then. Called in a worker thread, never twice at once."""
+        """Reads the settings again and applies what needs no restart. Raises `TidegateError` if anything in them is
+        wrong; nothing has changed then. Called in a worker thread, never twice at once."""
         wanted = self._reread()
         changed = changed_keys(self._settings, wanted)
         settings = with_live_changes(self._settings, wanted)
         if settings.external != self._settings.external:
-            external_link(self._host.read_network(), settings.external)  # raises where the host has not them
+            external_link(self._host.read_network(), settings.external)  # raises if the host lacks an address
         if settings.nat != self._settings.nat:
             try:
                 self.engine.set_nat(settings.nat)
             except (OSError, ValueError) as cause:
                 raise EngineError(f"the engine refuses the settings: {cause}") from cause
-        # From here on nothing fails.
+        # From here on nothing can fail.
         self._settings = settings
         configure_logging(settings.log)
         if self._dns_proxy is not None:
@@ -159,7 +145,7 @@ class Gateway:
         applied = tuple(key for key in changed if is_live(key))
         needs_restart = tuple(key for key in changed if not is_live(key))
         log.info(
-            "settings read anew",
+            "settings reloaded",
             applied=",".join(map(".".join, applied)) or "none",
             needs_restart=",".join(map(".".join, needs_restart)) or "none",
         )
@@ -198,7 +184,7 @@ class Gateway:
 
         admin = Administration(
             store,
-            Surroundings(
+            AdminContext(
                 settings,
                 partial(public_key_of, private_key),
                 self._suggested_endpoint,
@@ -228,13 +214,16 @@ class Gateway:
         loop = asyncio.get_running_loop()
         self._look_at_the_link = partial(loop.call_soon_threadsafe, changed.set)
 
-        undo.push_async_callback(self._supervisor.stop)  # first of all at the end: tasks before what they use
+        undo.push_async_callback(self._supervisor.stop)  # last in, first out: tasks end before what they use
         engine.start()
         mapping_log = MappingLog(engine, admin.name_at)
         self._supervisor.start(
             "engine-events",
             lambda: watch_engine(
-                engine, self._supervisor, mapping_log.write, noticed={"external_down": self._external_is_down}
+                engine,
+                self._supervisor,
+                mapping_log.write,
+                listeners={"external_down": self._external_is_down},
             ),
         )
         self._supervisor.start("link-watch", lambda: self._watch_link(changed))
@@ -245,7 +234,8 @@ class Gateway:
         self._announce(peers)
 
     async def _lock(self, state: StateDir, undo: AsyncExitStack) -> bool:
-        """Takes the state directory, once a command that has it is done; `False` if a stop is requested before."""
+        """Takes the state directory's lock, after waiting for a command that holds it. `False` if a stop was
+        requested."""
         given_up = threading.Event()
         lock = state.lock("gateway", given_up=given_up)
         locking = asyncio.create_task(asyncio.to_thread(undo.enter_context, lock))
@@ -294,7 +284,7 @@ class Gateway:
         undo.callback(self._dns.close)
 
     def _upstreams(self) -> list[Resolver]:
-        """Those of the settings, otherwise the host's of this moment."""
+        """The resolvers that the settings name, otherwise the host's current ones."""
         return choose_upstreams(self._settings.dns.upstreams, own=self._settings.gateway.address)
 
     def _suggested_endpoint(self) -> Endpoint | None:
@@ -310,30 +300,29 @@ class Gateway:
         notify(f"READY=1\nSTATUS={line}")
 
     async def _reload_on(self, hung_up: asyncio.Event, control: ControlServer) -> None:
-        """Reads the settings anew whenever SIGHUP comes, as `tidegate reload` does."""
+        """Reloads the settings on SIGHUP, as `tidegate reload` does."""
         while True:
             await hung_up.wait()
             hung_up.clear()
-            notify(
-                f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}"
-            )  # systemd: Type=notify-reload
+            # For systemd's Type=notify-reload.
+            notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
             try:
                 await control.execute(ReloadSettings())
             except TidegateError as refused:
-                log.error("the settings are as they were", cause=str(refused))
+                log.error("settings not reloaded: the old ones stay in force", cause=str(refused))
             except Exception:  # as over the control socket, no command takes the gateway down
-                log.exception("reading the settings anew failed unexpectedly")
+                log.exception("reloading the settings failed unexpectedly")
             notify("READY=1")
 
     async def _watch_link(self, changed: asyncio.Event) -> None:
-        """Tells the engine what became of the external link, and the DNS proxy whom to ask, whenever the host's
-        network changed."""
+        """Whenever the host's network changes: gives the engine the new external link, and the DNS proxy the new
+        resolvers."""
         while True:
             await changed.wait()
             if await self._supervisor.wait_for_stop(SETTLE):
                 return
             changed.clear()
-            # Before the network is read: what happens from here on makes it be told again.
+            # Before the network is read: whatever happens from here on makes the engine be told again.
             was_away, self._external_was_away = self._external_was_away, False
             if self._dns_proxy is not None:
                 await self._dns_proxy.look_up_upstreams()
@@ -361,78 +350,22 @@ class Gateway:
             self.external_trouble = None
 
     def _link_is_unusable(self, cause: str) -> None:
-        log.warning("the external link is not usable now", cause=cause)
+        log.warning("the external link is not usable", cause=cause)
         self.external_trouble = cause
         self._external_was_away = True
 
     def _external_is_down(self) -> None:
-        """The engine says so, which may be all that is ever seen of it."""
+        """The engine noticed; the host's network may look unchanged by the time it is read."""
         self._external_was_away = True
         self._look_at_the_link()
 
 
 def _check_listen(settings: Settings) -> None:
-    """Raises `SettingsError` if WireGuard and the DNS proxy are to have the same UDP port: any address is also the
-    gateway's own. (One inside the subnet is refused by the settings themselves.)"""
+    """Raises `SettingsError` if WireGuard and the DNS proxy would share a UDP port: 0.0.0.0 includes the gateway's own
+    address. (The settings themselves refuse to listen inside the subnet.)"""
     listen = settings.gateway.listen
     if settings.dns.enabled and listen.port == DNS_PORT and listen.address.is_unspecified:
         raise SettingsError(
-            f"[gateway] listen: {listen} takes the port at which the gateway answers DNS",
-            hint="choose one address of the host, or another port; or [dns] enabled = false",
+            f"[gateway] listen: {listen} takes the port on which the gateway answers DNS",
+            hint="listen on one address of the host or on another port, or set [dns] enabled = false",
         )
-
-
-async def watch_engine(
-    engine: EngineLifecycle,
-    supervisor: Supervisor,
-    also: Callable[[], None] = lambda: None,
-    *,
-    heeded: Mapping[str, Callable[[], None]] = MappingProxyType({}),
-    noticed: Mapping[str, Callable[[], None]] = MappingProxyType({}),
-) -> None:
-    """Logs what the engine tells, at a bounded rate; a shard that failed takes the process down. `also` reads
-    what else the engine's descriptor stands for. Events of the kinds in `heeded` are not logged, but call that;
-    those in `noticed` are logged, and call that as well."""
-    loop = asyncio.get_running_loop()
-    readable = asyncio.Event()
-    admit = RateLimit(loop.time).admit
-    descriptor = engine.event_fd()
-    while True:
-        # Waiting for one event at a time keeps a level-triggered descriptor from waking the loop again and
-        # again.
-        loop.add_reader(descriptor, readable.set)
-        try:
-            await readable.wait()
-        finally:
-            loop.remove_reader(descriptor)
-        readable.clear()
-        for event in engine.poll_events():
-            if event.kind == "shard_failed":
-                supervisor.fail(EngineError(f"the packet engine failed: {event.detail}"))
-            if event.kind in heeded:
-                heeded[event.kind]()
-                continue
-            if event.kind in noticed:
-                noticed[event.kind]()
-            suppressed = admit(event.kind)
-            if suppressed is not None:
-                log.warning(event.kind.replace("_", " "), detail=event.detail, suppressed=suppressed)
-        also()
-
-
-def explain_engine(cause: OSError, tun_name: str, *, naming: str, port: str) -> TidegateError:
-    """Why the engine could not open something, in one line. `naming` and `port` are what the user chooses the
-    device's name and the port with."""
-    told = str(cause.strerror or cause)
-    match cause.errno:
-        case errno.EPERM | errno.EACCES:
-            return PrivilegeError(told, hint="run as root")
-        case errno.EBUSY:
-            return ConflictError(told, hint=f"is the interface {tun_name} in use? choose another {naming}")
-        case errno.EINVAL if "create the TUN device" in told:
-            return ConflictError(
-                told, hint=f"is {tun_name} an interface of another kind? choose another {naming}"
-            )
-        case errno.EADDRINUSE:
-            return ConflictError(told, hint=f"choose another {port}")
-    return EngineError(told)

@@ -1,4 +1,4 @@
-"""Protocols beside TCP, UDP and ICMP that a setting may give to one peer, by name or number."""
+"""Protocols other than TCP, UDP and ICMP, which a setting can give to one peer, by name or number."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NAMES = {number: name for name, number in NUMBERS.items()}
 _MAX_NUMBER = 252  # 253 and 254 are for experiments, 255 is reserved
 _TRANSLATED = {1: "ICMP", 6: "TCP", 17: "UDP"}
 _BOUND_TO_ADDRESSES = {33: "DCCP", 51: "AH", 58: "ICMPv6", 136: "UDP-Lite"}
-"""Their checksums cover the addresses: translated, they would be dropped by whoever gets them."""
+"""Their checksums cover the addresses: the receiver would drop translated packets."""
 
 
 def protocol_name(number: int) -> str:
@@ -24,26 +24,26 @@ def protocol_name(number: int) -> str:
 
 
 def parse_protocol(key: Any) -> int:
-    """The number of a protocol that a peer may have to itself, from its name or number. Raises `ValueError`."""
+    """The number of a protocol that can be given to one peer, from its name or number. Raises `ValueError`."""
     text = str(key)
     number = _number(text)
     if number is None:
         known = ", ".join(NUMBERS)
-        raise ValueError(f"{text!r} is not a protocol: a number from 1 to {_MAX_NUMBER}, or {known}")
+        raise ValueError(f"{text!r} is not a protocol: use a number from 1 to {_MAX_NUMBER}, or {known}")
     if number in _TRANSLATED:
-        raise ValueError(f"{_TRANSLATED[number]} is translated by port, and for every peer")
+        raise ValueError(f"{_TRANSLATED[number]} is translated for every peer, and cannot be given to one")
     if number in _BOUND_TO_ADDRESSES:
         raise ValueError(f"{_BOUND_TO_ADDRESSES[number]} does not survive the translation of its addresses")
     return number
 
 
 def refuse_doubles(value: Any) -> Any:
-    """A table of protocols as it is. Raises `ValueError` if one is in it by its name and by its number."""
+    """Returns a table of protocols unchanged. Raises `ValueError` if it has one both by name and by number."""
     seen: dict[int, str] = {}
     for key in map(str, value) if isinstance(value, dict) else ():
         number = _number(key)
         if number in seen:
-            raise ValueError(f"{protocol_name(number)} is there twice, as {seen[number]!r} and {key!r}")
+            raise ValueError(f"{protocol_name(number)} is listed twice, as {seen[number]!r} and {key!r}")
         if number is not None:
             seen[number] = key
     return value

@@ -1,6 +1,6 @@
-"""Logging: events with fields, to stderr; for people on a terminal, as logfmt or JSON elsewhere.
+"""Logging: events with fields, on stderr; readable on a terminal, as logfmt or JSON elsewhere.
 
-Secrets never get here: the values that hold keys (`Peer`, `Profile`) do not show them in their `repr`.
+Secrets never get here: the `repr` of values that hold keys (`Peer`, `Profile`) does not show them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tidegate.streams import is_terminal, say
 
 
 def configure_logging(settings: LogSettings) -> None:
-    """To be called once, before the first event."""
+    """Sets level and format. To be called before the first event, and again when the settings change."""
     level = logging.getLevelNamesMapping()[settings.level.upper()]
     terminal = is_terminal(sys.stderr)
     for_people = settings.format == "console" or (settings.format == "auto" and terminal)
@@ -48,7 +48,7 @@ def _colours_are_wanted() -> bool:
 
 
 class _StderrLogger:
-    """Prints to standard error. Where nobody reads it any more, the line is lost, and nothing else."""
+    """Prints to standard error. If nobody reads that any more, only the line is lost."""
 
     def msg(self, message: str) -> None:
         with contextlib.suppress(ValueError):  # a stream that this process itself has closed
@@ -58,10 +58,9 @@ class _StderrLogger:
 
 
 class RateLimit:
-    """Lets at most `burst` events of a kind through per `period` seconds, and counts the rest.
+    """Lets at most `burst` events of each kind through per `period` seconds, and counts the rest.
 
-    State: one entry per kind; kinds come from a closed vocabulary, and `max_kinds` bounds it against
-    surprises.
+    State: one entry per kind. Kinds come from a fixed vocabulary; `max_kinds` bounds it all the same.
     """
 
     def __init__(
@@ -74,8 +73,7 @@ class RateLimit:
         self._seen: dict[str, tuple[float, int]] = {}
 
     def admit(self, kind: str) -> int | None:
-        """`None` if the event is to be dropped, otherwise how many were dropped before it in the period that
-        ended."""
+        """`None` if the event is to be dropped, otherwise how many were dropped in the period before."""
         now = self._clock()
         began, count = self._seen.get(kind, (now, 0))
         suppressed = 0

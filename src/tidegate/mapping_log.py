@@ -1,7 +1,7 @@
 """The log of mappings: which client had which external port, and when (RFC 6888 REQ-12). It names no destinations.
 
-The engine keeps records in a bounded queue until they are read here, some at a time, between everything else that
-the event loop does. What found no room there is told as a number, so that a log with gaps says that it has them.
+The engine keeps records in a bounded queue until they are read here, a batch at a time, so that the event loop's other
+work gets its turn. Records that found no room there are counted, so that a log with gaps says that it has them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tidegate.engine import EngineGateway, MappingRecord
 log = structlog.get_logger("tidegate.nat")
 
 BATCH = 256
-"""Records that are logged before others of the loop have their turn."""
+"""Records that are logged before the event loop's other work gets its turn."""
 
 
 class MappingLog:
@@ -28,12 +28,12 @@ class MappingLog:
         self._peer_at = peer_at
 
     def write(self) -> None:
-        """Logs some of what is there. If that was not all, the engine's descriptor stays readable."""
+        """Logs one batch. If more records wait, the engine's descriptor stays readable."""
         records, missing = self._engine.poll_mapping_log(BATCH)
         for record in records:
             self._line(record)
         if missing:
-            log.warning("records of mappings were not logged", count=missing)
+            log.warning("mapping records were not logged", count=missing)
 
     def _line(self, record: MappingRecord) -> None:
         lasted = {} if record.event == "created" else {"seconds": round(record.age, 3)}

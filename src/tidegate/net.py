@@ -1,4 +1,4 @@
-"""Small values of the network that settings, profiles and commands share."""
+"""Small network values that settings, profiles and commands share."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ PRIVATE_NETWORKS = (
 
 
 def quoted(text: str) -> str:
-    """What somebody wrote, as a message repeats it: in quotes, on one line, and not longer than the message."""
+    """User input as a message repeats it: in quotes, on one line, at most 40 characters."""
     return repr(text if len(text) <= 40 else text[:37] + "...")
 
 
 def parse_port(text: str) -> int:
-    """A port from 1 to 65535. Raises `ValueError` with a text for people."""
+    """A port from 1 to 65535. Raises `ValueError`, with a message for people."""
     port = parse_number(text, 1, MAX_PORT)
     if port is None:
         raise ValueError(f"{quoted(text)} is not a port (1 to {MAX_PORT})")
@@ -32,7 +32,7 @@ def parse_port(text: str) -> int:
 
 
 def parse_number(text: str, least: int, most: int) -> int | None:
-    """A number from `least` to `most`, in no more digits than `most` has; `None` if the text is no such number."""
+    """A number from `least` to `most`, with no more digits than `most` has; `None` if the text is not one."""
     if not (text.isascii() and text.isdigit()) or len(text) > len(str(most)):
         return None
     number = int(text)
@@ -72,8 +72,8 @@ class ListenAddress:
         return cls(address, parse_port(port))
 
     def reached_at(self, external: str) -> Endpoint:
-        """Where clients find the gateway if settings do not say: at this very address, or at the `external` one if
-        it listens on all."""
+        """Where clients find the gateway if the settings do not say: at this address, or at `external` if it listens on
+        all addresses."""
         host = external if self.address.is_unspecified else str(self.address)
         return Endpoint(host, self.port)
 
@@ -103,12 +103,12 @@ class Endpoint:
         endpoint = cls(host, parse_port(port))
         address = endpoint.address
         if address is not None and (address.is_unspecified or address.is_multicast or address == BROADCAST):
-            raise ValueError(f"{quoted(host)} is no address that a client can connect to")
+            raise ValueError(f"{quoted(host)} is not an address that a client can connect to")
         return endpoint
 
     @property
     def address(self) -> IPv4Address | None:
-        """`None` of a host name, which may have any."""
+        """`None` for a host name."""
         return IPv4Address(self.host) if _is_ipv4(self.host) else None
 
     def __str__(self) -> str:
@@ -139,7 +139,7 @@ def parse_subnet(text: str) -> IPv4Network:
         raise ValueError(f'{quoted(text)} is not an IPv4 subnet, such as "10.66.77.0/24"') from None
     if not 8 <= loose.prefixlen <= 30:
         raise ValueError(
-            f"{quoted(text)}: the prefix length must be from 8 to 30, so that there is room for peers"
+            f"{quoted(text)}: the prefix length must be between 8 and 30, to leave room for peers"
         )
     if str(loose.network_address) != text.partition("/")[0]:
         raise ValueError(f'{quoted(text)} has host bits set: did you mean "{loose}"?')

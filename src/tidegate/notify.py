@@ -1,4 +1,4 @@
-"""sd_notify(3): tells a service manager that the gateway is ready, where one asked to be told."""
+"""sd_notify(3): tells the service manager about the gateway's state, if one asked for it."""
 
 import os
 import socket
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 
 def notify(state: str, environment: Mapping[str, str] = os.environ) -> bool:
-    """Sends e.g. ``READY=1``; gives back whether somebody was told."""
+    """Sends e.g. ``READY=1``. Returns whether a service manager received it."""
     address = environment.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return False

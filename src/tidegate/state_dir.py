@@ -1,8 +1,8 @@
 """The state directory and its lock.
 
-One process at a time may change what is in it: a gateway for as long as it runs, a command such as `peer add`
-for a moment when no gateway runs. The lock is the kernel's (flock(2)), so that a killed process leaves none
-behind; the file's text only says who holds it.
+Only one process at a time can change what is in it: a gateway for as long as it runs, or, when none runs, a command
+such as `peer add` for a moment. The lock is the kernel's (flock(2)), so that a killed process leaves none behind; the
+file's text only says who holds it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ COMMAND_PATIENCE = 30.0  # seconds that one command waits for another
 
 @dataclass(frozen=True, slots=True)
 class StateDir:
-    """Where everything that must survive a restart lies."""
+    """The directory with everything that must survive a restart."""
 
     path: Path
 
@@ -57,7 +57,7 @@ class StateDir:
             ) from None
         except OSError as cause:
             raise StoreError(
-                f"{self.path}: cannot be used as state directory: {cause.strerror}",
+                f"{self.path}: cannot be used as the state directory: {cause.strerror}",
                 hint="name another with --state-dir",
             ) from cause
 
@@ -69,8 +69,8 @@ class StateDir:
         patience: float = COMMAND_PATIENCE,
         given_up: threading.Event | None = None,
     ) -> Iterator[None]:
-        """Holds the directory's lock. A command that holds it is waited for, for `patience` seconds or until
-        another thread sets `given_up`; a gateway is not.
+        """Holds the directory's lock while the block lasts. Waits for a command that holds it, for at most `patience`
+        seconds or until another thread sets `given_up`, but not for a gateway.
 
         Raises `LockedError`, `PrivilegeError` or `StoreError`.
         """
@@ -89,7 +89,7 @@ class StateDir:
                 raise StoreError(f"{self.lock_file}: cannot be written: {cause.strerror}") from cause
             yield
         finally:
-            os.close(descriptor)  # gives the lock back
+            os.close(descriptor)  # releases the lock
 
 
 def _acquire(descriptor: int, path: Path, patience: float, given_up: threading.Event) -> None:
@@ -100,7 +100,8 @@ def _acquire(descriptor: int, path: Path, patience: float, given_up: threading.E
         except BlockingIOError:
             before, text = text, os.pread(descriptor, 64, 0).decode("ascii", "replace").strip()
             kind, _, pid = text.partition(" ")
-            # Once may be what a gateway has left, and a command that has just got the lock is about to replace.
+            # Seen once, it may be the text of a past gateway, which a command that has just got the lock has yet to
+            # replace.
             if kind == "gateway" and text == before:
                 raise LockedError(
                     f"a gateway is already running with state directory {path} (pid {pid})",
@@ -110,4 +111,4 @@ def _acquire(descriptor: int, path: Path, patience: float, given_up: threading.E
                 raise LockedError(f"another command holds {path}") from None
         else:
             return
-    raise LockedError(f"another command holds {path} for {patience:g} s", hint="try again")
+    raise LockedError(f"another command still holds {path} after {patience:g} s", hint="try again")

@@ -1,4 +1,4 @@
-"""Standard output and standard error as whoever started us left them: closed, full, or without a reader."""
+"""Standard output and standard error in whatever state we inherit them: closed, full, or without a reader."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TextIO
 
 
 def occupy_closed_descriptors() -> None:
-    """Puts /dev/null where standard streams were closed (`2>&-`), before a socket gets their number: what C or Rust
-    print to descriptor 2 would go into it."""
+    """Opens /dev/null in place of standard streams that are closed (`2>&-`), before a socket gets their number: what C
+    or Rust code prints to descriptor 2 would go into that socket."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
@@ -20,16 +20,15 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def discard(stream: TextIO) -> None:
-    """Lets go of what is stuck in a stream: Python would complain once more when it closes it."""
+    """Drops what is stuck in a stream: Python would complain about it again when it closes the stream."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
 
 
 def say(text: str, stream: TextIO | None) -> None:
-    """One line, at once. Where nobody reads it any more it is lost, and nothing else: there is more to do than to
-    tell."""
-    if stream is None:  # closed by whoever started us; `print` would take standard output
+    """Prints one line, unbuffered. If nobody reads the stream any more, only the line is lost: the work goes on."""
+    if stream is None:  # closed before we were started; `print` would take standard output
         return
     try:
         print(text, file=stream, flush=True)
@@ -40,7 +39,7 @@ def say(text: str, stream: TextIO | None) -> None:
 
 
 def flush(stream: TextIO | None) -> OSError | None:
-    """Why what was printed does not get through; it is let go of then."""
+    """Flushes the stream. Returns why that failed, if it did; what was stuck in it is dropped then."""
     if stream is None:
         return None
     try:

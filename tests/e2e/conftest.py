@@ -70,7 +70,7 @@ class World:
 
     @property
     def tidegate(self) -> TidegateGateway:
-        """The gateway, by a test that is about Tidegate and nothing else."""
+        """The gateway, for tests that are about Tidegate only."""
         if not isinstance(self.gateway, TidegateGateway):
             pytest.skip("about Tidegate only")
         return self.gateway
@@ -163,7 +163,7 @@ def long_session(request: pytest.FixtureRequest) -> Iterator[LongSession]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _the_long_session_begins_first(request: pytest.FixtureRequest) -> None:
-    """So that three minutes pass beside the other tests, not after them."""
+    """So that three minutes pass during the other tests, not after them."""
     if any(item.get_closest_marker("rekey") for item in request.session.items):
         request.getfixturevalue("long_session")
 

@@ -86,7 +86,7 @@ class Battle:
 
     @contextmanager
     def counted_drops(self, at_least: int, *reasons: str) -> Iterator[None]:
-        """Asserts that so many packets were dropped for these reasons together while the context lasted."""
+        """Asserts how many packets were dropped for these reasons together while the context lasted."""
         before = self.drops(*reasons)
         yield
         wait_until(
@@ -586,7 +586,7 @@ def packets_of(pcap: Path) -> Iterator[bytes]:
 
 
 def is_true(packet: bytes, *, from_us: str) -> bool:
-    """Whether the IPv4 header holds true, if the packet came through the gateway at all."""
+    """Whether the IPv4 header is correct, if the packet came through the gateway at all."""
     if from_us == "inside" and packet[12:16] != socket.inet_aton(GATEWAY_EXTERNAL):
         return True
     header = (packet[0] & 15) * 4

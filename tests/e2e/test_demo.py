@@ -22,7 +22,7 @@ pytestmark = pytest.mark.namespaces
 
 
 def traces(pid: int) -> list[str]:
-    """Whatever a lab of process `pid` has left on the machine."""
+    """Everything that a lab of process `pid` has left on the machine."""
     places = [Path("/run/netns"), Path("/etc/netns"), Path("/tmp")]
     return [str(entry) for place in places if place.exists() for entry in place.glob(f"tg{pid}-*")]
 
@@ -40,7 +40,7 @@ def test_the_demo_is_green_within_a_minute(request: pytest.FixtureRequest) -> No
 
 
 def test_the_demo_sees_what_another_gateway_does_to_its_host() -> None:
-    # wireguard-go with kernel NAT does everything but leave the host alone: a test of the demo's own checks.
+    # wireguard-go with kernel NAT does everything except leave the host alone: a test of the demo's own checks.
     done = run([sys.executable, "-m", "tidegate.lab.demo", "--json", "--reference"], timeout=110, check=False)
     assert done.returncode == 1
     failed = [check["name"] for check in json.loads(done.stdout)["checks"] if not check["ok"]]

@@ -65,7 +65,7 @@ def test_every_datagram_leaves_from_the_address_that_the_client_calls(
 
 
 def test_a_response_comes_from_the_addressed_one_where_that_is_not_the_first(make_world: MakeWorld) -> None:
-    # Whoever has connected its socket hears nothing else, as any NAT would have it.
+    # A program with a connected socket hears nothing else; nor would it behind any NAT.
     world = make_world(prepare=lambda lab: lab.gateway.ip(f"address add {SECOND}/24 dev access"))
     profile = world.gateway.add_peer("client")
     text = profile.read_text()

@@ -111,7 +111,7 @@ def test_after_sigkill_the_next_start_works_and_the_client_returns_by_itself(lab
     assert gateway.process.returncode == -signal.SIGKILL
     again = TidegateGateway(lab, state=gateway.state)
     again.start()
-    # A client notices that nobody answers after 15 s (KEEPALIVE_TIMEOUT + REKEY_TIMEOUT) and shakes hands anew.
+    # A client notices that nobody answers after 15 s (KEEPALIVE_TIMEOUT + REKEY_TIMEOUT) and shakes hands again.
     wait_until(
         lambda: checks.ping(lab.client, INTERNET, count=2).complete, "the client to return", timeout=60
     )
@@ -167,11 +167,12 @@ def test_a_client_finds_its_gateway_again_when_its_name_means_another_address(la
     name_server(moved)
     again = TidegateGateway(lab, state=gateway.state)
     again.start()
-    # 15 s until the client notices that nobody answers, 15 s and some until it looks the name up, 10 s in vain.
+    # 15 s until the client notices that nobody answers, 15 s and some until it looks the name up, 10 s without an
+    # answer.
     wait_until(
         lambda: checks.ping(lab.client, INTERNET, count=2).complete, "the client to return", timeout=90
     )
-    assert re.search(rf"is called elsewhere.*now={moved}", client.process.output())
+    assert re.search(rf"trying another address.*now={moved}", client.process.output())
     client.stop()
     again.stop()
 

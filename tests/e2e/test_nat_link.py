@@ -322,7 +322,7 @@ def test_after_a_restart_nobody_gets_what_was_meant_for_an_old_connection(make_w
             assert f"{connections.DONE} 200 of 200" in lab.clients[1].run(churn).stdout
             alice.start()
             old.sendall(LATE)  # a segment of a connection that the gateway does not know any more
-            with pytest.raises(ConnectionResetError):  # at once, so that its application connects anew
+            with pytest.raises(ConnectionResetError):  # at once, so that its application reconnects
                 old.recv(100)
         assert gateway.status()["drops"].get("tcp_out_of_state", 0) > 0
         assert outside.lines() != []

@@ -52,5 +52,5 @@ def test_the_log_says_which_client_had_a_port_from_when_to_when_and_names_no_des
     assert began - timedelta(seconds=0.1) <= at[0] < at[1] <= datetime.now(UTC)
     seconds = float(re.findall(r"seconds=(\S+)", ended)[0])
     assert abs((at[1] - at[0]).total_seconds() - seconds) < 0.01
-    assert "[nat] udp_timeout is 2 s, and RFC 4787 REQ-5 asks for at least 120 s" in gateway.process.output()
+    assert "[nat] udp_timeout is 2 s, but RFC 4787 REQ-5 requires at least 120 s" in gateway.process.output()
     gateway.stop()

@@ -244,7 +244,7 @@ def test_a_target_that_is_published_already_is_refused_for_that_reason(fair: Fai
             fair.publish("tcp/8081", "alice:80")
         message = " ".join(refused.value.output.split())
         assert "published" in message
-        assert "program of the host" not in message, message
+        assert "program on the host" not in message, message
         with fair.lab.gateway.call(lambda: bound(8081)):
             pass  # what was refused is not reserved
     finally:

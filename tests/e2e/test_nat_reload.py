@@ -47,7 +47,7 @@ def port_of(flow: socket.socket) -> int | None:
 
 
 def ports_of_the_host(lab: Lab, ports: range) -> set[int]:
-    """Those of the ports that a program of the gateway's host can have now."""
+    """Those of the ports that a program on the gateway's host can bind now."""
 
     def bind() -> set[int]:
         free = set()
@@ -93,7 +93,7 @@ def test_another_port_range_holds_for_new_mappings_and_leaves_those_alone_that_t
 
         gateway.settings_file.write_text(settings(LAST) + offloads)
         gateway.process.send_signal(signal.SIGHUP)
-        wait_until(lambda: gateway.process.output().count("settings read anew") == 2, "the second reload")
+        wait_until(lambda: gateway.process.output().count("settings reloaded") == 2, "the second reload")
         wait_until(lambda: port_of(last) in LAST, "a mapping from the last range")
         assert port_of(old) == kept
     gateway.stop()

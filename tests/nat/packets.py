@@ -24,7 +24,7 @@ class Endpoint(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What an IPv4 header says that a NAT has no business with."""
+    """The fields of an IPv4 header that are none of a NAT's business."""
 
     tos: int
     identification: int
@@ -59,7 +59,7 @@ headers = st.builds(
 
 
 def ip(source: str, destination: str, header: Header = PLAIN) -> Packet:
-    """An IPv4 header, to put something behind."""
+    """An IPv4 header, to which a payload can be appended."""
     return IP(
         src=source,
         dst=destination,

@@ -298,7 +298,7 @@ class Sessions(RuleBasedStateMachine):
 
     @invariant()
     def no_two_live_mappings_have_the_same_external_endpoint(self) -> None:
-        """RFC 4787 REQ-3; but for TCP, whose ports are shared towards different servers when they have run out."""
+        """RFC 4787 REQ-3; except for TCP, whose ports are shared towards different servers when they have run out."""
         if hasattr(self, "live"):
             taken = [
                 (protocol, external) for (protocol, _), external in self.live.items() if protocol != "tcp"

@@ -20,7 +20,7 @@ def fresh() -> Nat:
 
 
 def kept(header: Header, translated: bytes) -> Header:
-    """The header that the NAT ought to have left: datagrams that may be fragmented get another identification
+    """The header that the NAT should have produced: datagrams that may be fragmented get another identification
     (RFC 6864 §4.3), for they now share their source address with others."""
     if header.dont_fragment:
         return header

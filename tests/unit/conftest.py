@@ -43,7 +43,7 @@ class CommandLine:
         return Outcome(code, captured.out, captured.err)
 
     def refused(self, code: int, *arguments: object) -> str:
-        """Runs a command that must be refused, with `code` and in one line, which it gives back."""
+        """Runs a command that must be refused, with `code` and in one line. Returns that line."""
         outcome = self(*arguments)
         assert outcome.code == code, outcome
         assert "Traceback" not in outcome.err
@@ -72,7 +72,7 @@ def _ordinary_logging() -> Iterator[None]:
 
 @pytest.fixture
 def at_a_terminal(_signals_as_before: None) -> None:
-    """Signals do what they do there, also where the tests were begun with some ignored (`nohup make test &`)."""
+    """Signals act as at a terminal, even if the tests were started with some ignored (`nohup make test &`)."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -80,7 +80,8 @@ def at_a_terminal(_signals_as_before: None) -> None:
 
 @pytest.fixture(autouse=True)
 def _signals_as_before() -> Iterator[None]:
-    """asyncio leaves those that it handled with their default, and a hangup would end tests that were to outlive it."""
+    """asyncio leaves signals that it handled with their default, and a hangup would end tests that should outlive
+    it."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
     for number, handler in before.items():
@@ -89,7 +90,7 @@ def _signals_as_before() -> Iterator[None]:
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder that everybody can enter; `tmp_path` lies in one of its user's."""
+    """A folder that everybody can enter; `tmp_path` is inside one that only its user can."""
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -119,7 +120,7 @@ def write(tmp_path: Path) -> Callable[[str], Path]:
 
 @pytest.fixture
 def settings(tmp_path: Path, free_port: int) -> Settings:
-    """Of a gateway that keeps its state to the test, and answers no DNS."""
+    """Of a gateway with a state directory of the test's own, and without DNS."""
     return Settings(
         state_dir=tmp_path / "state",
         gateway=GatewaySettings.model_validate({"listen": f"127.0.0.1:{free_port}"}),

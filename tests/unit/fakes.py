@@ -154,7 +154,7 @@ class FakeGateway(FakeLifecycle):
         self.passed = dict(clients)
 
     def log_mappings(self, *records: FakeRecord, missing: int = 0) -> None:
-        """As the engine does where there is something to log."""
+        """As the engine does if there is something to log."""
         self.records += records
         self.records_missing += missing
         os.eventfd_write(self._descriptor, 1)
@@ -217,7 +217,7 @@ class FakeClient(FakeLifecycle):
 
 
 class FakeEngine:
-    """Remembers what it made; raises `failure` instead where one is set."""
+    """Remembers what it made; raises `failure` instead if one is set."""
 
     def __init__(self, failure: Exception | None = None) -> None:
         self.failure = failure
@@ -309,7 +309,7 @@ class FakeClientHost:
     def __init__(self, failure: Exception | None = None) -> None:
         self.journal: list[str] = []
         self.failure = failure
-        self.dns_outcome: DnsOutcome = "told"
+        self.dns_outcome: DnsOutcome = "applied"
         self.name_servers: list[tuple[str, int]] = []
 
     def check_privileges(self) -> None:

@@ -1,4 +1,4 @@
-"""A whole gateway on a fake engine and a fake host, and a command line beside it."""
+"""A whole gateway on a fake engine and a fake host, and a command line for it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tidegate.settings import Settings
 
 @dataclass
 class Running:
-    """A gateway that serves, and a command line beside it."""
+    """A running gateway, and a command line for it."""
 
     state: Path
     engine: FakeEngine
@@ -94,7 +94,7 @@ def open_sockets() -> set[str]:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    """Until the condition holds; it must within seconds."""
+    """Waits until the condition holds, which must be within seconds."""
     async with asyncio.timeout(5):
         while not holds():  # noqa: ASYNC110 -- what is waited for happens in other threads
             await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""`scripts/bootstrap` builds the engine where Intel's library is and where it is not, anew when that changes."""
+"""`scripts/bootstrap` builds the engine with and without Intel's library, and again when that changes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Checkout:
         )
 
     def built(self) -> list[str]:
-        """What each build was told of the library."""
+        """What each build was told about the library."""
         return (self.root / "built").read_text().splitlines()
 
     def _write(self, file: str, text: str) -> Path:

@@ -164,7 +164,7 @@ def test_an_engine_that_is_too_busy_to_answer_holds_nothing_up_and_takes_no_tunn
         await task
 
     asyncio.run(scenario())
-    assert looks == 5, "two looks, each in vain once; then one at what came back"
+    assert looks == 5, "two looks, each without an answer once; then one at what came back"
     assert host.journal == WHOLE
 
 
@@ -392,7 +392,8 @@ def test_a_terminal_that_is_gone_keeps_nothing_from_being_taken_back() -> None:
 
 
 @pytest.mark.parametrize(
-    ("outcome", "said"), [("told", ""), ("refused", "refuses"), ("unmanaged", "nothing here manages")]
+    ("outcome", "said"),
+    [("applied", ""), ("refused", "resolv.conf failed"), ("unmanaged", "nothing on this host manages")],
 )
 def test_a_resolver_that_was_not_told_is_mentioned(
     end_when_connected: EndWhenConnected,
@@ -418,7 +419,7 @@ def test_search_domains_without_a_server_leave_dns_alone(
     end_when_connected(signal.SIGINT)
     told = tidegate("connect", file).err
     assert "dns" not in tidegate.client_host.journal
-    assert "its search domains are left out" in told
+    assert "its search domains are ignored" in told
     assert "corp.example, example" in told
 
 
@@ -441,7 +442,7 @@ def test_switches_leave_dns_and_routes_alone(
     then: list[str],
     marked: bool,
 ) -> None:
-    """Also what looks like an earlier client's: it may be what somebody has made by hand instead."""
+    """Even if it looks like an earlier client's: somebody may have made it by hand."""
     file = tmp_path / "alice.conf"
     file.write_text(PROFILE.render())
     end_when_connected(signal.SIGINT)

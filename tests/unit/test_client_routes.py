@@ -1,4 +1,4 @@
-"""A client whose host is not left alone: what was there before, and what others take away."""
+"""A client whose host is changed by others: what was there before, and what they remove."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_leftovers_that_cannot_be_removed_keep_nobody_from_connecting(
         await task
 
     asyncio.run(scenario())
-    assert "cannot be removed" in "".join(capsys.readouterr())
+    assert "cannot remove what an earlier client" in "".join(capsys.readouterr())
 
 
 def test_routes_are_not_renewed_after_they_have_been_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +109,7 @@ def test_a_program_that_takes_the_routes_away_each_time_is_told_of_once_and_give
 
     asyncio.run(scenario())
     assert renewed_at[5] - renewed_at[0] >= 0.3, "0.02, 0.04, 0.08 and two times 0.1 s"
-    assert capsys.readouterr().out.count("are there again") == 1
+    assert capsys.readouterr().out.count("they are restored") == 1
 
 
 def test_routes_that_could_not_be_added_again_are_tried_again_without_another_notice(
@@ -141,7 +141,7 @@ def test_routes_that_could_not_be_added_again_are_tried_again_without_another_no
 def test_routes_that_are_refused_are_tried_less_and_less_often_until_the_network_changes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As where another route of the host to the same network came in between."""
+    """As if the host had got another route to the same network meanwhile."""
     monkeypatch.setattr("tidegate.client.SETTLE", 0.02)
     monkeypatch.setattr("tidegate.client.LONGEST_SETTLE", 0.04)
     host, events = FakeClientHost(), []  # type: ignore[var-annotated]
@@ -149,7 +149,7 @@ def test_routes_that_are_refused_are_tried_less_and_less_often_until_the_network
 
     def refuse(*_: object) -> NoReturn:
         tried_at.append(time.monotonic())
-        raise HostNetworkError("this host has another route to 10.9.0.0/16 already")
+        raise HostNetworkError("this host already has another route to 10.9.0.0/16")
 
     monkeypatch.setattr(host, "renew_routes", refuse)
 

@@ -35,7 +35,8 @@ class Name:
 
 
 class Search(asyncio.Event):
-    """What a client's search waits for, and how often it has begun to: a round is over then, its pause too."""
+    """What a client's search waits for, and how often it has begun to wait: each time a round and its pause are
+    over."""
 
     def __init__(self, client: Client) -> None:
         super().__init__()
@@ -47,7 +48,7 @@ class Search(asyncio.Event):
         return await super().wait()
 
     async def round(self, packets: FakeClient) -> None:
-        """From an attempt that nobody answered until the next would be heeded."""
+        """From an attempt that nobody answered until the next one would count."""
         await until(lambda: self._waits > 0)
         before = self._waits
         packets.tell(UNANSWERED)
@@ -64,7 +65,7 @@ def test_a_gateway_that_does_not_answer_is_looked_for_and_found(monkeypatch: pyt
     engine, events = FakeEngine(), []  # type: ignore[var-annotated]
     named = replace(PROFILE, endpoint=Endpoint("vpn.example", 51820))
 
-    async def find_anew(*asked: object) -> IPv4Address:
+    async def resolve_again(*asked: object) -> IPv4Address:
         (packets,) = engine.clients
         for _ in range(5):  # more often than anybody is asked
             packets.tell(UNANSWERED)
@@ -72,7 +73,7 @@ def test_a_gateway_that_does_not_answer_is_looked_for_and_found(monkeypatch: pyt
         return await name.find(*asked)
 
     monkeypatch.setattr("tidegate.client.resolve", name.find)
-    monkeypatch.setattr("tidegate.client.find_anew", find_anew)
+    monkeypatch.setattr("tidegate.client.resolve_again", resolve_again)
 
     async def scenario() -> None:
         client = made(engine, FakeClientHost(), events, named)
@@ -113,7 +114,7 @@ def test_a_gateway_that_has_roamed_is_called_where_its_profile_says_and_where_it
 
 
 def test_an_attempt_that_was_told_of_and_then_answered_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine tells of attempts when it makes them: the one that succeeds after a move is told of, too."""
+    """The engine announces attempts when it makes them: the one that succeeds after a move is announced as well."""
     engine, events = FakeEngine(), []  # type: ignore[var-annotated]
     heard, named = ("192.0.2.9", 51999), ("192.0.2.2", 51820)
 
@@ -159,7 +160,7 @@ def test_a_gateway_that_answers_before_it_is_found_elsewhere_is_not_left(
             engine.clients[0].last_handshake = 0.0
         return IPv4Address("192.0.2.3")
 
-    monkeypatch.setattr("tidegate.client.find_anew", find)
+    monkeypatch.setattr("tidegate.client.resolve_again", find)
 
     async def scenario() -> None:
         client = made(engine, FakeClientHost(), events)
@@ -180,7 +181,7 @@ def test_a_gateway_is_not_left_while_the_engine_does_not_say_whether_it_has_answ
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     name = Name("192.0.2.3")
-    monkeypatch.setattr("tidegate.client.find_anew", name.find)
+    monkeypatch.setattr("tidegate.client.resolve_again", name.find)
     engine, events = FakeEngine(), []  # type: ignore[var-annotated]
 
     def busy() -> NoReturn:
@@ -221,7 +222,7 @@ def test_the_resolvers_of_the_network_of_now_are_asked_before_those_of_the_start
         asked.append(resolvers)
         return IPv4Address("192.0.2.2")
 
-    monkeypatch.setattr("tidegate.client.find_anew", find)
+    monkeypatch.setattr("tidegate.client.resolve_again", find)
     engine, host, events = FakeEngine(), FakeClientHost(), []  # type: ignore[var-annotated]
     host.name_servers = [HOME]
     profile = replace(PROFILE, dns=(IPv4Address(tunnels[0]),))
@@ -243,9 +244,9 @@ def test_the_resolvers_of_the_network_of_now_are_asked_before_those_of_the_start
 def test_a_gateway_is_not_followed_into_its_own_tunnel(
     monkeypatch: pytest.MonkeyPatch, found: str, moved: bool
 ) -> None:
-    """Where nothing but some networks goes into the tunnel, its own datagrams carry no mark."""
+    """If only some networks are routed into the tunnel, its own datagrams carry no mark."""
     name = Name("192.0.2.2")
-    monkeypatch.setattr("tidegate.client.find_anew", name.find)
+    monkeypatch.setattr("tidegate.client.resolve_again", name.find)
     engine, events = FakeEngine(), []  # type: ignore[var-annotated]
     split = replace(PROFILE, allowed_ips=(ip_network("10.0.0.0/8"),))
 

@@ -1,4 +1,4 @@
-"""What the built extension says of itself; other unit tests do with a simulated engine."""
+"""What the built extension says about itself; other unit tests use a simulated engine."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def as_bootstrap_tells(files: list[Path]) -> str:
 
 
 def built_with() -> set[str]:
-    """What the extension may have been built with. The environment and the files of now are not those of the build:
-    they count for as much as it was told of them."""
+    """What the extension may have been built with. Environment and files may have changed since the build: they count
+    only as far as the build was given them."""
     if not TOLD.exists():
         return {INTEL, OTHER}
     told = TOLD.read_text().strip()

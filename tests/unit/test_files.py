@@ -1,4 +1,4 @@
-"""Files that must be whole, also where the file system can do little."""
+"""Files that must be complete, even on file systems that can do little."""
 
 from __future__ import annotations
 

@@ -206,7 +206,7 @@ def test_status_and_nat_are_shown_to_people_and_programs(
             assert (stats["sessions"], stats["clients"], stats["resting_ports"]) == (5, 1, 4)
             assert stats["explanations"]["spoofed_source"] == "It lies."
             _, shown, _ = await running.cli("nat", "stats")
-            for word in ("5 sessions of 1 clients", "4 ports rest", "spoofed_source", "It lies."):
+            for word in ("5 sessions of 1 clients", "4 ports resting", "spoofed_source", "It lies."):
                 assert word in shown
             assert (await running.cli("nat", "list", "--peer", "bob"))[0] == 1
 
@@ -310,7 +310,7 @@ def test_a_change_of_the_hosts_network_reaches_the_engine_once(
 def test_the_engine_is_told_the_link_again_after_every_spell_in_which_it_was_not_there(
     settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However much it looks as before: its sockets may be bound to nothing."""
+    """Even if it looks the same: its sockets may be bound to nothing."""
     monkeypatch.setattr("tidegate.gateway.SETTLE", 0.02)
 
     async def scenario() -> None:
@@ -354,7 +354,7 @@ def test_the_engine_is_told_the_link_again_when_it_says_that_it_is_down(
 def test_a_change_of_the_hosts_network_brings_its_resolvers(
     settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """As of a gateway that was started before DHCP had written resolv.conf."""
+    """As for a gateway that was started before DHCP had written resolv.conf."""
     monkeypatch.setattr("tidegate.gateway.SETTLE", 0.02)
     resolv_conf = tmp_path / "resolv.conf"
     monkeypatch.setattr(
@@ -443,7 +443,7 @@ def test_status_tells_that_the_external_link_is_not_usable_for_as_long_as_it_is_
                 running.host.changed()
                 await until(lambda: bool(running.gateway.external_trouble) is trouble)
                 assert bool((await running.answer("status"))["external_trouble"]) is trouble
-                assert ("not usable now" in (await running.cli("status"))[1]) is trouble
+                assert ("not usable: " in (await running.cli("status"))[1]) is trouble
 
             await told_after(replace(whole, addresses=()), True)
             await told_after(whole, False)

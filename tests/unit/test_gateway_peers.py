@@ -1,4 +1,4 @@
-"""Peers of a whole gateway on a fake engine: added, removed, and taken back where something fails in between."""
+"""Peers of a whole gateway on a fake engine: added, removed, and rolled back if something fails in between."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_peers_are_added_listed_and_removed_at_once(
             assert (await running.answer("peer", "show", "alice"))["endpoint"] == "203.0.113.9:4000"
             code, _, err = await running.cli("peer", "add", "alice")
             assert code == 1
-            assert "exists already" in err
+            assert "already exists" in err
             assert (await running.cli("peer", "remove", "alice"))[0] == 0
             assert running.packets.peers == {}
             assert (await running.cli("peer", "remove", "alice"))[0] == 1
@@ -91,7 +91,7 @@ def test_a_peer_that_the_engine_refuses_is_not_in_the_store(
 
 
 def deafen(monkeypatch: pytest.MonkeyPatch, kinds: set[type], cause: BaseException) -> None:
-    """Commands of these kinds are carried out, and the command line does not hear the answer."""
+    """Commands of these kinds are carried out, but the command line never gets the answer."""
     execute = ControlClient.execute
 
     def deaf(client: ControlClient, command: Command[AnswerT]) -> AnswerT:
@@ -209,7 +209,7 @@ HELD = StoreError("tidegate.db: is held by another process", hint="try again")
 
 @contextmanager
 def unreadable(monkeypatch: pytest.MonkeyPatch, cause: Exception = HELD) -> Iterator[None]:
-    """The store cannot be read, as when another process holds it for long."""
+    """The store cannot be read, as when another process holds it for a long time."""
 
     def held(_store: SqliteStore) -> NoReturn:
         raise cause
@@ -256,7 +256,7 @@ def test_a_peer_that_is_removed_connects_no_more_whatever_fails_then(
 
 
 def with_gre_for_alice(settings: Settings) -> Settings:
-    """So that whoever adds or removes a peer has to look in the store whose the protocol is."""
+    """So that adding or removing a peer has to look up in the store which peer the protocol belongs to."""
     nat = settings.nat.model_copy(update={"other_protocols": {47: "alice"}})
     return settings.model_copy(update={"nat": nat})
 

@@ -20,7 +20,7 @@ def test_a_task_is_started_once() -> None:
     async def scenario() -> None:
         supervisor = Supervisor()
         supervisor.start("dns", forever)
-        with pytest.raises(RuntimeError, match="'dns' was started before"):
+        with pytest.raises(RuntimeError, match="'dns' has already been started"):
             supervisor.start("dns", forever)
         await supervisor.stop()
 

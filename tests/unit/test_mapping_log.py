@@ -54,7 +54,7 @@ def test_each_mapping_has_a_line_at_its_beginning_and_its_end_with_its_peers_nam
         "event": "mapping ended",
         "seconds": 61.5,
     }, "also when the peer is gone"
-    assert (missing["event"], missing["count"]) == ("records of mappings were not logged", 3)
+    assert (missing["event"], missing["count"]) == ("mapping records were not logged", 3)
 
 
 def test_many_records_are_logged_a_few_at_a_time_and_all_of_them(

@@ -31,7 +31,7 @@ def test_a_protocol_goes_to_its_peer_as_soon_as_that_is_there_and_no_longer(
         wanted = with_protocols(settings, gre="alice", esp="bob")
         async with serving(wanted, capsys) as running:
             said = capsys.readouterr()
-            assert "gre (47) is to go to 'alice', and there is no such peer" in said.out + said.err
+            assert "gre (47) goes to 'alice', but there is no such peer" in said.out + said.err
             assert running.packets.passed == {}
             assert (await running.cli("peer", "add", "alice"))[0] == 0
             assert running.packets.passed == {47: "10.66.77.2"}
@@ -57,7 +57,7 @@ def test_a_reload_gives_a_protocol_to_another_peer(
             wanted[0] = with_protocols(settings, gre="bob", sctp="nobody")
             answer = await running.answer("reload")
             assert answer["applied"] == ["nat.other_protocols"]
-            assert "sctp (132) is to go to 'nobody'" in answer["warnings"][0]
+            assert "sctp (132) goes to 'nobody'" in answer["warnings"][0]
             assert running.packets.passed == {47: "10.66.77.3"}
             wanted[0] = settings
             assert (await running.answer("reload"))["warnings"] == []
@@ -76,7 +76,7 @@ def test_a_protocol_for_nobody_is_told_in_the_log_of_a_gateway_that_reloads_by_s
         nonlocal logged
         said = capsys.readouterr()
         logged += said.out + said.err
-        return "settings read anew" in logged and "sctp (132) is to go to 'nobody'" in logged
+        return "settings reloaded" in logged and "sctp (132) goes to 'nobody'" in logged
 
     async def scenario() -> None:
         async with serving(settings, capsys, reread=lambda: wanted):

@@ -30,7 +30,7 @@ USAGE, FAILURE = 2, 1
 
 @dataclass
 class Editor:
-    """Somebody who edits the settings file of a gateway that runs."""
+    """Somebody who edits a running gateway's settings file."""
 
     running: Running
     write: Callable[[str], Path]
@@ -108,7 +108,7 @@ def test_what_was_taken_over_is_told_although_the_answer_is_lost(
             assert code == FAILURE
             assert err.splitlines()[-1] == (
                 "tidegate: standard output cannot be written: Bad file descriptor; done nevertheless: "
-                "in force: nat.udp_timeout; needs a restart: gateway.shards"
+                "applied: nat.udp_timeout; needs a restart: gateway.shards"
             )
 
     asyncio.run(scenario())
@@ -217,12 +217,12 @@ def test_sighup_reads_the_settings_anew_and_survives_a_wrong_file(
         async with edited(tmp_path, free_port, capsys) as editor:
             editor.write("[nat]\nudp_timeout = 0\n")
             os.kill(os.getpid(), signal.SIGHUP)
-            assert "tidegate.toml:5: nat.udp_timeout" in await told("the settings are as they were")
+            assert "tidegate.toml:5: nat.udp_timeout" in await told("settings not reloaded")
             assert editor.running.packets.nat == []
 
             editor.write("[nat]\nudp_timeout = 150\n")
             os.kill(os.getpid(), signal.SIGHUP)
-            await told("settings read anew")
+            await told("settings reloaded")
             assert [nat.udp_timeout for nat in editor.running.packets.nat] == [150.0]
             assert not editor.running.task.done()
 
@@ -278,7 +278,7 @@ def test_a_new_state_directory_needs_a_restart_and_the_former_one_until_then(
             capsys.readouterr()
             message = await asyncio.to_thread(tidegate.refused, FAILURE, "reload", "--config", file)
             assert f"no gateway is running with state directory {tmp_path}/other" in message
-            assert "name the state_dir that it has with --state-dir" in message
+            assert "name the state_dir that it uses with --state-dir" in message
             answer = await editor.running.answer("reload")
             assert answer["applied"] == ["nat.udp_timeout"]
             assert answer["needs_restart"] == ["state_dir"]

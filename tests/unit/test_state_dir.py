@@ -97,7 +97,7 @@ def test_what_a_gateway_has_left_in_the_lock_is_not_taken_for_one_that_runs(tmp_
 def test_a_command_that_does_not_end_is_not_waited_for_for_ever(tmp_path: Path) -> None:
     with hold(tmp_path, "command") as other:
         with (
-            pytest.raises(LockedError, match="another command holds"),
+            pytest.raises(LockedError, match="another command still holds"),
             StateDir(tmp_path).lock("command", patience=0.1),
         ):
             pass

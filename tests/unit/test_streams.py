@@ -1,4 +1,4 @@
-"""Standard streams that were closed, have no reader any more, or lead to a full disk."""
+"""Standard streams that are closed, have lost their reader, or lead to a full disk."""
 
 from __future__ import annotations
 

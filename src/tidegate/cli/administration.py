@@ -1,5 +1,4 @@
-"""Who carries out a command: the gateway that runs on the state directory, or, where none runs, this process
-itself."""
+"""Chooses what carries out a command: the gateway that runs on the state directory, or, if none runs, this process."""
 
 from __future__ import annotations
 
@@ -32,7 +31,7 @@ class Executor(Protocol):
 
 @contextmanager
 def running_gateway(settings: Settings) -> Iterator[Executor]:
-    """The gateway that runs. Raises `NotRunningError`."""
+    """The running gateway. Raises `NotRunningError`."""
     client = ControlClient.connect(settings.state_dir)
     try:
         yield client
@@ -49,8 +48,8 @@ def administration(
     suggest_endpoint: bool = False,
     engine: Callable[[], Engine] = load,
 ) -> Iterator[Executor]:
-    """The gateway that runs, or else the store itself under its lock. Without `make` a state directory that
-    is not there raises `NotRunningError`, instead of coming into being by being looked at."""
+    """The running gateway, or else the store itself, under its lock. Without `make` a missing state directory raises
+    `NotRunningError`: merely looking must not create it."""
     state = StateDir(settings.state_dir)
     deadline = time.monotonic() + GATEWAY_PATIENCE
     while True:
@@ -69,8 +68,7 @@ def administration(
                 yield alone
                 return
         except LockedError:
-            # A gateway holds the lock but does not listen yet (or any more): ask it again until the time is
-            # up.
+            # A gateway holds the lock, but does not listen yet, or no longer: ask it again until the time is up.
             if time.monotonic() >= deadline:
                 raise
             threading.Event().wait(RETRY_INTERVAL)
@@ -80,7 +78,7 @@ def administration(
 def _store_alone(
     settings: Settings, state: StateDir, host: Host | None, engine: Callable[[], Engine]
 ) -> Iterator[Executor]:
-    from tidegate.control.admin import Administration, Surroundings
+    from tidegate.control.admin import AdminContext, Administration
     from tidegate.identity import load_or_make_private_key, public_key_of
     from tidegate.store import peer_names
     from tidegate.store.sqlite import SqliteStore
@@ -89,14 +87,14 @@ def _store_alone(
     with state.lock("command"):
         store = SqliteStore(state.database)
         try:
-            around = Surroundings(
+            admin_context = AdminContext(
                 settings,
                 lambda: public_key_of(load_or_make_private_key(state.key, partial(peer_names, store))),
                 lambda: suggested_endpoint(settings, host),
                 time.time,
                 lambda: engine().aes_available(),
             )
-            yield Administration(store, around)
+            yield Administration(store, admin_context)
         finally:
             store.close()
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="tidegate",
-    help="A VPN gateway wholly in user space: WireGuard in, user-space NAT out, the host untouched.",
+    help="A VPN gateway entirely in user space: WireGuard in, user-space NAT out, the host untouched.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -59,15 +59,15 @@ app.command("bench", epilog=lab.BENCH_EXAMPLES)(lab.bench)
 
 
 def command_tree() -> Command:
-    """The tree, with its help as it should look."""
+    """The command tree, with its help tidied up."""
     root = typer.main.get_command(app)
     _tidy(root, None)
     return root
 
 
 def _tidy(command: Command, above: typer.Context | None) -> None:
-    """Typer keeps the line breaks of docstrings, which are those of our source, and shows switches as if they took a
-    value."""
+    """Removes the docstrings' line breaks, which Typer keeps, and the metavar that it shows for switches as if they
+    took a value."""
     if command.help is not None:
         command.help = "\n\n".join(" ".join(part.split()) for part in command.help.split("\n\n"))
     context = typer.Context(command, parent=above, **command.context_settings)

@@ -12,7 +12,7 @@ from tidegate.cli.runtime import runtime_of
 DEFAULT_INTERFACE = "tidegate-client"
 
 EXAMPLES = examples(
-    ("tidegate connect alice.conf", "connect until Ctrl-C; routes and DNS are taken back then"),
+    ("tidegate connect alice.conf", "connect until Ctrl-C; routes and DNS are restored then"),
     ("tidegate connect alice.conf --no-dns", "leave the resolver as it is"),
     ("tidegate connect alice.conf --json", "one JSON object per event, for programs"),
 )

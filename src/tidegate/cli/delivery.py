@@ -1,5 +1,5 @@
-"""How a new peer's profile gets to somebody: the only key is in it, so that a peer whose profile does not is taken
-back, and one whose profile does stays."""
+"""Delivers a new peer's profile, by printing it or writing it to a file. The profile holds the only copy of the private
+key, so a peer whose profile is not delivered is removed again."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from tidegate.cli.administration import Executor
-from tidegate.cli.ending import Ending
 from tidegate.cli.output import Handout, remark
 from tidegate.control.commands import PeerAdd, PeerAdded, PeerList, PeerRemove
 from tidegate.errors import TidegateError, UnansweredError, UsageError
 from tidegate.files import atomic_write
+from tidegate.interrupts import Unwinding
 
 
 class Delivery(Protocol):
-    """The way out of a profile, to be used once."""
+    """One way to deliver a profile. Can be used once."""
 
     where: str
     """Where the profile is once it has arrived."""
 
     def send(self, text: str) -> None: ...
     def arrived(self) -> bool:
-        """Whether the profile got where it was to go, whatever failed afterwards."""
+        """Whether the profile was delivered, whatever failed afterwards."""
 
 
 class _Print(Delivery):
@@ -41,7 +41,7 @@ class _Print(Delivery):
             raise TidegateError(f"the profile cannot be printed: {cause.strerror}") from cause
 
     def arrived(self) -> bool:
-        """What went out is asked: a Ctrl-C may come with the end of the writing, before anything else is noted."""
+        """Asks what was actually written: Ctrl-C may arrive right after the write, before anything else is recorded."""
         return self._handout is not None and self._handout.is_out()
 
 
@@ -60,7 +60,7 @@ class _Write(Delivery):
             self._move()
 
     def arrived(self) -> bool:
-        """The file itself is asked: a Ctrl-C may come right after its move, before anything could be noted."""
+        """Asks the file itself: Ctrl-C may arrive right after the move, before anything could be recorded."""
         try:
             return self._text is not None and self._out.read_bytes() == self._text.encode()
         except OSError:
@@ -69,7 +69,7 @@ class _Write(Delivery):
 
 @contextmanager
 def delivery(name: str, out: Path | None, force: bool) -> Iterator[Delivery]:
-    """A file is begun before the peer is added, and appears once it was: nothing is ever half-done."""
+    """A temporary file is opened before the peer is added, and moved into place after: nothing is ever half-done."""
     if out is None:
         yield _Print()
         return
@@ -79,12 +79,12 @@ def delivery(name: str, out: Path | None, force: bool) -> Iterator[Delivery]:
                 raise UsageError(
                     f"{out} is a directory", hint=f"name a file in it, such as {out / name}.conf"
                 )
-            if out.exists() and not out.is_file():  # /dev/stdout would be one from then on, for all programs
-                raise UsageError(f"{out} is no regular file", hint="leave --out away to print the profile")
-            if out.is_symlink():  # as /dev/stdout is where `>` leads to a file; or a stranger's
+            if out.exists() and not out.is_file():  # replacing /dev/stdout would break it for all programs
+                raise UsageError(f"{out} is not a regular file", hint="omit --out to print the profile")
+            if out.is_symlink():  # such as /dev/stdout, redirected to a file; or planted by somebody else
                 raise UsageError(
                     f"{out} is a symbolic link",
-                    hint="name the file itself, or leave --out away to print the profile",
+                    hint="name the file itself, or omit --out to print the profile",
                 )
             file = files.enter_context(atomic_write(out, replace=force))
         yield _Write(out, file, files.close)
@@ -107,10 +107,10 @@ def adding(
     command: PeerAdd,
     asking: Callable[[], AbstractContextManager[Executor]],
     way_out: Delivery,
-    ending: Ending,
+    unwinding: Unwinding,
 ) -> Iterator[PeerAdded]:
-    """A peer that is there for good once its profile has got out. If it does not, or if nobody knows whether the
-    peer was added, it is taken back; `asking` leads to who carries out commands, each time anew."""
+    """Adds a peer, which is permanent once its profile is delivered. If that fails, or if it is not known whether the
+    peer was added, it is removed again. `asking` opens a new connection to whatever carries out commands."""
     refused = True
     try:
         with asking() as executor:
@@ -122,7 +122,7 @@ def adding(
             refused = False
             yield answer
     except BaseException as failure:
-        ending.begin()
+        unwinding.begin()
         if way_out.arrived():
             _tell(f"{command.name} was added, and its profile is {way_out.where}", failure, always=True)
         elif not refused:
@@ -133,7 +133,7 @@ def adding(
 def _take_back(
     command: PeerAdd, asking: Callable[[], AbstractContextManager[Executor]], failure: BaseException
 ) -> None:
-    """Removes the peer if it has our key: another of that name may be why ours was refused."""
+    """Removes the peer if it has our key: ours may have been refused because another has its name."""
     name = command.name
     try:
         with asking() as executor:
@@ -146,14 +146,14 @@ def _take_back(
     fate = (
         f"{name} was not added"
         if removed
-        else f"{name} may have been added, with a key that nobody has: look with `tidegate peer show {name}`"
+        else f"{name} may have been added, with a key that nobody has: see `tidegate peer show {name}`"
     )
     _tell(fate, failure, always=not removed)
 
 
 def _tell(fate: str, failure: BaseException, *, always: bool) -> None:
-    """What became of the peer is said with the `failure`, in place of what may be the matter with the gateway. Other
-    advice stays; then it is said only if it is not what is to be expected."""
+    """Reports what became of the peer: as the hint of `failure` if that has none, or only guesses at what is wrong with
+    the gateway; otherwise in a line of its own, but only if it is not what anybody would expect (`always`)."""
     if isinstance(failure, UnansweredError) or (isinstance(failure, TidegateError) and not failure.hint):
         failure.hint = fate
     elif always:

@@ -13,7 +13,7 @@ DEMO_EXAMPLES = examples(
     ("tidegate demo", "client, gateway and internet host in network namespaces, checked step by step")
 )
 BENCH_EXAMPLES = examples(
-    ("tidegate bench", "Tidegate beside the kernel, wireguard-go and OpenVPN (half an hour)"),
+    ("tidegate bench", "compare with the kernel, wireguard-go and others (half an hour)"),
     ("tidegate bench --variant tidegate --workload '1 flow, down' --rounds 1", "a quick look"),
 )
 
@@ -25,7 +25,7 @@ def demo(
         typer.Option("--reference", hidden=True, help="wireguard-go and kernel NAT in Tidegate's place."),
     ] = False,
 ) -> int:
-    """Show the whole path on this machine, in network namespaces of its own, and clean up."""
+    """Run client, gateway and internet on this machine, in network namespaces of their own, and clean up."""
     from tidegate.lab.demo import run_demo
 
     return run_demo(json_output=json, reference=reference)
@@ -39,18 +39,18 @@ def bench(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Only variants with this in their name; repeatable. A wrong one is answered with all there are.",
+            help="Only variants with this in their name; repeatable. An unknown one lists all of them.",
         ),
     ] = None,
     workload: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only such workloads; likewise.")
+        list[str] | None, typer.Option(metavar="NAME", help="The same for workloads.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write benchmark.json, .md and .png there.")
     ] = None,
     json: JsonOption = False,
 ) -> int:
-    """Measure Tidegate beside other VPNs on this machine, in network namespaces of its own."""
+    """Compare Tidegate with other VPNs on this machine, in network namespaces of their own."""
     from tidegate.lab.bench import LEAST_ROUNDS, run_bench
 
     return run_bench(

@@ -26,7 +26,7 @@ app = typer.Typer(help="The NAT: mappings and counters.", no_args_is_help=True)
 def list_mappings(
     context: typer.Context,
     peer: Annotated[str | None, typer.Option(metavar="NAME", help="Only this peer's.")] = None,
-    limit: Annotated[int, typer.Option(metavar="N", min=1, max=10_000, help="At most so many.")] = 1000,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, max=10_000, help="How many at most.")] = 1000,
     config: ConfigOption = None,
     state_dir: StateDirOption = None,
     json: JsonOption = False,
@@ -44,7 +44,7 @@ def list_mappings(
     else:
         print_rich(_mappings_table(answer.mappings))
     if answer.truncated:
-        remark(f"there are more than these {limit}; ask with --limit or --peer")
+        remark(f"there are more than these {limit}; raise --limit, or choose a --peer")
 
 
 def _mappings_table(mappings: list[MappingView]) -> RenderableType:
@@ -115,7 +115,7 @@ def stats(
             ],
             empty="no mappings",
         ),
-        f"{answer.sessions} sessions of {answer.clients} clients; {answer.resting_ports} ports rest\n",
+        f"{answer.sessions} sessions of {answer.clients} clients; {answer.resting_ports} ports resting\n",
         table(
             None, ("limit", "value>"), [(name, str(value)) for name, value in answer.limits.items()], empty=""
         ),

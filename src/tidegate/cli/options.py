@@ -1,4 +1,4 @@
-"""Options that several commands share, and the settings they lead to."""
+"""Options that several commands share, and the settings that result from them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from tidegate.settings import Settings
 
 ConfigOption = Annotated[
-    str | None,  # no `Path`, which has an empty text be the current directory
+    str | None,  # not `Path`, for which an empty text is the current directory
     typer.Option(
-        "--config", metavar="FILE", help="Settings (TOML). [dim]\\[/etc/tidegate/tidegate.toml, if there][/]"
+        "--config",
+        metavar="FILE",
+        help="Settings (TOML). [dim]\\[/etc/tidegate/tidegate.toml, if it exists][/]",
     ),
 ]
 StateDirOption = Annotated[
@@ -34,8 +36,8 @@ def read_settings(
     state_dir: str | None,
     flags: dict[tuple[str, ...], tuple[str, Any]] | None = None,
 ) -> Settings:
-    """Settings from file, environment and flags. `flags` maps a setting to the flag's name and its value; a
-    value of `None` was not given."""
+    """Settings from file, environment and flags. `flags` maps a setting to the flag's name and its value; `None` means
+    that the flag was not given."""
     from tidegate.settings import load_settings
 
     given = {key: (flag, value) for key, (flag, value) in (flags or {}).items() if value is not None}
@@ -50,7 +52,7 @@ def read_settings(
 
 
 def file_named(text: str, what: str) -> Path:
-    """Raises `UsageError`."""
+    """A path that the user gave as `what`. Raises `UsageError` if it is empty."""
     from tidegate.errors import UsageError
 
     if not text:
@@ -59,8 +61,8 @@ def file_named(text: str, what: str) -> Path:
 
 
 def examples(*lines: tuple[str, str]) -> str:
-    """The end of a command's help: commands with what they do. (A blank line between lines keeps them
-    apart.)"""
+    """The end of a command's help: example commands and what they do. (Without blank lines between them, Typer would
+    join the lines.)"""
     return "\n\n".join(
         ["[bold]Examples[/]", *(f"[cyan]{command}[/]  [dim]{does}[/]" for command, does in lines)]
     )

@@ -1,5 +1,4 @@
-"""What commands print: tables for people, JSON for programs, on standard output; remarks on standard
-error."""
+"""What commands print: tables for people and JSON for programs on standard output, remarks on standard error."""
 
 from __future__ import annotations
 
@@ -18,12 +17,12 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
 UNBOUNDED = 1 << 16
-"""Columns of what goes into a pipe or file, where there is no terminal to fit: tables are as wide as they need."""
+"""Width of output to a pipe or file, in columns: without a terminal to fit, tables are as wide as they need to be."""
 
 NARROW = 8
-"""Columns on the screen below which nothing that folds reads well."""
+"""The narrowest a folded text column may be, in screen columns: below this, folded text is hard to read."""
 GAP = 2
-"""Columns on the screen that each one of a table needs beside its text."""
+"""Screen columns that a table's column needs in addition to its text."""
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -36,14 +35,14 @@ def unwritable(cause: OSError, done: str | None = None) -> TidegateError:
 
 
 def closed() -> OSError:
-    """Of a standard stream that whoever started us has closed: `print` would be content."""
+    """The error for a standard stream that was closed before we started: `print` would not complain."""
     return OSError(errno.EBADF, os.strerror(errno.EBADF))
 
 
 @contextmanager
 def written(done: str | None = None) -> Iterator[None]:
-    """Around what prints, in which no other `OSError` can arise: raises `TidegateError` if it does not get through,
-    with what the command has `done` before."""
+    """Around code that prints, and that can raise `OSError` for no other reason. Raises `TidegateError` if the output
+    does not get through, with what the command has `done` before."""
     try:
         if sys.stdout is None:
             raise closed()
@@ -51,7 +50,7 @@ def written(done: str | None = None) -> Iterator[None]:
         sys.stdout.flush()
     except BrokenPipeError as cause:
         if done is None:
-            raise  # whoever read it has seen enough
+            raise  # the reader has seen enough
         raise unwritable(cause, done) from cause
     except OSError as cause:
         raise unwritable(cause, done) from cause
@@ -72,8 +71,8 @@ class Handout:
         """Bytes, write by write."""
 
     def print(self) -> None:
-        """At once, and past the buffer of standard output: what is stuck there when a signal comes would get through
-        afterwards. Raises `OSError` if it does not get through."""
+        """Prints the text at once, bypassing the buffer of standard output: text left in the buffer by a signal would
+        still be printed afterwards. Raises `OSError` if it does not get through."""
         stdout: TextIO | None = sys.stdout
         if stdout is None:
             raise closed()
@@ -84,9 +83,9 @@ class Handout:
         while not self.is_out():
             left = data[sum(self._written) :]
             before = len(self._written)
-            # Written and noted in C: between two steps in Python a signal could raise.
+            # Written and recorded in one step of C: between two steps of Python a signal handler could raise.
             self._written.extend(filter(None, map(unbuffered.write, (left,))))
-            if len(self._written) == before:  # somebody made it non-blocking, and it is full
+            if len(self._written) == before:  # it was made non-blocking, and is full
                 raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     def is_out(self) -> bool:
@@ -98,7 +97,7 @@ def print_rich(*things: RenderableType) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
-    if not console.file.isatty():  # `is_terminal` is about colours, which variables may ask for in a pipe
+    if not console.file.isatty():  # `is_terminal` is about colours, which variables can force in a pipe
         console.width = UNBOUNDED
     with written():
         for thing in things:
@@ -106,16 +105,16 @@ def print_rich(*things: RenderableType) -> None:
 
 
 def remark(text: str) -> None:
-    """One line for a person, beside the output proper."""
+    """One line for people, apart from the actual output."""
     say(f"tidegate: {text}", sys.stderr)
 
 
 def table(
     title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str
 ) -> RenderableType:
-    """A table; columns whose name ends with ``>`` are aligned to the right, those with ``!`` stay whole. Where it is
-    too wide, texts fold, the widest first; so does what has blanks. Where that does not help, each row becomes lines of
-    ``name: value``: nothing is ever cut."""
+    """A table; columns whose name ends with ``>`` are aligned to the right, those with ``!`` never fold. If the table
+    is too wide, columns of text are folded, the widest first, and so are values with blanks in them. If that does not
+    help, each row becomes lines of ``name: value``: nothing is ever cut."""
     from rich.markup import escape
 
     if not rows:
@@ -124,7 +123,7 @@ def table(
 
 
 class _Fitted:
-    """A table that takes its form when it knows how wide the terminal is."""
+    """A table that is laid out when the terminal's width is known."""
 
     def __init__(self, title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         self._title = title
@@ -189,7 +188,7 @@ def _longest_word(texts: Iterable[str]) -> int:
 
 
 def _fit(natural: Sequence[int], least: Sequence[int], room: int) -> list[int] | None:
-    """The widths of columns that have `room` for all together; `None` if even the least do not fit."""
+    """Column widths that add up to at most `room`; `None` if even the least widths do not fit."""
     if sum(least) > room:
         return None
     widths = list(natural)
@@ -202,7 +201,7 @@ def _fit(natural: Sequence[int], least: Sequence[int], room: int) -> list[int] |
 
 
 def amount(count: int) -> str:
-    """Bytes for people."""
+    """A number of bytes, for people."""
     value = float(count)
     for unit in _UNITS[:-1]:
         if value < 1024:

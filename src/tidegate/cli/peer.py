@@ -32,9 +32,9 @@ _ADD_EXAMPLES = examples(
     ("tidegate peer add alice --out alice.conf", "a profile for any WireGuard app"),
     (
         "tidegate peer add bob --endpoint vpn.example.com:51820 --out bob.conf",
-        "with the name that clients reach",
+        "with the name that clients connect to",
     ),
-    ("tidegate peer add eve | qrencode -t ansiutf8", "printed: for a telephone's camera"),
+    ("tidegate peer add eve | qrencode -t ansiutf8", "as a QR code, for a phone's camera"),
     ("tidegate peer add carol --address 10.66.77.20", "with a chosen address"),
     ("tidegate peer add dave --cipher aes-256-gcm --out dave.conf", "faster, for Tidegate's own client only"),
 )
@@ -55,7 +55,7 @@ def add(
         str,
         typer.Option(
             metavar="FILE",
-            help="Write the profile here, for its owner alone (mode 0600). [dim]\\[-, standard output][/]",
+            help="Write the profile here, readable by its owner only (0600). [dim]\\[-, standard output][/]",
             show_default=False,
         ),
     ] = STDOUT,
@@ -67,7 +67,7 @@ def add(
         CipherName,
         typer.Option(
             metavar="CIPHER",
-            help="What protects its data: chacha20-poly1305, or [b]aes-256-gcm[/], which is faster, needs CPUs with "
+            help="What encrypts its data: chacha20-poly1305, or [b]aes-256-gcm[/], which is faster, needs CPUs with "
             "AES instructions, and works with Tidegate's own client only.",
         ),
     ] = WIREGUARD_CIPHER,
@@ -76,13 +76,12 @@ def add(
     state_dir: StateDirOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Add a peer and hand out its profile (wg-quick format). Its private key is in the profile and nowhere
-    else."""
+    """Add a peer, and write its profile (wg-quick format). Its private key is in the profile and nowhere else."""
     from functools import partial
 
     from tidegate.cli.administration import administration
     from tidegate.cli.delivery import adding, delivery
-    from tidegate.cli.ending import ended_like_by_ctrl_c
+    from tidegate.cli.interruptible import interruptible
     from tidegate.cli.output import remark, written
     from tidegate.control.commands import PeerAdd
     from tidegate.identity import encode_key, make_preshared_key, make_private_key, public_key_of
@@ -91,7 +90,7 @@ def add(
     settings = read_settings(context, config, state_dir)
     check_peer_name(name)
     file = None if out == STDOUT else file_named(out, "--out")
-    # A wrong one is refused before anything is done.
+    # A bad one is refused before anything is done.
     wanted = _endpoint(endpoint, settings.gateway.listen.port)
     runtime = runtime_of(context)
     if _is_missing(settings.state_dir):
@@ -114,9 +113,9 @@ def add(
         engine=runtime.engine,
     )
     with (
-        ended_like_by_ctrl_c() as ending,
+        interruptible() as unwinding,
         delivery(name, file, force) as way_out,
-        adding(command, asking, way_out, ending) as added,
+        adding(command, asking, way_out, unwinding) as added,
     ):
         wanted = _endpoint(endpoint, added.listen_port)
         _refuse_endpoint_inside(wanted, settings.gateway, added)
@@ -153,14 +152,14 @@ def _is_missing(path: Path) -> bool:
     try:
         return not path.exists()
     except OSError:
-        return False  # who makes it says why it cannot be looked at
+        return False  # making it will fail, with the reason
 
 
 def _refuse_early(
     endpoint: Endpoint | None, address: str | None, settings: Settings, runtime: Runtime
 ) -> None:
-    """What would be refused anyway, but after a state directory was made. Where there is none, no gateway has other
-    settings than this command."""
+    """Refuses what would be refused anyway, before a state directory is made for nothing. Without one no gateway runs,
+    so this command's own settings are the ones that count."""
     from tidegate.cli.administration import suggested_endpoint
     from tidegate.errors import UsageError
     from tidegate.net import parse_peer_address
@@ -178,8 +177,8 @@ def _refuse_early(
 
 
 def _refuse_endpoint_inside(endpoint: Endpoint | None, ours: GatewaySettings, added: PeerAdded) -> None:
-    """A client would send what is to make the tunnel into the tunnel. Of a gateway that has other settings than this
-    command, two addresses are known."""
+    """A client would send the tunnel's own packets into the tunnel. If the gateway's settings differ from this
+    command's, only two of its subnet's addresses are known."""
     if endpoint is None or endpoint.address is None:
         return
     if str(ours.address) == added.gateway_address:
@@ -200,8 +199,8 @@ def _endpoint_unknown() -> UsageError:
     from tidegate.errors import UsageError
 
     return UsageError(
-        "it is not known where clients reach the gateway",
-        hint="say --endpoint HOST:PORT, or set [gateway] endpoint",
+        "it is not known where clients can reach the gateway",
+        hint="give --endpoint HOST:PORT, or set [gateway] endpoint",
     )
 
 
@@ -220,7 +219,7 @@ def _profile(
         mtu=added.mtu,
         peer_public_key=decode_key(added.gateway_public_key),
         preshared_key=preshared_key,
-        # IPv6 is not carried; claiming it keeps it from leaving past the tunnel.
+        # IPv6 is not carried; claiming it keeps it from bypassing the tunnel.
         allowed_ips=(ip_network("0.0.0.0/0"), ip_network("::/0")),
         endpoint=endpoint or Endpoint.parse(str(added.endpoint)),
         persistent_keepalive=KEEPALIVE,
@@ -234,9 +233,9 @@ def _warn_of_local_endpoint(profile: Profile, *, explicit: bool) -> None:
 
     address = profile.endpoint.address
     if address is None:
-        return  # a host name: what it leads to elsewhere is not known here
+        return  # a host name: it may resolve differently elsewhere
     if address.is_loopback:
-        remark(f"the endpoint {profile.endpoint} is every machine's own; clients elsewhere need another")
+        remark(f"the endpoint {profile.endpoint} is a loopback address; clients elsewhere need another")
     elif not explicit and any(address in network for network in PRIVATE_NETWORKS):
         remark(f"the endpoint {profile.endpoint} is a private address; clients elsewhere need --endpoint")
 
@@ -345,7 +344,7 @@ def remove(
 
 
 def peer_table(peers: list[PeerView], *, running: bool) -> RenderableType:
-    """Peers as a table, with counters where a gateway runs."""
+    """Peers as a table, with counters if a gateway runs."""
     from tidegate.cli.output import ago, amount, table
 
     empty = "no peers; add one with `tidegate peer add NAME --out NAME.conf`"

@@ -24,7 +24,7 @@ PortsArgument = Annotated[
     epilog=examples(
         (
             "tidegate publish add tcp/8080 --to alice:80",
-            "port 8080 of the external address is alice's port 80",
+            "port 8080 of the external address leads to alice's port 80",
         ),
         ("tidegate publish add udp/27000-27010 --to bob", "a range, to the same ports"),
     ),
@@ -39,7 +39,7 @@ def add(
     state_dir: StateDirOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Publish external ports to a peer; at once, and after every restart."""
+    """Publish external ports to a peer, at once and after every restart."""
     from tidegate.cli.administration import administration
     from tidegate.cli.output import print_json, remark
     from tidegate.control.commands import PublishAdd
@@ -67,7 +67,7 @@ def remove(
     state_dir: StateDirOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Take a publication back."""
+    """Stop publishing external ports."""
     from tidegate.cli.administration import administration
     from tidegate.cli.output import print_json, remark
     from tidegate.control.commands import PublishRemove
@@ -124,12 +124,12 @@ def parse_ports(text: str) -> tuple[Literal["tcp", "udp"], int, int]:
     except ValueError as cause:
         raise UsageError(str(cause)) from None
     if high < low:
-        raise UsageError(f"{text!r} ends before it begins")
+        raise UsageError(f"ports {low}-{high}: the range ends before it starts")
     return cast(Literal["tcp", "udp"], protocol), low, high
 
 
 def _parse_target(text: str, first: int, last: int) -> tuple[str, int]:
-    """``alice`` (the same ports), ``alice:80``, or ``alice:80-90`` if as long as the external range."""
+    """``alice`` (the same ports), ``alice:80``, or ``alice:80-90``, which must be as long as the external range."""
     from tidegate.errors import UsageError
     from tidegate.net import parse_port
 
@@ -143,5 +143,5 @@ def _parse_target(text: str, first: int, last: int) -> tuple[str, int]:
     except ValueError as cause:
         raise UsageError(f"--to: {cause}") from None
     if high - low != last - first:
-        raise UsageError(f"--to {text}: as many ports are needed as are published ({last - first + 1})")
+        raise UsageError(f"--to {text}: must be as many ports as are published ({last - first + 1})")
     return peer, low

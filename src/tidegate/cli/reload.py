@@ -7,7 +7,7 @@ import typer
 from tidegate.cli.options import ConfigOption, JsonOption, StateDirOption, examples, read_settings
 
 EXAMPLES = examples(
-    ("tidegate reload", "take over what the settings file says now"),
+    ("tidegate reload", "apply what the settings file says now"),
     ("tidegate reload --json | jq .needs_restart", "what would need a restart"),
 )
 
@@ -18,10 +18,10 @@ def reload(
     state_dir: StateDirOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Let the running gateway read its settings anew, as SIGHUP does.
+    """Make the running gateway reload its settings, as SIGHUP does.
 
-    The gateway reads its own file, whichever it was started with, and takes over what can change while it
-    runs; the rest is named. If anything in it is wrong, nothing changes.
+    The gateway reads the file that it was started with, and applies what can change while it runs; it names what needs
+    a restart. If anything in the file is wrong, nothing changes.
     """
     from tidegate.cli.administration import running_gateway
     from tidegate.cli.output import print_json, remark
@@ -33,17 +33,15 @@ def reload(
         with running_gateway(settings) as gateway:
             answer = gateway.execute(ReloadSettings())
     except NotRunningError as absent:
-        if state_dir is None:  # this command has read a new one already, the gateway has not
+        if state_dir is None:  # the file may name a new one, which the gateway has not read yet
             absent.hint = (
-                "start one with `tidegate serve`, or name the state_dir that it has with --state-dir"
+                "start one with `tidegate serve`, or name the state_dir that it uses with --state-dir"
             )
         raise
-    done = [
-        f"in force: {', '.join(answer.applied)}" if answer.applied else "nothing to take over has changed"
-    ]
+    done = [f"applied: {', '.join(answer.applied)}" if answer.applied else "nothing to apply has changed"]
     if answer.needs_restart:
         done.append(f"needs a restart: {', '.join(answer.needs_restart)}")
-    done += (f"mind: {warning}" for warning in answer.warnings)
+    done += (f"warning: {warning}" for warning in answer.warnings)
     if json:
         print_json(answer, done="; ".join(done))
         return

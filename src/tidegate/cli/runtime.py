@@ -1,4 +1,4 @@
-"""What the commands stand on: the engine and the host, handed in so that tests can hand in others."""
+"""What the commands depend on: the engine and the host, injected so that tests can inject others."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _linux_client_host() -> ClientHost:
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """Where engine and host come from."""
+    """Factories of engine and host."""
 
     engine: Callable[[], Engine] = _load_engine
     host: Callable[[], Host] = _linux_host

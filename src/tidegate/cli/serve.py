@@ -11,7 +11,7 @@ from tidegate.cli.options import ConfigOption, StateDirOption, examples, read_se
 from tidegate.cli.runtime import runtime_of
 
 EXAMPLES = examples(
-    ("tidegate serve", "serve with what the host's own network suggests"),
+    ("tidegate serve", "serve, with defaults taken from the host's network"),
     ("tidegate serve --config /etc/tidegate/tidegate.toml", "with a settings file"),
     ("tidegate serve --listen 0.0.0.0:443 --external eth0", "on another port, through a named interface"),
 )
@@ -27,7 +27,7 @@ def serve(
     ] = None,
     external: Annotated[
         str | None,
-        typer.Option(metavar="INTERFACE", help="The way out. [dim]\\[that of the default route][/]"),
+        typer.Option(metavar="INTERFACE", help="The external interface. [dim]\\[the default route's][/]"),
     ] = None,
     subnet: Annotated[
         str | None, typer.Option(metavar="PREFIX", help="The VPN's addresses. [dim]\\[10.66.77.0/24][/]")
@@ -71,7 +71,7 @@ def serve(
     settings = reread()
     configure_logging(settings.log)
     runtime = runtime_of(context)
-    # Where programs read the log, every line of it is for them.
+    # If the log is JSON, programs read it, and every line must be JSON.
     ready = structlog.get_logger("tidegate.gateway").info if settings.log.format == "json" else remark
     gateway = Gateway(settings, runtime.engine(), runtime.host(), ready=ready, reread=reread)
     asyncio.run(gateway.run())

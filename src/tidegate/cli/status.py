@@ -53,7 +53,7 @@ def _print(answer: GatewayStatus) -> None:
         f"listening on {answer.listen}, subnet {answer.subnet}, gateway {answer.gateway_address}",
         f"external {answer.external_interface} {', '.join(answer.external_addresses)}, "
         f"next hop {answer.next_hop or 'none'}",
-        *([f"[red]not usable now: {escape(answer.external_trouble)}[/]"] if answer.external_trouble else []),
+        *([f"[red]not usable: {escape(answer.external_trouble)}[/]"] if answer.external_trouble else []),
         f"public key {answer.public_key}",
         "",
         peer_table(answer.peers, running=True),
@@ -84,8 +84,8 @@ def _print(answer: GatewayStatus) -> None:
 
 
 def drops_table(drops: dict[str, int], explanations: dict[str, str] | None = None) -> RenderableType:
-    """Drops by reason, most frequent first; reasons that never happened are left out. With explanations, each
-    has its own beside it."""
+    """Drops by reason, most frequent first; reasons that never occurred are left out. `explanations` fill a column of
+    their own."""
     from tidegate.cli.output import table
 
     rows = sorted(

@@ -1,7 +1,7 @@
 """Carries out commands: on the store, and at once on the engine where one runs.
 
-The store is written first and the engine told after; when the engine refuses, the store is taken back, so
-that a command is done whole or not at all.
+The store is written first, then the engine; if the engine refuses, the store is rolled back, so that a command is
+carried out completely or not at all.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ log = structlog.get_logger("tidegate.control")
 
 
 class LiveGateway(Protocol):
-    """What administration needs of a running gateway."""
+    """What administration needs from a running gateway."""
 
     @property
     def engine(self) -> EngineGateway: ...
@@ -69,43 +69,43 @@ class LiveGateway(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Reloaded:
-    """What came of reading the settings anew."""
+    """The outcome of reloading the settings."""
 
     settings: Settings
-    """Those in force now."""
+    """The settings in force now."""
     applied: tuple[Key, ...]
     needs_restart: tuple[Key, ...]
     warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What administration knows beside the store."""
+class AdminContext:
+    """What administration needs to know apart from the store."""
 
     settings: Settings
     public_key: Callable[[], bytes]
-    """The gateway's. Raises `StoreError`."""
+    """The gateway's own. Raises `StoreError`."""
     suggested_endpoint: Callable[[], Endpoint | None]
-    """Where clients would find the gateway if settings do not say."""
+    """Where clients would find the gateway, if the settings do not say."""
     now: Callable[[], float]
     """Seconds since the epoch."""
     aes_available: Callable[[], bool]
 
 
 class Administration:
-    """Carries out commands. Not to be used by two threads at once."""
+    """Carries out commands. Not safe to use from two threads at once."""
 
-    def __init__(self, store: Store, surroundings: Surroundings, live: LiveGateway | None = None) -> None:
+    def __init__(self, store: Store, context: AdminContext, live: LiveGateway | None = None) -> None:
         self._store = store
-        self._around = surroundings
+        self._context = context
         self._live = live
         self._publications = Publications(store, live.engine if live is not None else None)
         self._names: dict[str, str] = {}
         self._passed: dict[int, str] = {}
 
     def name_at(self, address: str) -> str | None:
-        """The peer that holds the address, or held it last: its mappings outlive it by a moment. Remembered for
-        as many addresses as the subnet has."""
+        """The peer that holds the address, or held it last: its mappings outlive it by a moment. One name is remembered
+        per address of the subnet."""
         return self._names.get(address)
 
     def execute(self, command: Command[AnswerT]) -> AnswerT:
@@ -137,7 +137,7 @@ class Administration:
         raise UsageError(f"unknown command {type(command).__name__}")
 
     def restore(self) -> int:
-        """Tells a fresh engine about every peer and publication; gives back how many peers there are.
+        """Gives a new engine every peer and publication. Returns how many peers there are.
 
         Raises `SettingsError` if a peer's address is not in the subnet, `EngineError` if the machine cannot run its
         cipher, `OSError` if the engine refuses a peer.
@@ -146,7 +146,7 @@ class Administration:
         peers = self._store.peers()
         self._check_subnet(peers)
         for peer in peers:
-            self._check_cipher(peer.cipher, peer.name, f"`tidegate peer remove {peer.name}` and add it anew")
+            self._check_cipher(peer.cipher, peer.name, f"`tidegate peer remove {peer.name}` and add it again")
         for peer in peers:
             self._names[str(peer.address)] = peer.name
             engine.set_peer(peer.public_key, str(peer.address), peer.preshared_key, cipher=peer.cipher)
@@ -162,16 +162,16 @@ class Administration:
 
     def _peer_add(self, command: PeerAdd) -> PeerAdded:
         name = check_peer_name(command.name)
-        gateway = self._around.settings.gateway
+        gateway = self._context.settings.gateway
         try:
             public_key = decode_key(command.public_key)
             preshared_key = decode_key(command.preshared_key) if command.preshared_key is not None else None
         except ValueError as cause:
             raise UsageError(f"the key of {name!r} {cause}") from None
         self._check_cipher(command.cipher, name, "add the peer without --cipher")
-        if self._live is None:  # one that runs has looked
+        if self._live is None:  # a running gateway has checked already
             self._check_subnet(self._store.peers())
-        gateway_public_key = encode_key(self._around.public_key())
+        gateway_public_key = encode_key(self._context.public_key())
         peer = self._store.add_peer(
             name,
             public_key,
@@ -179,20 +179,20 @@ class Administration:
             subnet=gateway.subnet,
             reserved=self._reserved(),
             address=self._address(command.address),
-            now=self._around.now(),
+            now=self._context.now(),
             cipher=command.cipher,
         )
         if self._live is not None:
             self._names[str(peer.address)] = name
             try:
                 self._live.engine.set_peer(public_key, str(peer.address), preshared_key, cipher=peer.cipher)
-            except BaseException as cause:  # whatever it is: half of a command is none
+            except BaseException as cause:  # whatever it is: no command is left half-done
                 self._store.remove_peer(name)
                 if not isinstance(cause, OSError | ValueError | RuntimeError):
                     raise
                 raise EngineError(f"the engine refuses peer {name!r}: {cause}") from cause
             self._pass_protocols_and_log()
-        endpoint = gateway.endpoint or self._around.suggested_endpoint()
+        endpoint = gateway.endpoint or self._context.suggested_endpoint()
         return PeerAdded(
             peer=_peer_view(peer, None),
             gateway_public_key=gateway_public_key,
@@ -200,23 +200,24 @@ class Administration:
             listen_port=gateway.listen.port,
             endpoint=str(endpoint) if endpoint else None,
             mtu=gateway.tunnel_mtu,
-            dns=self._around.settings.dns.enabled,
+            dns=self._context.settings.dns.enabled,
         )
 
     def _check_subnet(self, peers: Iterable[Peer]) -> None:
-        subnet = self._around.settings.gateway.subnet
+        subnet = self._context.settings.gateway.subnet
         for peer in peers:
             if peer.address not in subnet or peer.address in self._reserved():
                 raise SettingsError(
-                    f"peer {peer.name!r} has address {peer.address}, for which [gateway] subnet {subnet} has no place",
-                    hint=f"serve its old subnet, or `tidegate peer remove {peer.name}` and add it anew",
+                    f"peer {peer.name!r} has address {peer.address}, "
+                    f"which no peer can have in [gateway] subnet {subnet}",
+                    hint=f"restore the former [gateway] subnet, or `tidegate peer remove {peer.name}` and add it again",
                 )
 
     def _check_cipher(self, cipher: CipherName, peer: str, hint: str) -> None:
-        check_cipher(cipher, self._around.aes_available, user=f"peer {peer!r}", hint=hint)
+        check_cipher(cipher, self._context.aes_available, user=f"peer {peer!r}", hint=hint)
 
     def _reserved(self) -> frozenset[IPv4Address]:
-        gateway = self._around.settings.gateway
+        gateway = self._context.settings.gateway
         subnet = gateway.subnet
         return frozenset({subnet.network_address, gateway.address, subnet.broadcast_address})
 
@@ -224,7 +225,7 @@ class Administration:
         if text is None:
             return None
         try:
-            return parse_peer_address(text, self._around.settings.gateway.subnet)
+            return parse_peer_address(text, self._context.settings.gateway.subnet)
         except ValueError as cause:
             raise UsageError(str(cause)) from None
 
@@ -239,8 +240,7 @@ class Administration:
     def _peer_remove(self, command: PeerRemove) -> PeerRemoved:
         peer, publications = self._store.remove_peer(command.name)
         if self._live is not None:
-            # First of all, because the store may fail from now on, and the peer may connect no more. What is the
-            # peer's goes with it.
+            # First, so that the peer is out even if the store fails from here on. Its publications go with it.
             self._live.engine.remove_peer(peer.public_key)
             self._passed = {
                 number: holder for number, holder in self._passed.items() if holder != str(peer.address)
@@ -252,12 +252,12 @@ class Administration:
             publications=[publication.external_text for publication in publications],
         )
 
-    # What the engine knows
+    # Of a running gateway
 
     def _running(self) -> LiveGateway:
         if self._live is None:
             raise NotRunningError(
-                f"no gateway is running with state directory {self._around.settings.state_dir}",
+                f"no gateway is running with state directory {self._context.settings.state_dir}",
                 hint="start one with `tidegate serve`, or name another with --state-dir",
             )
         return self._live
@@ -266,7 +266,7 @@ class Administration:
         live = self._running()
         names = {str(peer.address): peer.name for peer in self._store.peers()}
         address = str(self._store.peer(command.peer).address) if command.peer is not None else None
-        # One more than asked for tells whether there are more.
+        # One more than asked for, to know whether there are more.
         found = live.engine.mappings(address, command.limit + 1)
         return NatListed(
             mappings=[
@@ -288,7 +288,7 @@ class Administration:
 
     def _nat_stats(self) -> NatCounted:
         status = self._running().engine.status()
-        nat = self._around.settings.nat
+        nat = self._context.settings.nat
         return NatCounted(
             mappings=dict(status.mappings),
             sessions=status.sessions,
@@ -307,26 +307,27 @@ class Administration:
 
     def _reload(self) -> SettingsReloaded:
         reloaded = self._running().reload()
-        self._around = replace(self._around, settings=reloaded.settings)
-        unheeded = [*self.pass_protocols(), *self._publications.retry()]
-        for warning in unheeded:  # SIGHUP has nobody who is answered
+        self._context = replace(self._context, settings=reloaded.settings)
+        unmet = [*self.pass_protocols(), *self._publications.retry()]
+        for warning in unmet:  # after SIGHUP nobody gets the answer
             log.warning(warning)
         return SettingsReloaded(
             applied=[".".join(key) for key in reloaded.applied],
             needs_restart=[".".join(key) for key in reloaded.needs_restart],
-            warnings=[*reloaded.warnings, *unheeded],
+            warnings=[*reloaded.warnings, *unmet],
         )
 
     def pass_protocols(self) -> list[str]:
-        """Tells the engine which client's each protocol without ports is, as settings name peers. Gives back
-        what came in the way: a peer that does not exist (yet), a store that cannot be read, or the engine's refusal."""
-        wanted = self._around.settings.nat.other_protocols
+        """Tells the engine which client gets each protocol without ports, as the settings assign them to peers. Returns
+        what stood in the way: a peer that does not exist (yet), a store that cannot be read, or the engine's
+        refusal."""
+        wanted = self._context.settings.nat.other_protocols
         try:
             holders = {peer.name: str(peer.address) for peer in self._store.peers()} if wanted else {}
         except StoreError as cause:
-            return [f"[nat] other_protocols: whose they are cannot be looked up: {cause}"]
-        unheeded = [
-            f"[nat] other_protocols: {protocol_name(number)} is to go to {name!r}, and there is no such peer"
+            return [f"[nat] other_protocols: the peers cannot be looked up: {cause}"]
+        unmet = [
+            f"[nat] other_protocols: {protocol_name(number)} goes to {name!r}, but there is no such peer"
             for number, name in wanted.items()
             if name not in holders
         ]
@@ -336,24 +337,24 @@ class Administration:
                 self._running().engine.pass_protocols(clients)
                 self._passed = clients
             except (OSError, ValueError) as cause:
-                unheeded.append(f"[nat] other_protocols: the engine refuses: {cause}")
-        return unheeded
+                unmet.append(f"[nat] other_protocols: the engine refuses: {cause}")
+        return unmet
 
     def _pass_protocols_and_log(self) -> None:
-        """For commands that are done as such, whatever comes in the way."""
-        for unheeded in self.pass_protocols():
-            log.warning(unheeded)
+        """For commands that succeed whatever stands in the way of this."""
+        for warning in self.pass_protocols():
+            log.warning(warning)
 
     def _status(self) -> GatewayStatus:
         live = self._running()
         status = live.engine.status()
-        gateway = self._around.settings.gateway
+        gateway = self._context.settings.gateway
         return GatewayStatus(
             version=VERSION,
             pid=os.getpid(),
             uptime=live.uptime,
             listen=str(gateway.listen),
-            public_key=encode_key(self._around.public_key()),
+            public_key=encode_key(self._context.public_key()),
             subnet=str(gateway.subnet),
             gateway_address=str(gateway.address),
             external_interface=live.external.interface,

@@ -21,7 +21,7 @@ class ControlClient:
 
     @classmethod
     def connect(cls, state_dir: Path) -> ControlClient:
-        """Raises `NotRunningError` if no gateway listens, `PrivilegeError` if this user may not ask."""
+        """Raises `NotRunningError` if no gateway listens, `PrivilegeError` if this user has no access."""
         path = state_dir / SOCKET_NAME
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.settimeout(TIMEOUT)
@@ -42,8 +42,8 @@ class ControlClient:
         return cls(connection)
 
     def execute(self, command: Command[AnswerT]) -> AnswerT:
-        """Raises `ControlError`: `RemoteError` with the gateway's own words where it refused, `UnansweredError` where
-        it said nothing that can be read."""
+        """Sends a command and waits for its answer. Raises `ControlError`: `RemoteError`, in the gateway's own words,
+        if it refused; `UnansweredError` if there is no answer, or none that can be read."""
         try:
             self._connection.sendall(encode_request(command))
             with self._connection.makefile("rb") as stream:
@@ -51,9 +51,11 @@ class ControlClient:
         except TimeoutError:
             raise UnansweredError(f"the gateway did not answer within {TIMEOUT:g} s") from None
         except OSError as cause:
-            raise UnansweredError(f"the gateway broke off: {cause.strerror or cause}") from cause
+            raise UnansweredError(f"the gateway closed the connection: {cause.strerror or cause}") from cause
         if not line.endswith(b"\n"):
-            raise UnansweredError("the gateway broke off before it answered", hint="is it shutting down?")
+            raise UnansweredError(
+                "the gateway closed the connection before it answered", hint="is it shutting down?"
+            )
         return cast(AnswerT, decode_answer(line, command.answer))
 
     def close(self) -> None:

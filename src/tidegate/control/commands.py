@@ -1,7 +1,6 @@
-"""What can be asked of a gateway, and what it answers: the vocabulary of command line, control socket and any
-API.
+"""The commands that a gateway understands, and its answers: what the command line and the control socket exchange.
 
-Requests and answers are plain data with stable names: `--json` prints the answers as they are.
+Requests and answers are plain data with stable names: `--json` prints the answers unchanged.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ AnswerT = TypeVar("AnswerT", bound=Answer)
 
 
 class Command(BaseModel, Generic[AnswerT]):
-    """A request; `answer` is the type of what comes back."""
+    """A request; `answer` is the type of its answer."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     answer: ClassVar[type[Answer]]
@@ -51,14 +50,14 @@ class PeerView(Answer):
 
 
 class PeerAdded(Answer):
-    """What a profile needs to know beside the client's own private key."""
+    """Everything that a profile needs, apart from the client's private key."""
 
     peer: PeerView
     gateway_public_key: str
     gateway_address: str
     listen_port: int
     endpoint: str | None
-    """As settings name it, or as the external address suggests it."""
+    """From the settings, or derived from the external address."""
     mtu: int
     dns: bool
     """Whether the gateway answers DNS."""
@@ -88,7 +87,7 @@ class PeerList(Command[PeerListed]):
 class PeerRemoved(Answer):
     peer: PeerView
     publications: list[str]
-    """External ports that were published to it and are no more."""
+    """External ports that were published to it, and no longer are."""
 
 
 class PeerRemove(Command[PeerRemoved]):
@@ -153,7 +152,7 @@ class MappingView(Answer):
     age: float
     idle: float
     expires_in: float | None
-    """`None`: never, as a published port."""
+    """`None`: never, as for a published port."""
     sessions: int
 
 
@@ -178,11 +177,11 @@ class NatCounted(Answer):
     """Clients with mappings."""
     reserved_ports: dict[str, int]
     resting_ports: int
-    """Those of the reserved ones that rest before they are used again (RFC 6888 REQ-8)."""
+    """Reserved ports that rest before they are used again (RFC 6888 REQ-8)."""
     limits: dict[str, int]
     drops: dict[str, int]
     explanations: dict[str, str]
-    """What the reasons of the drops mean."""
+    """What the reasons for drops mean."""
 
 
 class NatStats(Command[NatCounted]):
@@ -205,7 +204,7 @@ class GatewayStatus(Answer):
     external_addresses: list[str]
     next_hop: str | None
     external_trouble: str | None = None
-    """Why the external link cannot be used now; the other fields say how it was before."""
+    """Why the external link cannot be used at the moment; the other fields show it as it was before."""
     shards: int
     offloads: dict[str, bool]
     peers: list[PeerView]
@@ -215,7 +214,7 @@ class GatewayStatus(Answer):
     bytes: dict[str, int]
     drops: dict[str, int]
     dns: dict[str, int] | None
-    """Counters of the DNS proxy; none where it is off."""
+    """Counters of the DNS proxy; `None` if it is off."""
 
 
 class StatusQuery(Command[GatewayStatus]):
@@ -229,7 +228,7 @@ class SettingsReloaded(Answer):
     applied: list[str]
     """Changed, and in force from now on."""
     needs_restart: list[str]
-    """Changed, but not taken over: for these the gateway has to be started anew."""
+    """Changed, but not applied: these take effect when the gateway is restarted."""
     warnings: list[str]
 
 

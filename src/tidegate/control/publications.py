@@ -32,8 +32,8 @@ class Publications:
         return dict(self._failed)
 
     def restore(self) -> None:
-        """Tells a fresh engine about all of them. One whose port a program of the host holds meanwhile is kept, and
-        told as failed."""
+        """Gives a new engine all of them. One whose port a program on the host has taken meanwhile is kept, and listed
+        as failed."""
         for publication in self._store.publications():
             try:
                 self._publish(publication)
@@ -41,13 +41,13 @@ class Publications:
                 self._failed[publication.external_text] = str(refused)
 
     def retry(self) -> list[str]:
-        """Tries those again that have failed; gives back why some still do."""
+        """Tries the failed ones again. Returns why some still fail."""
         if not self._failed:
             return []
         try:
             published = self._store.publications()
         except StoreError as cause:
-            return [f"ports that are not published: {cause}"]
+            return [f"unpublished ports cannot be tried again: {cause}"]
         for publication in published:
             if publication.external_text not in self._failed:
                 continue
@@ -60,21 +60,23 @@ class Publications:
         return list(self._failed.values())
 
     def add(self, command: PublishAdd) -> PublishAdded:
-        """All ports or none; raises `TidegateError`."""
+        """Publishes all ports or none. Raises `TidegateError`."""
         count = command.last_port - command.first_port + 1
         if count < 1:
-            raise UsageError(f"ports {command.first_port}-{command.last_port} end before they begin")
+            raise UsageError(
+                f"ports {command.first_port}-{command.last_port}: the range ends before it starts"
+            )
         if count > MAX_PUBLISHED_PORTS:
             raise UsageError(f"{count} ports at once are too many", hint=f"at most {MAX_PUBLISHED_PORTS}")
         if command.internal_port + count - 1 > MAX_PORT:
-            raise UsageError(f"{count} ports from {command.internal_port} on end beyond {MAX_PORT}")
+            raise UsageError(f"{count} ports from {command.internal_port} on would go beyond {MAX_PORT}")
         publication = Publication(
             command.protocol, command.first_port, command.last_port, command.peer, command.internal_port
         )
         self._store.add_publication(publication)
         try:
             self._publish(publication)
-        except BaseException:  # whatever it is, and whoever made it: half of a command is none
+        except BaseException:  # whatever it is: no command is left half-done
             self._store.remove_publication(
                 publication.protocol, publication.first_port, publication.last_port
             )
@@ -88,7 +90,7 @@ class Publications:
         return PublishRemoved(publication=view)
 
     def withdraw(self, publications: Iterable[Publication]) -> None:
-        """Tells the engine that these are no more."""
+        """Takes them out of the engine."""
         for publication in publications:
             self._failed.pop(publication.external_text, None)
             if self._engine is not None:
@@ -99,7 +101,7 @@ class Publications:
         return PublishListed(publications=[self._view(entry) for entry in self._store.publications()])
 
     def _publish(self, publication: Publication) -> None:
-        """In the engine, where there is one: all ports or none."""
+        """In the engine, if there is one: all ports or none."""
         if self._engine is None:
             return
         address = str(self._store.peer(publication.peer).address)
@@ -115,7 +117,7 @@ class Publications:
             if isinstance(cause, OSError):
                 raise ConflictError(
                     f"{failed}: {cause.strerror or cause}",
-                    hint="a program of the host may hold the port (ss -lntup)",
+                    hint="a program on the host may be using the port (see `ss -lntup`)",
                 ) from cause
             if isinstance(cause, RuntimeError):
                 raise EngineError(f"{failed}: {cause}") from cause
@@ -131,7 +133,7 @@ class Publications:
         )
 
     def _failure_since(self, publication: Publication) -> str | None:
-        """Why it does not hold on an external address that came after it; the engine tries again by itself."""
+        """Why it is not published on an external address that was added later; the engine tries again by itself."""
         if self._engine is None:
             return None
         return next(

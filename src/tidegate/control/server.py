@@ -20,14 +20,14 @@ from tidegate.control.wire import (
     encode_answer,
     encode_error,
 )
-from tidegate.errors import ControlError, SilentEngineError, TidegateError
+from tidegate.errors import ControlError, EngineUnresponsiveError, TidegateError
 
 log = structlog.get_logger("tidegate.control")
 
 MAX_CONNECTIONS = 32
 IDLE_TIMEOUT = 30.0  # seconds until a connection that says nothing is closed
 LAST_ANSWER = 1.0
-"""Seconds that the command under way has when the server stops; within the Supervisor's `STOP_DEADLINE`."""
+"""Seconds that a command in progress has when the server stops; less than the Supervisor's `STOP_DEADLINE`."""
 
 
 class ControlServer:
@@ -40,13 +40,13 @@ class ControlServer:
         self._one_at_a_time = asyncio.Lock()
         self._connections: set[asyncio.Task[None]] = set()
         self._answering: set[asyncio.Task[Any]] = set()
-        """Connections that have asked something and were not told the answer yet."""
+        """Connections that wait for an answer."""
         self._stopping = False
         self._listener: socket.socket | None = None
 
     def open(self) -> None:
-        """Makes the socket, in place of one that a killed process left (the state directory's lock is held,
-        so nobody listens there). Raises `ControlError`."""
+        """Makes the socket, replacing one that a killed process left behind (we hold the state directory's lock, so
+        nobody listens there). Raises `ControlError`."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         before = os.umask(0o177)  # mode 0600, with no moment at which others could connect
         try:
@@ -57,7 +57,7 @@ class ControlServer:
             listener.close()
             raise ControlError(
                 f"{self._path}: cannot listen: {cause.strerror or cause}",
-                hint="a socket's path may have 107 bytes; choose a shorter --state-dir"
+                hint="a socket's path can have at most 107 bytes; choose a shorter --state-dir"
                 if not cause.strerror
                 else None,
             ) from cause
@@ -66,8 +66,8 @@ class ControlServer:
         self._listener = listener
 
     async def run(self) -> None:
-        """Accepts connections until cancelled. The command under way is still answered then, or the one who asked
-        would not know what became of it; those that wait behind it are refused."""
+        """Accepts connections until cancelled. A command in progress is still answered then, so that its sender learns
+        the outcome; commands that wait behind it are refused."""
         if self._listener is None:
             raise RuntimeError("ControlServer.run before open")
         server = await asyncio.start_unix_server(self._accept, sock=self._listener, limit=MAX_REQUEST_BYTES)
@@ -85,7 +85,7 @@ class ControlServer:
             await asyncio.gather(*self._connections, return_exceptions=True)
 
     def close(self) -> None:
-        """Removes the socket. Closing twice does nothing."""
+        """Removes the socket. Idempotent."""
         if self._listener is not None:
             self._listener.close()
             self._listener = None
@@ -93,14 +93,14 @@ class ControlServer:
                 self._path.unlink(missing_ok=True)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Not a coroutine: of one, asyncio makes a task of its own, and Python 3.11 complains of each that is
+        """Not a coroutine: asyncio would make a task of it, and Python 3.11 logs an error for each one that is
         cancelled."""
         if len(self._connections) >= MAX_CONNECTIONS:
             writer.close()
             return
 
         def ended(task: asyncio.Task[None]) -> None:
-            writer.transport.abort()  # closing would wait for ever for one who takes nothing
+            writer.transport.abort()  # close would wait for ever for a client that reads nothing
             self._connections.discard(task)
             if not task.cancelled() and (cause := task.exception()) is not None:
                 log.error("a control connection failed unexpectedly", cause=repr(cause))
@@ -124,7 +124,8 @@ class ControlServer:
             try:
                 line = await asyncio.wait_for(reader.readline(), IDLE_TIMEOUT)
             except ValueError:  # longer than the limit
-                writer.write(encode_error(ControlError(f"a request may have {MAX_REQUEST_BYTES} bytes")))
+                too_long = ControlError(f"the request is longer than {MAX_REQUEST_BYTES} bytes")
+                writer.write(encode_error(too_long))
                 await writer.drain()
                 return
             if not line.endswith(b"\n"):
@@ -137,18 +138,18 @@ class ControlServer:
                 self._answering.discard(connection)
 
     async def execute(self, command: Command[Any]) -> Answer:
-        """Carries out a command, when those before it are done. Raises `TidegateError`."""
+        """Carries out a command, after those before it. Raises `TidegateError`."""
         async with self._one_at_a_time:
             if self._stopping:
-                raise ControlError("the gateway is stopping, and begins nothing new")
-            # Shielded: a command that began is finished, also when the one who asked is gone.
+                raise ControlError("the gateway is shutting down and accepts no more commands")
+            # Shielded: a command that has begun is finished even if its sender is gone.
             return await asyncio.shield(asyncio.to_thread(self._execute, command))
 
     async def _answer(self, line: bytes) -> bytes:
         try:
             encoded = encode_answer(await self.execute(decode_request(line)))
         except TidegateError as refused:
-            if isinstance(refused, SilentEngineError):
+            if isinstance(refused, EngineUnresponsiveError):
                 log.error("a command was not answered", cause=refused.message)
             return encode_error(refused)
         except Exception as cause:

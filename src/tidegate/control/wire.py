@@ -1,4 +1,4 @@
-"""The control socket's language: one JSON object per line, a request up, an answer down.
+"""The control socket's protocol: one JSON object per line, requests one way, answers the other.
 
     {"version": 1, "request": {"command": "peer.list"}}
     {"version": 1, "answer": {...}}
@@ -42,7 +42,7 @@ class _Response(BaseModel):
 
 
 class RemoteError(ControlError):
-    """What the gateway refused, in its own words."""
+    """The gateway refused a command; the message is its own."""
 
     def __init__(self, error: _Error) -> None:
         super().__init__(error.message, hint=error.hint)
@@ -71,12 +71,12 @@ def encode_answer(answer: Answer) -> bytes:
 
 
 def encode_error(error: TidegateError) -> bytes:
-    told = _Error(message=error.message, hint=error.hint, exit_code=error.exit_code)
-    return _line(_Response(version=PROTOCOL_VERSION, error=told))
+    body = _Error(message=error.message, hint=error.hint, exit_code=error.exit_code)
+    return _line(_Response(version=PROTOCOL_VERSION, error=body))
 
 
 def decode_answer(line: bytes, kind: type[Answer]) -> Answer:
-    """Raises `ControlError`: `RemoteError` where the gateway refused, `UnansweredError` where that is not known."""
+    """Raises `ControlError`: `RemoteError` if the gateway refused, `UnansweredError` if the answer cannot be read."""
     try:
         response = _Response.model_validate_json(line)
         if response.error is not None:
@@ -92,7 +92,7 @@ def decode_answer(line: bytes, kind: type[Answer]) -> Answer:
 def _check_version(version: int) -> None:
     if version != PROTOCOL_VERSION:
         raise ControlError(
-            f"the control socket speaks version {version}, this side version {PROTOCOL_VERSION}",
+            f"the other side of the control socket speaks version {version}, this side version {PROTOCOL_VERSION}",
             hint="restart the gateway after an upgrade",
         )
 

@@ -1,8 +1,7 @@
-"""The DNS proxy on the gateway's own address: clients ask it, it asks the host's (or the configured)
-resolvers.
+"""The DNS proxy on the gateway's own address: clients ask it, and it asks the host's (or the configured) resolvers.
 
-`server` receives queries over UDP and TCP, `proxy` carries one query through, `upstream` asks one resolver,
-`message` looks into messages, `resolvers` says whom to ask.
+`server` receives queries over UDP and TCP, `proxy` forwards one query, `upstream` asks one resolver, `message` inspects
+messages, `resolvers` chooses the resolvers.
 """
 
 from tidegate.dns.proxy import DnsProxy

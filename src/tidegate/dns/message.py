@@ -1,4 +1,4 @@
-"""Looks into DNS messages as far as a forwarding proxy must; the codec is dnspython's.
+"""Inspects DNS messages as far as a forwarding proxy must; the codec is dnspython's.
 
 Queries and answers travel as the bytes they came in; only the id is replaced (RFC 5452 §9.2).
 """
@@ -25,8 +25,7 @@ RETRY_ELSEWHERE = frozenset({dns.rcode.SERVFAIL, dns.rcode.NOTIMP, dns.rcode.REF
 
 
 class MalformedError(Exception):
-    """Not a message that can be forwarded. `answer` is what the sender deserves: FORMERR, NOTIMP, or silence
-    (`None`)."""
+    """The message cannot be forwarded. `answer` is what to send back: FORMERR, NOTIMP, or nothing (`None`)."""
 
     def __init__(self, why: str, answer: bytes | None) -> None:
         super().__init__(why)
@@ -35,14 +34,14 @@ class MalformedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A query that was looked at."""
+    """A parsed query."""
 
     wire: bytes
     id: int
     question: tuple[dns.name.Name, int, int]
     """Name, type, class."""
     udp_payload: int
-    """The largest UDP answer that the client takes (RFC 6891 §6.2.3)."""
+    """The largest UDP answer that the client accepts, in bytes (RFC 6891 §6.2.3)."""
     message: dns.message.Message
 
     def with_id(self, number: int) -> bytes:
@@ -55,16 +54,15 @@ def parse_query(wire: bytes) -> Query:
         raise MalformedError("shorter than a header", None)
     number, flags, questions = struct.unpack_from("!HHH", wire)
     if flags & QR:
-        raise MalformedError(
-            "a response, not a query", None
-        )  # answering it could make two proxies talk for ever
+        # Answering it could make two proxies talk to each other for ever.
+        raise MalformedError("a response, not a query", None)
     opcode = dns.opcode.from_flags(flags)
     if opcode != dns.opcode.QUERY:
         raise MalformedError("not a QUERY", _bare_answer(number, flags, dns.rcode.NOTIMP))
     if questions != 1:
         raise MalformedError(f"{questions} questions", _bare_answer(number, flags, dns.rcode.FORMERR))
     try:
-        # No TSIG key is ours, so signed queries are forwarded with their signature (RFC 8945 §5.5).
+        # We hold no TSIG key, so signed queries are forwarded with their signature (RFC 8945 §5.5).
         message = dns.message.from_wire(wire, keyring=False)
     except (dns.exception.DNSException, ValueError, struct.error):
         raise MalformedError("cannot be parsed", _bare_answer(number, flags, dns.rcode.FORMERR)) from None
@@ -107,8 +105,8 @@ def replace_id(wire: bytes, number: int) -> bytes:
 
 
 def truncate(wire: bytes, query: Query) -> bytes:
-    """An answer that the client takes over UDP: itself if it fits, otherwise question and TC, so that it asks
-    again over TCP (RFC 2181 §9)."""
+    """An answer that fits the client's UDP payload: `wire` itself, or else the question with TC set, so that the client
+    asks again over TCP (RFC 2181 §9)."""
     if len(wire) <= query.udp_payload:
         return wire
     response = _response(query, rcode_of(wire))
@@ -117,7 +115,7 @@ def truncate(wire: bytes, query: Query) -> bytes:
 
 
 def failure(query: Query, rcode: dns.rcode.Rcode) -> bytes:
-    """An answer that says why there is none."""
+    """An answer without records, which says why there are none."""
     return _response(query, rcode).to_wire()
 
 
@@ -129,5 +127,5 @@ def _response(query: Query, rcode: dns.rcode.Rcode) -> dns.message.Message:
 
 
 def _bare_answer(number: int, flags: int, rcode: dns.rcode.Rcode) -> bytes:
-    """A header alone: what can be said to a message that cannot be read. Opcode, RD and CD are given back."""
+    """A header alone, in answer to a message that cannot be parsed. Opcode, RD and CD are copied."""
     return struct.pack("!HHHHHH", number, QR | (flags & 0x7910) | rcode, 0, 0, 0, 0)

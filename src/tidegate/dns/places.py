@@ -1,17 +1,17 @@
-"""Bounds that no source can use up alone: one client must not keep all others from DNS."""
+"""Limits that no source can use up alone: one client must not keep all the others from DNS."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 SHARES = 8
-"""A source has at most this part of the places."""
+"""A source can hold at most one in this many of the places."""
 
 Refusal = Literal["full", "over_share"]
 
 
 class Places:
-    """So many places, and who holds them. State: one entry for each source that holds one."""
+    """A fixed number of places, and which source holds how many. State: one entry for each source that holds any."""
 
     def __init__(self, total: int) -> None:
         self._total = total
@@ -20,7 +20,7 @@ class Places:
         self._held: dict[str, int] = {}
 
     def take(self, source: str) -> Refusal | None:
-        """Takes a place, to be given back; or says why there is none."""
+        """Takes a place, to be given back later. Returns why there is none to take, otherwise `None`."""
         held = self._held.get(source, 0)
         if held >= self._share:
             return "over_share"

@@ -1,9 +1,9 @@
-"""Carries one query to a resolver and its answer back.
+"""Forwards one query to a resolver, and its answer back.
 
-Resolvers are asked in order, each for `timeout` seconds, beginning with the one that answered last. When none
-answers, or none is known, it is looked up anew who they are: the host may have come to another network, or only
-now to its first. When that does not help either, the client gets SERVFAIL. What is in flight is bounded, for each
-source and in all; beyond it queries are dropped and counted: clients ask again.
+Resolvers are asked in order, each for `timeout` seconds, beginning with the one that answered last. If none answers, or
+none is known, the list is read again: the host may have moved to another network, or only just joined one. If that does
+not help either, the client gets SERVFAIL. Queries in flight are bounded, per source and in total; those beyond are
+dropped and counted: clients ask again.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ log = structlog.get_logger("tidegate.dns")
 MAX_IN_FLIGHT = 1024
 TIMEOUT = 2.0  # seconds for each resolver
 LOOK_UP_PAUSE = 2.0
-"""Seconds at least after a look-up of the resolvers until queries that fail bring about the next."""
+"""Minimum seconds from one reading of the resolver list until failed queries cause the next."""
 
 
 @dataclass(slots=True)
 class _Upstreams:
-    """Who is asked."""
+    """The resolvers to ask."""
 
     resolvers: list[Resolver]
     preferred: int = 0
-    """Which of them answered last. It goes with the list: a query that was sent before another list was set has
-    nothing to say about that one."""
+    """Index of the one that answered last. Kept with its list: a query that began with an older list must not change
+    it."""
 
 
 class DnsProxy:
-    """Answers queries, whatever they came over."""
+    """Answers queries, whatever transport they came over."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class DnsProxy:
         timeout: float = TIMEOUT,
         max_in_flight: int = MAX_IN_FLIGHT,
     ) -> None:
-        """`find_upstreams` looks up who the resolvers are; it is called in a worker thread."""
+        """`find_upstreams` returns the current resolvers; it is called in a worker thread."""
         self._find_upstreams = find_upstreams
         self._looked_up_at = -math.inf
         self._timeout = timeout
@@ -71,24 +71,23 @@ class DnsProxy:
         self.set_upstreams(upstreams)
 
     def set_upstreams(self, upstreams: Sequence[Resolver]) -> None:
-        """Asks other resolvers from the next query on, the first one first. May be called from another
-        thread."""
+        """Uses these resolvers from the next query on, in order. Can be called from another thread."""
         if not upstreams:
             log.warning("no DNS resolver is known: clients get SERVFAIL", hint="set [dns] upstreams")
         self._upstreams = _Upstreams(list(upstreams))
 
     async def look_up_upstreams(self) -> None:
-        """Finds out anew who the resolvers are. If they are the same, nothing changes."""
+        """Reads the list of resolvers again. If it is the same, nothing changes."""
         if self._find_upstreams is None:
             return
         self._looked_up_at = asyncio.get_running_loop().time()
         found = list(await asyncio.to_thread(self._find_upstreams))
         if found != self._upstreams.resolvers:
-            log.info("the DNS resolvers are others now", resolvers=",".join(host for host, _ in found))
+            log.info("the DNS resolvers have changed", resolvers=",".join(host for host, _ in found))
             self.set_upstreams(found)
 
     async def answer(self, wire: bytes, source: str, *, over_tcp: bool) -> bytes | None:
-        """The answer to a query's bytes, which came from the address `source`; `None`: silence."""
+        """The answer to a query that came from the address `source`; `None`: send none."""
         self.counters["queries_tcp" if over_tcp else "queries_udp"] += 1
         try:
             query = parse_query(wire)
@@ -109,7 +108,7 @@ class DnsProxy:
         return fitting
 
     async def _forward(self, query: Query, over_tcp: bool) -> bytes:
-        asked = self._upstreams  # others may be set while this query waits
+        asked = self._upstreams  # may be replaced while this query waits
         found = await self._ask_each(asked, query, over_tcp)
         if not _settles(found):
             if asyncio.get_running_loop().time() - self._looked_up_at >= LOOK_UP_PAUSE:
@@ -120,7 +119,7 @@ class DnsProxy:
         return found or failure(query, dns.rcode.SERVFAIL)
 
     async def _ask_each(self, upstreams: _Upstreams, query: Query, over_tcp: bool) -> bytes | None:
-        """The first answer that settles the matter, otherwise the first one at all, if there was any."""
+        """The first conclusive answer, otherwise the first one of any kind, otherwise `None`."""
         ask = ask_tcp if over_tcp else ask_udp
         unsettling: bytes | None = None
         count, first = len(upstreams.resolvers), upstreams.preferred

@@ -1,4 +1,4 @@
-"""Whom the proxy asks: the configured resolvers, or those of the host's resolv.conf(5)."""
+"""The resolvers that the proxy asks: the configured ones, or those of the host's resolv.conf(5)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 RESOLV_CONF = Path("/etc/resolv.conf")
 BEHIND_THE_STUB = Path("/run/systemd/resolve/resolv.conf")
-"""What systemd-resolved asks itself, where /etc/resolv.conf names its stub (systemd-resolved(8))."""
+"""The servers that systemd-resolved itself asks; /etc/resolv.conf then names its stub (systemd-resolved(8))."""
 MAX_RESOLVERS = 3  # MAXNS, resolv.conf(5)
 DNS_PORT = 53
 
@@ -18,13 +18,13 @@ Resolver = tuple[str, int]
 def choose_upstreams(
     configured: Sequence[IPv4Address], *, own: IPv4Address, resolv_conf: Path = RESOLV_CONF
 ) -> list[Resolver]:
-    """The resolvers to ask, in order; never the proxy itself. IPv6 ones are left out for now."""
+    """The resolvers to ask, in order; never the proxy itself. IPv6 ones are left out, for now."""
     candidates = configured or _from_file(resolv_conf)
     return [(str(address), DNS_PORT) for address in dict.fromkeys(candidates) if address != own]
 
 
 def host_resolvers() -> list[Resolver]:
-    """The resolvers that this host asks in the end."""
+    """The resolvers that this host ultimately asks."""
     path = BEHIND_THE_STUB if BEHIND_THE_STUB.exists() else RESOLV_CONF
     return [(str(address), DNS_PORT) for address in _from_file(path)]
 

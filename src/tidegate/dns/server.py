@@ -1,7 +1,7 @@
 """Receives queries over UDP and TCP (RFC 7766) on the gateway's own address.
 
-Only the VPN's own addresses are answered: the host accepts packets for the gateway's address from any
-interface, and a proxy that answers everybody is an amplifier.
+Only the VPN's own addresses get answers: the host accepts packets for the gateway's address from any interface, and a
+proxy that answers everybody is an amplifier.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ log = structlog.get_logger("tidegate.dns")
 TCP_IDLE_TIMEOUT = 10.0  # seconds, RFC 7766 §6.2.3: a few seconds
 MAX_TCP_CONNECTIONS = 128
 MAX_PIPELINED = 16
-"""Queries of one TCP connection that are carried at once (RFC 7766 §6.2.1.1)."""
+"""Queries of one TCP connection that are forwarded at the same time (RFC 7766 §6.2.1.1)."""
 
-_WITHOUT_DNS = "switch the DNS proxy off with [dns] enabled = false"
+_WITHOUT_DNS = "turn the DNS proxy off with [dns] enabled = false"
 _HINTS = {
     errno.EADDRINUSE: f"stop it, or {_WITHOUT_DNS}",
-    errno.EADDRNOTAVAIL: "it is the gateway's own, on its TUN device: does a network manager take it off again?",
+    errno.EADDRNOTAVAIL: "it is the gateway's own, on its TUN device: does a network manager remove it?",
 }
 """What to do about a socket that cannot be bound."""
 
@@ -57,12 +57,10 @@ class DnsServer:
         return self._port
 
     def open(self) -> None:
-        """Binds both sockets, or none. Raises what `explain_bind` makes of it."""
+        """Binds both sockets, or neither. Raises the error that `explain_bind` returns."""
         with contextlib.ExitStack() as undo:
             self._udp = undo.enter_context(self._bound(socket.SOCK_DGRAM))
-            self._port = self._udp.getsockname()[
-                1
-            ]  # TCP on the same one, also where it was left to the kernel
+            self._port = self._udp.getsockname()[1]  # TCP uses the same one, even if the kernel chose it
             self._tcp = undo.enter_context(self._bound(socket.SOCK_STREAM))
             self._tcp.listen()
             undo.pop_all()
@@ -71,9 +69,8 @@ class DnsServer:
         bound = socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK)
         try:
             if kind == socket.SOCK_STREAM:
-                bound.setsockopt(
-                    socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-                )  # connections in TIME_WAIT do no harm
+                # Connections in TIME_WAIT do no harm.
+                bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.bind((str(self._address), self._port))
         except OSError as cause:
             bound.close()
@@ -101,7 +98,7 @@ class DnsServer:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def close(self) -> None:
-        """Closing twice does nothing."""
+        """Closes the sockets. Idempotent."""
         for bound in (self._udp, self._tcp):
             if bound is not None:
                 bound.close()
@@ -111,7 +108,7 @@ class DnsServer:
         return dict(self._proxy.counters)
 
     def is_client(self, address: str) -> bool:
-        """Whether a source is one of the VPN's addresses; others are counted and get silence."""
+        """Whether a source is one of the VPN's addresses; others are counted, and get no answer."""
         with contextlib.suppress(AddressValueError):
             if IPv4Address(address) in self._clients:
                 return True
@@ -121,7 +118,7 @@ class DnsServer:
     def answer_datagram(
         self, data: bytes, source: tuple[str, int], transport: asyncio.DatagramTransport
     ) -> None:
-        """Carries one UDP query; the proxy bounds how many there are."""
+        """Forwards one UDP query; the proxy bounds how many there are."""
         self._keep(asyncio.create_task(self._answer_datagram(data, source, transport)))
 
     async def _answer_datagram(
@@ -142,7 +139,7 @@ class DnsServer:
             log.error("a DNS query failed unexpectedly", cause=repr(cause))
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Not a coroutine: of one, asyncio makes a task of its own, and Python 3.11 complains of each that is
+        """Not a coroutine: asyncio would make a task of it, and Python 3.11 logs an error for each one that is
         cancelled."""
         peer = writer.get_extra_info("peername")
         if not peer or not self.is_client(peer[0]):
@@ -157,7 +154,7 @@ class DnsServer:
             return
 
         def hung_up(_task: object) -> None:
-            writer.transport.abort()  # closing would wait for ever for a client that takes nothing
+            writer.transport.abort()  # close would wait for ever for a client that reads nothing
             self._connections.give_back(source)
 
         task = asyncio.create_task(self._converse(source, reader, writer))
@@ -176,9 +173,9 @@ class DnsServer:
                     answering.create_task(self._answer_over_tcp(query, source, writer, pipeline))
             writer.close()
             async with asyncio.timeout(TCP_IDLE_TIMEOUT):
-                await writer.wait_closed()  # in its place for as long as there is something to be taken
+                await writer.wait_closed()  # keeps its place while there are answers to be read
         except* (OSError, TimeoutError):
-            pass  # the client does not take its answers
+            pass  # the client does not read its answers
 
     async def _answer_over_tcp(
         self, query: bytes, source: str, writer: asyncio.StreamWriter, pipeline: asyncio.Semaphore
@@ -194,8 +191,8 @@ class DnsServer:
 
 
 async def _read_query(reader: asyncio.StreamReader) -> bytes | None:
-    """The next query of a connection; `None` when the client is done, gone or silent. Answers that are still
-    on their way are waited for: a client may close its own direction after its last query."""
+    """The next query of a connection; `None` when the client is done, gone or silent. Pending answers are still sent: a
+    client may close its own direction after its last query."""
     try:
         async with asyncio.timeout(TCP_IDLE_TIMEOUT):
             (length,) = struct.unpack("!H", await reader.readexactly(2))  # RFC 1035 §4.2.2

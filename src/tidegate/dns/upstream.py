@@ -1,8 +1,8 @@
 """Asks one resolver one question, over UDP or TCP.
 
-Each query goes out from a fresh socket (so from a port that the kernel picks at random) with a random id, and
-only an answer from that resolver, with that id and that question, counts (RFC 5452 §9); others are ignored
-until the time is up.
+Each query leaves from a new socket (so from a port that the kernel picks at random) with a random id, and only an
+answer from that resolver, with that id and that question, counts (RFC 5452 §9); others are ignored until the time is
+up.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class _UdpExchange(asyncio.DatagramProtocol):
 
 
 async def ask_udp(query: Query, resolver: Resolver, counters: Counter[str], fwmark: int = 0) -> bytes:
-    """The resolver's answer, with the query's own id; what is sent carries `fwmark` if there is one. Raises
-    `OSError` (refused, unreachable, no right to the mark); the caller sets the time limit."""
+    """The resolver's answer, with the query's own id. The query carries `fwmark`, unless that is 0. Raises `OSError`
+    (refused, unreachable, no permission for the mark); the caller sets the time limit."""
     number = secrets.randbelow(1 << 16)
     transport, exchange = await asyncio.get_running_loop().create_datagram_endpoint(
         lambda: _UdpExchange(query, number, counters), sock=_connected(resolver, fwmark)

@@ -1,5 +1,5 @@
-"""The host as Tidegate sees it: read through netlink, changed nowhere but on our own TUN device (a client
-also sets its own routes, and takes them back)."""
+"""The host as Tidegate sees it: read through netlink, and never changed except for our own TUN device (a client also
+adds routes and rules, and removes them again)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Protocol
 
 MAIN_TABLE = 254  # RT_TABLE_MAIN, linux/rtnetlink.h
+SETTLE = 0.2
+"""Seconds to wait after a change of the host's network: changes seldom come alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +21,7 @@ class Interface:
     index: int
     name: str
     mac: bytes | None
-    """6 bytes; `None` where the interface has no Ethernet address."""
+    """6 bytes; `None` if the interface has no Ethernet address."""
     mtu: int
     up: bool
     ethernet: bool
@@ -41,7 +43,7 @@ class Route:
     destination: IPv4Network
     gateway: IPv4Address | None
     index: int
-    """The interface's index; 0 where the route has none (blackhole, unreachable)."""
+    """The interface's index; 0 if the route has none (blackhole, unreachable)."""
     metric: int
     table: int
     source: IPv4Address | None
@@ -49,7 +51,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class HostNetwork:
-    """A snapshot of interfaces, addresses and routes. Loopback's own routes are not in it."""
+    """A snapshot of interfaces, addresses and routes. Loopback's own routes are left out."""
 
     interfaces: tuple[Interface, ...]
     addresses: tuple[InterfaceAddress, ...]
@@ -63,7 +65,7 @@ class HostNetwork:
 
 
 class Host(Protocol):
-    """What a gateway asks of its host. Methods block shortly; call them from a worker thread."""
+    """What a gateway needs from its host. Methods block briefly: call them from a worker thread."""
 
     def check_privileges(self) -> None:
         """Raises `PrivilegeError`."""
@@ -74,7 +76,7 @@ class Host(Protocol):
     def read_network(self) -> HostNetwork: ...
 
     def configure_tun(self, name: str, address: IPv4Interface, mtu: int) -> None:
-        """Gives our own TUN device its address and MTU, and sets it up."""
+        """Gives our own TUN device its address and MTU, and brings it up."""
 
     def watch(self, changed: Callable[[], None]) -> AbstractContextManager[None]:
         """Calls `changed` in the running event loop when links, addresses or routes change."""

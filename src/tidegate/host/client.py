@@ -1,4 +1,4 @@
-"""The host as a client sees it: its own TUN device, routes, rules and resolver, each taken back at the end."""
+"""The host as a client sees it: its own TUN device, routes, rules and resolver, all restored at the end."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from tidegate.host.routes import Renewal, RoutePlan, apply_routes, remove_leftov
 
 
 class ClientHost(Protocol):
-    """What a client asks of its host. Methods block shortly."""
+    """What a client needs from its host. Methods block briefly."""
 
     def check_privileges(self) -> None: ...
     def remove_leftovers(self, tun_name: str, *, routes: bool, dns: bool) -> None:
-        """Takes back what a killed client of this device's name left of routes and rules, and of DNS. Raises
+        """Removes routes and rules, or DNS settings, that a killed client with this device name left behind. Raises
         `HostNetworkError`."""
 
     def configure_tun(self, name: str, address: IPv4Interface, mtu: int) -> None: ...
     def resolvers(self) -> Sequence[Resolver]: ...
     def routes(self, plan: RoutePlan, tun_name: str) -> AbstractContextManager[RoutePlan]:
-        """Gives what of the plan is in force: as much as this kernel takes."""
+        """Yields the part of the plan that is in force: as much as this kernel supports."""
 
     def renew_routes(self, plan: RoutePlan, tun_name: str) -> Renewal: ...
     def watch(self, changed: Callable[[], None]) -> AbstractContextManager[None]: ...

@@ -1,5 +1,4 @@
-"""Which interface leads to the internet, and what the engine must know about it. Pure: from a snapshot to a
-value."""
+"""Which interface leads to the internet, and what the engine must know about it. Pure functions of a snapshot."""
 
 from __future__ import annotations
 
@@ -15,9 +14,9 @@ DEFAULT_ROUTE = IPv4Network("0.0.0.0/0")
 
 
 def external_link(network: HostNetwork, settings: ExternalSettings) -> ExternalLink:
-    """The external interface as settings name it, or as the host's default route shows it.
+    """The external interface: the one that the settings name, or that of the host's default route.
 
-    Raises `HostNetworkError` if there is none, or one that cannot be used.
+    Raises `HostNetworkError` if there is none, or if it cannot be used.
     """
     default = _default_route(network, settings.interface)
     interface = _interface(network, settings, default)
@@ -42,7 +41,7 @@ def external_link(network: HostNetwork, settings: ExternalSettings) -> ExternalL
 
 
 def host_addresses(network: HostNetwork, *, tun_name: str) -> tuple[str, ...]:
-    """The host's own addresses, loopback and our TUN device left out."""
+    """The host's own addresses, except those of loopback and of our TUN device."""
     ours = network.interface_named(tun_name)
     return tuple(
         str(entry.address.ip)
@@ -52,7 +51,7 @@ def host_addresses(network: HostNetwork, *, tun_name: str) -> tuple[str, ...]:
 
 
 def check_subnet(network: HostNetwork, subnet: IPv4Network, *, tun_name: str) -> None:
-    """Raises `SettingsError` if the VPN's subnet overlaps anything that the host reaches another way."""
+    """Raises `SettingsError` if the VPN's subnet overlaps anything that the host reaches by another route."""
     ours = network.interface_named(tun_name)
     hint = "choose another with [gateway] subnet"
     for entry in network.addresses:
@@ -110,7 +109,7 @@ def _interface(network: HostNetwork, settings: ExternalSettings, default: Route 
         )
     if not found.up:
         raise HostNetworkError(
-            f"the external interface {found.name} is down", hint=f"ip link set {found.name} up"
+            f"the external interface {found.name} is down", hint=f"run `ip link set {found.name} up`"
         )
     return found
 
@@ -129,7 +128,7 @@ def _addresses(
         return settings.addresses
     if not present:
         raise HostNetworkError(
-            f"the external interface {interface.name} has no IPv4 address", hint="give it one"
+            f"the external interface {interface.name} has no IPv4 address", hint="assign one to it"
         )
     if default is not None and default.source in present:
         return [default.source]

@@ -1,5 +1,5 @@
-"""Host names become addresses, without holding anybody up: the C library's look-up cannot be cancelled, so it has a
-thread of its own, which nobody waits for at the end."""
+"""Resolves host names without holding anything up: the C library's look-up cannot be cancelled, so it runs in a thread
+of its own, which nothing waits for at the end."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def _in_daemon_thread(work: Callable[[], T]) -> T:
             settle = partial(outcome.set_exception, cause)
 
         def deliver() -> None:
-            if not outcome.done():  # otherwise nobody waits any more
+            if not outcome.done():  # otherwise nobody is waiting any more
                 settle()
 
         with suppress(RuntimeError):  # the loop is closed

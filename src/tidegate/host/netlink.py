@@ -1,8 +1,7 @@
-"""rtnetlink: a snapshot of the host's network, and notice of its changes.
+"""rtnetlink: a snapshot of the host's network, and notifications of changes to it.
 
-pyroute2 reads and writes; it is imported on first use, because it takes a fifth of a second. Notices need no
-parsing (whatever changed, everything is read anew), so they come through a plain netlink socket in the event
-loop.
+pyroute2 reads and writes; it is imported on first use, because that takes a fifth of a second. Notifications need no
+parsing (whatever changed, everything is read again), so they come through a plain netlink socket in the event loop.
 """
 
 from __future__ import annotations
@@ -25,27 +24,27 @@ from tidegate.host.privileges import check_privileges
 log = structlog.get_logger("tidegate.netlink")
 
 READ_ATTEMPTS = 5
-"""A dump during which something changed is inconsistent (NLM_F_DUMP_INTR), and is made again."""
+"""A dump during which something changed is inconsistent (NLM_F_DUMP_INTR), and is repeated."""
 
 TUN_QUEUE_PACKETS = 2000
-"""What the kernel keeps for us on a TUN device: 10 ms of small packets at 200,000 a second. With the kernel's 500, a
-process that fills the device is a few ms ahead of us whenever the scheduler lets it run for so long, and packets are
-lost with cores to spare."""
+"""Packets that the kernel queues for us on a TUN device: 10 ms of small ones at 200,000 a second. With the kernel's
+default of 500, a process that fills the device gets a few ms ahead of us whenever the scheduler lets it run that long,
+and packets are lost although cores are idle."""
 
 TRAIN_BYTES, TRAIN_SEGMENTS = 65_507, 64
-"""What one send of the transport carries at most, as in engine/src/transport/mod.rs."""
+"""The most that one send of the transport carries, as in engine/src/transport/mod.rs."""
 
 SEALING_BYTES = 32
 """Header and tag of a data message (WireGuard whitepaper §5.4.6)."""
 
 SHORTEST_HEADERS = 40
-"""IPv4 and TCP without options: what a segment of the tunnel's MTU has beside its payload, at least."""
+"""IPv4 and TCP without options: the minimum that a segment has in addition to its payload."""
 
 LARGEST_SUPERPACKET = 65_536
 """A TUN device's own limit (``GSO_LEGACY_MAX_SIZE`` of linux/netdevice.h)."""
 
 MAX_TCP_HEADER = 320
-"""What the kernel keeps free of that for headers, at most (net/tcp.h); with some configurations it is 128."""
+"""The most that the kernel reserves of that for headers (net/tcp.h); 128 with some configurations."""
 
 ARPHRD_ETHER = 1  # linux/if_arp.h
 IFF_UP = 1  # linux/if.h
@@ -55,7 +54,7 @@ RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV4_RULE, RTNLGRP_IPV6_ROUTE, RTNLGRP_IPV6_RULE = 7
 IN6_ADDR_GEN_MODE_NONE = 1  # linux/if_link.h
 INET6_PROC = Path("/proc/net/if_inet6")  # absent where IPv6 is switched off
 GATEWAY_GROUPS = (RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE)
-"""What a gateway's external link is made of."""
+"""The netlink groups that concern a gateway's external link."""
 CLIENT_GROUPS = (
     RTNLGRP_LINK,
     RTNLGRP_IPV4_ROUTE,
@@ -63,7 +62,7 @@ CLIENT_GROUPS = (
     RTNLGRP_IPV6_ROUTE,
     RTNLGRP_IPV6_RULE,
 )
-"""What a client's way into its tunnel is made of."""
+"""The netlink groups that concern a client's routes into its tunnel."""
 
 
 class LinuxHost(Host):
@@ -88,7 +87,7 @@ class LinuxHost(Host):
 
 
 def read_network() -> HostNetwork:
-    """What the kernel says now. Raises `HostNetworkError`."""
+    """A snapshot of the host's network. Raises `HostNetworkError`."""
     from pyroute2 import NetlinkDumpInterrupted  # noqa: PLC0415 -- slow to import
 
     for _ in range(READ_ATTEMPTS - 1):
@@ -119,14 +118,13 @@ def _read_once() -> HostNetwork:
 
 
 def configure_tun(name: str, address: IPv4Interface, mtu: int) -> None:
-    """Gives our own TUN device its MTU and address, and sets it up. Raises `HostNetworkError`."""
+    """Gives our own TUN device its MTU and address, and brings it up. Raises `HostNetworkError`."""
     with rtnetlink(f"configure {name}") as ip:
         found = list(ip.link_lookup(ifname=name))
         if not found:
             raise HostNetworkError(f"the TUN device {name} is gone")
         if INET6_PROC.exists():
-            # The tunnel carries no IPv6: without a link-local address the kernel sends no solicitations into
-            # it.
+            # The tunnel carries no IPv6: without a link-local address, the kernel sends no solicitations into it.
             inet6 = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", IN6_ADDR_GEN_MODE_NONE)]}
             ip.link("set", index=found[0], IFLA_AF_SPEC={"attrs": [("AF_INET6", inet6)]})
         ip.link("set", index=found[0], mtu=mtu, txqlen=TUN_QUEUE_PACKETS)
@@ -136,11 +134,11 @@ def configure_tun(name: str, address: IPv4Interface, mtu: int) -> None:
 
 
 def superpacket_bytes(mtu: int) -> int:
-    """How large superpackets of a TUN device should be at most, so that the segments of one, sealed, fill one train.
+    """The maximum size of a TUN device's superpackets, in bytes, at which the sealed segments of one fill one train.
 
-    Left alone, the kernel makes a superpacket of 47 segments of the usual MTU. Sealed, 45 of them fill a train, and two
-    would leave in one of their own, at the price of a full one. Segments so small that their number fills a train
-    travel in two either way.
+    By default the kernel makes a superpacket of 47 segments of the usual MTU. Sealed, 45 of them fill a train, and the
+    other two would leave in a second train, at the price of a full one. Segments so small that their number, not their
+    size, fills a train take two trains either way.
     """
     segments = max(1, TRAIN_BYTES // (mtu + SEALING_BYTES))
     if segments > TRAIN_SEGMENTS:
@@ -160,8 +158,8 @@ def _fit_superpackets(ip: Any, index: int, mtu: int) -> None:
 
 @contextmanager
 def watch(changed: Callable[[], None], groups: Sequence[int]) -> Iterator[None]:
-    """Calls `changed` in the running loop when something of the netlink groups changes; several changes at once
-    may be told once."""
+    """Calls `changed` in the running loop when the netlink groups report a change; several changes may cause one
+    call."""
     loop = asyncio.get_running_loop()
     with socket.socket(
         socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
@@ -175,7 +173,7 @@ def watch(changed: Callable[[], None], groups: Sequence[int]) -> Iterator[None]:
             except BlockingIOError:
                 pass
             except OSError:
-                pass  # ENOBUFS: notices were lost, which is notice enough
+                pass  # ENOBUFS: notifications were lost, which is notification enough
             changed()
 
         loop.add_reader(notices, readable)
@@ -187,7 +185,7 @@ def watch(changed: Callable[[], None], groups: Sequence[int]) -> Iterator[None]:
 
 @contextmanager
 def rtnetlink(doing: str) -> Iterator[Any]:
-    """An rtnetlink socket of pyroute2; its errors become `HostNetworkError` that says what was being done."""
+    """An rtnetlink socket of pyroute2, whose errors become a `HostNetworkError` that says what was being done."""
     from pyroute2 import IPRoute, NetlinkError  # noqa: PLC0415 -- slow to import
 
     try:
@@ -224,7 +222,7 @@ def _routes(message: Any) -> Iterator[Route]:
     source = message.get("RTA_PREFSRC")
     hops = message.get("RTA_MULTIPATH") or [message]
     for hop in hops:
-        if hop.get("RTA_VIA"):  # an IPv6 router for IPv4 (RFC 5549): not for us
+        if hop.get("RTA_VIA"):  # an IPv6 router for IPv4 (RFC 5549): not supported
             continue
         gateway = hop.get("RTA_GATEWAY")
         yield Route(

@@ -1,4 +1,4 @@
-"""UDP ports of the host: whether one is free, and who holds it otherwise."""
+"""Ports of the host: whether one is free, and if not, which process holds it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from tidegate.errors import ConflictError, HostNetworkError, PrivilegeError
 
 
 def check_listen_port(address: IPv4Address, port: int) -> None:
-    """Raises if no UDP socket can be bound there, naming the process that holds the port where that can be
-    found.
+    """Raises the error of `explain_bind` if no UDP socket can be bound there.
 
-    The engine's own sockets share their port with SO_REUSEPORT; this one does not, so that it also finds a
-    port that another process would share.
+    The engine's own sockets share their port with SO_REUSEPORT; this one does not, so that it also finds a port that
+    another process would share.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
@@ -27,7 +26,7 @@ def check_listen_port(address: IPv4Address, port: int) -> None:
 
 
 def explain_bind(cause: OSError, kind: str, address: str, port: int, *, hint: str) -> Exception:
-    """Why a bind failed, in one line."""
+    """Why a bind failed, as an exception to raise; it names the process that holds the port, if that can be found."""
     where = f"{kind} {address}:{port}"
     match cause.errno:
         case errno.EADDRINUSE:
@@ -38,7 +37,7 @@ def explain_bind(cause: OSError, kind: str, address: str, port: int, *, hint: st
         case errno.EADDRNOTAVAIL:
             return HostNetworkError(f"{address} is not an address of this host", hint=hint)
         case errno.EACCES | errno.EPERM:
-            return PrivilegeError(f"{where} may not be bound", hint="run as root")
+            return PrivilegeError(f"{where} cannot be bound: permission denied", hint="run as root")
     return HostNetworkError(f"{where} cannot be bound: {cause.strerror}", hint=hint)
 
 

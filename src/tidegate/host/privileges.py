@@ -1,4 +1,4 @@
-"""Whether this process may do what it has to; asked before anything is opened."""
+"""Whether this process has the permissions that it needs; checked before anything is opened."""
 
 import os
 import resource
@@ -30,14 +30,14 @@ def check_privileges(needed: tuple[int, ...] = (CAP_NET_ADMIN, CAP_NET_RAW)) -> 
         )
     if not TUN_DEVICE.exists():
         raise PrivilegeError(
-            f"{TUN_DEVICE} does not exist", hint="load the module (modprobe tun), or pass it in"
+            f"{TUN_DEVICE} does not exist", hint="run `modprobe tun`, or pass the device into the container"
         )
     if not os.access(TUN_DEVICE, os.R_OK | os.W_OK):
-        raise PrivilegeError(f"{TUN_DEVICE} may not be opened", hint="run as root")
+        raise PrivilegeError(f"{TUN_DEVICE} cannot be opened: permission denied", hint="run as root")
 
 
 def raise_open_file_limit() -> int:
-    """Raises the soft limit of open files to the hard one (each NAT port is a socket), and gives it back."""
+    """Raises the soft limit of open files to the hard one (each NAT port is a socket), and returns it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard

@@ -1,7 +1,7 @@
-"""Tells the client's resolver about the tunnel's DNS servers, with whatever manages resolv.conf here.
+"""Sets the tunnel's DNS servers on the client's host, through whatever manages resolv.conf there.
 
-Of several records, Debian's `resolvconf` puts those first whose names come first in its interface-order(5), and knows
-no other order. So the record of a tunnel is named after a kind of interface that comes early there, as wg-quick does.
+Debian's `resolvconf` sorts records by the position of their names in its interface-order(5), and by nothing else. So a
+tunnel's record is named after a kind of interface that comes early there, as wg-quick does.
 """
 
 from __future__ import annotations
@@ -25,62 +25,62 @@ SYSTEMD_RESOLVED = Path("/run/systemd/resolve/io.systemd.Resolve")
 INTERFACE_ORDER = Path("/etc/resolvconf/interface-order")
 TIMEOUT = 10.0  # seconds for a helper command
 LEFTOVER_TIMEOUT = 2.0
-"""For one that most often has nothing to do; the start waits for it, and a stop during the start."""
+"""Seconds for a helper command that usually has nothing to do; the start waits for it, and so does a stop meanwhile."""
 
-DnsOutcome = Literal["told", "refused", "unmanaged"]
-"""What became of the tunnel's DNS servers; *refused*: what manages resolv.conf failed, *unmanaged*: there is none.
-DNS is as it was then."""
+DnsOutcome = Literal["applied", "refused", "unmanaged"]
+"""What became of the tunnel's DNS servers: *applied*: they are in use; *refused*: the program that manages resolv.conf
+failed; *unmanaged*: there is no such program. In the last two cases DNS is unchanged."""
 
 
 @contextmanager
 def configured_dns(
     tun_name: str, servers: Sequence[IPv4Address], search: Sequence[str]
 ) -> Iterator[DnsOutcome]:
-    """Uses the servers (at least one) while the block lasts, if there is something that can be told."""
+    """Uses the servers (at least one) while the block lasts, if something on this host manages resolv.conf."""
     addresses = [str(server) for server in servers]
     if resolvectl := _resolvectl():
-        told = _run([resolvectl, "dns", tun_name, *addresses]) and _run(
+        applied = _run([resolvectl, "dns", tun_name, *addresses]) and _run(
             [resolvectl, "domain", tun_name, "~.", *search]
         )
         undo = [resolvectl, "revert", tun_name]
-        # At the end of a client that is a moment later, too early for anybody to run a command.
+        # When a client ends, that is a moment later: no time to run a command by hand.
         complaint = (
-            "DNS is not taken back: systemd-resolved asks the tunnel's DNS servers until its device goes"
+            "DNS is not restored: systemd-resolved asks the tunnel's DNS servers until its device is gone"
         )
         goes_with = tun_name
     elif resolvconf := shutil.which("resolvconf"):
         text = "".join(f"nameserver {address}\n" for address in addresses)
         text += f"search {' '.join(search)}\n" if search else ""
         record = _record(Path(resolvconf), tun_name)
-        told = _run([resolvconf, "-a", record, "-m", "0", "-x"], text)
+        applied = _run([resolvconf, "-a", record, "-m", "0", "-x"], text)
         undo = [resolvconf, "-d", record, "-f"]
         complaint = (
-            "DNS is not taken back: resolv.conf may name none but the tunnel's DNS servers, so that names cannot be "
+            "DNS is not restored: resolv.conf may name only the tunnel's DNS servers, and then names cannot be "
             "looked up; run the command by hand"
         )
         goes_with = None
     else:
         yield "unmanaged"
         return
-    if not told:
-        # Half of it may have been done.
-        half = "some of the tunnel's DNS may not be taken back; run the command by hand"
+    if not applied:
+        # It may have been done partially.
+        half = "some of the tunnel's DNS settings may remain; run the command by hand"
         _run(undo, complaint=half, goes_with=goes_with)
         yield "refused"
         return
     try:
-        yield "told"
+        yield "applied"
     finally:
         _run(undo, complaint=complaint, goes_with=goes_with)
 
 
 def remove_leftover_record(tun_name: str) -> None:
-    """Takes back what a killed client told: resolv.conf would name a server inside a tunnel that is no more, and no
-    other. systemd-resolved forgets by itself, with the device."""
+    """Removes a killed client's DNS servers: otherwise resolv.conf would name only a server inside a tunnel that is
+    gone. systemd-resolved forgets them by itself, with the device."""
     if _resolvectl() or _exists(tun_name):
         return
     if resolvconf := shutil.which("resolvconf"):
-        # Most often there is nothing to take back, and who may not do so may not have told anything either.
+        # Usually there is nothing to remove; and a user who may not remove it could not have set it either.
         undo = [resolvconf, "-d", _record(Path(resolvconf), tun_name), "-f"]
         _run(undo, timeout=LEFTOVER_TIMEOUT, quietly=True)
 
@@ -98,8 +98,8 @@ def _resolvectl() -> str | None:
 
 
 def _record(resolvconf: Path, tun_name: str) -> str:
-    """The name of the tunnel's record. Only Debian's program has an order of names; where `resolvconf` is a symbolic
-    link, it is another's (systemd's, which takes names of interfaces alone)."""
+    """The name of the tunnel's record. Only Debian's program sorts by name; if `resolvconf` is a symbolic link, it is
+    another one (systemd's, which accepts only names of interfaces)."""
     name = f"{tun_name}.inet"
     if resolvconf.is_symlink():
         return name
@@ -120,8 +120,8 @@ def _run(
     complaint: str = "a resolver command failed",
     goes_with: str | None = None,
 ) -> bool:
-    """Whether the command did what it was to do. If not, `complaint` is logged, but not where what is to be taken back
-    `goes_with` a device that is no more."""
+    """Runs a command. Returns whether it succeeded; if not, logs `complaint`, unless what it was to undo is gone
+    already, together with the device that it `goes_with`."""
     cause = _failure(command, text, timeout)
     if cause is not None:
         gone = goes_with is not None and not _exists(goes_with)
@@ -134,13 +134,13 @@ def _failure(command: list[str], text: str, timeout: float) -> str | None:
     try:
         done = subprocess.run(
             command,
-            input=text,  # if there is none: not from the terminal either
+            input=text,  # even if empty: never from the terminal
             encoding="utf-8",
             errors="replace",
             capture_output=True,
             timeout=timeout,
             check=False,
-            start_new_session=True,  # a Ctrl-C on the terminal is for the client, which lets this end
+            start_new_session=True,  # Ctrl-C on the terminal is for the client, which lets the command finish
         )
     except (OSError, subprocess.TimeoutExpired) as cause:
         return str(cause)

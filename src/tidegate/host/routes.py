@@ -1,7 +1,7 @@
-"""The client's routes: planned as a value, applied and taken back through netlink.
+"""The client's routes: planned as a value, then added and removed through netlink.
 
-A tunnel that takes everything must not take its own datagrams. As wg-quick does, the tunnel's routes go into
-a table of their own; a rule sends there what does not carry the transport socket's mark, and another rule
+A tunnel that carries everything must not carry its own datagrams. So, as with wg-quick, the tunnel's routes go into a
+table of their own; a rule sends everything there that does not carry the transport socket's mark, and another rule
 before it lets the main table's more specific routes (the local network) win:
 
     29798: from all lookup main suppress_prefixlength 0
@@ -10,15 +10,15 @@ before it lets the main table's more specific routes (the local network) win:
 IPv6 is not carried, so where a profile claims it (``::/0``), the table has an *unreachable* route for it:
 programs fall back to IPv4 at once, and nothing leaks past the tunnel.
 
-A client that was killed (SIGKILL) cannot take anything back. Its device goes with it, and the device's routes;
-the rules stay, the *unreachable* route (which is no device's) and `src_valid_mark`: IPv4 goes its old way, IPv6
-is blocked. Table, mark and priorities are constants, so that the next client recognises what it finds, and removes
-it before it does anything else. A client that routes some networks alone leaves *unreachable* routes among those
-of the host; the next one that wants the same takes them over, which it knows by their protocol number.
-`src_valid_mark` stays as it is found: it may be the administrator's.
+A client that is killed (SIGKILL) cannot undo anything. Its device disappears with it, and the device's routes; the
+rules, the *unreachable* route (which belongs to no device) and `src_valid_mark` stay: IPv4 goes its old way, IPv6 is
+blocked. Table, mark and priorities are constants, so that the next client recognises what it finds, and removes it
+before it does anything else. A client that routes only some networks leaves its *unreachable* routes among those of the
+host; the next one that wants the same routes recognises them by their protocol number, and takes them over.
+`src_valid_mark` is left as it is found: it may be the administrator's.
 
-Others take something away while a client runs: the kernel the routes of a device that is set down,
-systemd-networkd at its start the rules and routes that are not its own. `renew_routes` adds what has gone.
+Others remove things while a client runs: the kernel, the routes of a device that goes down; systemd-networkd, when it
+starts, all rules and routes that are not its own. `renew_routes` adds what is missing.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ import structlog
 
 from tidegate.errors import ConflictError, HostNetworkError
 from tidegate.host import MAIN_TABLE
+from tidegate.host.full_tunnel_lock import PATIENCE, already_routed_error, full_tunnel_lock
 from tidegate.host.netlink import IFF_UP, INET6_PROC, RTN_UNREACHABLE, rtnetlink
-from tidegate.host.sole_router import PATIENCE, another_routes, sole_router
 
 log = structlog.get_logger("tidegate.routes")
 
 FWMARK = 0x7467  # "tg"
 TABLE = FWMARK
 PRIORITY_MAIN, PRIORITY_TUNNEL = TABLE - 1, TABLE
-PROTOCOL = 0x74  # "t": who made a route (rtnetlink(7), rtm_protocol)
+PROTOCOL = 0x74  # "t": the origin of a route (rtnetlink(7), rtm_protocol)
 FIB_RULE_INVERT = 2  # linux/fib_rules.h
 SRC_VALID_MARK = Path("/proc/sys/net/ipv4/conf/all/src_valid_mark")
 _GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EAFNOSUPPORT}
@@ -92,12 +92,12 @@ class RoutePlan:
 
 
 Renewal = Literal["whole", "renewed", "down"]
-"""What became of the plan; *down*: the tunnel's device is, and what it carried goes past it."""
+"""The state of the plan. *whole*: nothing was missing; *renewed*: what was missing has been added; *down*: the tunnel's
+device is down, and traffic bypasses it."""
 
 
 def plan_routes(allowed_ips: tuple[Network, ...], endpoint: IPv4Address) -> RoutePlan:
-    """Plain routes where they cannot take the tunnel's own datagrams, policy routing where they would.
-    Pure."""
+    """Plain routes if they cannot carry the tunnel's own datagrams, policy routing if they would. Pure."""
     swallows_itself = any(isinstance(network, IPv4Network) and endpoint in network for network in allowed_ips)
     defaults = any(network.prefixlen == 0 for network in allowed_ips)
     policy = swallows_itself or defaults
@@ -114,12 +114,12 @@ def plan_routes(allowed_ips: tuple[Network, ...], endpoint: IPv4Address) -> Rout
 
 @contextmanager
 def apply_routes(plan: RoutePlan, tun_name: str) -> Iterator[RoutePlan]:
-    """The plan is in force while the block lasts, or what of it this kernel takes, which is given. Raises
+    """Keeps the plan in force while the block lasts, and yields the part of it that this kernel supports. Raises
     `HostNetworkError`, with nothing left behind; `ConflictError` if another client of this host (network namespace)
     already routes everything."""
     with ExitStack() as undo:
         if plan.has_policy:
-            undo.enter_context(sole_router(patience=PATIENCE))
+            undo.enter_context(full_tunnel_lock(patience=PATIENCE))
             _remove_ours(own=tun_name)
         with rtnetlink(f"find {tun_name}") as ip:
             device = next(iter(ip.link_lookup(ifname=tun_name)), 0)
@@ -136,9 +136,10 @@ def apply_routes(plan: RoutePlan, tun_name: str) -> Iterator[RoutePlan]:
 
 
 def renew_routes(plan: RoutePlan, tun_name: str) -> Renewal:
-    """Adds what has gone of the plan that `apply_routes` gave; while the tunnel's device is down, it cannot have any.
+    """Adds what is missing of the plan that `apply_routes` yielded; nothing while the tunnel's device is down, which
+    cannot have routes then.
 
-    Raises `HostNetworkError`; what can be added is there then.
+    Raises `HostNetworkError` after adding as much as possible.
     """
     with rtnetlink(f"look at the routes through {tun_name}") as ip:
         [*found] = ip.get_links(ifname=tun_name)
@@ -162,7 +163,7 @@ def renew_routes(plan: RoutePlan, tun_name: str) -> Renewal:
 
 
 def _possible(plan: RoutePlan) -> RoutePlan:
-    """What of the plan this kernel takes: nothing of IPv6 where that is switched off."""
+    """The part of the plan that this kernel supports: no IPv6 if that is switched off."""
     if INET6_PROC.exists():
         return plan
     return replace(
@@ -173,7 +174,7 @@ def _possible(plan: RoutePlan) -> RoutePlan:
 
 
 def _routes_there(ip: Any, wanted: Iterable[TunnelRoute], device: int) -> set[TunnelRoute]:
-    """The routes into `device` and to nowhere, in the tables of those that are wanted."""
+    """The routes into `device`, and the unreachable ones, in the tables of the wanted routes."""
     there = set()
     for version, table in {(route.destination.version, route.table) for route in wanted}:
         for message in ip.get_routes(family=_FAMILIES[version], table=table):
@@ -186,7 +187,7 @@ def _routes_there(ip: Any, wanted: Iterable[TunnelRoute], device: int) -> set[Tu
 
 
 def _rules_there(ip: Any, plan: RoutePlan) -> set[tuple[int, int, int]]:
-    """The rules of the plan's IP versions, as `_rule_key` has them."""
+    """The rules of the plan's IP versions, as `_rule_key` identifies them."""
     return {
         (version, message.get("FRA_PRIORITY"), message.get("FRA_TABLE"))
         for version in {rule.version for rule in plan.rules}
@@ -195,31 +196,31 @@ def _rules_there(ip: Any, plan: RoutePlan) -> set[tuple[int, int, int]]:
 
 
 def _rule_key(rule: Rule) -> tuple[int, int, int]:
-    """What tells a rule of ours from all others."""
+    """What distinguishes our rule from all others."""
     return rule.version, rule.priority, rule.table
 
 
 def remove_leftovers() -> None:
-    """Takes back what a killed client left; nothing while one is running. Raises `HostNetworkError`."""
-    import pyroute2  # noqa: F401, PLC0415 -- slow to import, and others may wait for the lock
+    """Removes what a killed client left behind; does nothing while one is running. Raises `HostNetworkError`."""
+    import pyroute2  # noqa: F401, PLC0415 -- slow to import: not while we hold the lock
 
     with ExitStack() as held:
         try:
-            held.enter_context(sole_router())
+            held.enter_context(full_tunnel_lock())
         except ConflictError:
             return
-        except HostNetworkError as cause:  # who routes everything here will be told
-            log.debug("it cannot be known whether another client is running", cause=cause.message)
+        except HostNetworkError as cause:  # a client that wants the lock will report it
+            log.debug("cannot find out whether another client is running", cause=cause.message)
             return
         with suppress(ConflictError):
             _remove_ours()
 
 
 def _remove_ours(own: str | None = None) -> None:
-    """Whatever has our priorities or is in our table. To be called by who holds the lock. Raises `ConflictError` if
+    """Removes whatever has our priorities or is in our table. The caller holds the lock. Raises `ConflictError` if
     another client is running that has its lock elsewhere (another mount of /proc), on another device than `own`."""
     with rtnetlink("look for another client's routes") as ip:
-        # The routes of a killed client went with its device, or its device, if that is persistent, has no carrier.
+        # A killed client's routes went with its device; if the device is persistent, it has no carrier.
         alive = {
             link["index"]: name
             for link in ip.get_links()
@@ -227,7 +228,7 @@ def _remove_ours(own: str | None = None) -> None:
         }
         for message in ip.get_routes(family=socket.AF_INET, table=TABLE):
             if device := alive.get(message.get("RTA_OIF")):
-                raise another_routes(f", {device}")
+                raise already_routed_error(f", {device}")
     for family in (socket.AF_INET, socket.AF_INET6) if INET6_PROC.exists() else (socket.AF_INET,):
         with rtnetlink("remove an earlier client's rules") as ip:
             for message in list(ip.get_rules(family=family)):
@@ -255,9 +256,9 @@ def _added_route(route: TunnelRoute, device: int) -> Iterator[None]:
 
 
 def _add_route(route: TunnelRoute, device: int) -> bool:
-    """Adds the route, unless it is there: the kernel makes one into the network of the device's own address, and a
-    killed client leaves those to nowhere. Whether it is ours from now on. A client that runs beside us may have made
-    the same one to nowhere: it adds it again when we have taken it back (`renew_routes`)."""
+    """Adds the route, unless it exists: the kernel makes one for the network of the device's own address, and a killed
+    client leaves its unreachable ones. Returns whether the route is ours to remove. Another running client may have
+    made the same unreachable route: it adds it again after we have removed it (`renew_routes`)."""
     from pyroute2 import NetlinkError  # noqa: PLC0415 -- slow to import
 
     with rtnetlink(f"add a route to {route.destination}") as ip:
@@ -270,12 +271,12 @@ def _add_route(route: TunnelRoute, device: int) -> bool:
             return True
         if route not in _routes_there(ip, (route,), device):
             raise HostNetworkError(
-                f"this host has another route to {route.destination} already",
-                hint="take it out of AllowedIPs, or use --no-routes",
+                f"this host already has another route to {route.destination}",
+                hint="remove it from AllowedIPs, or use --no-routes",
             )
         ours = route.unreachable and _is_of_a_client(ip, route)
     if ours:
-        log.info("taking over another client's route to nowhere", destination=str(route.destination))
+        log.info("taking over another client's unreachable route", destination=str(route.destination))
     return ours
 
 
@@ -315,7 +316,7 @@ def _add_rule(rule: Rule) -> None:
 
 
 def _undo(doing: str, kind: str, arguments: dict[str, Any]) -> None:
-    """Takes back; what is gone already is as it should be."""
+    """Removes a route or rule; it is fine if that is gone already."""
     from pyroute2 import NetlinkError  # noqa: PLC0415 -- slow to import
 
     with rtnetlink(doing) as ip:
@@ -328,8 +329,8 @@ def _undo(doing: str, kind: str, arguments: dict[str, Any]) -> None:
 
 @contextmanager
 def _source_check_sees_mark() -> Iterator[None]:
-    """With strict reverse path filtering, answers to the transport pass only if the check looks at the mark
-    (ip-sysctl: src_valid_mark), as wg-quick sets it."""
+    """Sets src_valid_mark (ip-sysctl), as wg-quick does: with strict reverse path filtering, answers to the transport
+    socket pass only if the check considers the mark."""
     try:
         before = SRC_VALID_MARK.read_text().strip()
         if before != "1":

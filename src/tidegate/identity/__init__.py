@@ -1,4 +1,4 @@
-"""Who is who: keys and profiles."""
+"""Identities: keys and profiles."""
 
 from tidegate.identity.keys import (
     decode_key,

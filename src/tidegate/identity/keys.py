@@ -17,7 +17,7 @@ KEY_BYTES = 32  # RFC 7748 §5
 KEY_TEXT_LENGTH = 44
 
 _NAMED_PEERS = 3
-"""Of those without a gateway, in the message that says so."""
+"""How many peers the message about a missing key names."""
 
 
 def encode_key(key: bytes) -> str:
@@ -25,8 +25,7 @@ def encode_key(key: bytes) -> str:
 
 
 def decode_key(text: str) -> bytes:
-    """A key from its text. Raises `ValueError` with a text that does not repeat the key: it may be a secret
-    one."""
+    """A key from its text. Raises `ValueError`, whose message does not repeat the key: it may be a secret one."""
     try:
         key = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
@@ -54,8 +53,9 @@ def public_key_of(private_key: bytes) -> bytes:
 
 
 def load_or_make_private_key(path: Path, peers: Callable[[], Sequence[str]] = tuple) -> bytes:
-    """The gateway's key from its file (0600), made on first use. Raises `StoreError`; also where it is gone and there
-    are `peers`, by name: their profiles have its public key, and with another none of them connects any more."""
+    """The gateway's private key from its file (0600), made on first use. Raises `StoreError`, also if the file is
+    missing although there are `peers` (their names): their profiles contain its public key, and with another key none
+    of them could connect any more."""
     try:
         return _load(path)
     except FileNotFoundError:
@@ -68,21 +68,21 @@ def load_or_make_private_key(path: Path, peers: Callable[[], Sequence[str]] = tu
         with atomic_write(path, replace=False) as file:
             file.write(encode_key(make_private_key()) + "\n")
     except FileExistsError:
-        pass  # another process made one meanwhile; that one counts
+        pass  # another process made one meanwhile: use that one
     except OSError as cause:
         raise StoreError(f"{path}: the gateway's key cannot be written: {cause.strerror}") from cause
     return _load(path)
 
 
 def _gone(path: Path, peers: Sequence[str]) -> StoreError:
-    told = ", ".join(peers[:_NAMED_PEERS]) + (", …" if len(peers) > _NAMED_PEERS else "")
+    named = ", ".join(peers[:_NAMED_PEERS]) + (", …" if len(peers) > _NAMED_PEERS else "")
     holders = (
-        f"peer {told} has a profile" if len(peers) == 1 else f"{len(peers)} peers ({told}) have profiles"
+        f"peer {named} has a profile" if len(peers) == 1 else f"{len(peers)} peers ({named}) have profiles"
     )
     return StoreError(
-        f"{path}: the gateway's key is gone, and {holders} that no other fits",
-        hint="restore it from a backup, or move the database beside it away, too "
-        "(every profile must then be handed out anew)",
+        f"{path}: the gateway's key is missing, and {holders} made for it",
+        hint="restore it from a backup, or move the database beside it away as well "
+        "(every peer then needs a new profile)",
     )
 
 
@@ -94,5 +94,5 @@ def _load(path: Path) -> bytes:
     except (ValueError, UnicodeDecodeError):
         raise StoreError(
             f"{path}: the gateway's key is damaged",
-            hint="restore it from a backup, or move it away (every profile must then be handed out anew)",
+            hint="restore it from a backup, or move it away (every peer then needs a new profile)",
         ) from None

@@ -1,10 +1,10 @@
-"""Profiles in the wg-quick format: what `peer add` hands out and `connect` reads.
+"""Profiles in the wg-quick format: `peer add` writes them, `connect` reads them.
 
-Parsing is strict: an unknown key or section is named with its line rather than ignored, because a key that is
-ignored is a promise that is not kept (a `Table` or `PostUp` that silently does nothing).
+Parsing is strict: an unknown key or section is an error with its line, not ignored, because an ignored key is a broken
+promise (a `Table` or `PostUp` that silently does nothing).
 
-What only Tidegate's own client understands stands in comments of the form ``# Tidegate-KEY = VALUE``, so that other
-WireGuard programs can read the profile; they are parsed as strictly.
+Keys that only Tidegate's own client understands are in comments of the form ``# Tidegate-KEY = VALUE``, so that other
+WireGuard programs can read the profile; they are parsed just as strictly.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _OF_WG_QUICK = ("table", "preup", "postup", "predown", "postdown", "saveconfig",
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """One client's way into one gateway."""
+    """Everything that a client needs to connect to a gateway."""
 
     private_key: bytes
     address: IPv4Interface
@@ -57,14 +57,14 @@ class Profile:
     allowed_ips: tuple[Network, ...]
     dns: tuple[IPv4Address, ...] = ()
     search: tuple[str, ...] = ()
-    """Search domains: names in the DNS line, as wg-quick has them."""
+    """Search domains: names in the DNS line, as in wg-quick."""
     mtu: int = DEFAULT_MTU
     preshared_key: bytes | None = None
     persistent_keepalive: int = 0
     """Seconds; 0: off."""
     listen_port: int = 0
     cipher: CipherName = WIREGUARD_CIPHER
-    """Another one than WireGuard's makes it a profile for Tidegate's own client alone."""
+    """Any other than WireGuard's makes it a profile for Tidegate's own client only."""
 
     def __repr__(self) -> str:
         return f"Profile(address={self.address}, endpoint={self.endpoint})"  # no keys in logs
@@ -97,7 +97,7 @@ def read_profile(path: Path) -> Profile:
     except OSError as cause:
         raise ProfileError(f"cannot be read: {cause.strerror}", path=path) from cause
     if len(raw) > MAX_FILE_BYTES:
-        raise ProfileError(f"is larger than {MAX_FILE_BYTES} bytes, so it is no profile", path=path)
+        raise ProfileError(f"is larger than {MAX_FILE_BYTES} bytes, so it is not a profile", path=path)
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as cause:
@@ -106,19 +106,18 @@ def read_profile(path: Path) -> Profile:
 
 
 def others_can_read(path: Path) -> bool:
-    """Whether any user of this machine may read a file, by its mode and those of all folders above it."""
+    """Whether any user of this machine can read a file, judging by its mode and those of all folders above it."""
     try:
         file = path.stat()
         folders = [folder.stat() for folder in path.resolve().parents]
     except OSError:
-        return False  # whoever reads it will tell why not
+        return False  # reading it will fail, with the reason
     readable = stat.S_ISREG(file.st_mode) and file.st_mode & stat.S_IROTH
     return bool(readable and all(folder.st_mode & stat.S_IXOTH for folder in folders))
 
 
 def parse_profile(text: str, path: Path | str = "profile") -> Profile:
-    """A profile from its text; `path` is for messages. Raises `ProfileError` and nothing else, whatever the
-    text."""
+    """A profile from its text; `path` is for messages. Raises `ProfileError`, and nothing else, whatever the text."""
     sections = _sections(text, path)
     return _Reader(sections, path).profile()
 
@@ -130,7 +129,7 @@ class _Entry:
 
 
 def _sections(text: str, path: Path | str) -> dict[str, dict[str, list[_Entry]]]:
-    """Section → key (lower case) → its entries. Both sections are there, and what they need."""
+    """Section → key (lower case) → its entries. Both sections and their required keys are present."""
     sections: dict[str, dict[str, list[_Entry]]] = {}
     lines: dict[str, int] = {}
     current: str | None = None
@@ -145,7 +144,7 @@ def _sections(text: str, path: Path | str) -> dict[str, dict[str, list[_Entry]]]
                 raise ProfileError(f"unknown section {_short(content)}", path=path, line=number)
             if current in sections:
                 raise ProfileError(
-                    f"a second {_short(content)} section: one is supported", path=path, line=number
+                    f"a second {_short(content)} section: only one is supported", path=path, line=number
                 )
             sections[current], lines[current] = {}, number
             continue
@@ -172,7 +171,7 @@ def _check_key(
             f"{key} is not supported by `tidegate connect`", path=path, line=line, hint="remove the line"
         )
     if key.lower() not in known:
-        hint = f"known are {', '.join(_KEYS[section])}"
+        hint = f"known keys: {', '.join(_KEYS[section])}"
         raise ProfileError(
             f"unknown key {_short(key)} in [{section.capitalize()}]", path=path, line=line, hint=hint
         )
@@ -189,7 +188,7 @@ def _short(text: str) -> str:
 
 
 class _Reader:
-    """Turns entries into values; each refusal names the entry's line."""
+    """Turns entries into values; each error names the entry's line."""
 
     def __init__(self, sections: dict[str, dict[str, list[_Entry]]], path: Path | str) -> None:
         self._sections = sections
@@ -202,7 +201,7 @@ class _Reader:
             address=self._address(),
             dns=dns,
             search=search,
-            mtu=self._number("interface", "MTU", 576, 65535, DEFAULT_MTU),  # RFC 791: every host takes 576
+            mtu=self._number("interface", "MTU", 576, 65535, DEFAULT_MTU),  # RFC 791: every host accepts 576
             listen_port=self._number("interface", "ListenPort", 0, 65535, 0),
             peer_public_key=self._required_key("peer", "PublicKey"),
             preshared_key=self._key("peer", "PresharedKey"),

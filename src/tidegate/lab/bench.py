@@ -1,9 +1,9 @@
-"""``tidegate bench``: Tidegate beside what a user would pick instead, on this machine, in one run.
+"""``tidegate bench``: Tidegate compared with what a user would pick instead, on this machine, in one run.
 
-Every variant stands in a lab of its own, all at the same time, idle but for the one that is being measured. The rounds
-are interleaved (every variant once, then again), because a machine's mood changes more between minutes than variants
-differ. Reported are the median and the spread of at least five rounds, the ratios to the plain kernel and to
-wireguard-go, and what that makes of the goals.
+Every variant has a lab of its own; all of them are up at the same time, and idle except for the one being measured. The
+rounds are interleaved (every variant once, then again), because a machine's speed changes more from minute to minute
+than variants differ. The report has the median and the spread of at least five rounds, the ratios to the plain kernel
+and to wireguard-go, and whether the goals are met.
 """
 
 from __future__ import annotations
@@ -44,12 +44,11 @@ def run_bench(
     workloads: Sequence[str] = (),
     output: Path | None = None,
 ) -> int:
-    """Measures and reports; returns the exit code (1: `has_failed`, 130: Ctrl-C, or 128 and the number of another
-    signal that ended it).
+    """Measures and reports. Returns the exit code (1: `has_failed`, 130: Ctrl-C, 128 + the number of another signal).
 
-    `variants` and `workloads` choose by a part of the name. The table goes to standard output, or JSON with
-    `json_output`; `output` names a folder for ``benchmark.json``, ``benchmark.md`` and, where matplotlib is installed,
-    ``benchmark.png``. Raises `TidegateError` where there is nothing to measure, or no way to.
+    `variants` and `workloads` select by part of the name. The table goes to standard output, or JSON with
+    `json_output`; `output` is a folder for ``benchmark.json``, ``benchmark.md`` and, if matplotlib is installed,
+    ``benchmark.png``. Raises `TidegateError` if there is nothing to measure, or no way to measure it.
     """
     console = make_console(json_output=json_output)
     return until_interrupted(console, lambda: _run(console, json_output, rounds, variants, workloads, output))
@@ -67,7 +66,8 @@ def _run(
     pairs, left_out = _possible(chosen)
     if not pairs:
         raise TidegateError(
-            f"nothing of it can be measured here: {'; '.join(left_out)}", hint="`make bench` installs it"
+            f"nothing can be measured here: {'; '.join(left_out)}",
+            hint="`make bench` installs what is missing",
         )
     require_lab_abilities()
     if output is not None:
@@ -75,7 +75,7 @@ def _run(
             _make_writable(output)
     if left_out:
         console.print(
-            f"[yellow]left out, {len(left_out)}:[/] {'; '.join(left_out)}. `make bench` installs it"
+            f"[yellow]left out, {len(left_out)}:[/] {'; '.join(left_out)}. `make bench` installs what is missing"
         )
     results = _measure(console, pairs, rounds)
     console.print(report.as_table(results))
@@ -96,7 +96,7 @@ def _run(
 
 
 def _selected(variants: Sequence[str], workloads: Sequence[str]) -> list[Pair]:
-    """What is to be measured with what. Raises `UsageError`."""
+    """The pairs of workload and variant to measure. Raises `UsageError`."""
     _check_names("--variant", variants, [variant.name for variant in VARIANTS])
     _check_names("--workload", workloads, [workload.name for workload in WORKLOADS])
     chosen = chosen_variants(variants)
@@ -104,7 +104,7 @@ def _selected(variants: Sequence[str], workloads: Sequence[str]) -> list[Pair]:
     if not pairs:
         known = [(v.name, [w.name for w in WORKLOADS if _measured(w, v)]) for v in chosen]
         raise UsageError(
-            "of these no variant is measured with any of the workloads",
+            "none of these variants is measured with any of these workloads",
             hint="; ".join(f'"{variant}" is measured with {_listed(names)}' for variant, names in known),
         )
     return pairs
@@ -113,9 +113,7 @@ def _selected(variants: Sequence[str], workloads: Sequence[str]) -> list[Pair]:
 def _check_names(flag: str, parts: Sequence[str], names: Sequence[str]) -> None:
     for part in parts:
         if not any(_chosen(name, [part]) for name in names):
-            raise UsageError(
-                f"{flag}: none has {quoted(part)} in its name", hint=f"there are {_listed(names)}"
-            )
+            raise UsageError(f"{flag}: no name contains {quoted(part)}", hint=f"choose from {_listed(names)}")
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -127,7 +125,7 @@ def _chosen(name: str, parts: Sequence[str]) -> bool:
 
 
 def _possible(pairs: list[Pair]) -> tuple[list[Pair], list[str]]:
-    """What can be measured here, and a word on each thing that cannot."""
+    """The pairs that can be measured here, and why each of the other variants and workloads cannot."""
     cannot = {
         v.name: f"{v.name} ({', '.join(missing)} not installed)" for _, v in pairs if (missing := v.missing())
     }
@@ -197,14 +195,14 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def _make_writable(folder: Path) -> None:
-    """Now, and not after half an hour. Raises `OSError`."""
+    """Fails now, rather than after half an hour, if the folder cannot be written to. Raises `OSError`."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
         pass
 
 
 def _write(folder: Path, results: Results, rounds: int) -> str:
-    """Tells what it has written."""
+    """Writes the reports. Returns the names of the files."""
     (folder / "benchmark.json").write_text(json.dumps(report.as_json(results, rounds), indent=2) + "\n")
     (folder / "benchmark.md").write_text(report.as_markdown(results, rounds))
     if report.plot(folder / "benchmark.png", results):
@@ -219,10 +217,14 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="the result as JSON on standard output")
     parser.add_argument("--rounds", type=int, default=LEAST_ROUNDS)
     parser.add_argument(
-        "--variant", action="append", default=[], metavar="PART", help="only variants named so"
+        "--variant", action="append", default=[], metavar="PART", help="only variants with this in their name"
     )
     parser.add_argument(
-        "--workload", action="append", default=[], metavar="PART", help="only workloads named so"
+        "--workload",
+        action="append",
+        default=[],
+        metavar="PART",
+        help="only workloads with this in their name",
     )
     parser.add_argument(
         "--output", type=Path, metavar="FOLDER", help="where to write JSON, Markdown and a plot"

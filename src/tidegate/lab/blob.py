@@ -1,7 +1,7 @@
-"""Large contents that both ends can compute: the key stream of AES-CTR under a seed.
+"""Large test data that both ends can compute: the key stream of AES-CTR under a seed.
 
-No two blocks are alike, so a lost, doubled or swapped segment always changes the SHA-256; and any range can be had
-without the bytes before it.
+No two blocks are alike, so a lost, duplicated or swapped segment always changes the SHA-256; and any range can be
+computed without the bytes before it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What can be seen from a host of the lab: round trips, names, paths, transfers, throughput."""
+"""Measurements from a host of the lab: round trips, names, paths, transfers, throughput."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def traceroute(host: Namespace, address: str, *, method: str = "-I") -> list[str
 
 @dataclass(frozen=True)
 class Transfer:
-    """A transfer that was followed to its end."""
+    """A completed transfer."""
 
     sha256: str
     size: int

@@ -1,4 +1,4 @@
-"""What ``tidegate demo`` and ``tidegate bench`` have in common: what they show, and how they end."""
+"""What ``tidegate demo`` and ``tidegate bench`` have in common: their output, and how they end."""
 
 from __future__ import annotations
 
@@ -7,25 +7,24 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, TextIO, cast
 
-import typer
 from rich.console import Console
 
-from tidegate.cli.ending import ended_like_by_ctrl_c
 from tidegate.errors import TidegateError
+from tidegate.interrupts import SignalInterrupt, interrupt_on_signals
 from tidegate.streams import discard, say
 
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
 
 def make_console(*, json_output: bool) -> Console:
-    """On standard output, or, if that is for JSON, on standard error."""
+    """A console on standard output, or, if that is for JSON, on standard error."""
     stream = sys.stderr if json_output else sys.stdout
     return Console(file=cast(TextIO, _Screen(stream)) if stream is not None else None, stderr=json_output)
 
 
 class _Screen:
-    """A stream to somebody who watches. If the terminal is closed, what is shown is lost, and nothing else: the lab is
-    to be taken down all the same, and the exit code to tell the signal."""
+    """A stream for somebody who watches. If the terminal is closed, only the output is lost: the lab must still be
+    taken down, and the exit code must still be that of the signal."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -41,7 +40,7 @@ class _Screen:
         try:
             show()
         except OSError as cause:
-            if cause.errno != errno.EIO:  # of a terminal that is no more
+            if cause.errno != errno.EIO:  # the terminal is gone
                 raise
             discard(self._stream)
 
@@ -50,13 +49,13 @@ class _Screen:
 
 
 def until_interrupted(console: Console, run: Callable[[], int]) -> int:
-    """The exit code of `run`, or, where a signal ended it, 128 and the signal's number. Whatever `run` has begun it
-    takes back before it ends."""
+    """The exit code of `run`, or, if a signal interrupted it, 128 + the signal's number. `run` undoes whatever it has
+    begun before it ends."""
     try:
-        with ended_like_by_ctrl_c():
+        with interrupt_on_signals():
             return run()
-    except typer.Exit as ended:  # SIGTERM, SIGHUP
-        code = ended.exit_code
+    except SignalInterrupt as interrupted:  # SIGTERM, SIGHUP
+        code = 128 + interrupted.number
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
     console.print("\n[yellow]Interrupted; everything is cleaned up.[/]")
@@ -64,7 +63,7 @@ def until_interrupted(console: Console, run: Callable[[], int]) -> int:
 
 
 def end_with(run: Callable[[], int]) -> NoReturn:
-    """Runs it without the command line of the package, which would tell its refusals and end with its exit code."""
+    """Runs `run` and exits with its code. Prints a `TidegateError`, as the command line of the package would."""
     try:
         code = run()
     except TidegateError as refused:

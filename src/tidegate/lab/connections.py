@@ -6,8 +6,8 @@
     python -m tidegate.lab.connections hold ADDRESS PORT COUNT
     python -m tidegate.lab.connections churn ADDRESS PORT COUNT
 
-``hold`` prints how many connections it holds; on SIGUSR1 it says something on each and prints how many answered.
-``churn`` prints how many succeeded, and why others did not. A process has few descriptors, so both want company.
+``hold`` prints how many connections it holds; on SIGUSR1 it sends something on each, and prints how many answered.
+``churn`` prints how many succeeded, and why others did not. A process has few descriptors, so run several of them.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _churn(address: str, port: int, count: int) -> None:
     failures: Counter[str] = Counter()
     begun = monotonic()
     for number in range(count):
-        # In turn the client and the server close first, and have the connection in TIME-WAIT.
+        # The client and the server take turns to close first, and so to have the connection in TIME-WAIT.
         said = HANG_UP if number % 2 else b"x"
         try:
             with socket.create_connection((address, port), timeout=_PATIENCE) as connection:
@@ -149,7 +149,7 @@ def main() -> None:
         asyncio.run(_serve(arguments.address, arguments.numbers))
         return
     if len(arguments.numbers) != 2:
-        sys.exit("a port and a count, please")
+        sys.exit(f"{arguments.role} takes a port and a count")
     port, count = arguments.numbers
     if arguments.role == "hold":
         asyncio.run(_hold(arguments.address, port, count))

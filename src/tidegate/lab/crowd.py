@@ -2,9 +2,9 @@
 
 A gateway in a lab of its own serves 10.66.0.0/16 and translates to several external addresses; its peers are written
 to the store before it starts. ``engine/examples/crowd.rs`` then plays all of them from the client's namespace: real
-handshakes, and a request that must be answered for every mapping. A tenth of the mappings are UDP ports, each of which
-the gateway reserves with a socket; an open file each, and processes may commonly have 20,000. The rest are ICMP
-identifiers, which cost none. In the gateway's tables a mapping is as large with either.
+handshakes, and for every mapping a request that must be answered. A tenth of the mappings are UDP ports, each of which
+the gateway reserves with a socket, and so an open file, of which processes can commonly have 20,000. The rest are ICMP
+identifiers, which need none. In the gateway's tables both take the same space.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def resident_mib(
     shards: int = 0,
     open_files: int | None = None,
 ) -> float:
-    """A gateway's resident set, in MiB, with so many live sessions and mappings.
+    """A gateway's resident set, in MiB, with `peers` live sessions and `mappings` NAT mappings.
 
-    The gateway has so many shards (0: its default) and may have so many open files (None: as many as this process).
-    Raises CommandError if not every handshake and every request was answered.
+    `shards` is the gateway's number of shards (0: its default), `open_files` its limit of open files (None: that of
+    this process). Raises `CommandError` if a handshake or a request was not answered.
     """
     with Lab() as lab:
         start_echo_server(lab.internet, INTERNET).wait_for(udpecho.READY)
@@ -73,7 +73,8 @@ def resident_mib(
 
 
 def _register(state: StateDir, peers: int) -> tuple[str, str]:
-    """Writes peers to the store; the gateway's public key and the clients, as the crowd reads them."""
+    """Writes peers to the store. Returns the gateway's public key and the clients, in the format that the crowd
+    reads."""
     state.prepare()
     gateway_key = public_key_of(load_or_make_private_key(state.key)).hex()
     store = SqliteStore(state.database)

@@ -1,7 +1,7 @@
 """``tidegate demo``: a client, the gateway and the internet on one machine, shown step by step.
 
-Everything is real but the cables: the commands that run are ``tidegate serve``, ``tidegate peer add`` and
-``tidegate connect``. The machine that it runs on is left as it was; so is the gateway's host, and that is proven.
+Everything is real except for the cables: it runs ``tidegate serve``, ``tidegate peer add`` and ``tidegate connect``.
+The machine is left as it was; so is the gateway's host, and the demo proves that.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _PIPE_WIDTH = 120  # columns, where the output is not a terminal
 
 
 class CheckFailedError(Exception):
-    """Something was looked at, and was not as it must be; the text says what was seen."""
+    """A check found something wrong; the message says what was seen."""
 
 
 @dataclass
@@ -62,11 +62,11 @@ class Check:
 
 
 def run_demo(*, json_output: bool = False, reference: bool = False) -> int:
-    """Runs the demo and returns the exit code: 0 only if every check is green, 130 after Ctrl-C, or 128 and the number
-    of another signal that ended it. Raises `LabError` where it cannot run.
+    """Runs the demo. Returns the exit code: 0 only if every check is green, 130 after Ctrl-C, or 128 + the number of
+    another signal. Raises `LabError` if it cannot run.
 
-    With `json_output` the result goes to standard output as JSON, and the progress to standard error. `reference` puts
-    wireguard-go and kernel NAT in Tidegate's place: a test of the checks, of which "host untouched" must then fail.
+    With `json_output` the result goes to standard output as JSON, and the progress to standard error. `reference` uses
+    wireguard-go and kernel NAT in place of Tidegate: a test of the checks, since "host untouched" must then fail.
     """
     console = make_console(json_output=json_output)
     if not console.is_terminal:
@@ -76,7 +76,7 @@ def run_demo(*, json_output: bool = False, reference: bool = False) -> int:
 
 
 class _Demo:
-    """The demo, in the order in which it is seen. Each step returns what it has to show, or raises."""
+    """The steps of the demo, in order. Each returns what to show, or raises."""
 
     def __init__(self, console: Console, *, reference: bool) -> None:
         self._console = console
@@ -122,7 +122,7 @@ class _Demo:
         return EXIT_FAILED if failed else EXIT_OK
 
     def _perform(self, result: Check, step: Callable[[], str]) -> bool:
-        """Does one step; False if there is no point in going on."""
+        """Does one step. Returns False if there is no point in going on."""
         begun = time.monotonic()
         go_on = True
         try:
@@ -229,7 +229,7 @@ class _Demo:
         if not comparison.untouched:
             raise CheckFailedError(_differences(comparison))
         apart = ", ".join(f"{len(lines)} {aspect}" for aspect, lines in comparison.set_apart.items())
-        return f"all the same but the TUN device's own lines ({', '.join(sorted(own))}: {apart})"
+        return f"unchanged except for the TUN device's own lines ({', '.join(sorted(own))}: {apart})"
 
     def _kernel_unused(self) -> str:
         gateway = self._lab.gateway
@@ -259,7 +259,7 @@ class _Demo:
         comparison = hoststate.compare(self._before, HostState.read(self._lab.gateway), set())
         if not comparison.untouched:
             raise CheckFailedError(_differences(comparison))
-        return f"{', '.join(self._before.aspects)}: every line as before"
+        return f"{', '.join(self._before.aspects)}: every line is as before"
 
     def _show_logs(self) -> None:
         for name in ("_gateway", "_client"):

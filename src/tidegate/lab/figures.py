@@ -1,4 +1,4 @@
-"""What the benchmark has measured, and what follows from it: medians, spreads, ratios, goals. Pure arithmetic."""
+"""The benchmark's results, and what follows from them: medians, spreads, ratios, goals. Pure arithmetic."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ class Series:
 
 
 Results = dict[str, dict[str, Series]]
-"""Workload, then variant; a variant that a workload is not measured with is not there."""
+"""Series by workload, then by variant; pairs that are not measured are absent."""
 
 
 def has_failed(results: Results) -> bool:
-    """Whether the run is not to be relied on: something of ours failed, or something was never measured.
+    """Whether the run is unreliable: something of ours failed, or something was never measured.
 
-    That another program fails now and then is a finding about it; the report has it, and the rounds that went well.
+    If another program fails now and then, that is a finding about it: it is in the report, with the rounds that worked.
     """
     return any(
         series.errors and (variant.startswith(TIDEGATE) or not series.values)
@@ -72,24 +72,24 @@ def median_of(results: Results, workload: str, variant: str) -> float | None:
 
 
 def ratio(results: Results, workload: str, variant: str, reference: str) -> float | None:
-    """The median of a variant over that of another; None where one of them was not measured."""
+    """The median of a variant divided by that of another; None if either was not measured."""
     above, below = median_of(results, workload, variant), median_of(results, workload, reference)
     return above / below if above is not None and below else None
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What a variant shall reach, with some workloads, each for itself."""
+    """What a variant should reach with each of some workloads."""
 
     variant: str
     workloads: Sequence[str]
     bound: float
     to: str | None = None
-    """The variant that it is a ratio to, or a difference; None: the figure itself."""
+    """The variant to which the bound is a ratio, or from which it is a difference; None: the figure itself."""
     at_least: bool = True
     """Otherwise at most."""
     unit: str = RATIO
-    """Of the bound; a time or an amount beside `to` is a difference, not a ratio."""
+    """Of the bound. With `to`, any unit other than `RATIO` means a difference."""
 
     def verdicts(self, results: Results) -> list[Verdict]:
         return [Verdict(self, workload, self._measured(results, workload)) for workload in self.workloads]
@@ -106,7 +106,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A goal, and what came of it with one workload."""
+    """A goal, and its outcome with one workload."""
 
     goal: Goal
     workload: str
@@ -139,7 +139,7 @@ GOALS = [
     Goal(TIDEGATE, (CPU,), 0.1, WIREGUARD_GO, at_least=False),
     Goal(TIDEGATE, (CROWD_MEMORY,), 200, at_least=False, unit=" MiB"),
 ]
-"""What must be true, as ratios and differences of medians inside one interleaved run."""
+"""Ratios and differences of medians that must hold within one interleaved run."""
 
 
 def verdicts(results: Results) -> list[Verdict]:

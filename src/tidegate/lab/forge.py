@@ -1,6 +1,6 @@
-"""Packets that nobody's kernel would send: the lab's attackers.
+"""Packets that no kernel would send: the lab's attackers.
 
-Headers are made by hand, because an attack wants tens of thousands of packets, each a little wrong.
+Headers are built by hand, because an attack needs tens of thousands of packets, each slightly wrong.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def ipv4(
     fragment: int = 0,
     ttl: int = 64,
 ) -> bytes:
-    """A packet; `fragment` is flags and offset, as they stand in the header."""
+    """A packet; `fragment` is flags and offset, as in the header."""
     header = struct.pack(
         "!BBHHHBBH4s4s",
         0x45,
@@ -94,8 +94,8 @@ def fragmentation_needed(source: str, destination: str, mtu: int, quoted: bytes)
 
 
 def send(packets: Iterable[bytes]) -> int:
-    """Sends whole packets from the namespace that the caller is in, and returns how many. Headers must be true: the
-    kernel sets total length and checksum itself."""
+    """Sends whole packets from the caller's namespace. Returns how many. Headers must be correct: the kernel sets total
+    length and checksum itself."""
     sent = 0
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sender:
         for packet in packets:
@@ -105,8 +105,8 @@ def send(packets: Iterable[bytes]) -> int:
 
 
 def inject(interface: str, packets: Iterable[bytes], *, to: bytes = b"\0" * 6) -> int:
-    """Sends whole packets through one interface exactly as they are, to the station `to`, and returns how many
-    the kernel took: some interfaces refuse what is no packet at all, and a queue may be full."""
+    """Sends packets through one interface exactly as they are, to the station `to`. Returns how many the kernel
+    accepted: some interfaces refuse what is not a packet at all, and a queue may be full."""
     sent = 0
     with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0) as sender:
         for packet in packets:

@@ -1,6 +1,6 @@
 """Halts one thread of a process, as if it hung: ``python -m tidegate.lab.halt THREAD``.
 
-A signal would stop the whole process; a debugger stops one thread (ptrace(2)). It goes on when the one who holds it
+A signal would stop the whole process; a debugger can stop one thread (ptrace(2)). The thread goes on when this process
 ends.
 """
 
@@ -18,12 +18,12 @@ from tidegate.lab.topology import Namespace
 
 HALTED = "halted"
 _SEIZE, _INTERRUPT = 0x4206, 0x4207  # linux/ptrace.h
-_ALL_CHILDREN = 0x40000000  # __WALL of linux/wait.h: threads of others, too
+_ALL_CHILDREN = 0x40000000  # __WALL of linux/wait.h: also threads of other processes
 
 
 @contextmanager
 def halted(host: Namespace, process: Process, thread: str) -> Iterator[None]:
-    """The thread of that name does nothing for as long as the block lasts, or until the process is killed."""
+    """Halts the thread of that name while the block lasts, or until the process is killed."""
     tasks = Path(f"/proc/{process.pid}/task").iterdir()
     number = next(task.name for task in tasks if (task / "comm").read_text().strip() == thread)
     holder = host.popen([sys.executable, "-m", __spec__.name, number], name=f"halt-{thread}")
@@ -44,7 +44,7 @@ def main() -> None:
             sys.exit(f"thread {thread} cannot be halted: {os.strerror(ctypes.get_errno())}")
     os.waitpid(thread, _ALL_CHILDREN)
     print(HALTED, flush=True)
-    os.waitpid(thread, _ALL_CHILDREN)  # until it is killed: somebody has to hear of that, or it stays
+    os.waitpid(thread, _ALL_CHILDREN)  # until it is killed: unless its tracer reaps it, it stays a zombie
 
 
 if __name__ == "__main__":

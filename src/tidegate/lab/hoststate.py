@@ -1,8 +1,8 @@
-"""The proof that a host was not touched: what its kernel is configured to do, read before, during and after.
+"""The proof that a host was not touched: its kernel's configuration, read before, during and after.
 
-"Configured" means what an administrator sets: routes, rules, the nftables ruleset, sysctls, NIC features, addresses and
-links. What the kernel counts or learns by itself (neighbours, the files under /proc/sys that cannot be written) is not.
-The one thing that a gateway may add is its own TUN device; whatever mentions it is set apart, line by line, and shown.
+Configuration is what an administrator sets: routes, rules, the nftables ruleset, sysctls, NIC features, addresses and
+links; not what the kernel counts or learns by itself (neighbours, read-only files under /proc/sys). The one thing that
+a gateway may add is its own TUN device; lines that mention it are set apart and shown.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _KERNEL_COUNTERS = frozenset({"kernel.ns_last_pid"})
 
 
 _COUNTERS = re.compile(r" ?\[\d+:\d+\]")
-"""What has passed a chain, in the output of iptables-save(8)."""
+"""Packet and byte counters of a chain, in the output of iptables-save(8)."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def tun_devices(host: Namespace) -> set[str]:
 
 
 def _mentions(line: str, devices: set[str]) -> bool:
-    """Whether a line is about one of the devices, in any of the forms that the tools use for one."""
+    """Whether a line is about one of the devices, in any of the forms that the tools use."""
     return any(
         re.search(rf"(\bdev |^\d+: |^|\.(conf|neigh)\.){re.escape(name)}(?=[ :.@]|$)", line)
         for name in devices
@@ -122,8 +122,8 @@ def _is_setting(key: str) -> bool:
 
 
 def _iptables(host: Namespace) -> list[str]:
-    """The tables of the older interface, which can hide from nft, and their rules where there is a program that shows
-    them."""
+    """The tables of the older interface, which nft may not show, and their rules if a program that prints them is
+    installed."""
     lines = []
     for family in ("ip", "ip6", "arp"):
         names = host.run(["cat", f"/proc/net/{family}_tables_names"], check=False).stdout.split()

@@ -1,4 +1,4 @@
-"""OpenVPN with kernel NAT, to compare with: AES-256-GCM over UDP, no kernel offload, certificates by fingerprint."""
+"""OpenVPN with kernel NAT, for comparison: AES-256-GCM over UDP, no kernel offload, certificates by fingerprint."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _COMMON += ["--sndbuf", "4194304", "--rcvbuf", "4194304", "--txqueuelen", "1000"
 
 
 class OpenVpnGateway:
-    """An OpenVPN server, with routing and NAT by the gateway's kernel."""
+    """An OpenVPN server; the gateway's kernel does routing and NAT."""
 
     def __init__(self, lab: Lab) -> None:
         self._lab = lab

@@ -1,4 +1,4 @@
-"""Processes of the lab: each one is remembered, logged, and ended by its own pid."""
+"""Processes of the lab: each is tracked, logged, and ended by its own pid."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pathlib import Path
 from tidegate.lab.waiting import wait_until
 
 _OF_ROOT = ("/usr/local/sbin", "/usr/sbin", "/sbin")
-"""Where most of the lab's tools are. Debian's `su` without a dash leaves root with a path that does not lead there."""
+"""Where most of the lab's tools are. Debian's `su` without a dash leaves root with a PATH that lacks them."""
 
 
 class CommandError(RuntimeError):
-    """A command of the lab failed; the text carries what it said."""
+    """A command of the lab failed; the message includes its output."""
 
     def __init__(self, command: Sequence[str], returncode: int, output: str) -> None:
         self.command = list(command)
@@ -27,7 +27,7 @@ class CommandError(RuntimeError):
 
 
 def which(command: str) -> str | None:
-    """Where a command of the lab is, if it is installed."""
+    """The path of a command of the lab; `None` if it is not installed."""
     return shutil.which(command, path=_path())
 
 
@@ -48,7 +48,8 @@ def run(
     stdin: str | None = None,
     env: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a command to its end. Output is text, stderr apart; failure raises `CommandError` if `check`."""
+    """Runs a command to its end. Output is text, with stderr apart. Raises `CommandError` on a timeout, and if `check`,
+    on failure."""
     try:
         done = subprocess.run(
             list(command),
@@ -62,7 +63,7 @@ def run(
         )
     except subprocess.TimeoutExpired as error:
         said = (error.stderr or error.stdout or b"").decode(errors="replace")
-        raise CommandError(command, -signal.SIGKILL, f"not done after {timeout:g} s. {said}") from error
+        raise CommandError(command, -signal.SIGKILL, f"not finished after {timeout:g} s. {said}") from error
     if check and done.returncode != 0:
         raise CommandError(command, done.returncode, done.stderr or done.stdout)
     return done
@@ -71,8 +72,8 @@ def run(
 class Process:
     """A long-running process of the lab, with its output in `log`.
 
-    It runs in a session of its own: a Ctrl-C on the terminal reaches the lab alone, which then takes things down in
-    the right order.
+    It runs in a session of its own: Ctrl-C on the terminal reaches only the lab, which then takes things down in the
+    right order.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class Process:
         return self._popen.wait(timeout)
 
     def stop(self, number: signal.Signals = signal.SIGTERM, *, grace: float = 5.0) -> float:
-        """Asks the process to end, insists after `grace` seconds, and returns how long it took."""
+        """Signals the process to end, kills it after `grace` seconds, and returns how many seconds it took."""
         begun = time.monotonic()
         self.send_signal(number)
         try:

@@ -70,7 +70,7 @@ def _cpu() -> str:
 
 
 def as_table(results: Results) -> Table:
-    """For a terminal: a line a figure, for there are more variants than columns fit."""
+    """For a terminal: one line per figure, because there are too many variants for columns."""
     table = Table(title="Medians (quartiles), and ratios to the plain kernel and to wireguard-go")
     table.add_column("workload")
     table.add_column("variant")
@@ -88,7 +88,7 @@ def as_table(results: Results) -> Table:
 
 
 def goals_table(results: Results) -> Table | None:
-    """The goals that this run can speak of, for a terminal; None: of no one."""
+    """The goals that this run has figures for, for a terminal; None if there are none."""
     table = Table(title="Goals, against the medians above")
     for column in ("variant", "workload", "wanted", "measured", ""):
         table.add_column(column)
@@ -102,7 +102,7 @@ def goals_table(results: Results) -> Table | None:
 
 
 def as_markdown(results: Results, rounds: int) -> str:
-    """Figures and goals, as docs/performance.md shows them."""
+    """Figures and goals, in the form of docs/performance.md."""
     machine = _machine()
     variants = list(dict.fromkeys(variant for by_variant in results.values() for variant in by_variant))
     lines = [
@@ -141,7 +141,7 @@ def spread(series: Series) -> str:
 
 
 def figure(value: float) -> str:
-    """Three significant digits, or all before the point."""
+    """Three significant digits, or all those before the decimal point."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
@@ -163,7 +163,8 @@ def measured(verdict: Verdict) -> str:
 
 
 def plot(file: Path, results: Results) -> bool:
-    """Bars of all throughputs, one picture a unit; False without matplotlib, an optional extra, or throughputs."""
+    """Plots bars of all throughputs, one picture per unit. Returns False without matplotlib (an optional extra), or
+    without throughputs."""
     try:
         import matplotlib  # noqa: PLC0415  # seconds to import, and rarely wanted
     except ImportError:
@@ -179,7 +180,7 @@ def plot(file: Path, results: Results) -> bool:
     variants = list(dict.fromkeys(variant for by_variant in results.values() for variant in by_variant))
     palette = matplotlib.colormaps["tab10"]  # ten colours
     colours = {variant: palette(n % 10) for n, variant in enumerate(variants)}
-    # A column a unit, as wide as it has workloads; bars lie, so that their names need not.
+    # A column per unit, as high as it has workloads; horizontal bars, so that their names can be horizontal too.
     rows = max(len(names) for names in by_unit.values())
     figure_, columns = pyplot.subplots(
         1, len(by_unit), squeeze=False, figsize=(5.5 * len(by_unit), 1 + 1.9 * rows), layout="constrained"

@@ -11,7 +11,7 @@ from tidegate.lab.topology import BEYOND, INTERNET, Lab, Namespace
 from tidegate.lab.waiting import wait_until
 
 IPERF_PORT = 5201
-# Names that the lab's DNS server knows; .example is reserved for such things (RFC 2606).
+# Names that the lab's DNS server knows; .example is reserved for such use (RFC 2606).
 NAMES = {"www.example": INTERNET, "far.example": BEYOND}
 TEXT_NAME = "text.example"
 TEXT = "the tide comes in"
@@ -19,7 +19,7 @@ TEXT = "the tide comes in"
 
 @dataclass(frozen=True)
 class Services:
-    """What runs on `internet`, and on `beyond` the web server and the echo server."""
+    """The servers on `internet`, and the web server and the echo server on `beyond`."""
 
     web: Process
     far_web: Process

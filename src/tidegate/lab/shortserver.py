@@ -1,7 +1,7 @@
 """The benchmark's server for short connections: ``python -m tidegate.lab.shortserver ADDRESS --port 8080``.
 
-Accepts, reads one request, answers 12 bytes, closes; as little as can be done per connection, so that the connections
-and not the server are measured.
+Accepts, reads one request, answers 12 bytes, closes: as little as possible per connection, so that connections are
+measured and not the server.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""SoftEther with SecureNAT, to compare with: the other gateway that does routing and NAT in user space.
+"""SoftEther with SecureNAT, for comparison: the other gateway that does routing and NAT in user space.
 
-Server and client keep everything in /var/lib, /var/log and /run. Each gets its own folder of the lab's scratch in
-their place, in the mount namespace that ``ip netns exec`` makes, so that the machine keeps none of it. Both are set up
-through `vpncmd`. The client's virtual Ethernet card (``vpn_lab``) is given its address by hand rather than by DHCP.
+Server and client keep everything in /var/lib, /var/log and /run. Each gets its own folder of the lab's scratch
+directory mounted there instead, in the mount namespace that ``ip netns exec`` makes, so that nothing is left on the
+machine. Both are set up through `vpncmd`. The client's virtual Ethernet card (``vpn_lab``) gets its address by hand
+rather than by DHCP.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from tidegate.lab.topology import GATEWAY_ACCESS, Lab, Namespace
 from tidegate.lab.waiting import wait_until
 
 _SERVER_PORT = 5555  # SoftEther's
-_CLIENT_CONTROL_PORT = 9931  # as Debian's vpnclient has it
+_CLIENT_CONTROL_PORT = 9931  # of Debian's vpnclient
 _NAME = "lab"  # of hub, account and card
 _USER, _PASSWORD = "client", "tide"
 
@@ -52,7 +53,7 @@ AccountConnect {_NAME}
 
 
 class SoftEtherGateway:
-    """SoftEther's server, which is switch, router and NAT in one process."""
+    """SoftEther's server: switch, router and NAT in one process."""
 
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
@@ -70,7 +71,7 @@ class SoftEtherGateway:
         self.process.stop()
 
     def add_peer(self, name: str) -> Path:
-        """A folder for the client, with its address; user and password are every client's."""
+        """A folder for the client, with its address; all clients share user and password."""
         folder = self._lab.scratch / f"softether-{name}"
         folder.mkdir()
         (folder / "address").write_text(f"10.66.77.{next(self._addresses)}/24")
@@ -120,5 +121,5 @@ def _start(host: Namespace, program: str, folder: Path, port: int) -> Process:
 
 
 def _set_up(host: Namespace, whom: list[str], commands: Path) -> None:
-    """Has `vpncmd` carry out the commands of a file; it ends with an error at the first that fails."""
+    """Has `vpncmd` carry out the commands in a file; it ends with an error at the first that fails."""
     host.run(["vpncmd", *whom, f"/IN:{commands}"])

@@ -1,7 +1,7 @@
-"""Gateways and clients to put into the lab: Tidegate's, and those that it works with or is compared with.
+"""Gateways and clients for the lab: Tidegate's, and those that it works with or is compared with.
 
-Each gateway runs in the lab's `gateway` namespace, each client in a client's. The comparisons need what Tidegate does
-without: `ip_forward` and a masquerade rule, switched on inside the lab's own namespace only.
+Each gateway runs in the lab's `gateway` namespace, each client in a client's. The others need what Tidegate does
+without: `ip_forward` and a masquerade rule, set only in the lab's own namespace.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from tidegate.settings import OffloadSettings
 INNER_GATEWAY = "10.66.77.1"
 LISTEN_PORT = 51820
 REPOSITORY = Path(__file__).parents[3]
-"""Where the lab runs from: what only the benchmark needs is built below it, by ``scripts/bootstrap --bench``."""
+"""The repository that the lab runs from: ``scripts/bootstrap --bench`` builds there what only the benchmark needs."""
 _FWMARK = 51820  # as wg-quick's
 
 WIREGUARD_GO = ("wireguard-go", "-f")
-# boringtun gives up root before it has made its control socket, if it is not told not to.
+# By default boringtun gives up root before it has made its control socket.
 BORINGTUN = (str(REPOSITORY / "target/tools/bin/boringtun-cli"), "--foreground", "--disable-drop-privileges")
 
 WITHOUT_OFFLOADS = "\n[offloads]\n" + "".join(f"{name} = false\n" for name in OffloadSettings.model_fields)
-"""Settings of a gateway that moves one packet a call; `TidegateClient` has a parameter for it."""
+"""Settings of a gateway that moves one packet per system call; `TidegateClient` has a parameter for it."""
 
 _serial = itertools.count()
 
@@ -45,7 +45,7 @@ class Gateway(Protocol):
     process: Process
 
     def start(self) -> None:
-        """Starts it and returns once it takes clients."""
+        """Starts it, and returns once it accepts clients."""
 
     def stop(self) -> None: ...
 
@@ -59,7 +59,7 @@ class Client(Protocol):
     process: Process
 
     def start(self) -> None:
-        """Starts it and returns once packets pass."""
+        """Starts it, and returns once packets pass."""
 
     def stop(self) -> None: ...
 
@@ -88,8 +88,8 @@ class TidegateGateway:
     ) -> None:
         self._lab = lab
         self._listen = listen  # the address
-        self._address = address  # inside the tunnel, as `config` makes it
-        self._open_files = open_files  # the hard limit; None: as this process
+        self._address = address  # inside the tunnel, as it follows from `config`
+        self._open_files = open_files  # the hard limit; None: that of this process
         self._config = config
         self._cipher = cipher  # of the peers; None: WireGuard's
         self.state = state or lab.scratch / f"state-{next(_serial)}"
@@ -144,9 +144,9 @@ class TidegateGateway:
 
 
 class WireguardGoGateway:
-    """wireguard-go, with routing and NAT by the gateway's kernel, and dnsmasq for DNS.
+    """wireguard-go, with dnsmasq for DNS; the gateway's kernel does routing and NAT.
 
-    `program` may be another user-space WireGuard with the same control socket, as in `WireguardGoClient`.
+    `program` can be another user-space WireGuard with the same control socket; likewise in `WireguardGoClient`.
     """
 
     def __init__(self, lab: Lab, *, program: Sequence[str] = WIREGUARD_GO) -> None:
@@ -186,7 +186,7 @@ class WireguardGoGateway:
 
 
 class KernelGateway:
-    """No VPN at all: the gateway's kernel forwards and masquerades. The limit of what any gateway can do here."""
+    """No VPN at all: the gateway's kernel forwards and masquerades. The upper limit for any gateway here."""
 
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
@@ -221,7 +221,7 @@ class TidegateClient:
 
 
 class WireguardGoClient:
-    """A client that is not ours: Debian's wireguard-go, set up with `wg` and `ip` the way wg-quick does it."""
+    """Somebody else's client: Debian's wireguard-go, set up with `wg` and `ip` as wg-quick does it."""
 
     def __init__(self, host: Namespace, profile: Path, *, program: Sequence[str] = WIREGUARD_GO) -> None:
         self._host = host
@@ -252,7 +252,7 @@ class WireguardGoClient:
         self._host.ip(f"rule delete not fwmark {_FWMARK} table {_FWMARK}")
 
     def latest_handshake(self) -> int:
-        """When the last handshake was done, in seconds since 1970; 0: never."""
+        """When the last handshake was completed, in seconds since 1970; 0: never."""
         return int(self._host.run(["wg", "show", self.interface, "latest-handshakes"]).stdout.split()[1])
 
 
@@ -282,7 +282,7 @@ def start_wireguard(host: Namespace, program: Sequence[str], interface: str) -> 
 
 
 def let_kernel_forward(gateway: Namespace) -> None:
-    """Routing and masquerading by the kernel of the gateway namespace."""
+    """Makes the kernel of the gateway namespace route and masquerade."""
     gateway.sysctl("net.ipv4.ip_forward", "1")
     for line in (
         "add table ip lab",
@@ -295,7 +295,8 @@ def let_kernel_forward(gateway: Namespace) -> None:
 def wait_for_gateway(client: Namespace, process: Process, *, timeout: float = 15.0) -> None:
     """Waits until the inner address of the gateway answers a ping of the client, through the tunnel.
 
-    Without a tunnel the ping would be answered, too: the gateway's kernel takes its own addresses on any interface.
+    Without a tunnel the ping would be answered as well: the gateway's kernel accepts its own addresses on any
+    interface.
     """
 
     def answers() -> bool:
@@ -321,5 +322,5 @@ class _Keys:
 
 
 def _wireguard_interface() -> str:
-    """A name that is unique on the machine: the control socket in /run/wireguard is named after the interface."""
+    """A name that is unique on the machine, because the control socket in /run/wireguard is named after it."""
     return f"wg{os.getpid()}x{next(_serial)}"

@@ -1,7 +1,7 @@
 """STUN for the lab (RFC 8489, RFC 5780): a server with two addresses and two ports, and behaviour discovery.
 
-``python -m tidegate.lab.stun ADDRESS OTHER_ADDRESS``. Only what discovery needs is here: binding requests, with
-``CHANGE-REQUEST`` on the way in, and ``XOR-MAPPED-ADDRESS``, ``RESPONSE-ORIGIN`` and ``OTHER-ADDRESS`` on the way out.
+``python -m tidegate.lab.stun ADDRESS OTHER_ADDRESS``. Only what discovery needs is here: binding requests with
+``CHANGE-REQUEST``, and answers with ``XOR-MAPPED-ADDRESS``, ``RESPONSE-ORIGIN`` and ``OTHER-ADDRESS``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import struct
 from dataclasses import dataclass
 from enum import StrEnum
 
-PORT, OTHER_PORT = 3478, 3479  # RFC 8489 §18.6; the second is any other
+PORT, OTHER_PORT = 3478, 3479  # RFC 8489 §18.6; the second is arbitrary
 READY = "STUN server is ready"
 
 _BINDING_REQUEST, _BINDING_RESPONSE = 0x0001, 0x0101  # RFC 8489 §5
@@ -48,11 +48,12 @@ class Discovered:
 
 
 class NoAnswerError(RuntimeError):
-    """The server did not answer a request that no NAT may keep from it."""
+    """The server did not answer a request that no NAT may block."""
 
 
 def discover(server: Endpoint, *, patience: float = 0.4) -> Discovered:
-    """Discovers mapping (RFC 5780 §4.3) and filtering (§4.4); `patience` is how long silence must last to count.
+    """Discovers mapping (RFC 5780 §4.3) and filtering (§4.4). `patience`: seconds without an answer that count as
+    silence.
 
     Each of the two uses a socket of its own: mapping discovery sends to addresses whose silence filtering discovery
     is about.
@@ -95,7 +96,7 @@ def _must_answer(client: socket.socket, server: Endpoint) -> _Answer:
 
 
 def _ask(client: socket.socket, server: Endpoint, *, change: int = 0) -> _Answer | None:
-    """Sends a request up to three times; None if nothing comes back, from wherever."""
+    """Sends a request up to three times; None if nothing comes back from anywhere."""
     transaction = secrets.token_bytes(12)
     attributes = _ATTRIBUTE.pack(_CHANGE_REQUEST, 4) + change.to_bytes(4, "big") if change else b""
     request = _HEADER.pack(_BINDING_REQUEST, len(attributes), _MAGIC_COOKIE, transaction) + attributes

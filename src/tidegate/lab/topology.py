@@ -8,12 +8,12 @@ With one client::
                                  external         external   192.0.2.1/24 ------------ 192.0.2.9/24
                                                                beyond          beyond
 
-The gateway's default route leads to `internet`, which is a host with services and at the same time the router to
-`beyond`. With more clients (client, client2, …: 198.51.100.2, .3, …) a bridge in a namespace of its own, `switch`,
-takes the place of the cable between client and gateway. Nobody but the gateway knows a way back to the clients.
+The gateway's default route leads to `internet`, a host with services that is also the router to `beyond`. With more
+clients (client, client2, …: 198.51.100.2, .3, …) a bridge in a namespace of its own, `switch`, replaces the cable
+between client and gateway. Only the gateway has a route back to the clients.
 
-Namespaces are named ``tg<pid>-<serial>-<role>``, after the process that owns them: so runs do not meet each other, and
-the next run finds and removes what a killed one left behind. No interface ever appears in the caller's namespace.
+Namespaces are named ``tg<pid>-<serial>-<role>``, after the process that owns them: so concurrent runs do not collide,
+and the next run finds and removes what a killed one left behind. No interface ever appears in the caller's namespace.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ _serial = itertools.count()
 
 
 class LabError(TidegateError):
-    """The lab cannot be built here; the text says why and what to do."""
+    """The lab cannot be built here; the message says why, and what to do."""
 
 
 class Namespace:
-    """One network namespace, which stands for one host."""
+    """One network namespace, which represents one host."""
 
     def __init__(self, name: str, role: str, logs: Path) -> None:
         self.name = name
@@ -81,7 +81,7 @@ class Namespace:
         for process in reversed(self._processes):
             process.stop()
         self._processes.clear()
-        _end_processes_of(self.name)  # what they have forked off, as SoftEther's watchdog does
+        _end_processes_of(self.name)  # and what they have forked, as SoftEther's watchdog does
         _remove_namespace(self.name)
 
     def ip(self, arguments: str) -> None:
@@ -98,7 +98,7 @@ class Namespace:
         (folder / "resolv.conf").write_text("".join(f"nameserver {server}\n" for server in nameservers))
 
     def inside(self, command: Sequence[str]) -> list[str]:
-        """The command line that runs `command` in this namespace."""
+        """`command`, prefixed so that it runs in this namespace."""
         return ["ip", "netns", "exec", self.name, *command]
 
     def run(
@@ -124,7 +124,7 @@ class Namespace:
         return process
 
     def call(self, function: Callable[[], _T]) -> _T:
-        """Calls `function` on a thread that is in the namespace; sockets that it opens stay there."""
+        """Calls `function` in a thread that is in the namespace; sockets that it opens stay in the namespace."""
 
         def enter() -> None:
             with (_NETNS / self.name).open("rb") as namespace:
@@ -244,7 +244,7 @@ class Lab:
         self._take_down()
 
     def _take_down(self) -> None:
-        # Neither a second Ctrl-C nor the closing of the terminal after a first must stop the clean-up half-way.
+        # Neither a second Ctrl-C nor closing the terminal after the first must stop the clean-up half-way.
         with _interrupts_held_back():
             self._stack.close()
 
@@ -277,7 +277,7 @@ class Lab:
         for number, client in enumerate(self.clients):
             client.ip(f"address add {self.client_address(number)}/24 dev access")
             client.ip(f"route add default via {GATEWAY_ACCESS}")
-        # A new namespace may inherit the setting of the machine; only `internet` is a router here.
+        # A new namespace may inherit the machine's setting; only `internet` is a router here.
         for host in [self.gateway, self.beyond, *self.clients]:
             host.sysctl("net.ipv4.ip_forward", "0")
         self.internet.sysctl("net.ipv4.ip_forward", "1")
@@ -285,7 +285,7 @@ class Lab:
 
 
 def require_lab_abilities() -> None:
-    """Raises `LabError`, with what to do about it, where namespaces cannot be made."""
+    """Raises `LabError`, with what to do about it, if a lab cannot be built here."""
     if os.geteuid() != 0:
         raise LabError("network namespaces need root", hint="run it with sudo")
     if not Path("/dev/net/tun").exists():
@@ -312,7 +312,7 @@ def require_lab_abilities() -> None:
 
 
 def remove_leftovers() -> list[str]:
-    """Removes the namespaces of runs whose process is gone (killed, for instance), and returns their names."""
+    """Removes the namespaces of runs whose process is gone (killed, for example), and returns their names."""
     gone = []
     for place in (_NETNS, _ETC_NETNS, Path(tempfile.gettempdir())):
         for entry in place.glob("tg*") if place.exists() else ():
@@ -333,14 +333,14 @@ def _ip(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]
 
 
 def _cable(left: Namespace, left_name: str, right: Namespace, right_name: str, *, mtu: int = 1500) -> None:
-    """A veth pair, created where it belongs, so that its names need not be unique on the machine."""
+    """Makes a veth pair, directly in its two namespaces, so that the names need not be unique on the machine."""
     left.ip(f"link add {left_name} mtu {mtu} type veth peer name {right_name} mtu {mtu} netns {right.name}")
     left.ip(f"link set {left_name} up")
     right.ip(f"link set {right_name} up")
 
 
 def _end_processes_of(namespace: str) -> None:
-    """Ends what a dead run left running: only processes inside its own namespace."""
+    """Ends the processes that a dead run left running in its own namespace."""
 
     def pids() -> list[int]:
         return [int(pid) for pid in _ip("netns", "pids", namespace, check=False).stdout.split()]

@@ -29,7 +29,7 @@ def main() -> None:
             answer = f"{sender[0]}:{sender[1]}".encode() if data == WHOAMI else data
             try:
                 server.sendto(answer, sender)
-            except OSError as error:  # the path's MTU has shrunk, or there is no way back: tell, and go on
+            except OSError as error:  # the MTU has shrunk, or there is no route back: report it, and go on
                 print(f"to {sender[0]}:{sender[1]}: {error}", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""What the benchmark puts side by side: each variant is one way from a client to the internet."""
+"""What the benchmark compares: each variant is one way from a client to the internet."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ BORINGTUN_KERNEL = "boringtun + kernel NAT"
 OPENVPN = "OpenVPN + kernel NAT"
 SOFTETHER = "SoftEther with SecureNAT"
 
-# No goal speaks of these three, so they are measured where a user would look first, and the run stays short.
+# No goal involves these three, so they are measured only with what a user would look at first, to keep the run short.
 _FOR_THE_PICTURE = (TCP_1_UP, TCP_1_DOWN, TCP_8_DOWN, UDP_64, CONNECTIONS, PING, LOADED_PING, CPU)
 
 
@@ -62,24 +62,24 @@ class Variant:
 
     name: str
     gateway: Callable[[Lab], Gateway] | None
-    """None: the kernel alone."""
+    """None: only the kernel."""
     client: Callable[[Namespace, Path], Client] | None = None
     needs: Sequence[str] = ()
     """Commands that must be installed."""
     only: Sequence[str] = ()
-    """The workloads that it is measured with; none named: all."""
+    """The workloads that it is measured with; empty: all."""
     default: bool = True
     """Whether it is measured if no variant is asked for by name."""
 
     def missing(self) -> list[str]:
-        """What would have to be installed."""
+        """The commands that are not installed."""
         return [Path(command).name for command in self.needs if which(command) is None]
 
     def measured_with(self, workload: str) -> bool:
         return not self.only or workload in self.only
 
     def set_up(self, lab: Lab) -> Rig:
-        """Starts it in a lab that has its services."""
+        """Starts it in a lab whose services are running."""
         if self.gateway is None or self.client is None:
             KernelGateway(lab).start()
             return Rig(lab, None)
@@ -138,7 +138,7 @@ VARIANTS = [
 
 
 def chosen_variants(parts: Sequence[str]) -> list[Variant]:
-    """The variants with one of `parts` in their names; without parts, those of the usual run."""
+    """The variants with one of `parts` in their names; without parts, those of the default run."""
     if not parts:
         return [variant for variant in VARIANTS if variant.default]
     return [v for v in VARIANTS if any(part.lower() in v.name.lower() for part in parts)]

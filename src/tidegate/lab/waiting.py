@@ -1,4 +1,4 @@
-"""Waiting with a deadline, interruptible by Ctrl-C, without sleeping a thread."""
+"""Waiting with a deadline, interruptible by Ctrl-C."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ class WaitTimeoutError(RuntimeError):
 
 
 def pause(seconds: float) -> None:
-    """Lets `seconds` pass; for measurements over a fixed time only, never to hope that something is ready."""
+    """Lets `seconds` pass; only for measurements over a fixed time, never to wait until something may be ready."""
     threading.Event().wait(seconds)
 
 
 def wait_until(
     predicate: Callable[[], object], what: str, *, timeout: float = 10.0, interval: float = 0.02
 ) -> None:
-    """Asks `predicate` until it says yes; raises `WaitTimeoutError`, which names `what`, after `timeout` seconds."""
+    """Waits until `predicate` is true. Raises `WaitTimeoutError`, which names `what`, after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     tick = threading.Event()
     while not predicate():
         if time.monotonic() >= deadline:
-            raise WaitTimeoutError(f"waited {timeout:g} s in vain for {what}")
+            raise WaitTimeoutError(f"gave up waiting for {what} after {timeout:g} s")
         tick.wait(interval)

@@ -1,7 +1,7 @@
 """The lab's web server: ``python -m tidegate.lab.webserver ADDRESS [ADDRESS…] --port 80``.
 
 - ``GET /`` answers with one short line (for connections per second).
-- ``GET /blob/SEED/SIZE`` answers with that content of `tidegate.lab.blob`; ``Range`` is understood.
+- ``GET /blob/SEED/SIZE`` answers with that content of `tidegate.lab.blob`; ``Range`` is supported.
 - ``PUT /upload`` answers with the length and SHA-256 of what arrived, as JSON.
 - ``GET /whoami`` answers with the address and port that the request came from.
 """
@@ -74,7 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Keeps quiet: 100 parallel downloads and a benchmark would fill the log."""
+        """Logs nothing: 100 parallel downloads and a benchmark would fill the log."""
 
 
 class _Server(ThreadingHTTPServer):
@@ -83,7 +83,7 @@ class _Server(ThreadingHTTPServer):
     address_family = socket.AF_INET
 
     def server_bind(self) -> None:
-        """Binds without asking the DNS for the server's own name, as `HTTPServer` would."""
+        """Binds without looking up the server's own name in the DNS, as `HTTPServer` would."""
         TCPServer.server_bind(self)
 
 

@@ -1,4 +1,4 @@
-"""What the benchmark measures, one function a figure. Each takes a `Rig`, set up and warm, and gives a number."""
+"""What the benchmark measures, one function per figure. Each takes a `Rig`, set up and warm, and returns a number."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from tidegate.lab.topology import INTERNET, Lab
 _BULK_SECONDS = 3.0
 _PROBE_SECONDS = 1.0
 _LOSS_LIMIT = 0.1  # per cent
-_CHANCE = 5.0  # per cent; what is lost beyond that was not lost by chance
+_CHANCE = 5.0  # per cent; a loss beyond that is no accident
 _PROBES = 7
-_CONNECTIONS = (
-    1500  # few enough for the NAT's closed connections to rest for their 4 minutes (RFC 5382 REQ-5)
-)
+_CONNECTIONS = 1500
+"""Few enough for the NAT's closed connections to rest for their 4 minutes (RFC 5382 REQ-5)."""
 
 TCP_1_UP, TCP_1_DOWN = "TCP, 1 flow, up", "TCP, 1 flow, down"
 TCP_8_UP, TCP_8_DOWN = "TCP, 8 flows, up", "TCP, 8 flows, down"
@@ -38,29 +37,29 @@ class Rig:
 
     lab: Lab
     gateway: Process | None
-    """The gateway's process; None where the kernel does it all."""
+    """The gateway's process; None if the kernel does everything."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One figure that is measured."""
+    """One figure to measure."""
 
     name: str
     unit: str
     measure: Callable[[Rig], float | None] | None
-    """What it gives is None where it does not apply."""
+    """Returns None if the figure does not apply to the rig."""
     better: str = "more"
     clients: int = 1
     """How many clients the lab needs."""
     own_lab: Callable[[], float] | None = None
-    """In place of `measure`: builds a lab with a gateway of its own, Tidegate's, and measures that."""
+    """Instead of `measure`: builds a lab of its own, with Tidegate's gateway, and measures that."""
 
     def once(self, rig: Rig | None) -> float | None:
-        """Measures; `rig` is needed where there is no lab of its own."""
+        """Measures once; `rig` is needed unless the workload has a lab of its own."""
         if self.own_lab is not None:
             return self.own_lab()
         if self.measure is None or rig is None:
-            raise ValueError(f"{self.name}: there is nothing to measure it with")
+            raise ValueError(f"{self.name}: nothing to measure it with")
         return self.measure(rig)
 
 
@@ -77,7 +76,7 @@ def tcp(*, flows: int, reverse: bool) -> Callable[[Rig], float]:
 
 
 def tcp_both(rig: Rig) -> float:
-    """Gb/s over TCP, both directions at once, added."""
+    """Gb/s over TCP, the sum of both directions at once."""
     report = checks.iperf(rig.lab.client, INTERNET, "--bidir", "-O", "0.5", seconds=_BULK_SECONDS)
     end = report["end"]
     both = end["sum_received"]["bits_per_second"] + end["sum_received_bidir_reverse"]["bits_per_second"]
@@ -85,10 +84,11 @@ def tcp_both(rig: Rig) -> float:
 
 
 def udp(*, size: int) -> Callable[[Rig], float]:
-    """Thousands of packets per second, the highest rate that was found with less than 0.1 % loss.
+    """The highest rate found with less than 0.1 % loss, in thousands of packets per second.
 
     A bisection on a logarithmic scale: seven probes leave 4 % between the last rate that passed and the first that did
-    not. A probe that lost little is repeated once, for a single hiccup of the machine would otherwise halve the rate.
+    not. A probe that lost little is repeated once, because a single hiccup of the machine would otherwise halve the
+    rate.
     """
 
     def measure(rig: Rig) -> float:
@@ -114,7 +114,7 @@ def _udp_probe(rig: Rig, size: int, packets_per_second: float) -> tuple[float, f
     try:
         report = checks.iperf(rig.lab.client, INTERNET, *offered, seconds=_PROBE_SECONDS)
     except CommandError:
-        # iperf3's server resets a control connection that comes while it still drains the flood before; a second
+        # iperf3's server resets a control connection that arrives while it still drains the previous flood; a second
         # failure is a finding.
         report = checks.iperf(rig.lab.client, INTERNET, *offered, seconds=_PROBE_SECONDS)
     total = report["end"]["sum"]
@@ -139,7 +139,7 @@ def ping_idle(rig: Rig) -> float:
 
 
 def ping_under_load(rig: Rig) -> float:
-    """Milliseconds, 99th percentile of what another client sees while the first one downloads in bulk."""
+    """Milliseconds, 99th percentile, for another client while the first one downloads in bulk."""
     load = rig.lab.client.popen(["iperf3", "-c", INTERNET, "-t", "30", "-R"])
     try:
         checks.ping(rig.lab.clients[1], INTERNET, count=50, interval=0.01)  # lets the load come up

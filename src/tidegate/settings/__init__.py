@@ -1,4 +1,4 @@
-"""What can be set, and where it is read from."""
+"""The settings, and the sources they are read from."""
 
 from tidegate.settings.model import (
     DnsSettings,

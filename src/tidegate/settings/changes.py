@@ -1,13 +1,13 @@
-"""What became different between two readings of the settings, and what of it a running gateway can take over."""
+"""The differences between two readings of the settings, and which of them a running gateway can apply."""
 
 from __future__ import annotations
 
 from pydantic import BaseModel, ValidationError
 
 from tidegate.errors import SettingsError
+from tidegate.settings.messages import describe_error
 from tidegate.settings.model import Settings
 from tidegate.settings.sources import Key
-from tidegate.settings.words import told
 
 LIVE: tuple[Key, ...] = (
     ("nat",),
@@ -16,7 +16,7 @@ LIVE: tuple[Key, ...] = (
     ("external", "addresses"),
     ("gateway", "endpoint"),
 )
-"""Settings, or whole sections, that take effect without a restart. Sockets, devices and threads are made once."""
+"""Settings, or whole sections, that take effect without a restart; sockets, devices and threads are made only once."""
 
 
 def is_live(key: Key) -> bool:
@@ -36,8 +36,8 @@ def changed_keys(before: BaseModel, after: BaseModel, above: Key = ()) -> list[K
 
 
 def with_live_changes(running: Settings, wanted: Settings) -> Settings:
-    """What is in force once everything that can be taken over has been. Raises `SettingsError` where that would be
-    no settings that a gateway could start with: an upstream outside the new subnet may lie inside the one in use."""
+    """The settings in force once everything that can be applied has been. Raises `SettingsError` if no gateway could
+    start with them: an upstream outside the new subnet may lie inside the one in use."""
     merged = running.model_copy(
         update={
             "nat": wanted.nat,
@@ -50,7 +50,7 @@ def with_live_changes(running: Settings, wanted: Settings) -> Settings:
     try:
         return Settings.model_validate({name: getattr(merged, name) for name in Settings.model_fields})
     except ValidationError as invalid:
-        trouble = told(invalid.errors(include_url=False)[0])
+        trouble = describe_error(invalid.errors(include_url=False)[0])
         raise SettingsError(
-            f"{trouble}, which is in use until a restart", hint="restart the gateway to have both"
+            f"{trouble}, which is in use until a restart", hint="restart the gateway to apply both changes"
         ) from None

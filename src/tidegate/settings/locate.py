@@ -1,8 +1,7 @@
-"""Finds the line of a settings file on which a key stands, so that a message can point at it.
+"""Finds the line of a key in a settings file, so that a message can point at it.
 
-`tomllib` gives values without positions. This is no second TOML parser: it reads table headers and the
-beginnings of lines, which is enough for any file whose keys stand at the beginning of a line, and finds
-nothing otherwise.
+`tomllib` gives values without positions. This is not a second TOML parser: it reads table headers and the beginnings of
+lines, which suffices for any file with its keys at the beginnings of lines, and finds nothing otherwise.
 """
 
 import re
@@ -33,7 +32,7 @@ def key_lines(text: str) -> dict[tuple[str, ...], int]:
 
 
 def line_of(text: str, path: tuple[str, ...]) -> int | None:
-    """The line on which the setting `path` stands, or the nearest table or key that holds it."""
+    """The line of the setting `path`, or of the nearest table or key that contains it."""
     lines = key_lines(text)
     for length in range(len(path), 0, -1):
         if path[:length] in lines:

@@ -1,7 +1,7 @@
-"""The settings: what exists, of which type, and what it is when nobody says anything.
+"""The settings: names, types and defaults.
 
-Every model is frozen and refuses unknown keys. Types are strict (`shards = "2"` is an error, not a two); what
-comes from the environment as text is turned into values by `sources` first.
+Every model is frozen and refuses unknown keys. Types are strict (`shards = "2"` is an error, not a two); `sources`
+first turns text from the environment into values.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from tidegate.ip_protocols import MAX_OTHER_PROTOCOLS, parse_protocol, refuse_do
 from tidegate.net import Endpoint, ListenAddress, gateway_address_of, parse_subnet
 
 MAX_INTERFACE_NAME = 15  # IFNAMSIZ - 1, linux/if.h
-NOT_IN_INTERFACE_NAMES = "/:%"  # dev_valid_name(), and `%d` stands for a number that the kernel chooses
-MAX_SHARDS = 64  # as in engine/src/engine.rs, to which a test holds it
+NOT_IN_INTERFACE_NAMES = "/:%"  # dev_valid_name(); and in `%d` the kernel would insert a number
+MAX_SHARDS = 64  # as in engine/src/engine.rs; a test compares the two
 
 
 def _text(value: Any, parse: Any) -> Any:
-    """Texts are parsed, everything else is left to the type check."""
+    """Parses text; everything else is left to the type check."""
     return parse(value) if isinstance(value, str) else value
 
 
@@ -120,10 +120,10 @@ class ExternalSettings(_Section):
     @field_validator("addresses")
     @classmethod
     def _addresses_differ(cls, value: tuple[IPv4Address, ...]) -> tuple[IPv4Address, ...]:
-        # The engine shares out ports by their number.
+        # Listed twice, an address would count as two that share the ports.
         for address in value:
             if value.count(address) > 1:
-                raise ValueError(f"{address} is there twice")
+                raise ValueError(f"{address} is listed twice")
         return value
 
 
@@ -136,7 +136,7 @@ class NatSettings(_Section):
     udp_timeout: Timeout = 300.0  # RFC 4787 REQ-5: at least 2 min, 5 min recommended
     tcp_established_timeout: Timeout = 7440.0  # RFC 5382 REQ-5: at least 2 h 4 min
     tcp_transitory_timeout: Timeout = 240.0  # RFC 5382 REQ-5: at least 4 min
-    """What the next two are unless they are set."""
+    """The default of the next two."""
     tcp_opening_timeout: Timeout = 240.0  # RFC 7857 section 2.1: a timer of its own
     tcp_closing_timeout: Timeout = 240.0  # likewise, also after an RST
     icmp_timeout: Timeout = 60.0  # RFC 5508 REQ-2: at least 60 s
@@ -150,11 +150,11 @@ class NatSettings(_Section):
     ] = (1024, 65535)  # RFC 4787 REQ-3: the class 1024-65535 is kept
 
     other_protocols: OtherProtocols = {}
-    """Which peer's each protocol without ports is: all of it that arrives goes there, and only that peer may send
-    it. By number; settings may name the usual ones, such as ``gre = "alice"``."""
+    """The peer that each protocol without ports is given to: everything that arrives goes there, and only that peer can
+    send it. By number; a file can use names for the common ones, such as ``gre = "alice"``."""
     log_mappings: bool = False
-    """A line of the log for each mapping that begins or ends, at level info. RFC 6888 REQ-12: it names no
-    destinations."""
+    """A line in the log for each mapping that begins or ends, at level info. It names no destinations (RFC 6888
+    REQ-12)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -168,7 +168,7 @@ class NatSettings(_Section):
     @classmethod
     def _port_range_ascends(cls, value: tuple[int, int]) -> tuple[int, int]:
         if value[0] > value[1]:
-            raise ValueError(f"[{value[0]}, {value[1]}] ends before it begins")
+            raise ValueError(f"ports {value[0]}-{value[1]}: the range ends before it starts")
         return value
 
 
@@ -192,7 +192,7 @@ class OffloadSettings(_Section):
 
     @classmethod
     def none(cls) -> Self:
-        """Everything switched off: one packet a call."""
+        """Everything off: one packet per system call."""
         return cls(**dict.fromkeys(cls.model_fields, False))
 
 
@@ -201,7 +201,7 @@ class LogSettings(_Section):
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "console", "json", "logfmt"] = "auto"
-    """auto: for people on a terminal, logfmt elsewhere."""
+    """auto: console on a terminal, logfmt elsewhere."""
 
 
 class Settings(_Section):

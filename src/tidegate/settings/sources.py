@@ -1,8 +1,7 @@
-"""Reads settings from where they are written: a TOML file, the environment, the command line.
+"""Reads settings from a TOML file, the environment and the command line.
 
-Flags win over the environment, the environment over the file, and the file over the defaults. Each value
-keeps a note of its origin, so that a message can say ``tidegate.toml:12``, ``$TIDEGATE_GATEWAY__LISTEN`` or
-``--listen``.
+Flags override the environment, the environment the file, and the file the defaults. The origin of each value is kept,
+so that a message can say ``tidegate.toml:12``, ``$TIDEGATE_GATEWAY__LISTEN`` or ``--listen``.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from pydantic import BaseModel, ValidationError
 
 from tidegate.errors import SettingsError
 from tidegate.settings.locate import key_lines, line_of
+from tidegate.settings.messages import describe_error
 from tidegate.settings.model import Settings
-from tidegate.settings.words import told
 
 DEFAULT_PATH = Path("/etc/tidegate/tidegate.toml")
 PREFIX = "TIDEGATE_"
@@ -90,7 +89,7 @@ class _Merged:
             raise SettingsError(
                 f"is not valid TOML: {cause}", where=_toml_position(path, self._text, str(cause))
             ) from None
-        except ValueError:  # Python's own, of what `tomllib` has read as an integer
+        except ValueError:  # raised by `int`, not by `tomllib`
             raise SettingsError(
                 "has an integer that is too long", where=_long_number_position(path, self._text)
             ) from None
@@ -99,9 +98,9 @@ class _Merged:
         self._path = path
 
     def add_environment(self, environment: Mapping[str, str]) -> None:
-        """``TIDEGATE_STATE_DIR``, ``TIDEGATE_NAT__UDP_TIMEOUT``. Other variables without ``__`` are not
-        settings: a container platform invents ``TIDEGATE_PORT`` for a service of our name. Nor are empty ones: that
-        is how Compose files and EnvironmentFile= leave a variable out."""
+        """Variables such as ``TIDEGATE_STATE_DIR`` and ``TIDEGATE_NAT__UDP_TIMEOUT``. An unknown name without ``__`` is
+        not an error: container platforms set ``TIDEGATE_PORT`` for a service called tidegate. Empty variables are
+        ignored: that is how Compose files and EnvironmentFile= leave one unset."""
         for name, text in sorted(environment.items()):
             if not text:
                 continue
@@ -112,7 +111,8 @@ class _Merged:
             self.put(key, _from_text(text, known), where=f"${name}")
 
     def check_values(self) -> None:
-        """Each for itself, before another source covers it. What must be true of several is asked of those in force."""
+        """Checks each value by itself, before another source overrides it. Rules that involve several settings are
+        checked on the merged ones."""
         try:
             Settings.model_validate(self.tree)
         except ValidationError as invalid:
@@ -128,7 +128,7 @@ class _Merged:
                 if _is_table(_field_type(above)):
                     raise SettingsError(f"{'.'.join(above)}: must be a table", where=self._where(above))
                 raise SettingsError(
-                    f'{".".join(above)}: is no table, so it has no "{key[length]}"', where=where
+                    f'{".".join(above)}: is not a table, so it has no "{key[length]}"', where=where
                 )
             node = child
         node[key[-1]] = value
@@ -138,7 +138,7 @@ class _Merged:
         for length in range(len(key), 0, -1):
             if key[:length] in self._origins:
                 return self._origins[key[:length]]
-        if key not in key_lines(self._text):  # a table of which only variables or flags have parts
+        if key not in key_lines(self._text):  # a table that exists only through variables or flags
             for origin, where in self._origins.items():
                 if origin[: len(key)] == key:
                     return where
@@ -148,11 +148,11 @@ class _Merged:
         return f"{self._path}:{line}" if line else str(self._path)
 
     def explain(self, invalid: ValidationError) -> SettingsError:
-        """The first error, in a person's words."""
+        """The first error, in words for people."""
         error = invalid.errors(include_url=False)[0]
         location: list[str] = []
         for part in error["loc"]:
-            # Unions and list items add parts that are no key of the file.
+            # Unions and list items add parts that are not keys of the file.
             if not isinstance(part, str) or _field_type((*location, part)) is None:
                 if error["type"] == "extra_forbidden" and part == error["loc"][-1]:
                     location.append(str(part))
@@ -162,9 +162,9 @@ class _Merged:
         name = ".".join(key)
         if error["type"] == "extra_forbidden":
             return _unknown_key(key, self._where(key))
-        message = told(error)
+        message = describe_error(error)
         if error["type"] == "value_error" and not key:
-            # A rule between two settings; its text begins with the name of the one to change.
+            # A rule that involves two settings; its message begins with the name of the one to change.
             name, _, message = message.partition(": ")
             key = tuple(name.split("."))
         return SettingsError(f"{name}: {message}", where=self._where(key))
@@ -175,12 +175,12 @@ def _unknown_key(key: Key, where: str | None) -> SettingsError:
     known = list(parent.model_fields) if parent is not None and _is_model(parent) else []
     near = difflib.get_close_matches(key[-1], known, n=1, cutoff=0.5)
     table = f"[{'.'.join(key[:-1])}]" if key[:-1] else "the settings"
-    hint = f'did you mean "{near[0]}"?' if near else f"known are {', '.join(known)}"
+    hint = f'did you mean "{near[0]}"?' if near else f"known keys: {', '.join(known)}"
     return SettingsError(f'unknown key "{key[-1]}" in {table}', where=where, hint=hint)
 
 
 def _toml_position(path: Path, text: str, message: str) -> str:
-    """`tomllib` tells the position in its message: ``(at line 3, column 5)`` or ``(at end of document)``."""
+    """`tomllib` puts the position in its message: ``(at line 3, column 5)`` or ``(at end of document)``."""
     _, found, rest = message.rpartition("(at line ")
     line = rest.partition(",")[0] if found else len(text.splitlines())
     return f"{path}:{line}"
@@ -202,10 +202,10 @@ def _is_table(kind: Any) -> bool:
 
 
 def _field_type(key: Key) -> Any:
-    """The annotation of a setting; `None` if there is none of that name."""
+    """The type of a setting; `None` if there is no such setting."""
     kind: Any = Settings
     for part in key:
-        if get_origin(kind) is dict:  # whose keys are free
+        if get_origin(kind) is dict:  # any key is allowed
             kind = get_args(kind)[1]
             continue
         if not _is_model(kind) or part not in kind.model_fields:
@@ -215,8 +215,8 @@ def _field_type(key: Key) -> Any:
 
 
 def _from_text(text: str, kind: Any) -> Any:
-    """What a variable's text means for a setting of type `kind`; left as text where it means nothing, so that
-    the type check names it."""
+    """A variable's text as a value of type `kind`; unchanged if it cannot be converted, so that the type check reports
+    it."""
     if kind is bool:
         return {
             "1": True,

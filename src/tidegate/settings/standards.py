@@ -1,7 +1,7 @@
-"""What the standards ask of timers, where settings ask for less.
+"""Timers that are shorter than the standards require.
 
-Such settings are accepted: a laboratory has good reasons for short timers. Who has them by mistake is told, with the
-standard's name.
+Such settings are accepted, because a laboratory may have good reasons for them; but the log warns of them, and names
+the standard.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ FLOORS = {
     "tcp_closing_timeout": (240.0, "RFC 5382 REQ-5, RFC 7857 section 2.1"),
     "icmp_timeout": (60.0, "RFC 5508 REQ-2"),
 }
-"""Timers in seconds: the least that a standard allows, and which one."""
+"""For each timer the minimum in seconds, and the standard that sets it."""
 
 
 def below_the_standard(nat: NatSettings) -> list[str]:
-    """A sentence about each timer that is shorter than its standard allows."""
+    """A warning for each timer that is shorter than its standard allows."""
     return [
-        f"[nat] {name} is {getattr(nat, name):g} s, and {standard} asks for at least {floor:g} s"
+        f"[nat] {name} is {getattr(nat, name):g} s, but {standard} requires at least {floor:g} s"
         for name, (floor, standard) in FLOORS.items()
         if getattr(nat, name) < floor
     ]

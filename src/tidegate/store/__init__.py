@@ -1,8 +1,8 @@
 """What must survive a restart: peers and publications.
 
-`Store` is the whole interface; `sqlite` keeps it in one file. Another store (PostgreSQL, for a fleet) is
-another module here, not a change anywhere else. Stores are synchronous: each call is one short transaction,
-made from a worker thread.
+`Store` is the whole interface; `sqlite` implements it in one file. Another store (PostgreSQL, for a fleet) would be
+another module here, and no change anywhere else. Stores are synchronous: each call is one short transaction, made from
+a worker thread.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tidegate.errors import UsageError
 
 MAX_PEER_NAME = 63
 MAX_PUBLISHED_PORTS = 1000
-"""Ports of one publication: each costs the engine a socket."""
+"""Maximum ports of one publication: each costs the engine a socket."""
 
 _PEER_NAME = re.compile(rf"[A-Za-z0-9](?:[A-Za-z0-9._-]{{0,{MAX_PEER_NAME - 2}}}[A-Za-z0-9])?")
 
@@ -27,7 +27,7 @@ TransportProtocol = Literal["tcp", "udp"]
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A client that may connect. Its private key is nowhere but in its profile."""
+    """A client that may connect. Its private key is only in its profile."""
 
     name: str
     public_key: bytes
@@ -57,7 +57,7 @@ class Publication:
         return range(self.first_port, self.last_port + 1)
 
     def internal_of(self, external_port: int) -> int:
-        """The client's port that stands behind an external one."""
+        """The client's port behind an external one."""
         return self.internal_port + external_port - self.first_port
 
     @property
@@ -90,8 +90,7 @@ def peer_names(store: Store) -> list[str]:
 
 
 class Store(Protocol):
-    """Peers and publications. Methods raise `StoreError` where the store itself fails; each is one
-    transaction."""
+    """Peers and publications. Each method is one transaction, and raises `StoreError` if the store itself fails."""
 
     def peers(self) -> Sequence[Peer]:
         """In the order of their addresses."""
@@ -111,17 +110,18 @@ class Store(Protocol):
         now: float,
         cipher: CipherName = WIREGUARD_CIPHER,
     ) -> Peer:
-        """Adds a peer with `address`, or with the lowest free one of `subnet`. Raises `ConflictError` for a
-        name, key or address that is taken and for a full subnet."""
+        """Adds a peer with `address`, or with the lowest free one of `subnet`. Raises `ConflictError` if its name, key
+        or address is taken, or if the subnet is full."""
 
     def remove_peer(self, name: str) -> tuple[Peer, Sequence[Publication]]:
-        """Removes a peer and its publications, and gives back what was removed. Raises `NotFoundError`."""
+        """Removes a peer and its publications, and returns what was removed. Raises `NotFoundError`."""
 
     def publications(self) -> Sequence[Publication]:
         """In the order of protocol and port."""
 
     def add_publication(self, publication: Publication) -> None:
-        """Raises `NotFoundError` for an unknown peer, `ConflictError` where ports overlap with another's."""
+        """Raises `NotFoundError` for an unknown peer, `ConflictError` if its ports overlap those of another
+        publication."""
 
     def remove_publication(self, protocol: TransportProtocol, first_port: int, last_port: int) -> Publication:
         """Raises `NotFoundError`."""

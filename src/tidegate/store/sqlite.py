@@ -1,8 +1,8 @@
 """The store in one SQLite file, through SQLAlchemy Core.
 
-Every transaction begins with BEGIN IMMEDIATE, so that what it reads stays true until it writes: two processes
-that add a peer at the same time get two addresses. WAL keeps readers out of the writer's way. A file that is
-damaged, or was made by a newer Tidegate, is refused before anything is written to it.
+Every transaction begins with BEGIN IMMEDIATE, so that what it reads stays true until it writes: two processes that add
+a peer at the same time get two addresses. WAL keeps readers out of the writer's way. A file that is damaged, or was
+made by a newer Tidegate, is refused before anything is written to it.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ from tidegate.store import Peer, Publication, TransportProtocol
 
 _CIPHER_CHECK = f"cipher IN {CIPHERS}"
 _UPGRADES = (
-    # The first leads from schema version 1 to 2, the next from 2 to 3, and so on.
+    # The first upgrades schema version 1 to 2, the next 2 to 3, and so on.
     f"ALTER TABLE peers ADD COLUMN cipher VARCHAR NOT NULL DEFAULT '{WIREGUARD_CIPHER}' CHECK ({_CIPHER_CHECK})",
 )
 SCHEMA_VERSION = 1 + len(_UPGRADES)
-BUSY_TIMEOUT = 5.0  # seconds that a writer waits for another process's transaction
+BUSY_TIMEOUT = 5.0  # seconds to wait for another process's transaction
 LEAST_ROOM = 64 << 10
-"""Bytes; SQLite needs 32 KiB at once to open a file (the index of its log)."""
+"""Free bytes below which the disk counts as full; SQLite needs 32 KiB to open a file (the index of its log)."""
 
 _metadata = MetaData()
 
@@ -89,8 +89,7 @@ class SqliteStore:
     """`Store` in one file."""
 
     def __init__(self, path: Path) -> None:
-        """Opens the file, or makes it (0600). Raises `StoreError`, and leaves a file that it cannot use as it
-        was."""
+        """Opens the file, or makes it (0600). Raises `StoreError`; a file that it cannot use is left unchanged."""
         self._path = path
         with self._explained():
             if path.exists() and path.stat().st_size:
@@ -118,7 +117,7 @@ class SqliteStore:
             version = connection.execute(select(_schema.c.version)).scalar()
             if not isinstance(version, int) or not 1 <= version <= SCHEMA_VERSION:
                 raise StoreError(
-                    f"{self._path}: has schema version {version}, this Tidegate knows up to {SCHEMA_VERSION}",
+                    f"{self._path}: has schema version {version}, but this Tidegate knows only up to {SCHEMA_VERSION}",
                     hint="run the Tidegate that made it, or a newer one",
                 )
             for upgrade in _UPGRADES[version - 1 :]:
@@ -128,7 +127,7 @@ class SqliteStore:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turns what SQLite, SQLAlchemy and the file system raise into one line."""
+        """Turns errors of SQLite, SQLAlchemy and the file system into a `StoreError` of one line."""
         try:
             yield
         except DBAPIError as cause:
@@ -142,22 +141,20 @@ class SqliteStore:
                 f"{self._path}: cannot be opened ({cause})", hint="run as root, or name another --state-dir"
             )
         if self._is_out_of_room(cause):
-            return StoreError(f"{self._path}: the disk is full", hint="make room and try again")
+            return StoreError(f"{self._path}: the disk is full", hint="free some space and try again")
         if isinstance(cause, sqlite3.OperationalError) and "locked" in str(cause):
-            return StoreError(f"{self._path}: is held by another process", hint="try again")
+            return StoreError(f"{self._path}: is locked by another process", hint="try again")
         if isinstance(cause, sqlite3.DatabaseError) and not isinstance(cause, sqlite3.OperationalError):
             return _damaged(self._path, str(cause))
-        told = cause.strerror if isinstance(cause, OSError) else cause
-        return StoreError(f"{self._path}: {told}")
+        reason = cause.strerror if isinstance(cause, OSError) else cause
+        return StoreError(f"{self._path}: {reason}")
 
     def _is_out_of_room(self, cause: BaseException) -> bool:
         if not isinstance(cause, sqlite3.Error):
             return False
-        code = getattr(
-            cause, "sqlite_errorcode", None
-        )  # which those of the sqlite3 module itself do not have
+        code = getattr(cause, "sqlite_errorcode", None)  # errors of the sqlite3 module itself lack it
         return code == sqlite3.SQLITE_FULL or (
-            # SQLite keeps errno to itself.
+            # SQLite does not expose errno.
             code in (sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE)
             and shutil.disk_usage(self._path.parent).free < LEAST_ROOM
         )
@@ -206,13 +203,13 @@ class SqliteStore:
             for other in others:
                 if other.name == name:
                     raise ConflictError(
-                        f"a peer named {name!r} exists already ({other.address})",
-                        hint=f"choose another name, or first `tidegate peer remove {name}`",
+                        f"a peer named {name!r} already exists ({other.address})",
+                        hint=f"choose another name, or run `tidegate peer remove {name}` first",
                     )
                 if other.public_key == public_key:
-                    raise ConflictError(f"peer {other.name!r} has this public key already")
+                    raise ConflictError(f"peer {other.name!r} already has this public key")
                 if other.address == address:
-                    raise ConflictError(f"{address} belongs to peer {other.name!r} already")
+                    raise ConflictError(f"{address} already belongs to peer {other.name!r}")
             taken = reserved | {other.address for other in others}
             peer = Peer(name, public_key, preshared_key, address or lowest_free(subnet, taken), now, cipher)
             connection.execute(
@@ -249,17 +246,17 @@ class SqliteStore:
                 ):
                     raise _listed(
                         other,
-                        f"{other.external_text} is on the list of published ports already, for {other.internal_text}",
+                        f"{other.external_text} is already on the list of published ports, for {other.internal_text}",
                     )
                 if (
                     (other.protocol, other.peer) == (publication.protocol, publication.peer)
                     and other.internal_port <= publication.internal_of(publication.last_port)
                     and publication.internal_port <= other.internal_of(other.last_port)
                 ):
-                    # What the client sends from there comes from one external port (RFC 4787 REQ-1), not from two.
+                    # What the client sends from there leaves from one external port (RFC 4787 REQ-1), not two.
                     raise _listed(
                         other,
-                        f"{other.internal_text} is on the list of published ports already, as {other.external_text}",
+                        f"{other.internal_text} is already on the list of published ports, as {other.external_text}",
                     )
             connection.execute(
                 insert(_publications).values(
@@ -299,12 +296,12 @@ def lowest_free(subnet: IPv4Network, taken: frozenset[IPv4Address]) -> IPv4Addre
             return address
     raise ConflictError(
         f"every address of {subnet} is taken",
-        hint="remove a peer, or serve a larger subnet ([gateway] subnet)",
+        hint="remove a peer, or choose a larger [gateway] subnet",
     )
 
 
 def _check_integrity(path: Path) -> None:
-    """Reads through the file without being able to write to it."""
+    """Checks the whole file, opened read-only. Raises `StoreError` if it is damaged."""
     connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_TIMEOUT)
     try:
         verdict = connection.execute("PRAGMA quick_check(1)").fetchone()
@@ -317,15 +314,14 @@ def _check_integrity(path: Path) -> None:
 def _damaged(path: Path, cause: str) -> StoreError:
     return StoreError(
         f"{path}: the database is damaged ({cause})",
-        hint="restore it from a backup, or move it away to begin anew; nothing was changed",
+        hint="restore it from a backup, or move it away to start afresh; nothing was changed",
     )
 
 
 def _configure(connection: sqlite3.Connection, _record: object) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute(
-        "PRAGMA synchronous = FULL"
-    )  # a peer that was told to exist, exists after a power failure
+    # So that a peer that was reported as added survives a power failure.
+    connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
 
 
@@ -340,11 +336,11 @@ def _peer_row(connection: Connection, name: str) -> Row[Any]:
     return row
 
 
-def _listed(other: Publication, told: str) -> ConflictError:
-    """Says no more than that: a gateway may have failed to publish what is on the list."""
+def _listed(other: Publication, message: str) -> ConflictError:
+    """`message` claims no more than that it is listed: a gateway may have failed to publish it."""
     return ConflictError(
-        told,
-        hint=f"see `tidegate publish list` for its state, or first `tidegate publish remove {other.external_text}`",
+        message,
+        hint=f"see `tidegate publish list` for its state, or run `tidegate publish remove {other.external_text}` first",
     )
 
 

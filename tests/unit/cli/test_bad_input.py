@@ -33,7 +33,7 @@ USAGE, FAILURE = 2, 1
             ['unknown key "lissen"', "[gateway]", 'did you mean "listen"'],
         ),
         ("[gatewya]\nlisten = 1", 1, ['unknown key "gatewya"', 'did you mean "gateway"']),
-        ("colour = 5", 1, ['unknown key "colour"', "known are state_dir, gateway"]),
+        ("colour = 5", 1, ['unknown key "colour"', "known keys: state_dir, gateway"]),
         ('[gateway]\n\nshards = "two"', 3, ["gateway.shards", "an integer", '"two"']),
         ("[gateway]\nshards = 65", 2, ["gateway.shards", "64", "65"]),
         ("[gateway]\nlisten = 51820", 2, ["gateway.listen", "must be text", "51820"]),
@@ -45,7 +45,7 @@ USAGE, FAILURE = 2, 1
         ('[dns]\nupstreams = [\n"192.0.2.53.1"]', 2, ["dns.upstreams", "192.0.2.53.1"]),
         ('[dns]\nupstreams = ["10.66.77.9"]', 2, ["dns.upstreams", "10.66.77.9", "10.66.77.0/24"]),
         ('[gateway]\nsubnet = "203.0.113.0/24"', 2, ["gateway.subnet", "private", "10.0.0.0/8"]),
-        ('[gateway]\nsubnet = "10.0.0.0/31"', 2, ["gateway.subnet", "prefix length", "8 to 30"]),
+        ('[gateway]\nsubnet = "10.0.0.0/31"', 2, ["gateway.subnet", "prefix length", "between 8 and 30"]),
         ('[gateway]\nsubnet = "10.66.77.9/24"', 2, ["gateway.subnet", 'did you mean "10.66.77.0/24"']),
         ('[gateway]\nsubnet = "tenslash8"', 2, ["gateway.subnet", "'tenslash8'", "10.66.77.0/24"]),
         ('[gateway]\nlisten = "0.0.0.0:70000"', 2, ["gateway.listen", "70000", "1 to 65535"]),
@@ -55,11 +55,15 @@ USAGE, FAILURE = 2, 1
         (
             '[gateway]\nendpoint = "0.0.0.0:51820"',
             2,
-            ["gateway.endpoint: '0.0.0.0' is no address that a client"],
+            ["gateway.endpoint: '0.0.0.0' is not an address that a client"],
         ),
         ('[gateway]\nendpoint = "10.66.77.1:51820"', 2, ["gateway.endpoint: 10.66.77.1:51820 lies inside"]),
         ('[gateway]\nendpoint = "[::1]:51820"', 2, ["gateway.endpoint", "IPv6 endpoints are not supported"]),
-        ("[nat]\nport_range = [5000, 4000]", 2, ["nat.port_range", "ends before it begins"]),
+        (
+            "[nat]\nport_range = [5000, 4000]",
+            2,
+            ["nat.port_range: ports 5000-4000: the range ends before it starts"],
+        ),
         ("[nat]\nport_range = [80, 4000]", 2, ["nat.port_range", "1024", "80"]),
         ('[nat]\nfiltering = "none"', 2, ["nat.filtering", "endpoint-independent", '"none"']),
         ('[nat.other_protocols]\ntcp = "alice"', 2, ["nat.other_protocols", "'tcp'", "gre"]),
@@ -68,7 +72,7 @@ USAGE, FAILURE = 2, 1
         (
             '[nat.other_protocols]\ngre = "alice"\n47 = "bob"',
             1,
-            ["gre (47) is there twice, as 'gre' and '47'"],
+            ["gre (47) is listed twice, as 'gre' and '47'"],
         ),
         ("[nat.other_protocols]\ngre = 5", 2, ["nat.other_protocols.gre", "text", "5"]),
         ('[nat.other_protocols]\ngre = ""', 2, ["nat.other_protocols.gre: must have at least 1 character"]),
@@ -81,12 +85,16 @@ USAGE, FAILURE = 2, 1
         (
             '[external]\naddresses = ["192.0.2.2", "192.0.2.3", "192.0.2.2"]',
             2,
-            ["external.addresses: 192.0.2.2 is there twice"],
+            ["external.addresses: 192.0.2.2 is listed twice"],
         ),
         ('[gateway]\ntun_name = "tg%d"', 2, ["gateway.tun_name: 'tg%d' is not an interface name"]),
         (f"[gateway]\nshards = {'9' * 5000}", 2, ["has an integer that is too long"]),
-        (f"[gateway]\nshards = 0x{'f' * 5000}", 2, ["gateway.shards: must be", "not so long an integer"]),
-        (f"[gateway]\nlisten = 0x{'f' * 5000}", 2, ["gateway.listen: must be text, not so long an integer"]),
+        (f"[gateway]\nshards = 0x{'f' * 5000}", 2, ["gateway.shards: must be", "not an integer that long"]),
+        (
+            f"[gateway]\nlisten = 0x{'f' * 5000}",
+            2,
+            ["gateway.listen: must be text, not an integer that long"],
+        ),
         (f"[nat]\nudp_timeout = 0x{'f' * 5000}", 2, ["nat.udp_timeout: must be"]),
         ("[gateway", 1, ["TOML"]),
         ("[gateway]\nshards = 1\nshards = 2", 3, ["TOML"]),
@@ -122,7 +130,7 @@ def test_a_settings_file_that_is_missing_or_a_directory_is_named(
     ("flag", "value", "words"),
     [
         ("--listen", "nowhere", ["--listen: gateway.listen", "nowhere"]),
-        ("--subnet", "10.0.0.0/7", ["--subnet: gateway.subnet", "8 to 30"]),
+        ("--subnet", "10.0.0.0/7", ["--subnet: gateway.subnet", "between 8 and 30"]),
         ("--shards", "5000", ["--shards: gateway.shards", "64"]),
         ("--tun", "a-name-that-is-too-long", ["--tun: gateway.tun_name", "15 bytes"]),
         ("--tun", "tg%d", ["--tun: gateway.tun_name: 'tg%d'", "none of / : %"]),
@@ -228,9 +236,12 @@ def test_a_wrong_variable_is_named_and_not_the_file_that_says_nothing_of_it(
         (["peer", "add"], "NAME"),
         (["peer", "add", "a/b"], "'a/b'"),
         (["peer", "add", "alice", "--endpoint", "here:there"], "--endpoint"),
-        (["peer", "add", "alice", "--endpoint", "0.0.0.0"], "--endpoint: '0.0.0.0' is no address that"),
-        (["peer", "add", "alice", "--endpoint", "255.255.255.255:1"], "'255.255.255.255' is no address that"),
-        (["peer", "add", "alice", "--endpoint", "224.0.0.1:1"], "'224.0.0.1' is no address that"),
+        (["peer", "add", "alice", "--endpoint", "0.0.0.0"], "--endpoint: '0.0.0.0' is not an address that"),
+        (
+            ["peer", "add", "alice", "--endpoint", "255.255.255.255:1"],
+            "'255.255.255.255' is not an address that",
+        ),
+        (["peer", "add", "alice", "--endpoint", "224.0.0.1:1"], "'224.0.0.1' is not an address that"),
         (["peer", "add", "alice", "--endpoint", "10.66.77.1"], "10.66.77.1:51820 lies inside the VPN's own"),
         (["peer", "add", "alice", "--endpoint", "10.66.77.9:1"], "10.66.77.9:1 lies inside the VPN's own"),
         (["peer", "add", "alice", "--endpoint", "[::1]:1"], "IPv6 endpoints are not supported yet"),
@@ -243,7 +254,7 @@ def test_a_wrong_variable_is_named_and_not_the_file_that_says_nothing_of_it(
         (["peer", "add", "alice", "--address", "10.66.77.1"], "10.66.77.1"),
         (["peer", "add", "alice", "--address", "192.0.2.9"], "10.66.77.0/24"),
         (["publish", "add", "sctp/80", "--to", "alice"], "sctp/80"),
-        (["publish", "add", "tcp/90-80", "--to", "alice"], "ends before"),
+        (["publish", "add", "tcp/90-80", "--to", "alice"], "ports 90-80: the range ends before it starts"),
         (["publish", "add", "tcp/0", "--to", "alice"], "'0'"),
         (["publish", "add", "tcp/0000080801", "--to", "alice"], "'0000080801'"),
         (["publish", "add", "tcp/80", "--to", "alice:0000080801"], "'0000080801'"),
@@ -295,7 +306,7 @@ def test_an_endpoint_that_every_machine_has_for_itself_is_remarked(
 ) -> None:
     outcome = tidegate("peer", "add", "alice", "--endpoint", "127.0.0.1:1", "--state-dir", tmp_path)
     assert outcome.code == 0
-    assert "the endpoint 127.0.0.1:1 is every machine's own" in outcome.err
+    assert "the endpoint 127.0.0.1:1 is a loopback address" in outcome.err
 
 
 def test_a_missing_interface_is_answered_with_those_that_exist(tidegate: CommandLine, tmp_path: Path) -> None:
@@ -369,7 +380,7 @@ def test_a_subnet_that_has_no_place_for_a_peer_is_a_settings_error_and_gets_no_f
     for command in (["serve", "--listen", "127.0.0.1:51999", "--no-dns"], ["peer", "add", "bob"]):
         message = tidegate.refused(USAGE, *command, "--state-dir", tmp_path)
         assert (
-            "peer 'alice' has address 10.66.77.2, for which [gateway] subnet 10.9.0.0/24 has no place"
+            "peer 'alice' has address 10.66.77.2, which no peer can have in [gateway] subnet 10.9.0.0/24"
             in message
         )
         assert "tidegate peer remove alice" in message
@@ -382,7 +393,7 @@ def test_a_subnet_that_has_no_place_for_a_peer_is_a_settings_error_and_gets_no_f
 def test_a_gateway_does_not_listen_where_it_answers_dns(tidegate: CommandLine, tmp_path: Path) -> None:
     state = tmp_path / "state"
     message = tidegate.refused(USAGE, "serve", "--state-dir", state, "--listen", "0.0.0.0:53")
-    assert "[gateway] listen: 0.0.0.0:53 takes the port at which the gateway answers DNS" in message
+    assert "[gateway] listen: 0.0.0.0:53 takes the port on which the gateway answers DNS" in message
     assert "[dns] enabled = false" in message
     assert not state.exists()
 
@@ -453,7 +464,8 @@ def test_a_gateway_key_that_is_gone_is_not_replaced_while_peers_have_profiles_th
     for command in (["peer", "add", "eve"], listen):
         message = tidegate.refused(FAILURE, *command, "--state-dir", tmp_path)
         assert (
-            f"{key}: the gateway's key is gone, and 4 peers (alice, bob, carol, …) have profiles" in message
+            f"{key}: the gateway's key is missing, and 4 peers (alice, bob, carol, …) have profiles"
+            in message
         )
         assert "from a backup, or move the database beside it away" in message
         assert not key.exists()
@@ -563,7 +575,7 @@ def test_a_failure_of_a_command_is_not_taken_for_one_of_its_output(
 def test_a_traceback_that_was_asked_for_changes_no_exit_code(
     tidegate: CommandLine, tmp_path: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By which systemd knows a wrong setting, with which another start would not help."""
+    """It tells systemd that a setting is wrong, so that starting again would not help."""
     monkeypatch.setenv("TIDEGATE_DEBUG", "1")
     tidegate.engine.failure = RuntimeError("something nobody thought of")
     serve = ("serve", "--state-dir", tmp_path, "--listen")

@@ -1,4 +1,4 @@
-"""Commands without a gateway: they work on the store itself, and tell people and programs what they did."""
+"""Commands without a gateway: they work on the store itself, and report to people and programs what they did."""
 
 from __future__ import annotations
 
@@ -306,7 +306,7 @@ def test_a_profile_does_not_take_the_place_of_a_device_or_pipe(
     link.symlink_to("/dev/null")
     for out in (pipe, link):
         message = _refusal_of_out(tidegate, out, *force)
-        assert message == f"tidegate: {out} is no regular file; leave --out away to print the profile"
+        assert message == f"tidegate: {out} is not a regular file; omit --out to print the profile"
     assert pipe.is_fifo()
     assert link.is_symlink()
     assert not (tmp_path / "state").exists()
@@ -360,7 +360,7 @@ def _until(holds: Callable[[], bool]) -> None:
 
 
 def _full_pipe() -> tuple[int, int]:
-    """A pipe, its reader and its writer, that takes nothing more for now."""
+    """A full pipe: its reader and its writer."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     with contextlib.suppress(BlockingIOError):
@@ -371,13 +371,13 @@ def _full_pipe() -> tuple[int, int]:
 
 
 def _names_in_store(state: Path) -> list[str]:
-    """Past the lock of the process that adds one."""
+    """Reads the store although the process that adds a peer holds the lock."""
     with contextlib.closing(sqlite3.connect(f"file:{state}/tidegate.db?mode=ro", uri=True)) as store:
         return [name for (name,) in store.execute("SELECT name FROM peers")]
 
 
 def _wait_until_it_prints(process: subprocess.Popen[str]) -> None:
-    """Into a pipe that takes nothing."""
+    """It prints into a full pipe."""
     _until(lambda: "pipe_write" in Path(f"/proc/{process.pid}/wchan").read_text())
 
 
@@ -420,7 +420,7 @@ def test_a_peer_whose_adding_is_ended_by_a_signal_is_taken_back(
 def test_a_peer_whose_profile_gets_out_in_the_moment_of_a_signal_stays(
     tmp_path: Path, number: signal.Signals, code: int, unbuffered: str
 ) -> None:
-    """The pipe itself sends the signal (fcntl(2), F_SETSIG): it is there when the write comes back."""
+    """The pipe itself sends the signal (fcntl(2), F_SETSIG): it has arrived by the time the write returns."""
     reader, writer = _full_pipe()
     process = _adding(tmp_path, stdout=writer, unbuffered=unbuffered)
     os.close(writer)

@@ -1,4 +1,4 @@
-"""``tidegate nat`` beside a gateway that runs."""
+"""``tidegate nat`` with a running gateway."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_list_of_mappings_that_stops_early_says_so_to_programs_too(
             code, out, err = await running.cli("nat", "list", "--limit", "1", *form)
             assert code == 0
             assert err.splitlines()[-1] == (
-                "tidegate: there are more than these 1; ask with --limit or --peer"
+                "tidegate: there are more than these 1; raise --limit, or choose a --peer"
             )
             assert not form or json.loads(out)["truncated"] is True
             _, _, err = await running.cli("nat", "list", *form)

@@ -19,9 +19,7 @@ from tidegate.cli.output import Handout, print_rich, remark, table
 from tidegate.cli.peer import peer_table
 from tidegate.control.commands import PeerView
 
-FAILURE = (
-    "failed: tcp/8000 cannot be published: Address already in use; a program of the host may hold the port"
-)
+FAILURE = "failed: tcp/8000 cannot be published: Address already in use; a program on the host may be using the port"
 
 
 def on_a_terminal(shown: object, width: int = 80) -> str:
@@ -36,7 +34,7 @@ def test_a_long_text_in_the_last_column_folds_and_leaves_the_others_whole() -> N
         table(None, ("external", "to", "state"), [("tcp/8000-8010", "alice:80-90", FAILURE)], empty="")
     )
     assert "tcp/8000-8010  alice:80-90  failed: " in text
-    assert " ".join(text.split()).endswith("hold the port")
+    assert " ".join(text.split()).endswith("using the port")
     assert "…" not in text
 
 
@@ -63,7 +61,7 @@ def test_the_ciphers_of_peers_do_not_vanish_where_the_table_is_too_wide() -> Non
 
 
 def cells(text: str, columns: int) -> list[str]:
-    """The cells of a folded row of a table, each put together again. Only for texts without blanks."""
+    """The cells of a folded table row, each joined again. Only for texts without blanks."""
     first, *others = text.splitlines()
     starts = [match.start() for match in re.finditer(r"(?<!\S)\S", first)][:columns]
     bounds = [*starts[1:], None]
@@ -209,7 +207,7 @@ def test_an_answer_into_a_closed_stream_is_not_lost_in_silence(
 
 
 def _stdout_that(is_so: str) -> TextIO | None:
-    """A standard output that takes nothing."""
+    """A standard output that accepts nothing."""
     if is_so == "closed":
         return None
     if is_so == "full":

@@ -178,7 +178,7 @@ def test_a_server_that_stops_answers_the_command_under_way_and_refuses_those_beh
             asyncio.get_running_loop().call_later(0.2, slow.go_on.set)
         (answer,), (refusal,) = await asyncio.gather(first, second)
         assert answer["answer"]["running"] is True
-        assert "the gateway is stopping" in refusal["error"]["message"]
+        assert "the gateway is shutting down" in refusal["error"]["message"]
         assert slow.count == 1
 
     asyncio.run(scenario())
@@ -265,7 +265,7 @@ def test_an_answer_that_breaks_off_is_told(tmp_path: Path) -> None:
         listener.listen()
         thread = threading.Thread(target=hang_up, args=(listener,))
         thread.start()
-        with pytest.raises(UnansweredError, match="broke off before it answered"):
+        with pytest.raises(UnansweredError, match="closed the connection before it answered"):
             ControlClient.connect(tmp_path).execute(PeerList())
         thread.join(5)
 

@@ -46,7 +46,7 @@ def silent(_query: dns.message.Message) -> None:
 
 
 class Resolver:
-    """A resolver that answers as it is told, over UDP and TCP; over UDP somebody may answer `before`."""
+    """A resolver that answers as instructed, over UDP and TCP; over UDP somebody may answer `before`."""
 
     keyring: dict[dns.name.Name, dns.tsig.Key] | None = None
 

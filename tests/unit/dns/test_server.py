@@ -112,7 +112,7 @@ def test_one_source_cannot_hold_all_tcp_connections(monkeypatch: pytest.MonkeyPa
 
 @cache
 def enormous_answer() -> bytes:
-    """Almost as large as an answer may be."""
+    """Almost as large as an answer can be."""
     response = dns.message.make_response(query(kind="TXT"))
     texts = [f'"{"x" * 240}{number}"' for number in range(240)]
     response.answer.append(dns.rrset.from_text("example.com.", 60, "IN", "TXT", *texts))

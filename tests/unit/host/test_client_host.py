@@ -1,4 +1,4 @@
-"""The host as a client sees it: what it is asked for, and nothing else."""
+"""The host as a client sees it: it does what it is asked to, and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a client tells the program that manages resolv.conf, and how it takes that back."""
+"""What a client tells the program that manages resolv.conf, and how it undoes that."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DEBIAN_ORDER = "# interface-order(5)\nlo.inet6\nlo.@(dnsmasq|pdnsd)\nlo\ntun*\nt
 
 
 class Host:
-    """A host whose programs write down what they are called with, and what they are given to read."""
+    """A host whose programs record their arguments and their input."""
 
     def __init__(self, folder: Path) -> None:
         self.programs = folder / "bin"
@@ -44,7 +44,7 @@ done
         return program
 
     def calls(self) -> list[str]:
-        """What was called since this was asked last."""
+        """What has been called since the last call of this."""
         told = self.calls_file.read_text().splitlines() if self.calls_file.exists() else []
         self.calls_file.unlink(missing_ok=True)
         return told
@@ -64,7 +64,7 @@ def test_resolved_is_told_which_servers_and_that_they_are_for_every_name(host: H
     host.install("resolvectl")
     host.install("resolvconf")
     with configured_dns("tun9", SERVERS, ("corp.example",)) as outcome:
-        assert outcome == "told"
+        assert outcome == "applied"
         assert host.calls() == [
             "resolvectl dns tun9 10.66.77.1 192.0.2.53",
             "resolvectl domain tun9 ~. corp.example",
@@ -75,7 +75,7 @@ def test_resolved_is_told_which_servers_and_that_they_are_for_every_name(host: H
 def test_resolvconf_gets_a_record_of_its_own_that_keeps_all_others_out(host: Host) -> None:
     host.install("resolvconf")
     with configured_dns("tun9", SERVERS, ("corp.example", "example")) as outcome:
-        assert outcome == "told"
+        assert outcome == "applied"
         assert host.calls() == [
             "resolvconf -a tun9.inet -m 0 -x",
             "    nameserver 10.66.77.1",
@@ -205,7 +205,7 @@ def test_a_complaint_that_is_no_text_is_one_all_the_same(
         assert outcome == "refused"
     told = "".join(capsys.readouterr())
     assert "a resolver command failed" in told
-    assert "not taken back" not in told, "it was never given"
+    assert "not restored" not in told, "it was never given"
 
 
 @pytest.mark.parametrize("gone", [False, True], ids=["fails", "is gone"])
@@ -244,5 +244,5 @@ def test_what_resolved_does_not_take_back_ends_with_the_device_and_nobody_is_ask
         assert lines == []
         return
     (line,) = lines
-    assert "until its device goes" in line and "by hand" not in line
+    assert "until its device is gone" in line and "by hand" not in line
     assert ("No such file" if gone else "not today") in line

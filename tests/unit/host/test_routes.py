@@ -57,8 +57,8 @@ def test_the_tunnels_own_datagrams_never_enter_the_tunnel(allowed: list[object])
 def test_leftovers_are_no_matter_where_nobody_can_tell_whose_they_are(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The lock may be out of sight, and a client that routes some networks alone does not need it."""
-    monkeypatch.setattr("tidegate.host.sole_router.LOCK_FILE", tmp_path / "missing")
+    """The lock may not be visible, and a client that routes only some networks does not need it."""
+    monkeypatch.setattr("tidegate.host.full_tunnel_lock.LOCK_FILE", tmp_path / "missing")
     remove_leftovers()
 
 
@@ -86,14 +86,14 @@ GOING = [
     (4, "route del 0.0.0.0/0 table 29799"),
     (6, "route del unreachable ::/0 table 29799"),
 ]
-"""What another program may take away, as systemd-networkd does at its start."""
+"""What another program may remove, as systemd-networkd does when it starts."""
 
 INSIDE = '''
 import fcntl, json, os, struct, subprocess, sys, tempfile, time
 from contextlib import contextmanager
 from ipaddress import *
 from pathlib import Path
-from tidegate.host import routes, sole_router
+from tidegate.host import routes, full_tunnel_lock
 from tidegate.errors import TidegateError
 from tidegate.host.routes import apply_routes, plan_routes, remove_leftovers, renew_routes
 
@@ -113,11 +113,11 @@ told = {"before": state()}
 @contextmanager
 def out_of_sight_of_the_lock():
     """As behind another mount of /proc."""
-    there = sole_router.LOCK_FILE
+    there = full_tunnel_lock.LOCK_FILE
     with tempfile.NamedTemporaryFile() as elsewhere:
-        sole_router.LOCK_FILE = Path(elsewhere.name)
+        full_tunnel_lock.LOCK_FILE = Path(elsewhere.name)
         yield
-    sole_router.LOCK_FILE = there
+    full_tunnel_lock.LOCK_FILE = there
 
 def client_that_is_killed(plan=plan):
     pid = os.fork()
@@ -249,7 +249,7 @@ def test_the_kernel_routes_as_planned_and_forgets_everything_afterwards() -> Non
     assert told["cleared"] == told["after"]
     assert told["still running"], "nothing is removed from under a client that lives"
     assert told["still running elsewhere"]
-    assert "another client already routes through its tunnel, tun9" in told["third"]
+    assert "another client already routes everything through its tunnel, tun9" in told["third"]
     assert "dev tun9" in told["plain"]
     network, added, renewal = told["own"]
     assert "dev tun9" in network and "dev tun9" in added and renewal == "whole"

@@ -1,4 +1,4 @@
-"""Profiles: there and back, and a clear word about everything that is wrong."""
+"""Profiles: written and read back, and a clear message about everything that is wrong."""
 
 from __future__ import annotations
 

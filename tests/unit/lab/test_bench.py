@@ -65,7 +65,7 @@ def test_a_name_that_nothing_has_is_answered_with_those_that_there_are(
     tidegate: CommandLine, measured: Measured, flag: str, names: list[str]
 ) -> None:
     message = tidegate.refused(USAGE, "bench", flag, names[0], flag, "donwload")
-    assert f"{flag}: none has 'donwload' in its name" in message
+    assert f"{flag}: no name contains 'donwload'" in message
     for name in names:
         assert f'"{name}"' in message
     assert measured.pairs == []
@@ -82,7 +82,7 @@ def test_where_nothing_of_it_is_installed_that_is_said(
 ) -> None:
     monkeypatch.setattr("tidegate.lab.variants.Variant.missing", lambda variant: list(variant.needs))
     message = tidegate.refused(FAILURE, "bench", "--variant", "openvpn")
-    assert "nothing of it can be measured here" in message
+    assert "nothing can be measured here" in message
     assert "OpenVPN + kernel NAT (openvpn, openssl not installed)" in message
     assert "make bench" in message
     assert measured.pairs == []

@@ -22,7 +22,7 @@ COMMIT
 
 
 class Told(Namespace):
-    """A host whose programs say what a test tells them to; all others say nothing."""
+    """A host whose programs print what a test makes them print; all others print nothing."""
 
     def __init__(self, told: Mapping[tuple[str, ...], str], folder: Path) -> None:
         super().__init__("told", "told", folder)

@@ -18,7 +18,7 @@ from tidegate.settings.sources import DEFAULT_PATH
 TEXT = (Path(__file__).parents[3] / "docs" / "settings.md").read_text()
 
 Row = tuple[str, str, str]
-"""Value, default, and when it takes effect, as the page has them."""
+"""Value, default, and when it takes effect, as on the page."""
 
 
 def documented() -> dict[tuple[str, ...], Row]:

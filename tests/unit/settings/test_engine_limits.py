@@ -1,4 +1,4 @@
-"""Limits that the engine has, too: what Python says of them has to be what the engine does."""
+"""Limits that the engine has as well: the settings must agree with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where settings come from, and which of them wins."""
+"""Where settings come from, and which source wins."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
         (
             '[gateway]\nlisten = "0.0.0.0:1"',
             "TIDEGATE_GATEWAY__LISTEN__X",
-            '$TIDEGATE_GATEWAY__LISTEN__X: gateway.listen: is no table, so it has no "x"',
+            '$TIDEGATE_GATEWAY__LISTEN__X: gateway.listen: is not a table, so it has no "x"',
         ),
         ('dns = "yes"', "TIDEGATE_DNS__ENABLED", "tidegate.toml:1: dns: must be a table"),
         (

@@ -92,15 +92,15 @@ def test_a_peer_gets_the_lowest_free_address(store: SqliteStore) -> None:
 def test_a_chosen_address_is_kept_and_not_given_twice(store: SqliteStore) -> None:
     assert add(store, "a", address="10.66.77.2") == "10.66.77.2"
     assert add(store, "b") == "10.66.77.3"
-    with pytest.raises(ConflictError, match=r"10\.66\.77\.2 belongs to peer 'a'"):
+    with pytest.raises(ConflictError, match=r"10\.66\.77\.2 already belongs to peer 'a'"):
         add(store, "c", address="10.66.77.2")
 
 
 def test_a_name_and_a_key_belong_to_one_peer(store: SqliteStore) -> None:
     add(store, "a")
-    with pytest.raises(ConflictError, match=r"named 'a' exists already \(10\.66\.77\.2\)"):
+    with pytest.raises(ConflictError, match=r"named 'a' already exists \(10\.66\.77\.2\)"):
         add(store, "a", key=b"k" * 32)
-    with pytest.raises(ConflictError, match="peer 'a' has this public key"):
+    with pytest.raises(ConflictError, match="peer 'a' already has this public key"):
         add(store, "b", key=b"a".ljust(32, b"\0"))
     assert [peer.name for peer in store.peers()] == ["a"]
 
@@ -121,7 +121,7 @@ def test_a_full_disk_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("tidegate.store.sqlite._configure", small)
     store = SqliteStore(tmp_path / "tidegate.db")
-    with pytest.raises(StoreError, match=r"tidegate\.db: the disk is full; make room"):
+    with pytest.raises(StoreError, match=r"tidegate\.db: the disk is full; free some space"):
         for number in range(200):
             add(store, f"peer{number}", subnet=IPv4Network("10.0.0.0/8"))
 
@@ -216,7 +216,7 @@ def test_a_port_of_a_client_is_published_once(
     add(store, "a")
     add(store, "b")
     store.add_publication(Publication("tcp", 8000, 8010, "a", 80))
-    with pytest.raises(ConflictError, match="a:80-90 is on the list of .* already, as tcp/8000-8010; see"):
+    with pytest.raises(ConflictError, match="a:80-90 is already on the list of .*, as tcp/8000-8010; see"):
         store.add_publication(Publication("tcp", first, last, "a", internal))
     store.add_publication(Publication("udp", first, last, "a", internal))
     store.add_publication(Publication("tcp", first, last, "b", internal))
@@ -228,7 +228,7 @@ def test_a_port_of_a_client_is_published_once(
 def test_publications_do_not_overlap(store: SqliteStore, first: int, last: int) -> None:
     add(store, "a")
     store.add_publication(Publication("tcp", 8000, 8010, "a", 80))
-    with pytest.raises(ConflictError, match="tcp/8000-8010 is on the list of .* already, for a:80-90; see"):
+    with pytest.raises(ConflictError, match="tcp/8000-8010 is already on the list of .*, for a:80-90; see"):
         store.add_publication(Publication("tcp", first, last, "a", 1000))
     store.add_publication(Publication("udp", first, last, "a", 1000))
 

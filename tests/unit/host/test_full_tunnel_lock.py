@@ -10,21 +10,21 @@ from pathlib import Path
 import pytest
 
 from tidegate.errors import HostNetworkError
-from tidegate.host import sole_router
+from tidegate.host import full_tunnel_lock
 
 INSIDE = """
 import json, os, signal, socket, subprocess, sys, threading, time
 from tidegate.errors import TidegateError
-from tidegate.host.sole_router import LOCK_FILE, sole_router
+from tidegate.host.full_tunnel_lock import LOCK_FILE, full_tunnel_lock
 
 NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
 OPEN = ["dd", f"if={LOCK_FILE}", "count=0", "status=none"]
-TAKE = "from tidegate.host.sole_router import sole_router\\nwith sole_router(): print(\\"taken\\")"
+TAKE = "from tidegate.host.full_tunnel_lock import full_tunnel_lock\\nwith full_tunnel_lock(): print(\\"taken\\")"
 told = {}
 
 def take(patience=0.0):
     try:
-        with sole_router(patience=patience):
+        with full_tunnel_lock(patience=patience):
             return "taken"
     except TidegateError as refused:
         return str(refused)
@@ -36,7 +36,7 @@ told["first"] = take()
 reader, writer = os.pipe()
 holder = os.fork()
 if holder == 0:
-    with sole_router():
+    with full_tunnel_lock():
         os.write(writer, b"!")
         signal.pause()
 os.read(reader, 1)
@@ -74,7 +74,7 @@ def test_one_client_of_a_namespace_has_it_and_nobody_without_rights_can_keep_it_
     told = json.loads(done.stdout)
     assert told["first"] == "taken"
     assert (
-        f"another client already routes through its tunnel (pid {told['pid']})"
+        f"another client already routes everything through its tunnel (pid {told['pid']})"
         in told["while another has it"]
     )
     assert told["after a while"] == told["while another has it"]
@@ -92,10 +92,10 @@ def test_a_host_without_the_lock_is_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, mount: bool
 ) -> None:
     (tmp_path / "unfit").touch()
-    monkeypatch.setattr(sole_router, "LOCK_FILE", tmp_path / name)
+    monkeypatch.setattr(full_tunnel_lock, "LOCK_FILE", tmp_path / name)
     with (
         pytest.raises(HostNetworkError, match=r"missing cannot be opened .*--no-routes") as refused,
-        sole_router.sole_router(),
+        full_tunnel_lock.full_tunnel_lock(),
     ):
         pass
     assert ("mount /proc" in str(refused.value)) == mount, "not where it is there, but closed"

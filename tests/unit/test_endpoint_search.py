@@ -15,9 +15,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.unit.dns.loopback import Resolver, good, servfail, silent
+from tidegate.endpoint_search import EndpointCandidates, _address_in, resolve_again
 from tidegate.errors import HostNetworkError
 from tidegate.net import Endpoint
-from tidegate.whereabouts import Whereabouts, _address_in, find_anew
 
 NAME = Endpoint("vpn.example", 51820)
 Answer = Callable[[dns.message.Message], "bytes | None"]
@@ -25,7 +25,7 @@ Answer = Callable[[dns.message.Message], "bytes | None"]
 
 @pytest.fixture(autouse=True)
 def _the_hosts_own_look_up_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tidegate.whereabouts.TIMEOUT", 1.0)
+    monkeypatch.setattr("tidegate.endpoint_search.TIMEOUT", 1.0)
 
     def fail(*_: object, **__: object) -> None:
         raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
@@ -62,7 +62,7 @@ def find(*answers: Answer) -> IPv4Address:
         async with contextlib.AsyncExitStack() as stack:
             for resolver in resolvers:
                 await stack.enter_async_context(resolver.running())
-            return await find_anew(NAME, [resolver.address for resolver in resolvers], 0)
+            return await resolve_again(NAME, [resolver.address for resolver in resolvers], 0)
 
     return asyncio.run(scenario())
 
@@ -118,7 +118,7 @@ OLD, NEW, HEARD, AGAIN = (f"192.0.2.{number}" for number in (2, 3, 9, 10))
 def test_a_gateway_is_called_where_its_name_says_and_where_it_was_heard_in_turns(
     steps: list[tuple[str, str | None]], targets: list[str]
 ) -> None:
-    """Steps are what the name means, and where the gateway was called in vain."""
-    known = Whereabouts((OLD, 1))
-    found = [known.next((named, 1), (called, 1) if called else None) for named, called in steps]
+    """Steps are what the name resolves to, and where the last attempt went without an answer."""
+    candidates = EndpointCandidates((OLD, 1))
+    found = [candidates.next((named, 1), (called, 1) if called else None) for named, called in steps]
     assert [host for host, _ in found] == targets

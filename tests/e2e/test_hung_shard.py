@@ -1,4 +1,4 @@
-"""A shard that hangs takes its own clients with it, and nobody else: it can be asked for, and the gateway ends.
+"""A shard that hangs takes its own clients with it, and nobody else: `status` names it, and the gateway still ends.
 
 ::
 
@@ -50,7 +50,7 @@ def reached(lab: Lab, number: int) -> bool:
     return checks.ping(lab.clients[number], INTERNET, count=2).complete
 
 
-def test_a_silent_shard_is_told_of_and_the_others_go_on(lab: Lab, gateway: TidegateGateway) -> None:
+def test_a_hung_shard_is_reported_and_the_others_go_on(lab: Lab, gateway: TidegateGateway) -> None:
     assert reached(lab, 0) and reached(lab, 1)
     status = [*tidegate_command(), "status", "--state-dir", str(gateway.state)]
     with halted(lab.gateway, gateway.process, "shard-1"):

@@ -1,4 +1,4 @@
-"""Signals that end a command in the midst of something that is to be taken back then."""
+"""Signals that interrupt a command which then has something to undo."""
 
 from __future__ import annotations
 
@@ -6,75 +6,74 @@ import os
 import signal
 
 import pytest
-import typer
 
-from tidegate.cli.ending import ended_like_by_ctrl_c
+from tidegate.interrupts import SignalInterrupt, interrupt_on_signals
 
 pytestmark = pytest.mark.usefixtures("at_a_terminal")
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "code"),
-    [(signal.SIGTERM, signal.SIGHUP, 143), (signal.SIGHUP, signal.SIGHUP, 129)],
+    ("first", "second"),
+    [(signal.SIGTERM, signal.SIGHUP), (signal.SIGHUP, signal.SIGHUP)],
     ids=["of systemd", "of a terminal and its shell"],
 )
-def test_of_two_signals_the_second_does_not_keep_anything_from_being_taken_back(
-    first: signal.Signals, second: signal.Signals, code: int
+def test_of_two_signals_the_second_does_not_cut_the_undoing_short(
+    first: signal.Signals, second: signal.Signals
 ) -> None:
     told = []
-    with pytest.raises(typer.Exit) as ended, ended_like_by_ctrl_c():
+    with pytest.raises(SignalInterrupt) as ended, interrupt_on_signals():
         try:
             os.kill(os.getpid(), first)
             told.append("goes on")
         except KeyboardInterrupt:
             os.kill(os.getpid(), second)
-            told.append("is taken back")
+            told.append("is undone")
             raise
-    assert (told, ended.value.exit_code) == (["is taken back"], code)
+    assert (told, ended.value.number) == (["is undone"], first)
     assert signal.getsignal(first) == signal.getsignal(second) == signal.SIG_DFL
 
 
 @pytest.mark.parametrize("late", [signal.SIGTERM, signal.SIGHUP])
-def test_once_ctrl_c_was_pressed_no_other_signal_keeps_anything_from_being_taken_back(
+def test_once_ctrl_c_was_pressed_no_other_signal_cuts_the_undoing_short(
     late: signal.Signals,
 ) -> None:
     told = []
-    with pytest.raises(KeyboardInterrupt) as ended, ended_like_by_ctrl_c():
+    with pytest.raises(KeyboardInterrupt) as ended, interrupt_on_signals():
         try:
             os.kill(os.getpid(), signal.SIGINT)
             told.append("goes on")
         except KeyboardInterrupt:
             os.kill(os.getpid(), late)
-            told.append("is taken back")
+            told.append("is undone")
             raise
-    assert (told, ended.type) == (["is taken back"], KeyboardInterrupt)
+    assert (told, ended.type) == (["is undone"], KeyboardInterrupt)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize("late", [signal.SIGTERM, signal.SIGHUP])
-def test_once_something_else_has_ended_it_no_signal_keeps_anything_from_being_taken_back(
+def test_once_something_else_has_ended_it_no_signal_cuts_the_undoing_short(
     late: signal.Signals,
 ) -> None:
     told = []
-    with pytest.raises(OSError, match="full"), ended_like_by_ctrl_c() as ending:
+    with pytest.raises(OSError, match="full"), interrupt_on_signals() as unwinding:
         try:
             raise OSError("the disk is full")
         except OSError:
-            ending.begin()
+            unwinding.begin()
             os.kill(os.getpid(), late)
-            told.append("is taken back")
+            told.append("is undone")
             raise
-    assert told == ["is taken back"]
+    assert told == ["is undone"]
 
 
-def test_a_second_ctrl_c_breaks_off_what_the_first_began() -> None:
+def test_a_second_ctrl_c_cuts_the_undoing_short() -> None:
     told = []
-    with pytest.raises(KeyboardInterrupt), ended_like_by_ctrl_c():
+    with pytest.raises(KeyboardInterrupt), interrupt_on_signals():
         try:
             os.kill(os.getpid(), signal.SIGINT)
         except KeyboardInterrupt:
             os.kill(os.getpid(), signal.SIGINT)
-            told.append("is taken back")
+            told.append("is undone")
     assert told == []
 
 
@@ -85,7 +84,7 @@ def test_a_signal_that_is_ignored_or_handled_stays_so() -> None:
         signal.signal(signal.SIGTERM, lambda *_: handled.append("SIGTERM")),
     ]
     try:
-        with ended_like_by_ctrl_c():
+        with interrupt_on_signals():
             os.kill(os.getpid(), signal.SIGHUP)
             os.kill(os.getpid(), signal.SIGTERM)
         assert handled == ["SIGTERM"]

@@ -1,8 +1,8 @@
 """Where a client's gateway is now: its name may have come to mean another address (dynamic DNS).
 
-A tunnel that leads nowhere must not keep its client from finding that out. The host's own look-up is asked first; but
-its resolver is often the tunnel's, or behind the tunnel. So those are asked next that the host has for what is outside,
-or had before there was a tunnel, with the mark of what goes past it.
+A dead tunnel must not keep its client from finding that out. The host's own resolver is asked first, but it is often
+the tunnel's, or behind the tunnel. So the resolvers that the host has outside the tunnel, or had before it, are asked
+next; their queries carry the mark that makes packets bypass the tunnel.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from tidegate.net import Endpoint
 SocketAddress = tuple[str, int]
 
 
-class Whereabouts:
-    """Where to call a gateway that does not answer: pure.
+class EndpointCandidates:
+    """The addresses at which to try a gateway that does not answer. Pure.
 
-    It may be where its name says, or where it was heard last (roaming, WireGuard whitepaper §2.1). Either may be out
-    of date, so they take turns. A name that has come to mean another address has news, and is believed.
+    There are two: the one its name resolves to, and the one it was last heard from (roaming, WireGuard whitepaper
+    §2.1). Either may be out of date, so they take turns; but a name that resolves to a new address is believed.
     """
 
     def __init__(self, named: SocketAddress) -> None:
@@ -40,7 +40,8 @@ class Whereabouts:
         self._heard: SocketAddress | None = None
 
     def next(self, named: SocketAddress, called: SocketAddress | None) -> SocketAddress:
-        """`named` is what the name means now, `called` where the gateway was called in vain; `None`: unknown."""
+        """The address to try. `named` is what the name resolves to now, `called` where the last attempt went without an
+        answer (`None`: unknown)."""
         if named != self._named:
             self._named, self._heard = named, None
         elif called == named and self._heard is not None:
@@ -50,8 +51,8 @@ class Whereabouts:
         return named
 
 
-async def find_anew(endpoint: Endpoint, resolvers: Sequence[Resolver], fwmark: int) -> IPv4Address:
-    """The endpoint's address of this moment. May be cancelled. Raises `HostNetworkError`."""
+async def resolve_again(endpoint: Endpoint, resolvers: Sequence[Resolver], fwmark: int) -> IPv4Address:
+    """The endpoint's current address. May be cancelled. Raises `HostNetworkError`."""
     try:
         return await resolve(endpoint)
     except HostNetworkError:
@@ -73,7 +74,7 @@ async def _ask(name: str, resolver: Resolver, fwmark: int) -> IPv4Address | None
 
 
 def _address_in(wire: bytes) -> IPv4Address | None:
-    """The address that an answer gives. What a stranger on the way may have written raises nothing."""
+    """The address in an answer, if it has one. Never raises: anybody on the path may have written the answer."""
     try:
         answer = dns.message.from_wire(wire)
         if not isinstance(answer, dns.message.QueryMessage):

@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with a value, in a person's words."""
+"""What pydantic finds wrong with a value, in words for people."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 LONGEST_INTEGER = 1024
-"""Bits, of those that a message may show. Python refuses to write out longer ones: in a file, they are hexadecimal."""
+"""Bits of the longest integer that a message shows. Python refuses to print very long ones, which a file can contain in
+hexadecimal."""
 
 _WANTED = {
     "is_instance_of": "text",
@@ -28,7 +29,7 @@ _WANTED = {
 
 
 def as_in_a_file(value: Any) -> str:
-    """A value as its file would show it, shortened."""
+    """A value as a settings file would show it, shortened."""
     match value:
         case bool():
             return str(value).lower()
@@ -39,16 +40,16 @@ def as_in_a_file(value: Any) -> str:
         case list() | tuple():
             return "a list"
         case int() if value.bit_length() > LONGEST_INTEGER:
-            shown = "so long an integer"
+            shown = "an integer that long"
         case _:
             shown = str(value)
     return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
-def told(error: ErrorDetails, shown: Callable[[Any], str] = as_in_a_file) -> str:
-    """Such as ``must be an integer, not the text "two"``."""
+def describe_error(error: ErrorDetails, shown: Callable[[Any], str] = as_in_a_file) -> str:
+    """One error, such as ``must be an integer, not the text "two"``. `shown` turns the wrong value into text."""
     message, kind = error["msg"], error["type"]
-    if kind == "value_error":  # of our own
+    if kind == "value_error":  # raised by our own validators
         return message.removeprefix("Value error, ")
     if kind == "missing":  # an item of a list of fixed length; every setting has a default
         return "the list is too short"
