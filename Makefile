@@ -27,7 +27,7 @@ guard: build ## the instructions of the hot path against the committed figures (
 test: test-rust test-python ## everything: Rust, Python, end to end in network namespaces (root)
 
 test-rust: build
-	cargo test --locked --workspace --quiet
+	cargo test --locked --workspace --lib --tests --example crowd --quiet
 
 test-python: build
 	$(AS_ROOT) $(VENV)/bin/pytest
@@ -37,7 +37,7 @@ check: build ## formatters, linters, types, the declared border against the buil
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy src tests
 	cargo fmt --check
-	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked --workspace --all-targets --features tidegate-engine/python -- -D warnings
 	$(VENV)/bin/stubtest tidegate._engine --mypy-config-file pyproject.toml
 	$(VENV)/bin/python scripts/mutants --list >/dev/null
 

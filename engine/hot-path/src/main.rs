@@ -1,6 +1,6 @@
 //! The hot path's steps, each repeated so many times: what `scripts/hot-path` counts the instructions of.
 //!
-//! `hot_path STEP REPETITIONS`; without arguments it names the steps. Instructions, not seconds: they do not depend on
+//! `hot-path STEP REPETITIONS`; without arguments it names the steps. Instructions, not seconds: they do not depend on
 //! the machine's mood. What is set up before the repetitions cancels out, since the script counts two numbers of them.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
