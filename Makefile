@@ -37,7 +37,8 @@ check: build ## formatters, linters, types, the declared border against the buil
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy src tests
 	cargo fmt --check
-	cargo clippy --locked --workspace --all-targets --features tidegate-engine/python -- -D warnings
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked -p tidegate-engine --lib --features python -- -D warnings
 	$(VENV)/bin/stubtest tidegate._engine --mypy-config-file pyproject.toml
 	$(VENV)/bin/python scripts/mutants --list >/dev/null
 

@@ -213,7 +213,9 @@ impl GatewayEngine {
     /// If it was started before, or a thread cannot be started.
     pub fn start(&mut self) -> Result<(), EngineError> {
         let Some(reservation) = self.reservation.take() else {
-            return Err(EngineError::State("the engine has already been started and cannot be started again".into()));
+            return Err(EngineError::State(
+                "the engine has already been started and cannot be started again".into(),
+            ));
         };
         let senders = self.shards.senders.clone();
         let events = self.shards.events.clone();

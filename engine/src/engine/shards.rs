@@ -66,7 +66,9 @@ impl Shards {
 
     pub(super) fn start(&mut self) -> Result<(), EngineError> {
         if self.started {
-            return Err(EngineError::State("the engine has already been started and cannot be started again".into()));
+            return Err(EngineError::State(
+                "the engine has already been started and cannot be started again".into(),
+            ));
         }
         self.started = true;
         let waiting = std::mem::take(self.waiting.get_mut().unwrap_or_else(PoisonError::into_inner));
