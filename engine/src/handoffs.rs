@@ -24,14 +24,14 @@ const TURN: Amount = Amount { packets: 64, bytes: 8 * QUANTUM };
 /// What one shard hands to another, through a bounded queue.
 #[derive(Debug)]
 pub enum Handoff {
-    /// A handshake initiation for a peer that lives there.
+    /// A handshake initiation for a peer that lives there, which has been admitted.
     Initiation {
         /// Where the datagram comes from.
         from: Path,
         /// The datagram.
         datagram: Vec<u8>,
     },
-    /// A message for a session or a handshake that was begun there.
+    /// A message for a session or a handshake that was begun there, and that nobody has judged yet.
     Misdirected {
         /// Where the datagram comes from.
         from: Path,

@@ -53,7 +53,7 @@ impl Gateway {
     /// The kernel steers a whole train by its first datagram. All of a real peer's are for one shard, except for an initiation
     /// (to shard 0) and the shorter data message right behind it, of a session that is being renewed: that one must not be
     /// lost. A forger's train may be as mixed as it likes. So a misdirected message is handed over, but queued with the unknown
-    /// senders', and not so many in a turn that they fill the queue between the shards.
+    /// senders', and not so many in a turn that they fill the queue between the shards. It is judged there, a handshake response too.
     fn handoff_of(bytes: &[u8], from: Path, misdirected: &mut usize) -> Result<Handoff, DropReason> {
         if is_initiation(bytes) {
             return Ok(Handoff::Initiation { from, datagram: bytes.to_vec() });

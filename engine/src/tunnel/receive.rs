@@ -61,11 +61,13 @@ impl Tunnel {
         datagram: &mut [u8],
         out: &mut Outgoing,
     ) -> Received {
-        self.walk(now, from, datagram, out, true).unwrap_or_else(Received::Drop)
+        self.walk(now, from, datagram, out, false).unwrap_or_else(Received::Drop)
     }
 
-    /// Receives a datagram that another shard has admitted but does not own: neither its load nor its cookie is judged
-    /// again (the other shard's cookie would not please us), and it is not sent on once more.
+    /// Receives a datagram that another shard does not own; it is not sent on once more. An initiation has been admitted
+    /// there, and is not judged again (the other shard's cookie would not please us). A response has not: its index
+    /// tells whose it is, so that its own shard alone judges it, by the cookie that this shard gave, whatever way it took; and who
+    /// merely steers it pays for nothing but the copy.
     pub fn receive_forwarded(
         &mut self,
         now: Timestamp,
@@ -73,7 +75,7 @@ impl Tunnel {
         datagram: &mut [u8],
         out: &mut Outgoing,
     ) -> Received {
-        match self.walk(now, from, datagram, out, false) {
+        match self.walk(now, from, datagram, out, true) {
             Ok(Received::OtherShard(_)) => Received::Drop(DropReason::UnknownPeer),
             Ok(received) => received,
             Err(reason) => Received::Drop(reason),
@@ -107,12 +109,12 @@ impl Tunnel {
         from: Path,
         datagram: &mut [u8],
         out: &mut Outgoing,
-        judge: bool,
+        is_forwarded: bool,
     ) -> Result<Received, DropReason> {
         match Message::parse(datagram)? {
             Message::Data(header) => self.receive_data(header, now, from, datagram, out),
             Message::Initiation(message) => {
-                if judge {
+                if !is_forwarded {
                     self.admit(&message, now, from, out)?;
                 }
                 self.receive_initiation(message, now, from, out)
@@ -121,9 +123,7 @@ impl Tunnel {
                 if let Some(elsewhere) = self.steer(message.receiver())? {
                     return Ok(elsewhere);
                 }
-                if judge {
-                    self.admit(&message, now, from, out)?;
-                }
+                self.admit(&message, now, from, out)?;
                 self.receive_response(message, now, from, out)
             }
             Message::CookieReply(message) => self.receive_cookie(message, now),

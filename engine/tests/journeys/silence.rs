@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use blake2::digest::consts::U16;
+use blake2::digest::{FixedOutput, KeyInit, Mac};
+use blake2::{Blake2s256, Blake2sMac, Digest};
+use tidegate_engine::core::Core;
 use tidegate_engine::drop_reason::DropReason;
 use tidegate_engine::fair_queue::Owner;
 use tidegate_engine::wire::CoalesceOptions;
@@ -270,4 +274,54 @@ fn a_train_of_forged_data_for_several_shards_hands_over_little() {
         assert_eq!(world.crossed, vec![Owner::Unknown; trains * 64]);
     }
     assert_eq!(world.drops(), [("unknown_session", 2 * 65), ("queue_full", 2 * 36)].into());
+}
+
+/// A handshake response of garbage, for the handshake with this index.
+fn forged_response(index: [u8; 4]) -> Vec<u8> {
+    [&[2, 0, 0, 0, 9, 9, 9, 9][..], &index, &[0x55; 48], &[0; 32]].concat()
+}
+
+/// With the first MAC, for which one has to know the gateway's public key and nothing else (whitepaper §5.4.4).
+fn with_mac1(mut message: Vec<u8>) -> Vec<u8> {
+    let key = Blake2s256::new().chain_update(b"mac1----").chain_update(gateway_public_key()).finalize();
+    let at = message.len() - 32;
+    let mac = <Blake2sMac<U16> as KeyInit>::new_from_slice(&key).unwrap().chain_update(&message[..at]);
+    message[at..at + 16].copy_from_slice(&mac.finalize_fixed());
+    message
+}
+
+#[test]
+fn responses_forged_in_trains_for_another_shard_are_judged_and_few_are_read() {
+    let mut world = World::with_shards(2).connected();
+    let client = 1;
+    world.pass(Duration::from_secs(200));
+    // The client knows the index of a handshake of the gateway's, and does not answer.
+    world.move_client(client, endpoint([192, 0, 2, 66].into(), 1));
+    world.send_from_host(&Ip::udp(endpoint(GATEWAY, 9), endpoint(client_address(client), 9), b"wake up"));
+    let initiation = world.lost.pop().unwrap();
+    assert_eq!((initiation[0], initiation.len()), (1, 148));
+    let index: [u8; 4] = initiation[4..8].try_into().unwrap();
+    assert_eq!(usize::from(index[0]), world.home_of(client));
+
+    let for_the_other_shard = [&[4, 0, 0, 0, 0, 1, 2, 3][..], &[0; 84]].concat();
+    let forged = forged_response(index);
+    for (response, reasons) in [
+        (forged.clone(), &["bad_mac"][..]),
+        (with_mac1(forged), &["bad_handshake", "bad_mac", "cookie_required"]),
+    ] {
+        for node in &mut world.shards {
+            node.core.tunnel().take_work();
+        }
+        let train = [for_the_other_shard.clone(), response.repeat(63)].concat();
+        for _ in 0..50 {
+            world.strike(endpoint([192, 0, 2, 66].into(), 1), train.clone(), 92);
+            world.pass(Duration::from_millis(20));
+        }
+        let mut drops = world.drops();
+        assert!(drops.remove("unknown_session") >= Some(50), "the first of each train");
+        assert_eq!(drops.keys().copied().collect::<Vec<_>>(), reasons);
+        assert!(drops.get("bad_handshake").is_none_or(|&read| read <= 200), "{drops:?}");
+        let work: Vec<_> = world.shards.iter_mut().map(|node| node.core.tunnel().take_work()).collect();
+        assert!(work.iter().all(|&bytes| bytes <= 200 * 16 * 1024), "{work:?}");
+    }
 }

@@ -76,6 +76,10 @@ pub fn client_address(client: usize) -> Ipv4Addr {
     Ipv4Addr::new(10, 66, 77, 2 + client as u8)
 }
 
+pub fn gateway_public_key() -> [u8; 32] {
+    public_key(&GATEWAY_KEY)
+}
+
 fn client_endpoint(client: usize) -> SocketAddrV4 {
     SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 101 + client as u8), 40_000 + client as u16)
 }
@@ -135,6 +139,8 @@ pub struct World {
     pub host: Vec<Ip>,
     /// The same for what crossed to the kernels whole, before it was split: how many packets.
     pub device_packets: usize,
+    /// What the gateway sent to where nobody is.
+    pub lost: Vec<Vec<u8>>,
     /// Datagrams between clients and gateway, both ways.
     pub datagrams: usize,
     /// ARP requests that nobody answers, and those seen.
@@ -212,6 +218,7 @@ impl World {
             outside: Vec::new(),
             host: Vec::new(),
             device_packets: 0,
+            lost: Vec::new(),
             datagrams: 0,
             arp_is_silent: false,
             arp_requests: Vec::new(),
@@ -433,7 +440,10 @@ impl World {
                 );
             }
             let client = self.endpoints.iter().position(|&endpoint| endpoint == to.remote);
-            let Some(client) = client else { continue };
+            let Some(client) = client else {
+                self.lost.push(bytes);
+                continue;
+            };
             let train = Train { from: GATEWAY_ENDPOINT, segment_size, bytes };
             self.datagrams += train.bytes.len().div_ceil(segment_size);
             for train in self.link.pass(train) {

@@ -291,6 +291,45 @@ fn a_shard_under_load_still_reads_what_another_shard_has_admitted() {
     assert!(matches!(received, Received::Handshake { .. }));
 }
 
+#[test]
+fn a_response_that_another_shard_hands_over_is_judged_by_its_own_shard_and_that_shards_cookie() {
+    let mut world = World::new();
+    let handed_over = |world: &mut World, from: SocketAddrV4, bytes: &[u8]| {
+        let mut out = Outgoing::default();
+        let received =
+            world.alice.tunnel.receive_forwarded(world.now, from.into(), &mut bytes.to_vec(), &mut out);
+        (received, out.datagrams)
+    };
+    // Bob's response to Alice's initiation, after many forged ones with a right mac1.
+    let responded_in_a_flood = |world: &mut World| {
+        let initiation = world.wire.pop_front().unwrap();
+        world.deliver_one(initiation);
+        let response = world.wire.pop_front().unwrap().bytes;
+        let mut forged = response.clone();
+        forged[12] ^= 1;
+        let keys = MacKeys::new(&public_key(&ALICE_KEY));
+        CookieJar::default().sign(&keys, &mut forged, world.now).unwrap();
+        world.alice.tunnel.take_work();
+        for _ in 0..2 * LOAD_THRESHOLD {
+            handed_over(world, EVE, &forged);
+        }
+        assert_eq!(world.alice.tunnel.take_work(), LOAD_THRESHOLD as usize * HANDSHAKE_WORK);
+        response
+    };
+    world.alice_sends(b"hello");
+    let response = responded_in_a_flood(&mut world);
+    let (received, mut answers) = handed_over(&mut world, BOB, &response);
+    assert_eq!(received, Received::Drop(DropReason::CookieRequired));
+    let (to, cookie) = answers.remove(0);
+    world.deliver_one(Datagram { from: ALICE, to: to.remote, bytes: cookie });
+
+    world.now = world.now + Duration::from_secs(6);
+    world.poll();
+    let response = responded_in_a_flood(&mut world);
+    assert_ne!(response[76..], [0; 16], "mac2");
+    assert!(matches!(handed_over(&mut world, BOB, &response).0, Received::Handshake { .. }));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
