@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::cookie::AdmissionVerdict;
 use super::index::{IndexTable, shard_of};
 use super::messages::{CookieReply, DATA_HEADER_LEN, DataHeader, Handshake, Initiation, Message, Response};
-use super::peer::Peer;
+use super::peer::{Evidence, Peer};
 use super::session::Session;
 use super::timers::{MIN_INITIATION_INTERVAL, REKEY_AFTER_TIME_RECEIVING};
 use super::{Home, Outgoing, PeerId, Tunnel};
@@ -150,7 +150,7 @@ impl Tunnel {
 
         // It is authentic from here on.
         let renew = session.is_initiator && session.age(now) >= REKEY_AFTER_TIME_RECEIVING;
-        peer.heard_from(from, now);
+        peer.heard_from(from, Evidence::Data, now);
         let received = if plaintext_len == 0 {
             Received::Keepalive { peer: id }
         } else {
@@ -240,7 +240,7 @@ impl Tunnel {
             })
             .inspect_err(|_| self.indices.release(local_index))?;
         peer.sessions.begin_as_responder(session, &mut self.indices);
-        peer.heard_from(from, now);
+        peer.heard_from(from, Evidence::Handshake, now);
         peer.timers.sent(now, peer.persistent_keepalive);
         self.schedule.update(peer);
         out.push(from, response.to_vec());
@@ -275,7 +275,7 @@ impl Tunnel {
             }
         };
         peer.sessions.begin_as_initiator(session, &mut self.indices);
-        peer.heard_from(from, now);
+        peer.heard_from(from, Evidence::Handshake, now);
         peer.complete_handshake(&mut self.indices, now);
         if peer.flush(self.mtu, now, out, &mut self.drops) == 0 {
             peer.send_keepalive(now, out);
@@ -297,9 +297,9 @@ impl Tunnel {
 }
 
 impl Peer {
-    /// An authentic message came from `from`: that is where the peer is now (§2.1), and that it is there at all.
-    fn heard_from(&mut self, from: Path, now: Timestamp) {
-        self.endpoint = Some(from);
+    /// An authentic message came from `from`: that tells where the peer is now, and that it is there at all.
+    fn heard_from(&mut self, from: Path, by: Evidence, now: Timestamp) {
+        self.follow(from, by, now);
         self.timers.received(now, self.persistent_keepalive);
     }
 

@@ -6,6 +6,7 @@ use super::super::cookie::{
     Admission, AdmissionVerdict, CookieJar, LOAD_THRESHOLD, MacKeys, SOURCE_BURST, TOTAL_BURST, TOTAL_RATE,
 };
 use super::super::messages::{Initiation, Message};
+use super::super::peer::MOVES_AT_ONCE;
 use super::super::receive::HANDSHAKE_WORK;
 use super::*;
 use crate::fair_queue::Owner;
@@ -328,6 +329,54 @@ fn a_response_that_another_shard_hands_over_is_judged_by_its_own_shard_and_that_
     let response = responded_in_a_flood(&mut world);
     assert_ne!(response[76..], [0; 16], "mac2");
     assert!(matches!(handed_over(&mut world, BOB, &response).0, Received::Handshake { .. }));
+}
+
+/// The kernel would ask for the link address of each place, and keep packets meanwhile in the buffer of a socket that is everybody's.
+#[test]
+fn data_moves_a_peer_at_a_bounded_rate_and_a_handshake_at_once() {
+    let mut world = World::connected();
+    let place = |number: u16| SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 200), number);
+    let heard_at = |world: &mut World, place: SocketAddrV4| {
+        world.alice_sends(b"here I am");
+        let bytes = world.wire.pop_front().unwrap().bytes;
+        assert!(
+            matches!(world.bob_receives(place, &bytes).0, Received::Packet { .. }),
+            "it is believed itself"
+        );
+        world.bob.stats().endpoint == Some(place)
+    };
+    let moved = |world: &mut World, places: std::ops::Range<u16>| {
+        places.filter(|&number| heard_at(world, place(number))).count()
+    };
+    assert_eq!(moved(&mut world, 1..1_000), MOVES_AT_ONCE as usize);
+    world.now = world.now + Duration::from_millis(999);
+    assert_eq!(moved(&mut world, 1_000..2_000), 0);
+    for _ in 0..10 {
+        world.now = world.now + Duration::from_secs(1);
+        assert_eq!(moved(&mut world, 2_000..2_100), 1);
+        world.bob.tunnel.set_endpoint(world.bob.peer, ALICE, world.now);
+    }
+    // Where it is, and where it was before, it may be as often as it likes.
+    world.now = world.now + Duration::from_secs(1);
+    assert!(heard_at(&mut world, place(5_000)));
+    assert!((0..100).all(|_| heard_at(&mut world, ALICE) && heard_at(&mut world, place(5_000))));
+    assert!(!heard_at(&mut world, place(5_001)));
+
+    // A handshake is at once where it comes from, but not everywhere.
+    let mut at_once = 0;
+    for number in 6_000..6_100 {
+        world.now = world.now + Duration::from_millis(20);
+        let mut alice = tunnel(ALICE_KEY);
+        let bob = alice.set_peer(&peer_config(BOB_KEY, Some(BOB)), world.now);
+        let mut out = Outgoing::default();
+        alice.enqueue(bob, b"x", world.now + Duration::from_secs(number.into()), &mut out).unwrap();
+        let (received, answer) = world.bob_receives(place(number), &out.datagrams[0].1);
+        assert!(matches!(received, Received::Handshake { .. }));
+        assert_eq!(answer.datagrams[0].0.remote, place(number), "where it is answered, whatever is believed");
+        at_once += usize::from(world.bob.stats().endpoint == Some(place(number)));
+        assert!(at_once > 0);
+    }
+    assert_eq!(at_once, MOVES_AT_ONCE as usize + 1, "within two seconds");
 }
 
 proptest! {
