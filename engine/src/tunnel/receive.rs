@@ -103,6 +103,36 @@ impl Tunnel {
         std::mem::take(&mut self.work)
     }
 
+    /// Whether it is a datagram of this gateway's own, from whichever shard, that has come back as somebody's packet. Sealed once
+    /// more, it would come back again, and so on without end.
+    pub fn is_own(&self, datagram: &[u8]) -> bool {
+        match Message::parse(datagram) {
+            Ok(Message::Data(header)) => self.own_datagrams.name(header.receiver),
+            Ok(Message::Initiation(message)) => self.indices.get(message.sender()).is_some(),
+            Ok(Message::Response(message)) => self.indices.get(message.sender()).is_some(),
+            Ok(Message::CookieReply(_)) | Err(_) => false,
+        }
+    }
+
+    /// The indices that peers gave out for the sessions that began since the last call. The other shards are to be told of them
+    /// ([`Self::set_begun_elsewhere`]); so there are none if there is only one.
+    pub fn take_begun(&mut self) -> impl Iterator<Item = u32> + '_ {
+        self.begun.drain(..)
+    }
+
+    /// Notes an index that a peer of another shard gave out.
+    pub fn set_begun_elsewhere(&mut self, remote_index: u32, now: Timestamp) {
+        self.own_datagrams.add(remote_index, now);
+    }
+
+    /// A session began under this index of the peer's.
+    fn session_began(&mut self, remote_index: u32, now: Timestamp) {
+        self.own_datagrams.add(remote_index, now);
+        if self.shards > 1 {
+            self.begun.push(remote_index);
+        }
+    }
+
     fn walk(
         &mut self,
         now: Timestamp,
@@ -244,6 +274,7 @@ impl Tunnel {
         peer.timers.sent(now, peer.persistent_keepalive);
         self.schedule.update(peer);
         out.push(from, response.to_vec());
+        self.session_began(remote_index, now);
         Ok(Received::Handshake { peer: id })
     }
 
@@ -281,6 +312,7 @@ impl Tunnel {
             peer.send_keepalive(now, out);
         }
         self.schedule.update(peer);
+        self.session_began(message.sender(), now);
         Ok(Received::Handshake { peer: id })
     }
 

@@ -62,6 +62,8 @@ pub const SERVER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
 pub const GATEWAY_ENDPOINT: SocketAddrV4 = SocketAddrV4::new(EXTERNAL, 51_820);
 pub const TUNNEL_MTU: usize = 1420;
 pub const EXTERNAL_MTU: usize = 1500;
+/// The router's outer address, where it forwards to the gateway what is for this port.
+pub const LOOPBACK: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 51_820);
 /// The server's UDP port that echoes.
 pub const ECHO_PORT: u16 = 7;
 
@@ -139,6 +141,11 @@ pub struct World {
     pub host: Vec<Ip>,
     /// The same for what crossed to the kernels whole, before it was split: how many packets.
     pub device_packets: usize,
+    /// Whether the router forwards what comes from inside to [`LOOPBACK`] to the gateway, as from itself, and back (NAT loopback).
+    pub loops_back: bool,
+    /// Who has sent there, by the port from which the router forwards it, and how much it has sent back to them.
+    looped: Vec<SocketAddrV4>,
+    pub sent_back: usize,
     /// What the gateway sent to where nobody is.
     pub lost: Vec<Vec<u8>>,
     /// Datagrams between clients and gateway, both ways.
@@ -218,6 +225,9 @@ impl World {
             outside: Vec::new(),
             host: Vec::new(),
             device_packets: 0,
+            loops_back: false,
+            looped: Vec::new(),
+            sent_back: 0,
             lost: Vec::new(),
             datagrams: 0,
             arp_is_silent: false,
@@ -438,6 +448,9 @@ impl World {
                     Some(*GATEWAY_ENDPOINT.ip()),
                     "answered from the address that was called"
                 );
+            }
+            if self.loop_back(to.remote, &bytes, segment_size) {
+                continue;
             }
             let client = self.endpoints.iter().position(|&endpoint| endpoint == to.remote);
             let Some(client) = client else {
