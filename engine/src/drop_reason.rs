@@ -74,6 +74,8 @@ drop_reasons! {
     NoRandomness = "no_randomness",
     /// The inner source is not the address assigned to the peer.
     WrongInnerSource = "wrong_inner_source",
+    /// A datagram of the tunnel's own that came back to be sealed once more: a loop somewhere outside.
+    OwnDatagram = "own_datagram",
 
     // The router.
     /// An address inside the VPN subnet that no peer holds.

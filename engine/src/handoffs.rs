@@ -24,19 +24,24 @@ const TURN: Amount = Amount { packets: 64, bytes: 8 * QUANTUM };
 /// What one shard hands to another, through a bounded queue.
 #[derive(Debug)]
 pub enum Handoff {
-    /// A handshake initiation for a peer that lives there.
+    /// A handshake initiation for a peer that lives there, which has been admitted.
     Initiation {
         /// Where the datagram comes from.
         from: Path,
         /// The datagram.
         datagram: Vec<u8>,
     },
-    /// A message for a session or a handshake that was begun there.
+    /// A message for a session or a handshake that was begun there, and that nobody has judged yet.
     Misdirected {
         /// Where the datagram comes from.
         from: Path,
         /// The datagram.
         datagram: Vec<u8>,
+    },
+    /// Not a packet, but word that a session began with a peer that lives here, under this index of the peer's.
+    Begun {
+        /// The index, by which every shard knows what is sealed in that session.
+        remote_index: u32,
     },
     /// A routed packet for a peer that lives there.
     ToPeer {
@@ -63,6 +68,7 @@ impl Handoff {
     pub fn bytes(&self) -> &[u8] {
         match self {
             Self::Initiation { datagram, .. } | Self::Misdirected { datagram, .. } => datagram,
+            Self::Begun { .. } => &[],
             Self::ToPeer { packet, .. } | Self::Inbound { packet, .. } => packet,
         }
     }
@@ -70,7 +76,7 @@ impl Handoff {
     /// Whose it is. Never the source's that a packet names: from outside, that may be any, and each would get a queue.
     pub fn owner(&self) -> Owner<Ipv4Addr> {
         match self {
-            Self::Initiation { .. } => Owner::Handshake,
+            Self::Initiation { .. } | Self::Begun { .. } => Owner::Handshake,
             Self::Misdirected { .. } => Owner::Unknown,
             Self::ToPeer { client, .. } => Owner::Client(*client),
             Self::Inbound { client, .. } => client.map_or(Owner::Unknown, Owner::Client),

@@ -38,7 +38,11 @@ impl Gateway {
                 let packet = datagram.skip(plaintext.start).take(plaintext.len());
                 self.coalescer.push(arena, packet, peer)
             }
-            Received::Keepalive { .. } | Received::Handshake { .. } => Ok(()),
+            Received::Keepalive { .. } => Ok(()),
+            Received::Handshake { .. } => {
+                self.tell_what_began(outbox);
+                Ok(())
+            }
             Received::OtherShard(shard) => {
                 let handoff = Self::handoff_of(bytes, from, &mut outbox.misdirected)?;
                 outbox.handoffs.push((shard, handoff));
@@ -48,12 +52,20 @@ impl Gateway {
         }
     }
 
+    /// Tells the other shards by which index they know what is sealed for a peer of ours: see [`Tunnel::is_own`].
+    pub(super) fn tell_what_began(&mut self, outbox: &mut Outbox) {
+        let others = (0..self.shards).filter(|&shard| shard != self.shard);
+        for remote_index in self.tunnel.take_begun() {
+            outbox.handoffs.extend(others.clone().map(|shard| (shard, Handoff::Begun { remote_index })));
+        }
+    }
+
     /// What takes a datagram to another shard.
     ///
     /// The kernel steers a whole train by its first datagram. All of a real peer's are for one shard, except for an initiation
     /// (to shard 0) and the shorter data message right behind it, of a session that is being renewed: that one must not be
     /// lost. A forger's train may be as mixed as it likes. So a misdirected message is handed over, but queued with the unknown
-    /// senders', and not so many in a turn that they fill the queue between the shards.
+    /// senders', and not so many in a turn that they fill the queue between the shards. It is judged there, a handshake response too.
     fn handoff_of(bytes: &[u8], from: Path, misdirected: &mut usize) -> Result<Handoff, DropReason> {
         if is_initiation(bytes) {
             return Ok(Handoff::Initiation { from, datagram: bytes.to_vec() });

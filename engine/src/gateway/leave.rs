@@ -5,6 +5,7 @@ use crate::external::LINK_HEADER_LEN;
 use crate::external::neighbor::{Asker, Resolution};
 use crate::external::next_hop::NextHop;
 use crate::fragment::fragmentation::Fragments;
+use crate::wire::Transport;
 
 /// The packet being routed: its head is borrowed by an [`Ipv4Packet`]; this is where it lies, and its gather list.
 pub(super) enum Origin<'t> {
@@ -138,22 +139,56 @@ impl Gateway {
         outbox: &mut Outbox,
     ) {
         match self.places.get(&address) {
-            Some(&Home::Here(peer)) => {
-                self.traffic.count(Direction::ToPeers, shape);
-                if shape.segment_len() <= self.tunnel_mtu {
-                    outbox.peers.push(PeerFrame::new(peer, packet, shape));
-                    return;
-                }
-                for (packet, shape) in self.fragment(arena, outbox, &packet, shape, self.tunnel_mtu) {
-                    outbox.peers.push(PeerFrame::new(peer, packet, shape));
+            Some(&Home::Here(peer)) if self.holds_own_datagram(arena, outbox, &packet, shape) => {
+                // In a train of others', should it be one, it dies alone: whoever forges it must not take these with it.
+                for (packet, shape) in self.fragment(arena, outbox, &packet, shape, shape.segment_len()) {
+                    if self.holds_own_datagram(arena, outbox, &packet, shape) {
+                        self.drops.count(DropReason::OwnDatagram);
+                    } else {
+                        self.commit_to_peer(arena, packet, shape, peer, outbox);
+                    }
                 }
             }
+            Some(&Home::Here(peer)) => self.commit_to_peer(arena, packet, shape, peer, outbox),
             Some(&Home::OnShard(shard)) => {
                 let bytes = outbox.to_vec(&packet, arena);
                 let handoff = Handoff::ToPeer { packet: bytes, offload: shape.offload(), client };
                 outbox.handoffs.push((shard, handoff));
             }
             None => self.drops.count(DropReason::NoSuchPeer),
+        }
+    }
+
+    /// Whether a datagram is in it that we have sealed ourselves ([`Tunnel::is_own`]). A router that forwards the gateway's port
+    /// and sends back (NAT loopback) what is for its own outer address makes a client's endpoint of itself when that client
+    /// sends one of its messages there, through the tunnel.
+    fn holds_own_datagram(&self, arena: &Arena, outbox: &Outbox, packet: &Gather, shape: Shape) -> bool {
+        if shape.transport() != Transport::Udp {
+            return false;
+        }
+        let size = shape.gso().map_or(usize::MAX, |(_, size)| size);
+        let head = packet.head.get(arena).get(shape.headers_len()..shape.head_len()).unwrap_or_default();
+        // Of a gather list, each slice is a datagram of its own.
+        let tails = packet.tails_of(&outbox.tails).iter().map(|&tail| arena.get(tail));
+        let mut datagrams = std::iter::once(head).chain(tails).flat_map(|slice| slice.chunks(size));
+        datagrams.any(|datagram| self.tunnel.is_own(datagram))
+    }
+
+    fn commit_to_peer(
+        &mut self,
+        arena: &Arena,
+        packet: Gather,
+        shape: Shape,
+        peer: PeerId,
+        outbox: &mut Outbox,
+    ) {
+        self.traffic.count(Direction::ToPeers, shape);
+        if shape.segment_len() <= self.tunnel_mtu {
+            outbox.peers.push(PeerFrame::new(peer, packet, shape));
+            return;
+        }
+        for (packet, shape) in self.fragment(arena, outbox, &packet, shape, self.tunnel_mtu) {
+            outbox.peers.push(PeerFrame::new(peer, packet, shape));
         }
     }
 

@@ -37,6 +37,7 @@ mod cookie;
 mod handshake;
 mod index;
 mod messages;
+mod own_datagrams;
 mod peer;
 mod receive;
 mod replay;
@@ -57,6 +58,7 @@ pub use send::{QUEUE_LIMIT, Sealer};
 use cookie::Admission;
 use handshake::Identity;
 use index::IndexTable;
+use own_datagrams::OwnDatagrams;
 use peer::Peer;
 use timers::Schedule;
 use zeroize::Zeroize;
@@ -111,6 +113,9 @@ pub struct Tunnel {
     peers: Peers,
     homes: HashMap<[u8; 32], Home, RandomState>,
     indices: IndexTable,
+    own_datagrams: OwnDatagrams,
+    /// Indices of peers' that the other shards are to be told of, see [`Self::take_begun`].
+    begun: Vec<u32>,
     admission: Admission,
     schedule: Schedule,
     /// What was read of handshakes, see [`Self::take_work`].
@@ -136,6 +141,8 @@ impl Tunnel {
             peers: Peers::default(),
             homes: HashMap::default(),
             indices: IndexTable::new(config.shard),
+            own_datagrams: OwnDatagrams::default(),
+            begun: Vec::new(),
             schedule: Schedule::default(),
             work: 0,
             due: Vec::new(),

@@ -16,6 +16,13 @@ use super::session::Session;
 use super::timers::Timers;
 use crate::clock::Timestamp;
 use crate::path::Path;
+use crate::rate_limit::TokenBucket;
+
+/// How often a peer may be somewhere new, at once and then per second. The kernel keeps some packets for each neighbour whose
+/// link address it asks for, and charges them to the socket that all peers of the shard share: who was somewhere else with
+/// each message would fill it.
+pub const MOVES_AT_ONCE: u32 = 3;
+const MOVES_PER_SECOND: u32 = 1;
 
 /// What a caller configures of a peer.
 #[derive(Clone)]
@@ -78,6 +85,7 @@ pub struct Peer {
     pub cipher: Cipher,
     pub persistent_keepalive: Option<Duration>,
     pub endpoint: Option<Path>,
+    whereabouts: Whereabouts,
     pub mac_keys: MacKeys,
     pub cookie_jar: CookieJar,
     pub sessions: Sessions,
@@ -106,6 +114,7 @@ impl Peer {
             cipher: config.cipher,
             persistent_keepalive: None,
             endpoint: None,
+            whereabouts: Whereabouts::default(),
             mac_keys: MacKeys::new(&config.public_key),
             cookie_jar: CookieJar::default(),
             sessions: Sessions::default(),
@@ -135,6 +144,13 @@ impl Peer {
         self.timers.handshake = None;
     }
 
+    /// An authentic message came from `from`: the peer is there now (§2.1), unless it was somewhere new too often lately.
+    pub fn follow(&mut self, from: Path, by: Evidence, now: Timestamp) {
+        if self.whereabouts.believes(self.endpoint.map(|path| path.remote), from.remote, by, now) {
+            self.endpoint = Some(from);
+        }
+    }
+
     /// Leaves it to the route from which address to send, until the peer is heard of again.
     pub fn forget_local(&mut self) {
         self.endpoint = self.endpoint.map(|path| path.remote.into());
@@ -149,6 +165,52 @@ impl Peer {
             last_handshake: self.last_handshake,
             traffic: self.traffic,
         }
+    }
+}
+
+/// By what kind of message a peer is heard of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Evidence {
+    /// A handshake. They are rare, and whoever begins anew has to be answered: what data messages have used up does not count.
+    Handshake,
+    /// A data message.
+    Data,
+}
+
+/// Where a peer was before, and how often it may be somewhere else.
+struct Whereabouts {
+    before: Option<SocketAddrV4>,
+    by_handshake: TokenBucket,
+    by_data: TokenBucket,
+}
+
+impl Default for Whereabouts {
+    fn default() -> Self {
+        let bucket = TokenBucket::new(MOVES_PER_SECOND, MOVES_AT_ONCE);
+        Self { before: None, by_handshake: bucket, by_data: bucket }
+    }
+}
+
+impl Whereabouts {
+    /// Whether a peer that was last heard of at `old` is believed to be at `new`. It may go back to where it was before as often
+    /// as it likes: that is nowhere new, and whoever moved it by a copy of its message holds it there no longer than its next one.
+    fn believes(
+        &mut self,
+        old: Option<SocketAddrV4>,
+        new: SocketAddrV4,
+        by: Evidence,
+        now: Timestamp,
+    ) -> bool {
+        let Some(old) = old.filter(|&old| old != new) else { return true };
+        let moves = match by {
+            Evidence::Handshake => &mut self.by_handshake,
+            Evidence::Data => &mut self.by_data,
+        };
+        let is_believed = self.before == Some(new) || moves.take(now);
+        if is_believed {
+            self.before = Some(old);
+        }
+        is_believed
     }
 }
 

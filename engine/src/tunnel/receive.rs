@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::cookie::AdmissionVerdict;
 use super::index::{IndexTable, shard_of};
 use super::messages::{CookieReply, DATA_HEADER_LEN, DataHeader, Handshake, Initiation, Message, Response};
-use super::peer::Peer;
+use super::peer::{Evidence, Peer};
 use super::session::Session;
 use super::timers::{MIN_INITIATION_INTERVAL, REKEY_AFTER_TIME_RECEIVING};
 use super::{Home, Outgoing, PeerId, Tunnel};
@@ -61,11 +61,13 @@ impl Tunnel {
         datagram: &mut [u8],
         out: &mut Outgoing,
     ) -> Received {
-        self.walk(now, from, datagram, out, true).unwrap_or_else(Received::Drop)
+        self.walk(now, from, datagram, out, false).unwrap_or_else(Received::Drop)
     }
 
-    /// Receives a datagram that another shard has admitted but does not own: neither its load nor its cookie is judged
-    /// again (the other shard's cookie would not please us), and it is not sent on once more.
+    /// Receives a datagram that another shard does not own; it is not sent on once more. An initiation has been admitted
+    /// there, and is not judged again (the other shard's cookie would not please us). A response has not: its index
+    /// tells whose it is, so that its own shard alone judges it, by the cookie that this shard gave, whatever way it took; and who
+    /// merely steers it pays for nothing but the copy.
     pub fn receive_forwarded(
         &mut self,
         now: Timestamp,
@@ -73,7 +75,7 @@ impl Tunnel {
         datagram: &mut [u8],
         out: &mut Outgoing,
     ) -> Received {
-        match self.walk(now, from, datagram, out, false) {
+        match self.walk(now, from, datagram, out, true) {
             Ok(Received::OtherShard(_)) => Received::Drop(DropReason::UnknownPeer),
             Ok(received) => received,
             Err(reason) => Received::Drop(reason),
@@ -101,18 +103,48 @@ impl Tunnel {
         std::mem::take(&mut self.work)
     }
 
+    /// Whether it is a datagram of this gateway's own, from whichever shard, that has come back as somebody's packet. Sealed once
+    /// more, it would come back again, and so on without end.
+    pub fn is_own(&self, datagram: &[u8]) -> bool {
+        match Message::parse(datagram) {
+            Ok(Message::Data(header)) => self.own_datagrams.name(header.receiver),
+            Ok(Message::Initiation(message)) => self.indices.get(message.sender()).is_some(),
+            Ok(Message::Response(message)) => self.indices.get(message.sender()).is_some(),
+            Ok(Message::CookieReply(_)) | Err(_) => false,
+        }
+    }
+
+    /// The indices that peers gave out for the sessions that began since the last call. The other shards are to be told of them
+    /// ([`Self::set_begun_elsewhere`]); so there are none if there is only one.
+    pub fn take_begun(&mut self) -> impl Iterator<Item = u32> + '_ {
+        self.begun.drain(..)
+    }
+
+    /// Notes an index that a peer of another shard gave out.
+    pub fn set_begun_elsewhere(&mut self, remote_index: u32, now: Timestamp) {
+        self.own_datagrams.add(remote_index, now);
+    }
+
+    /// A session began under this index of the peer's.
+    fn session_began(&mut self, remote_index: u32, now: Timestamp) {
+        self.own_datagrams.add(remote_index, now);
+        if self.shards > 1 {
+            self.begun.push(remote_index);
+        }
+    }
+
     fn walk(
         &mut self,
         now: Timestamp,
         from: Path,
         datagram: &mut [u8],
         out: &mut Outgoing,
-        judge: bool,
+        is_forwarded: bool,
     ) -> Result<Received, DropReason> {
         match Message::parse(datagram)? {
             Message::Data(header) => self.receive_data(header, now, from, datagram, out),
             Message::Initiation(message) => {
-                if judge {
+                if !is_forwarded {
                     self.admit(&message, now, from, out)?;
                 }
                 self.receive_initiation(message, now, from, out)
@@ -121,9 +153,7 @@ impl Tunnel {
                 if let Some(elsewhere) = self.steer(message.receiver())? {
                     return Ok(elsewhere);
                 }
-                if judge {
-                    self.admit(&message, now, from, out)?;
-                }
+                self.admit(&message, now, from, out)?;
                 self.receive_response(message, now, from, out)
             }
             Message::CookieReply(message) => self.receive_cookie(message, now),
@@ -150,7 +180,7 @@ impl Tunnel {
 
         // It is authentic from here on.
         let renew = session.is_initiator && session.age(now) >= REKEY_AFTER_TIME_RECEIVING;
-        peer.heard_from(from, now);
+        peer.heard_from(from, Evidence::Data, now);
         let received = if plaintext_len == 0 {
             Received::Keepalive { peer: id }
         } else {
@@ -240,10 +270,11 @@ impl Tunnel {
             })
             .inspect_err(|_| self.indices.release(local_index))?;
         peer.sessions.begin_as_responder(session, &mut self.indices);
-        peer.heard_from(from, now);
+        peer.heard_from(from, Evidence::Handshake, now);
         peer.timers.sent(now, peer.persistent_keepalive);
         self.schedule.update(peer);
         out.push(from, response.to_vec());
+        self.session_began(remote_index, now);
         Ok(Received::Handshake { peer: id })
     }
 
@@ -275,12 +306,13 @@ impl Tunnel {
             }
         };
         peer.sessions.begin_as_initiator(session, &mut self.indices);
-        peer.heard_from(from, now);
+        peer.heard_from(from, Evidence::Handshake, now);
         peer.complete_handshake(&mut self.indices, now);
         if peer.flush(self.mtu, now, out, &mut self.drops) == 0 {
             peer.send_keepalive(now, out);
         }
         self.schedule.update(peer);
+        self.session_began(message.sender(), now);
         Ok(Received::Handshake { peer: id })
     }
 
@@ -297,9 +329,9 @@ impl Tunnel {
 }
 
 impl Peer {
-    /// An authentic message came from `from`: that is where the peer is now (§2.1), and that it is there at all.
-    fn heard_from(&mut self, from: Path, now: Timestamp) {
-        self.endpoint = Some(from);
+    /// An authentic message came from `from`: that tells where the peer is now, and that it is there at all.
+    fn heard_from(&mut self, from: Path, by: Evidence, now: Timestamp) {
+        self.follow(from, by, now);
         self.timers.received(now, self.persistent_keepalive);
     }
 

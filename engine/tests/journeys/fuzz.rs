@@ -22,11 +22,13 @@ const WALKS: u32 = 200;
 const MAX_MAPPINGS: usize = 16;
 const MAX_MAPPINGS_PER_CLIENT: usize = 10;
 const PORTS: (u16, u16) = (40_000, 40_015);
-/// What no walk here comes to: it takes floods, or two clients on the last port, or a kernel, or the loop around the core.
-const OUT_OF_REACH: [DropReason; 14] = [
+/// What no walk here comes to: it takes floods, or two clients on the last port, or a router that sends back, or a kernel, or the
+/// loop around the core.
+const OUT_OF_REACH: [DropReason; 15] = [
     DropReason::CookieRequired,
     DropReason::HandshakeRateLimited,
     DropReason::NoRandomness,
+    DropReason::OwnDatagram,
     DropReason::NoRoute,
     DropReason::SharedPortTaken,
     DropReason::ClientMappingRate,

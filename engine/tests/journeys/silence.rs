@@ -2,8 +2,13 @@
 
 use std::time::Duration;
 
+use blake2::digest::consts::U16;
+use blake2::digest::{FixedOutput, KeyInit, Mac};
+use blake2::{Blake2s256, Blake2sMac, Digest};
+use tidegate_engine::core::Core;
 use tidegate_engine::drop_reason::DropReason;
 use tidegate_engine::fair_queue::Owner;
+use tidegate_engine::messages::PeerSnapshot;
 use tidegate_engine::wire::CoalesceOptions;
 
 use super::flow::{Flow, HTTPS};
@@ -270,4 +275,166 @@ fn a_train_of_forged_data_for_several_shards_hands_over_little() {
         assert_eq!(world.crossed, vec![Owner::Unknown; trains * 64]);
     }
     assert_eq!(world.drops(), [("unknown_session", 2 * 65), ("queue_full", 2 * 36)].into());
+}
+
+/// A handshake response of garbage, for the handshake with this index.
+fn forged_response(index: [u8; 4]) -> Vec<u8> {
+    [&[2, 0, 0, 0, 9, 9, 9, 9][..], &index, &[0x55; 48], &[0; 32]].concat()
+}
+
+/// With the first MAC, for which one has to know the gateway's public key and nothing else (whitepaper §5.4.4).
+fn with_mac1(mut message: Vec<u8>) -> Vec<u8> {
+    let key = Blake2s256::new().chain_update(b"mac1----").chain_update(gateway_public_key()).finalize();
+    let at = message.len() - 32;
+    let mac = <Blake2sMac<U16> as KeyInit>::new_from_slice(&key).unwrap().chain_update(&message[..at]);
+    message[at..at + 16].copy_from_slice(&mac.finalize_fixed());
+    message
+}
+
+#[test]
+fn responses_forged_in_trains_for_another_shard_are_judged_and_few_are_read() {
+    let mut world = World::with_shards(2).connected();
+    let client = 1;
+    world.pass(Duration::from_secs(200));
+    // The client knows the index of a handshake of the gateway's, and does not answer.
+    world.move_client(client, endpoint([192, 0, 2, 66].into(), 1));
+    world.send_from_host(&Ip::udp(endpoint(GATEWAY, 9), endpoint(client_address(client), 9), b"wake up"));
+    let initiation = world.lost.pop().unwrap();
+    assert_eq!((initiation[0], initiation.len()), (1, 148));
+    let index: [u8; 4] = initiation[4..8].try_into().unwrap();
+    assert_eq!(usize::from(index[0]), world.home_of(client));
+
+    let for_the_other_shard = [&[4, 0, 0, 0, 0, 1, 2, 3][..], &[0; 84]].concat();
+    let forged = forged_response(index);
+    for (response, reasons) in [
+        (forged.clone(), &["bad_mac"][..]),
+        (with_mac1(forged), &["bad_handshake", "bad_mac", "cookie_required"]),
+    ] {
+        for node in &mut world.shards {
+            node.core.tunnel().take_work();
+        }
+        let train = [for_the_other_shard.clone(), response.repeat(63)].concat();
+        for _ in 0..50 {
+            world.strike(endpoint([192, 0, 2, 66].into(), 1), train.clone(), 92);
+            world.pass(Duration::from_millis(20));
+        }
+        let mut drops = world.drops();
+        assert!(drops.remove("unknown_session") >= Some(50), "the first of each train");
+        assert_eq!(drops.keys().copied().collect::<Vec<_>>(), reasons);
+        assert!(drops.get("bad_handshake").is_none_or(|&read| read <= 200), "{drops:?}");
+        let work: Vec<_> = world.shards.iter_mut().map(|node| node.core.tunnel().take_work()).collect();
+        assert!(work.iter().all(|&bytes| bytes <= 200 * 16 * 1024), "{work:?}");
+    }
+}
+
+#[test]
+fn what_was_sealed_and_comes_back_is_not_sealed_again() {
+    // A client alone, and two who get what was for the other, on one shard and on two.
+    for (shards, messages) in [
+        (1, &[(1, 1)][..]),
+        (2, &[(1, 1)]),
+        (1, &[(0, 1), (1, 0)]),
+        (2, &[(0, 2), (2, 0)]),
+        (2, &[(0, 1), (1, 0)]),
+    ] {
+        let mut world = World::with_shards(shards).connected();
+        world.loops_back = true;
+        let looped: Vec<_> = messages
+            .iter()
+            .map(|&(whose, through)| {
+                let ping = Ip::echo(8, client_address(whose), GATEWAY, 1, 1, b"where am I?");
+                let message = world.sealed_by(whose, &ping);
+                Ip::udp(endpoint(client_address(through), 5_000), LOOPBACK, &message)
+            })
+            .collect();
+        messages.iter().for_each(|&(_, through)| world.send(through, &to_server(through))); // there are ports
+        for (packet, &(_, through)) in looped.iter().zip(messages) {
+            world.send_bytes(through, &packet.bytes(), [0; 10]);
+        }
+        world.settle();
+        let routers = |peer: &PeerSnapshot| peer.endpoint.is_some_and(|endpoint| *endpoint.ip() == ROUTER);
+        let moved: usize = (0..world.shards.len())
+            .map(|n| world.status(n).peers.iter().filter(|p| routers(p)).count())
+            .sum();
+        assert_eq!(moved, messages.len(), "the router is believed to be where they are");
+        assert_eq!(world.sent_back, messages.len(), "the answer to each, once");
+        assert_eq!(world.drops(), [("own_datagram", messages.len() as u64)].into());
+        // The gateway calls them, and that comes back as well.
+        world.pass(Duration::from_secs(600));
+        assert!(world.sent_back < 40 * messages.len(), "{}", world.sent_back);
+        assert_eq!(world.next_wakeup(), None, "nothing goes on for ever");
+        for &(whose, _) in messages {
+            world.take(whose);
+            world.ping(whose, SERVER);
+            world.pass(Duration::from_secs(6));
+            assert_eq!(world.take_one(whose).source, SERVER, "who is heard of again is where it was");
+        }
+    }
+}
+
+#[test]
+fn a_call_of_the_gateways_that_comes_back_to_it_is_not_taken_for_a_packet_that_wants_another_call() {
+    for shards in [1, 2] {
+        let mut world = World::with_shards(shards).connected();
+        world.loops_back = true;
+        let client = 1;
+        let message =
+            world.sealed_by(client, &Ip::echo(8, client_address(client), GATEWAY, 1, 1, b"where am I?"));
+        world.send(client, &Ip::udp(endpoint(client_address(client), 5_000), LOOPBACK, &message));
+        world.link.loss = 100; // it says no more
+        // The session is over, and the mapping is not.
+        world.pass(Duration::from_secs(200));
+        let before = world.sent_back;
+        world.send_from_host(&Ip::udp(endpoint(GATEWAY, 9), endpoint(client_address(client), 9), b"wake up"));
+        world.pass(Duration::from_secs(600));
+        let calls = world.sent_back - before;
+        assert!((16..=18).contains(&calls), "{calls} in 90 s, and then no more");
+        assert_eq!(world.next_wakeup(), None);
+    }
+}
+
+#[test]
+fn wireguard_inside_the_tunnel_passes_and_what_is_our_own_dies_alone() {
+    let mut world = World::with_shards(2).connected();
+    let (client, stranger) = (1, endpoint(SERVER, 51_820));
+    let data = |index: [u8; 4]| [&[4, 0, 0, 0][..], &index, &[0x77; 88]].concat();
+    world.send(client, &Ip::udp(endpoint(client_address(client), 5_000), stranger, &data([1, 2, 3, 4])));
+    let inside = world.take_one_outside().from();
+    // What was sealed for another client, and is lost: it lives on the other shard.
+    world.move_client(0, endpoint([192, 0, 2, 66].into(), 1));
+    world.send_from_host(&Ip::udp(endpoint(GATEWAY, 9), endpoint(client_address(0), 9), &[0x55; 30]));
+    let own = world.lost.pop().unwrap();
+    let other = data([5, 6, 7, 8])[..own.len()].to_vec();
+    assert_eq!((own[0], own.len()), (4, other.len()));
+    let large = |message: &[u8]| [message, &[0; 1_472 - 96]].concat();
+
+    for (train, received) in [
+        (vec![&other], 1),
+        (vec![&own], 0),
+        (vec![&other, &other, &other], 3),
+        (vec![&own, &own, &own], 0),
+        (vec![&own, &other, &other], 2),
+        (vec![&other, &other, &own], 2),
+    ] {
+        for grown in [false, true] {
+            // Also where each is cut for the tunnel.
+            let datagrams: Vec<_> =
+                train.iter().map(|&message| if grown { large(message) } else { message.clone() }).collect();
+            let died = (train.len() - received) as u64;
+            let before = world.drops().get("own_datagram").copied().unwrap_or_default();
+            let packet = Ip::udp(stranger, inside, &datagrams.concat());
+            if train.len() == 1 {
+                world.arrive(&packet);
+            } else {
+                world.arrive_superpacket(&packet, datagrams[0].len());
+            }
+            let arrived = world.take(client);
+            assert_eq!(arrived.len(), received * if grown { 2 } else { 1 }, "{received} of {}", train.len());
+            assert_eq!(world.drops().get("own_datagram").copied().unwrap_or_default() - before, died);
+        }
+    }
+    // From the host as well, and from another client.
+    let to_client = |source| Ip::udp(endpoint(source, 9), endpoint(client_address(client), 9), &own);
+    world.dies(DropReason::OwnDatagram, |world| world.send_from_host(&to_client(GATEWAY)));
+    world.dies(DropReason::OwnDatagram, |world| world.send(2, &to_client(client_address(2))));
 }

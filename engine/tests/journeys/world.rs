@@ -62,6 +62,8 @@ pub const SERVER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
 pub const GATEWAY_ENDPOINT: SocketAddrV4 = SocketAddrV4::new(EXTERNAL, 51_820);
 pub const TUNNEL_MTU: usize = 1420;
 pub const EXTERNAL_MTU: usize = 1500;
+/// The router's outer address, where it forwards to the gateway what is for this port.
+pub const LOOPBACK: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 51_820);
 /// The server's UDP port that echoes.
 pub const ECHO_PORT: u16 = 7;
 
@@ -74,6 +76,10 @@ const STORM: usize = 20_000;
 
 pub fn client_address(client: usize) -> Ipv4Addr {
     Ipv4Addr::new(10, 66, 77, 2 + client as u8)
+}
+
+pub fn gateway_public_key() -> [u8; 32] {
+    public_key(&GATEWAY_KEY)
 }
 
 fn client_endpoint(client: usize) -> SocketAddrV4 {
@@ -135,6 +141,13 @@ pub struct World {
     pub host: Vec<Ip>,
     /// The same for what crossed to the kernels whole, before it was split: how many packets.
     pub device_packets: usize,
+    /// Whether the router forwards what comes from inside to [`LOOPBACK`] to the gateway, as from itself, and back (NAT loopback).
+    pub loops_back: bool,
+    /// Who has sent there, by the port from which the router forwards it, and how much it has sent back to them.
+    looped: Vec<SocketAddrV4>,
+    pub sent_back: usize,
+    /// What the gateway sent to where nobody is.
+    pub lost: Vec<Vec<u8>>,
     /// Datagrams between clients and gateway, both ways.
     pub datagrams: usize,
     /// ARP requests that nobody answers, and those seen.
@@ -212,6 +225,10 @@ impl World {
             outside: Vec::new(),
             host: Vec::new(),
             device_packets: 0,
+            loops_back: false,
+            looped: Vec::new(),
+            sent_back: 0,
+            lost: Vec::new(),
             datagrams: 0,
             arp_is_silent: false,
             arp_requests: Vec::new(),
@@ -432,8 +449,14 @@ impl World {
                     "answered from the address that was called"
                 );
             }
+            if self.loop_back(to.remote, &bytes, segment_size) {
+                continue;
+            }
             let client = self.endpoints.iter().position(|&endpoint| endpoint == to.remote);
-            let Some(client) = client else { continue };
+            let Some(client) = client else {
+                self.lost.push(bytes);
+                continue;
+            };
             let train = Train { from: GATEWAY_ENDPOINT, segment_size, bytes };
             self.datagrams += train.bytes.len().div_ceil(segment_size);
             for train in self.link.pass(train) {

@@ -6,6 +6,7 @@ use super::super::cookie::{
     Admission, AdmissionVerdict, CookieJar, LOAD_THRESHOLD, MacKeys, SOURCE_BURST, TOTAL_BURST, TOTAL_RATE,
 };
 use super::super::messages::{Initiation, Message};
+use super::super::peer::MOVES_AT_ONCE;
 use super::super::receive::HANDSHAKE_WORK;
 use super::*;
 use crate::fair_queue::Owner;
@@ -289,6 +290,93 @@ fn a_shard_under_load_still_reads_what_another_shard_has_admitted() {
     let mut out = Outgoing::default();
     let received = world.bob.tunnel.receive_forwarded(world.now, ALICE.into(), &mut initiation, &mut out);
     assert!(matches!(received, Received::Handshake { .. }));
+}
+
+#[test]
+fn a_response_that_another_shard_hands_over_is_judged_by_its_own_shard_and_that_shards_cookie() {
+    let mut world = World::new();
+    let handed_over = |world: &mut World, from: SocketAddrV4, bytes: &[u8]| {
+        let mut out = Outgoing::default();
+        let received =
+            world.alice.tunnel.receive_forwarded(world.now, from.into(), &mut bytes.to_vec(), &mut out);
+        (received, out.datagrams)
+    };
+    // Bob's response to Alice's initiation, after many forged ones with a right mac1.
+    let responded_in_a_flood = |world: &mut World| {
+        let initiation = world.wire.pop_front().unwrap();
+        world.deliver_one(initiation);
+        let response = world.wire.pop_front().unwrap().bytes;
+        let mut forged = response.clone();
+        forged[12] ^= 1;
+        let keys = MacKeys::new(&public_key(&ALICE_KEY));
+        CookieJar::default().sign(&keys, &mut forged, world.now).unwrap();
+        world.alice.tunnel.take_work();
+        for _ in 0..2 * LOAD_THRESHOLD {
+            handed_over(world, EVE, &forged);
+        }
+        assert_eq!(world.alice.tunnel.take_work(), LOAD_THRESHOLD as usize * HANDSHAKE_WORK);
+        response
+    };
+    world.alice_sends(b"hello");
+    let response = responded_in_a_flood(&mut world);
+    let (received, mut answers) = handed_over(&mut world, BOB, &response);
+    assert_eq!(received, Received::Drop(DropReason::CookieRequired));
+    let (to, cookie) = answers.remove(0);
+    world.deliver_one(Datagram { from: ALICE, to: to.remote, bytes: cookie });
+
+    world.now = world.now + Duration::from_secs(6);
+    world.poll();
+    let response = responded_in_a_flood(&mut world);
+    assert_ne!(response[76..], [0; 16], "mac2");
+    assert!(matches!(handed_over(&mut world, BOB, &response).0, Received::Handshake { .. }));
+}
+
+/// The kernel would ask for the link address of each place, and keep packets meanwhile in the buffer of a socket that is everybody's.
+#[test]
+fn data_moves_a_peer_at_a_bounded_rate_and_a_handshake_at_once() {
+    let mut world = World::connected();
+    let place = |number: u16| SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 200), number);
+    let heard_at = |world: &mut World, place: SocketAddrV4| {
+        world.alice_sends(b"here I am");
+        let bytes = world.wire.pop_front().unwrap().bytes;
+        assert!(
+            matches!(world.bob_receives(place, &bytes).0, Received::Packet { .. }),
+            "it is believed itself"
+        );
+        world.bob.stats().endpoint == Some(place)
+    };
+    let moved = |world: &mut World, places: std::ops::Range<u16>| {
+        places.filter(|&number| heard_at(world, place(number))).count()
+    };
+    assert_eq!(moved(&mut world, 1..1_000), MOVES_AT_ONCE as usize);
+    world.now = world.now + Duration::from_millis(999);
+    assert_eq!(moved(&mut world, 1_000..2_000), 0);
+    for _ in 0..10 {
+        world.now = world.now + Duration::from_secs(1);
+        assert_eq!(moved(&mut world, 2_000..2_100), 1);
+        world.bob.tunnel.set_endpoint(world.bob.peer, ALICE, world.now);
+    }
+    // Where it is, and where it was before, it may be as often as it likes.
+    world.now = world.now + Duration::from_secs(1);
+    assert!(heard_at(&mut world, place(5_000)));
+    assert!((0..100).all(|_| heard_at(&mut world, ALICE) && heard_at(&mut world, place(5_000))));
+    assert!(!heard_at(&mut world, place(5_001)));
+
+    // A handshake is at once where it comes from, but not everywhere.
+    let mut at_once = 0;
+    for number in 6_000..6_100 {
+        world.now = world.now + Duration::from_millis(20);
+        let mut alice = tunnel(ALICE_KEY);
+        let bob = alice.set_peer(&peer_config(BOB_KEY, Some(BOB)), world.now);
+        let mut out = Outgoing::default();
+        alice.enqueue(bob, b"x", world.now + Duration::from_secs(number.into()), &mut out).unwrap();
+        let (received, answer) = world.bob_receives(place(number), &out.datagrams[0].1);
+        assert!(matches!(received, Received::Handshake { .. }));
+        assert_eq!(answer.datagrams[0].0.remote, place(number), "where it is answered, whatever is believed");
+        at_once += usize::from(world.bob.stats().endpoint == Some(place(number)));
+        assert!(at_once > 0);
+    }
+    assert_eq!(at_once, MOVES_AT_ONCE as usize + 1, "within two seconds");
 }
 
 proptest! {

@@ -118,6 +118,11 @@ impl World {
         true
     }
 
+    /// A message of a client's that it does not send.
+    pub fn sealed_by(&mut self, client: usize, packet: &Ip) -> Vec<u8> {
+        sealed(self.clients[client].core.tunnel(), &GATEWAY_KEY, &packet.bytes(), self.now).unwrap()
+    }
+
     /// Packets of one length arrive in one train at the gateway.
     pub fn seal_train(&mut self, client: usize, packets: &[Ip]) {
         let tunnel = self.clients[client].core.tunnel();

@@ -1,13 +1,15 @@
 //! The kernel's steering, the neighbours on the external link, and the internet.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use tidegate_engine::external::MacAddress;
 
 use super::node::DevicePacket;
-use super::{ECHO_PORT, EXTERNAL, Event, LINK_HEADER, NEIGHBOUR, OUR_MAC, ROUTER, SERVER, World};
-use crate::packets::{ICMP, Ip, TCP, UDP, half};
+use super::{ECHO_PORT, EXTERNAL, Event, LINK_HEADER, LOOPBACK, NEIGHBOUR, OUR_MAC, ROUTER, SERVER, World};
+use crate::packets::{ICMP, Ip, TCP, UDP, endpoint, half};
 
+/// The ports from which the router forwards, see [`World::loops_back`].
+const FIRST_LOOPED: u16 = 60_000;
 const ROUTER_MAC: MacAddress = [2, 0, 0, 0, 0, 1];
 const NEIGHBOUR_MAC: MacAddress = [2, 0, 0, 0, 0, 77];
 
@@ -71,8 +73,32 @@ impl World {
             if self.internet_answers {
                 self.answer(&ip);
             }
+            if self.loops_back && ip.protocol == UDP && !ip.is_fragment() && ip.to() == LOOPBACK {
+                let known = self.looped.iter().position(|&from| from == ip.from());
+                let place = known.unwrap_or_else(|| {
+                    self.looped.push(ip.from());
+                    self.looped.len() - 1
+                });
+                self.strike(
+                    endpoint(ROUTER, FIRST_LOOPED + place as u16),
+                    ip.data().to_vec(),
+                    ip.data().len(),
+                );
+            }
             self.outside.push(ip);
         }
+    }
+
+    /// What the gateway answers to where the router forwards from, the router sends back; whether it was for there.
+    pub(super) fn loop_back(&mut self, to: SocketAddrV4, train: &[u8], segment_size: usize) -> bool {
+        let place = usize::from(to.port()).checked_sub(usize::from(FIRST_LOOPED));
+        let inside = place.and_then(|place| self.looped.get(place)).copied();
+        let Some(inside) = inside.filter(|_| *to.ip() == ROUTER) else { return false };
+        for datagram in train.chunks(segment_size) {
+            self.sent_back += 1;
+            self.arrive_bytes(Ip::udp(LOOPBACK, inside, datagram).bytes(), [0; 10]);
+        }
+        true
     }
 
     fn answer(&mut self, ip: &Ip) {
