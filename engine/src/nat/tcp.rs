@@ -8,9 +8,9 @@
 //! that the other end offers.
 //!
 //! The client is trusted with its own connection; the outside is not. A segment from outside moves the state only if
-//! it fits the window, so that nobody can first poison the numbers and then pass the checks (ReDAN). Segments that do
-//! not fit are still translated, for the client's own TCP is the better judge, but they refresh nothing; except for RST,
-//! which is dropped.
+//! it fits the window and acknowledges what was sent, so that nobody can first poison the numbers and then pass the
+//! checks (ReDAN). Others are still translated, for the client's own TCP is the better judge, but they refresh nothing;
+//! except for RST, which is dropped.
 //!
 //! A SYN from outside counts until the client has answered one: then it tells, by what its SYN-ACK acknowledges, which
 //! one it believes. That may be one that did not fit, where the client has forgotten a connection that stands here.
@@ -279,7 +279,7 @@ impl Connection {
             && !self.client.has(Progress::OPENED)
     }
 
-    /// Takes in a segment from the client.
+    /// Takes in a segment from the client. Whatever it is, it counts: it can only harm the client's own connection.
     pub(super) fn outbound(&mut self, segment: &Segment) -> SegmentVerdict {
         if segment.resets() {
             // RFC 7857 §7.1: it refreshes nothing. But a live connection's last 4 minutes begin now.
@@ -339,7 +339,13 @@ impl Connection {
         if segment.has(tcp_flags::SYN) && self.inbound_syn(segment) {
             return SegmentVerdict::Pass; // as with every call, it is the client's answer that counts
         }
-        let acknowledges = segment.has(tcp_flags::ACK) && self.client.has(Progress::STARTED);
+        if !self.client.has(Progress::STARTED) {
+            return SegmentVerdict::Pass; // a stranger may knock as often as it likes
+        }
+        if !self.may_count(segment) {
+            return SegmentVerdict::Pass; // the client's TCP drops or challenges it
+        }
+        let acknowledges = segment.has(tcp_flags::ACK);
         // RFC 5961 §5: further back than by a window no acknowledgment can be delayed.
         let oldest = self.client.unacknowledged.wrapping_sub(self.client.window());
         if acknowledges
@@ -348,8 +354,7 @@ impl Connection {
             return SegmentVerdict::Pass; // it acknowledges what was never sent, or was acknowledged long ago
         }
         if !self.remote.has(Progress::STARTED) {
-            let answers = !acknowledges || after(segment.acknowledgment, self.client.initial);
-            if !segment.has(tcp_flags::SYN) || !answers {
+            if acknowledges && !after(segment.acknowledgment, self.client.initial) {
                 return SegmentVerdict::Pass;
             }
             self.remote = Sender::start(segment);
@@ -364,8 +369,24 @@ impl Connection {
         }
         self.remote.note_fin(segment);
         self.advance();
-        // A stranger may knock as often as it likes: it is the client's answer that counts.
-        if self.client.has(Progress::STARTED) { SegmentVerdict::Refresh } else { SegmentVerdict::Pass }
+        SegmentVerdict::Refresh
+    }
+
+    /// Whether a segment from outside can move anything: one that acknowledges, or, until both ends are synchronized,
+    /// the SYN that we know. The client's TCP drops what has no ACK, and challenges all other SYNs (RFC 9293 §3.10.7.4,
+    /// RFC 5961 §4); if one that fits by luck moved the numbers, its sender would know where the next RST fits.
+    fn may_count(&self, segment: &Segment) -> bool {
+        let has_started = self.remote.has(Progress::STARTED);
+        if segment.has(tcp_flags::SYN) {
+            !has_started || (segment.sequence == self.remote.initial && !self.is_synchronized())
+        } else {
+            has_started && segment.has(tcp_flags::ACK)
+        }
+    }
+
+    /// Whether the SYN of either end was acknowledged.
+    fn is_synchronized(&self) -> bool {
+        self.client.has(Progress::SYNCHRONIZED) && self.remote.has(Progress::SYNCHRONIZED)
     }
 
     /// Somebody outside begins, or answers. Says whether it is a call with which a connection begins anew.
@@ -439,10 +460,7 @@ impl Connection {
     }
 
     fn advance(&mut self) {
-        if self.state == TcpState::Opening
-            && self.client.has(Progress::SYNCHRONIZED)
-            && self.remote.has(Progress::SYNCHRONIZED)
-        {
+        if self.state == TcpState::Opening && self.is_synchronized() {
             self.state = TcpState::Established;
         }
         if self.client.has(Progress::FINISHED) && self.remote.has(Progress::FINISHED) {
