@@ -400,45 +400,45 @@ impl Connection {
             }
             return begins;
         }
-        // Who called once, and was not answered, answers now that the client calls: with a number of this connection.
-        if self.is_unanswered() && syn.sequence != self.remote.initial && self.is_answered_by(syn) {
+        // Whoever called before, it is this one whom the client calls now.
+        if syn.sequence != self.remote.initial && self.is_answered_by(syn) {
             self.remote = Sender::silent();
         }
         false
     }
 
-    /// Whether somebody outside has called, and the client has not answered that call.
-    fn is_unanswered(&self) -> bool {
-        self.remote.has(Progress::OPENED) && !self.remote.has(Progress::SYNCHRONIZED)
+    /// Whether the client calls, and neither end's SYN has been acknowledged: whose SYN we have may be a stranger.
+    fn is_calling(&self) -> bool {
+        self.client.has(Progress::STARTED)
+            && !self.client.has(Progress::SYNCHRONIZED)
+            && !self.remote.has(Progress::SYNCHRONIZED)
     }
 
-    /// Whether it acknowledges the client's SYN, of which a stranger does not know the number.
+    /// Whether it answers the client's call: it acknowledges the SYN, of which a stranger does not know the number.
     fn is_answered_by(&self, segment: &Segment) -> bool {
-        segment.has(tcp_flags::ACK)
-            && self.client.has(Progress::STARTED)
-            && self.client.is_answered_by(segment.acknowledgment)
+        self.is_calling() && segment.has(tcp_flags::ACK) && self.client.is_answered_by(segment.acknowledgment)
     }
 
     /// RFC 5382 REQ-10, RFC 7857 §2.2, RFC 5961 §3.2: believed only where the client's TCP will believe it.
     fn inbound_reset(&mut self, segment: &Segment) -> SegmentVerdict {
         // A refusal of our SYN has no sequence number of its own, but must acknowledge the SYN (RFC 9293 §3.10.7.3); also
-        // where its sender had called before, with a number that was never answered.
-        let refuses = self.is_answered_by(segment);
-        if !self.remote.has(Progress::STARTED) || (refuses && self.is_unanswered()) {
-            if !refuses {
-                return SegmentVerdict::Refuse;
-            }
+        // where somebody had called before, with a number that was never answered.
+        if self.is_answered_by(segment) {
             self.close_by_reset();
             return SegmentVerdict::Pass;
         }
+        if !self.remote.has(Progress::STARTED) {
+            return SegmentVerdict::Refuse;
+        }
         let (expected, next) = (self.remote.unacknowledged, self.remote.next);
-        if segment.sequence == expected || segment.sequence == next {
+        if (segment.sequence == expected || segment.sequence == next) && !self.is_calling() {
             let was = self.close_by_reset();
             return if was == TcpState::Established { SegmentVerdict::Refresh } else { SegmentVerdict::Pass };
         }
         let in_window = !after(expected, segment.sequence)
             && (after(self.remote.limit, segment.sequence) || after(next, segment.sequence));
-        // In the window but not at its edge: the client challenges it (RFC 5961), we keep the state.
+        // In the window but not at its edge, or of somebody whom the client has not answered: the client challenges it
+        // (RFC 5961) or believes it, we keep the state.
         if in_window { SegmentVerdict::Pass } else { SegmentVerdict::Refuse }
     }
 
