@@ -207,6 +207,15 @@ impl Sender {
         after(acknowledgment, self.initial) && !after(acknowledgment, self.next)
     }
 
+    /// Whether this can be an acknowledgment by the other end: of nothing that it has not sent, and not of what was
+    /// acknowledged so long ago that it cannot be under way any more: further back than by a window (RFC 5961 §5), or
+    /// before its SYN, while that is not acknowledged (RFC 9293 §3.10.7.4).
+    fn can_be_acknowledged(&self, acknowledgment: u32) -> bool {
+        let late = self.unacknowledged.wrapping_sub(self.window());
+        let oldest = if self.has(Progress::SYNCHRONIZED) { late } else { self.initial.wrapping_add(1) };
+        !after(oldest, acknowledgment) && !after(acknowledgment, self.next)
+    }
+
     fn window_scale(&self) -> Option<u8> {
         self.progress.window_scale()
     }
@@ -346,17 +355,10 @@ impl Connection {
             return SegmentVerdict::Pass; // the client's TCP drops or challenges it
         }
         let acknowledges = segment.has(tcp_flags::ACK);
-        // RFC 5961 §5: further back than by a window no acknowledgment can be delayed.
-        let oldest = self.client.unacknowledged.wrapping_sub(self.client.window());
-        if acknowledges
-            && (after(segment.acknowledgment, self.client.next) || after(oldest, segment.acknowledgment))
-        {
-            return SegmentVerdict::Pass; // it acknowledges what was never sent, or was acknowledged long ago
+        if acknowledges && !self.client.can_be_acknowledged(segment.acknowledgment) {
+            return SegmentVerdict::Pass;
         }
         if !self.remote.has(Progress::STARTED) {
-            if acknowledges && !after(segment.acknowledgment, self.client.initial) {
-                return SegmentVerdict::Pass;
-            }
             self.remote = Sender::start(segment);
         } else if !self.remote.fits(segment.end()) {
             return SegmentVerdict::Pass;
