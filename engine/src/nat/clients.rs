@@ -1,4 +1,4 @@
-//! What each client holds, and how fast it may ask for more (RFC 6888 REQ-4 and REQ-5).
+//! What each client holds, and how fast it may ask for more (RFC 6888 REQ-4, and REQ-5 for its sessions).
 
 use std::net::Ipv4Addr;
 use std::time::Duration;

@@ -87,6 +87,26 @@ pub(super) struct Session {
 
 const _: () = assert!(size_of::<Session>() == 64);
 
+impl Mapping {
+    fn internal_hash(&self, hasher: &SeedableRandomState) -> u64 {
+        hash_one_end(hasher, self.protocol, self.internal)
+    }
+
+    fn external_hash(&self, hasher: &SeedableRandomState) -> u64 {
+        hash_one_end(hasher, self.protocol, self.external)
+    }
+}
+
+impl Session {
+    fn outbound_hash(&self, hasher: &SeedableRandomState) -> u64 {
+        hash_both_ends(hasher, self.protocol, self.internal, self.remote)
+    }
+
+    fn inbound_hash(&self, hasher: &SeedableRandomState) -> u64 {
+        hash_both_ends(hasher, self.protocol, self.external, self.remote)
+    }
+}
+
 /// In which lists a session is: what only its beginning, its end and its timer need.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SessionLinks {
@@ -132,6 +152,24 @@ fn hash_both_ends(hasher: &SeedableRandomState, protocol: Proto, near: Endpoint,
     let addresses = (u64::from(near.address.to_bits()) << 32) | u64::from(far.address.to_bits());
     let ports = (u64::from(near.port) << 24) | (u64::from(far.port) << 8) | protocol as u64;
     hasher.hash_one((addresses, ports))
+}
+
+/// Takes a record out of an index.
+fn remove_from(index: &mut HashTable<u32>, hash: u64, id: u32) {
+    if let Ok(entry) = index.find_entry(hash, |&other| other == id) {
+        entry.remove();
+    }
+}
+
+/// Gives an index's memory back after a peak.
+fn shrink_index(index: &mut HashTable<u32>, hash_of: impl Fn(&u32) -> u64) {
+    if is_mostly_empty(index.len(), index.capacity()) {
+        index.shrink_to(KEPT_CAPACITY, hash_of);
+    }
+}
+
+fn is_mostly_empty(len: usize, capacity: usize) -> bool {
+    capacity > KEPT_CAPACITY && len < capacity / 8
 }
 
 impl Table {
@@ -231,23 +269,16 @@ impl Table {
     /// Adds a mapping without sessions. No mapping of the same inner endpoint may exist, nor, unless it is
     /// [`MappingKind::Shared`], one of the same external endpoint.
     pub(super) fn insert_mapping(&mut self, mapping: Mapping) -> u32 {
-        let Mapping { protocol, kind, internal, external, .. } = mapping;
         let id = self.mappings.insert(mapping) as u32;
         let Self { hasher, mappings, .. } = self;
-        let rehash_internal = |&id: &u32| {
-            let m = &mappings[id as usize];
-            hash_one_end(hasher, m.protocol, m.internal)
-        };
-        self.by_internal.insert_unique(hash_one_end(hasher, protocol, internal), id, rehash_internal);
-        if kind == MappingKind::Shared {
+        let hash_of = |&id: &u32| mappings[id as usize].internal_hash(hasher);
+        self.by_internal.insert_unique(hash_of(&id), id, hash_of);
+        if mapping.kind == MappingKind::Shared {
             // The first sharer counts the owner too.
-            *self.sharers.entry((protocol, external)).or_insert(1) += 1;
+            *self.sharers.entry((mapping.protocol, mapping.external)).or_insert(1) += 1;
         } else {
-            let rehash_external = |&id: &u32| {
-                let m = &mappings[id as usize];
-                hash_one_end(hasher, m.protocol, m.external)
-            };
-            self.by_external.insert_unique(hash_one_end(hasher, protocol, external), id, rehash_external);
+            let hash_of = |&id: &u32| mappings[id as usize].external_hash(hasher);
+            self.by_external.insert_unique(hash_of(&id), id, hash_of);
         }
         id
     }
@@ -255,18 +286,11 @@ impl Table {
     /// Removes a mapping that has no sessions. Says whether its external port is nobody's any more.
     pub(super) fn remove_mapping(&mut self, id: u32) -> (Mapping, bool) {
         let mapping = self.mappings.remove(id as usize);
-        let Mapping { protocol, kind, internal, external, .. } = mapping;
-        let hash = hash_one_end(&self.hasher, protocol, internal);
-        if let Ok(entry) = self.by_internal.find_entry(hash, |&other| other == id) {
-            entry.remove();
+        remove_from(&mut self.by_internal, mapping.internal_hash(&self.hasher), id);
+        if mapping.kind != MappingKind::Shared {
+            remove_from(&mut self.by_external, mapping.external_hash(&self.hasher), id);
         }
-        if kind != MappingKind::Shared {
-            let hash = hash_one_end(&self.hasher, protocol, external);
-            if let Ok(entry) = self.by_external.find_entry(hash, |&other| other == id) {
-                entry.remove();
-            }
-        }
-        let unused = match self.sharers.entry((protocol, external)) {
+        let unused = match self.sharers.entry((mapping.protocol, mapping.external)) {
             Entry::Vacant(_) => true,
             Entry::Occupied(mut sharers) => {
                 *sharers.get_mut() -= 1;
@@ -309,14 +333,10 @@ impl Table {
             self.session_links[previous as usize].next = id;
         }
         let Self { hasher, sessions, .. } = self;
-        self.outbound.insert_unique(hash_both_ends(hasher, protocol, internal, remote), id, |&id| {
-            let s = &sessions[id as usize];
-            hash_both_ends(hasher, s.protocol, s.internal, s.remote)
-        });
-        self.inbound.insert_unique(hash_both_ends(hasher, protocol, external, remote), id, |&id| {
-            let s = &sessions[id as usize];
-            hash_both_ends(hasher, s.protocol, s.external, s.remote)
-        });
+        let outbound_hash = |&id: &u32| sessions[id as usize].outbound_hash(hasher);
+        let inbound_hash = |&id: &u32| sessions[id as usize].inbound_hash(hasher);
+        self.outbound.insert_unique(outbound_hash(&id), id, outbound_hash);
+        self.inbound.insert_unique(inbound_hash(&id), id, inbound_hash);
         id
     }
 
@@ -335,17 +355,11 @@ impl Table {
     pub(super) fn remove_session(&mut self, id: u32) {
         let session = self.sessions[id as usize];
         let place = self.session_links.remove(id as usize);
-        let Session { protocol, internal, external, remote, .. } = session;
-        let hash = hash_both_ends(&self.hasher, protocol, internal, remote);
-        if let Ok(entry) = self.outbound.find_entry(hash, |&other| other == id) {
-            entry.remove();
-        }
-        let hash = hash_both_ends(&self.hasher, protocol, external, remote);
-        if let Ok(entry) = self.inbound.find_entry(hash, |&other| other == id) {
-            entry.remove();
-        }
+        remove_from(&mut self.outbound, session.outbound_hash(&self.hasher), id);
+        remove_from(&mut self.inbound, session.inbound_hash(&self.hasher), id);
         if session.admitted {
-            if let Entry::Occupied(mut count) = self.admissions.entry((place.mapping, remote.address)) {
+            let admission = (place.mapping, session.remote.address);
+            if let Entry::Occupied(mut count) = self.admissions.entry(admission) {
                 *count.get_mut() -= 1;
                 if *count.get() == 0 {
                     count.remove();
@@ -390,35 +404,14 @@ impl Table {
             self.mappings = Slab::new();
         }
         let Self { hasher, mappings, sessions, .. } = self;
-        let excess = |len: usize, capacity: usize| capacity > KEPT_CAPACITY && len < capacity / 8;
-        if excess(self.outbound.len(), self.outbound.capacity()) {
-            self.outbound.shrink_to(KEPT_CAPACITY, |&id| {
-                let s = &sessions[id as usize];
-                hash_both_ends(hasher, s.protocol, s.internal, s.remote)
-            });
-        }
-        if excess(self.inbound.len(), self.inbound.capacity()) {
-            self.inbound.shrink_to(KEPT_CAPACITY, |&id| {
-                let s = &sessions[id as usize];
-                hash_both_ends(hasher, s.protocol, s.external, s.remote)
-            });
-        }
-        if excess(self.by_internal.len(), self.by_internal.capacity()) {
-            self.by_internal.shrink_to(KEPT_CAPACITY, |&id| {
-                let m = &mappings[id as usize];
-                hash_one_end(hasher, m.protocol, m.internal)
-            });
-        }
-        if excess(self.by_external.len(), self.by_external.capacity()) {
-            self.by_external.shrink_to(KEPT_CAPACITY, |&id| {
-                let m = &mappings[id as usize];
-                hash_one_end(hasher, m.protocol, m.external)
-            });
-        }
-        if excess(self.admissions.len(), self.admissions.capacity()) {
+        shrink_index(&mut self.outbound, |&id| sessions[id as usize].outbound_hash(hasher));
+        shrink_index(&mut self.inbound, |&id| sessions[id as usize].inbound_hash(hasher));
+        shrink_index(&mut self.by_internal, |&id| mappings[id as usize].internal_hash(hasher));
+        shrink_index(&mut self.by_external, |&id| mappings[id as usize].external_hash(hasher));
+        if is_mostly_empty(self.admissions.len(), self.admissions.capacity()) {
             self.admissions.shrink_to(KEPT_CAPACITY);
         }
-        if excess(self.sharers.len(), self.sharers.capacity()) {
+        if is_mostly_empty(self.sharers.len(), self.sharers.capacity()) {
             self.sharers.shrink_to(KEPT_CAPACITY);
         }
     }

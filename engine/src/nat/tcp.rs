@@ -8,9 +8,9 @@
 //! that the other end offers.
 //!
 //! The client is trusted with its own connection; the outside is not. A segment from outside moves the state only if
-//! it fits the window, so that nobody can first poison the numbers and then pass the checks (ReDAN). Segments that do
-//! not fit are still translated, for the client's own TCP is the better judge, but they refresh nothing; except for RST,
-//! which is dropped.
+//! it fits the window and acknowledges what was sent, so that nobody can first poison the numbers and then pass the
+//! checks (ReDAN). Others are still translated, for the client's own TCP is the better judge, but they refresh nothing;
+//! except for RST, which is dropped.
 //!
 //! A SYN from outside counts until the client has answered one: then it tells, by what its SYN-ACK acknowledges, which
 //! one it believes. That may be one that did not fit, where the client has forgotten a connection that stands here.
@@ -207,6 +207,15 @@ impl Sender {
         after(acknowledgment, self.initial) && !after(acknowledgment, self.next)
     }
 
+    /// Whether this can be an acknowledgment by the other end: of nothing that it has not sent, and not of what was
+    /// acknowledged so long ago that it cannot be under way any more: further back than by a window (RFC 5961 §5), or
+    /// before its SYN, while that is not acknowledged (RFC 9293 §3.10.7.4).
+    fn can_be_acknowledged(&self, acknowledgment: u32) -> bool {
+        let late = self.unacknowledged.wrapping_sub(self.window());
+        let oldest = if self.has(Progress::SYNCHRONIZED) { late } else { self.initial.wrapping_add(1) };
+        !after(oldest, acknowledgment) && !after(acknowledgment, self.next)
+    }
+
     fn window_scale(&self) -> Option<u8> {
         self.progress.window_scale()
     }
@@ -279,7 +288,7 @@ impl Connection {
             && !self.client.has(Progress::OPENED)
     }
 
-    /// Takes in a segment from the client.
+    /// Takes in a segment from the client. Whatever it is, it counts: it can only harm the client's own connection.
     pub(super) fn outbound(&mut self, segment: &Segment) -> SegmentVerdict {
         if segment.resets() {
             // RFC 7857 §7.1: it refreshes nothing. But a live connection's last 4 minutes begin now.
@@ -339,19 +348,17 @@ impl Connection {
         if segment.has(tcp_flags::SYN) && self.inbound_syn(segment) {
             return SegmentVerdict::Pass; // as with every call, it is the client's answer that counts
         }
-        let acknowledges = segment.has(tcp_flags::ACK) && self.client.has(Progress::STARTED);
-        // RFC 5961 §5: further back than by a window no acknowledgment can be delayed.
-        let oldest = self.client.unacknowledged.wrapping_sub(self.client.window());
-        if acknowledges
-            && (after(segment.acknowledgment, self.client.next) || after(oldest, segment.acknowledgment))
-        {
-            return SegmentVerdict::Pass; // it acknowledges what was never sent, or was acknowledged long ago
+        if !self.client.has(Progress::STARTED) {
+            return SegmentVerdict::Pass; // a stranger may knock as often as it likes
+        }
+        if !self.may_count(segment) {
+            return SegmentVerdict::Pass; // the client's TCP drops or challenges it
+        }
+        let acknowledges = segment.has(tcp_flags::ACK);
+        if acknowledges && !self.client.can_be_acknowledged(segment.acknowledgment) {
+            return SegmentVerdict::Pass;
         }
         if !self.remote.has(Progress::STARTED) {
-            let answers = !acknowledges || after(segment.acknowledgment, self.client.initial);
-            if !segment.has(tcp_flags::SYN) || !answers {
-                return SegmentVerdict::Pass;
-            }
             self.remote = Sender::start(segment);
         } else if !self.remote.fits(segment.end()) {
             return SegmentVerdict::Pass;
@@ -364,8 +371,24 @@ impl Connection {
         }
         self.remote.note_fin(segment);
         self.advance();
-        // A stranger may knock as often as it likes: it is the client's answer that counts.
-        if self.client.has(Progress::STARTED) { SegmentVerdict::Refresh } else { SegmentVerdict::Pass }
+        SegmentVerdict::Refresh
+    }
+
+    /// Whether a segment from outside can move anything: one that acknowledges, or, until both ends are synchronized,
+    /// the SYN that we know. The client's TCP drops what has no ACK, and challenges all other SYNs (RFC 9293 §3.10.7.4,
+    /// RFC 5961 §4); if one that fits by luck moved the numbers, its sender would know where the next RST fits.
+    fn may_count(&self, segment: &Segment) -> bool {
+        let has_started = self.remote.has(Progress::STARTED);
+        if segment.has(tcp_flags::SYN) {
+            !has_started || (segment.sequence == self.remote.initial && !self.is_synchronized())
+        } else {
+            has_started && segment.has(tcp_flags::ACK)
+        }
+    }
+
+    /// Whether the SYN of either end was acknowledged.
+    fn is_synchronized(&self) -> bool {
+        self.client.has(Progress::SYNCHRONIZED) && self.remote.has(Progress::SYNCHRONIZED)
     }
 
     /// Somebody outside begins, or answers. Says whether it is a call with which a connection begins anew.
@@ -379,45 +402,45 @@ impl Connection {
             }
             return begins;
         }
-        // Who called once, and was not answered, answers now that the client calls: with a number of this connection.
-        if self.is_unanswered() && syn.sequence != self.remote.initial && self.is_answered_by(syn) {
+        // Whoever called before, it is this one whom the client calls now.
+        if syn.sequence != self.remote.initial && self.is_answered_by(syn) {
             self.remote = Sender::silent();
         }
         false
     }
 
-    /// Whether somebody outside has called, and the client has not answered that call.
-    fn is_unanswered(&self) -> bool {
-        self.remote.has(Progress::OPENED) && !self.remote.has(Progress::SYNCHRONIZED)
+    /// Whether the client calls, and neither end's SYN has been acknowledged: whose SYN we have may be a stranger.
+    fn is_calling(&self) -> bool {
+        self.client.has(Progress::STARTED)
+            && !self.client.has(Progress::SYNCHRONIZED)
+            && !self.remote.has(Progress::SYNCHRONIZED)
     }
 
-    /// Whether it acknowledges the client's SYN, of which a stranger does not know the number.
+    /// Whether it answers the client's call: it acknowledges the SYN, of which a stranger does not know the number.
     fn is_answered_by(&self, segment: &Segment) -> bool {
-        segment.has(tcp_flags::ACK)
-            && self.client.has(Progress::STARTED)
-            && self.client.is_answered_by(segment.acknowledgment)
+        self.is_calling() && segment.has(tcp_flags::ACK) && self.client.is_answered_by(segment.acknowledgment)
     }
 
     /// RFC 5382 REQ-10, RFC 7857 §2.2, RFC 5961 §3.2: believed only where the client's TCP will believe it.
     fn inbound_reset(&mut self, segment: &Segment) -> SegmentVerdict {
         // A refusal of our SYN has no sequence number of its own, but must acknowledge the SYN (RFC 9293 §3.10.7.3); also
-        // where its sender had called before, with a number that was never answered.
-        let refuses = self.is_answered_by(segment);
-        if !self.remote.has(Progress::STARTED) || (refuses && self.is_unanswered()) {
-            if !refuses {
-                return SegmentVerdict::Refuse;
-            }
+        // where somebody had called before, with a number that was never answered.
+        if self.is_answered_by(segment) {
             self.close_by_reset();
             return SegmentVerdict::Pass;
         }
+        if !self.remote.has(Progress::STARTED) {
+            return SegmentVerdict::Refuse;
+        }
         let (expected, next) = (self.remote.unacknowledged, self.remote.next);
-        if segment.sequence == expected || segment.sequence == next {
+        if (segment.sequence == expected || segment.sequence == next) && !self.is_calling() {
             let was = self.close_by_reset();
             return if was == TcpState::Established { SegmentVerdict::Refresh } else { SegmentVerdict::Pass };
         }
         let in_window = !after(expected, segment.sequence)
             && (after(self.remote.limit, segment.sequence) || after(next, segment.sequence));
-        // In the window but not at its edge: the client challenges it (RFC 5961), we keep the state.
+        // In the window but not at its edge, or of somebody whom the client has not answered: the client challenges it
+        // (RFC 5961) or believes it, we keep the state.
         if in_window { SegmentVerdict::Pass } else { SegmentVerdict::Refuse }
     }
 
@@ -439,10 +462,7 @@ impl Connection {
     }
 
     fn advance(&mut self) {
-        if self.state == TcpState::Opening
-            && self.client.has(Progress::SYNCHRONIZED)
-            && self.remote.has(Progress::SYNCHRONIZED)
-        {
+        if self.state == TcpState::Opening && self.is_synchronized() {
             self.state = TcpState::Established;
         }
         if self.client.has(Progress::FINISHED) && self.remote.has(Progress::FINISHED) {

@@ -20,4 +20,4 @@ def test_filtering_is_address_dependent() -> None:
 def test_one_client_cannot_take_everything() -> None:
     nat = Settings().nat
     assert nat.max_mappings_per_client * 8 < nat.max_mappings, "RFC 6888 REQ-4"
-    assert nat.max_new_mappings_per_second <= 2_000, "RFC 6888 REQ-5"
+    assert nat.max_new_mappings_per_second <= 2_000, "RFC 6888 REQ-4c"

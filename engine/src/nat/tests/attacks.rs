@@ -296,6 +296,63 @@ fn a_guessed_segment_with_an_old_acknowledgment_does_not_prepare_a_reset() {
 }
 
 #[test]
+fn a_guessed_segment_that_acknowledges_nothing_or_has_a_syn_does_not_prepare_a_reset() {
+    // The client's TCP drops what has no ACK, and challenges a SYN (RFC 9293 §3.10.7.4, RFC 5961 §4).
+    for flags in ["", "P", "F", "FP", "S", "SF", "SA"] {
+        let mut world = World::new();
+        let external = connect(&mut world, CLIENT, SERVER);
+        world.pass(7_000);
+        // In the window by luck.
+        let guess = tcp(at(SERVER), external, flags, 901 + 500, 101, b"x");
+        assert!(world.receive(guess).is_ok(), "{flags}: the client judges it");
+        for next in 1401..=1404 {
+            let reset = tcp(at(SERVER), external, "R", next, 0, b"");
+            assert!(world.receive(reset).is_ok(), "{flags}, {next}: and challenges that");
+        }
+        assert_eq!(state(&world), MappingState::Established, "{flags}");
+        world.send(tcp(at(CLIENT), at(SERVER), "FA", 101, 901, b"")).unwrap();
+        assert_eq!(state(&world), MappingState::Established, "{flags}: the server has not finished");
+
+        let mut world = World::new();
+        let external = connect(&mut world, CLIENT, SERVER);
+        world.pass(7_000);
+        for (sequence, data) in [(901 + 500, b"x".as_slice()), (900, b"")] {
+            _ = world.receive(tcp(at(SERVER), external, flags, sequence, 101, data));
+        }
+        world.pass(442);
+        assert!(world.mapping(at(CLIENT)).is_none(), "{flags}: it did not look alive");
+    }
+}
+
+#[test]
+fn a_forged_call_does_not_take_the_place_of_the_server_that_the_client_calls() {
+    for forged in [5, 5 + 0x5555_5555, 5 + 0xaaaa_aaaa] {
+        for (flags, refuses) in [("S", false), ("SF", false), ("S", true)] {
+            let mut world = World::new();
+            let (client, server) = (at(CLIENT), at(SERVER));
+            let external = source(&world.send(tcp(client, server, "S", 100, 0, b"")).unwrap());
+            // As if both had called, and one had thought better of it: but a stranger chooses the numbers.
+            world.receive(tcp(server, external, flags, forged, 0, b"")).unwrap();
+            for next in [forged, forged + 1, forged + 2] {
+                world.receive(tcp(server, external, "R", next, 0, b"")).unwrap();
+            }
+            if refuses {
+                world.receive(tcp(server, external, "RA", 0, 101, b"")).unwrap();
+                assert_eq!(state(&world), MappingState::Closing, "{forged}");
+                continue;
+            }
+            world.receive(tcp(server, external, "SA", 900, 101, b"")).unwrap();
+            world.send(tcp(client, server, "A", 101, 901, b"")).unwrap();
+            assert_eq!(state(&world), MappingState::Established, "{forged}");
+            world.send(tcp(client, server, "FA", 101, 901, b"")).unwrap();
+            assert_eq!(state(&world), MappingState::Established, "{forged}: the server has not finished");
+            world.receive(tcp(server, external, "R", 901, 0, b"")).unwrap();
+            assert_eq!(state(&world), MappingState::Closing, "{forged}");
+        }
+    }
+}
+
+#[test]
 fn two_clients_that_take_all_they_can_get_leave_ports_for_a_third() {
     for protocol in [Proto::Udp, Proto::Tcp] {
         let mut world = World::new(); // 2,000 ports of each protocol, and no more to come

@@ -153,6 +153,34 @@ fn a_guessed_answer_does_not_take_the_place_of_an_earlier_call() {
     line.assert_stands(THIRDS[0] + 1, 101);
 }
 
+#[test]
+fn a_guessed_segment_amid_a_handshake_does_not_prepare_a_reset() {
+    for flags in ["", "P", "F", "S", "SA", "A", "PA", "FA"] {
+        for is_answered in [false, true] {
+            if flags == "S" && !is_answered {
+                continue; // another call: it is the client's answer that tells which one it believes
+            }
+            let mut line = Line::published();
+            line.hears("S", 1, 0, b"").unwrap();
+            if is_answered {
+                line.says("SA", 900_000, 2, b"").unwrap();
+            }
+            // In the window by luck, but it does not acknowledge the SYN of the client.
+            for acknowledgment in [0, 850_000, 900_000, 900_002] {
+                line.hears(flags, 501, acknowledgment, b"x").unwrap();
+            }
+            if !is_answered {
+                line.says("SA", 900_000, 2, b"").unwrap();
+            }
+            for next in 501..=504 {
+                line.hears("R", next, 0, b"").unwrap();
+            }
+            line.hears("A", 2, 900_001, b"").unwrap();
+            line.assert_stands(2, 900_001);
+        }
+    }
+}
+
 /// A client with 64 sessions at most, because that is what it may have, or because all may have no more. One of its ports
 /// can be flooded, and its line is to another.
 struct Flooded {

@@ -25,7 +25,7 @@ fn req_4_a_client_has_at_most_so_many_mappings() {
 }
 
 #[test]
-fn req_5_a_client_opens_at_most_so_many_mappings_a_second() {
+fn req_4c_a_client_opens_at_most_so_many_mappings_a_second() {
     let mut world = World::with(NatConfig { max_new_mappings_per_second: 10, ..NatConfig::default() });
     let mut ports = 2_000..;
     let mut burst = |world: &mut World, client| {
