@@ -89,16 +89,16 @@ class DnsProxy:
     async def answer(self, wire: bytes, source: str, *, over_tcp: bool) -> bytes | None:
         """The answer to a query that came from the address `source`; `None`: send none."""
         self.counters["queries_tcp" if over_tcp else "queries_udp"] += 1
-        try:
-            query = parse_query(wire)
-        except MalformedError as malformed:
-            self.counters["malformed"] += 1
-            return malformed.answer
+        # Before anything is parsed: that, too, is work for the one who asks.
         if (refusal := self._in_flight.take(source)) is not None:
             self.counters["over_share" if refusal == "over_share" else "overloaded"] += 1
             return None
         try:
+            query = parse_query(wire)
             found = await self._forward(query, over_tcp)
+        except MalformedError as malformed:
+            self.counters["malformed"] += 1
+            return malformed.answer
         finally:
             self._in_flight.give_back(source)
         if over_tcp:
