@@ -34,6 +34,9 @@ from tidegate.dns.upstream import ask_tcp, ask_udp
 log = structlog.get_logger("tidegate.dns")
 
 MAX_IN_FLIGHT = 1024
+KEPT_FROM_PORTS = 256
+"""Open files that the engine leaves to the rest of the process at least, beside the external ports; otherwise it leaves
+a tenth (`budget`, engine/src/external/reservation.rs)."""
 TIMEOUT = 2.0  # seconds for each resolver
 LOOK_UP_PAUSE = 2.0
 """Minimum seconds from one reading of the resolver list until failed queries cause the next."""
@@ -70,6 +73,13 @@ class _Upstreams:
         self._first, self._until = index, now + PASSED_OVER
 
 
+def in_flight_within(open_files: int) -> int:
+    """How many queries a process may have in flight that may have so many files open. Each needs a socket, and all
+    together may use a quarter of what the external ports leave."""
+    left = max(open_files // 10, KEPT_FROM_PORTS)
+    return min(left // 4, MAX_IN_FLIGHT)
+
+
 class DnsProxy:
     """Answers queries, whatever transport they came over."""
 
@@ -85,6 +95,7 @@ class DnsProxy:
         self._find_upstreams = find_upstreams
         self._looked_up_at = -math.inf
         self._timeout = timeout
+        self.max_in_flight = max_in_flight
         self._in_flight = Places(max_in_flight)
         self.counters: Counter[str] = Counter()
         """queries_udp, queries_tcp, answered, malformed, servfail, truncated, overloaded, over_share,

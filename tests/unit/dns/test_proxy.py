@@ -31,7 +31,7 @@ from tests.unit.dns.loopback import (
     silent,
 )
 from tests.unit.running import until
-from tidegate.dns import DnsProxy, DnsServer, choose_upstreams
+from tidegate.dns import DnsProxy, DnsServer, choose_upstreams, in_flight_within
 from tidegate.dns.message import MalformedError, parse_query
 
 
@@ -400,6 +400,14 @@ def test_queries_in_flight_are_bounded() -> None:
             assert server.counters()["overloaded"] == 2
 
     run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("open_files", "queries"),
+    [(64, 64), (1024, 64), (2560, 64), (4096, 102), (20_000, 500), (524_288, 1024), (1 << 30, 1024)],
+)
+def test_queries_in_flight_leave_most_open_files_to_others(open_files: int, queries: int) -> None:
+    assert in_flight_within(open_files) == queries
 
 
 def test_one_source_cannot_hold_all_queries_in_flight() -> None:
