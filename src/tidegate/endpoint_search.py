@@ -17,7 +17,7 @@ import dns.exception
 import dns.message
 import dns.rdatatype
 
-from tidegate.dns.message import parse_query
+from tidegate.dns.message import HEADER_BYTES, MINIMUM_UDP_PAYLOAD, parse_query
 from tidegate.dns.proxy import TIMEOUT
 from tidegate.dns.resolvers import Resolver
 from tidegate.dns.upstream import ask_udp
@@ -26,6 +26,11 @@ from tidegate.host.names import resolve
 from tidegate.net import Endpoint
 
 SocketAddress = tuple[str, int]
+
+MAX_ANSWER_BYTES = MINIMUM_UDP_PAYLOAD
+"""What a server may send to a query without EDNS."""
+MAX_ANSWER_RECORDS = 32
+"""Aliases and addresses; as many addresses as there is room for."""
 
 
 class EndpointCandidates:
@@ -74,9 +79,16 @@ async def _ask(name: str, resolver: Resolver, fwmark: int) -> IPv4Address | None
 
 
 def _address_in(wire: bytes) -> IPv4Address | None:
-    """The address in an answer, if it has one. Never raises: anybody on the path may have written the answer."""
+    """The address in an answer, if it has one. Never raises, and takes little time (see `tidegate.dns.message`):
+    anybody on the path may have written the answer."""
+    if not HEADER_BYTES <= len(wire) <= MAX_ANSWER_BYTES:
+        return None
+    questions, records = struct.unpack_from("!HH", wire, 4)
+    if questions != 1 or records > MAX_ANSWER_RECORDS:
+        return None
+    alone = wire[:8] + bytes(4) + wire[HEADER_BYTES:]  # no other sections are counted, so none are parsed
     try:
-        answer = dns.message.from_wire(wire)
+        answer = dns.message.from_wire(alone, ignore_trailing=True)
         if not isinstance(answer, dns.message.QueryMessage):
             return None
         found = answer.resolve_chaining().answer  # past CNAMEs

@@ -25,7 +25,7 @@ import structlog
 from tidegate.control.admin import AdminContext, Administration, Reloaded
 from tidegate.control.commands import ReloadSettings
 from tidegate.control.server import ControlServer
-from tidegate.dns import DnsProxy, DnsServer, Resolver, choose_upstreams
+from tidegate.dns import DnsProxy, DnsServer, Resolver, choose_upstreams, in_flight_within
 from tidegate.dns.resolvers import DNS_PORT
 from tidegate.engine import Engine, EngineGateway, ExternalLink, GatewayOptions
 from tidegate.engine_watch import explain_engine, watch_engine
@@ -175,7 +175,7 @@ class Gateway:
         undo.callback(store.close)
         private_key = await asyncio.to_thread(load_or_make_private_key, state.key, partial(peer_names, store))
 
-        raise_open_file_limit()
+        open_files = raise_open_file_limit()
         engine = await self._open_engine(private_key)
         self._engine = engine
         undo.callback(engine.stop)
@@ -202,7 +202,7 @@ class Gateway:
         for external, why in admin.failed_publications.items():
             log.warning("a port is not published", port=external, cause=why)
 
-        self._open_dns(undo)
+        self._open_dns(undo, open_files)
         control = ControlServer(state.control_socket, admin.execute)
         control.open()
         undo.callback(control.close)
@@ -274,11 +274,15 @@ class Gateway:
         except ValueError as cause:
             raise EngineError(f"the engine refuses the settings: {cause}") from cause
 
-    def _open_dns(self, undo: AsyncExitStack) -> None:
+    def _open_dns(self, undo: AsyncExitStack, open_files: int) -> None:
         gateway = self._settings.gateway
         if not self._settings.dns.enabled:
             return
-        self._dns_proxy = DnsProxy(self._upstreams(), find_upstreams=self._upstreams)
+        self._dns_proxy = DnsProxy(
+            self._upstreams(),
+            find_upstreams=self._upstreams,
+            max_in_flight=in_flight_within(open_files),
+        )
         self._dns = DnsServer(self._dns_proxy, gateway.address, gateway.subnet)
         self._dns.open()
         undo.callback(self._dns.close)

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tests.unit.dns import costly
 from tests.unit.dns.loopback import Resolver, good, servfail, silent
 from tidegate.endpoint_search import EndpointCandidates, _address_in, resolve_again
 from tidegate.errors import HostNetworkError
@@ -91,6 +92,53 @@ def test_whatever_is_written_in_an_answer_raises_nothing(written: bytes | tuple[
         at, damage = written
         wire = GOOD[:at] + damage + GOOD[at + len(damage) :]
     assert _address_in(wire) is None or isinstance(_address_in(wire), IPv4Address)
+
+
+QUESTION = costly.name(NAME.host)
+
+
+@pytest.mark.parametrize("section", [costly.ANSWER, costly.AUTHORITY, costly.ADDITIONAL])
+@pytest.mark.parametrize(
+    ("records", "promised"),
+    [
+        (costly.colliding(350, QUESTION), costly.PROMISED),
+        (costly.with_long_names(300, QUESTION), costly.PROMISED),
+        (costly.colliding(10, QUESTION, letters=8), 4 * costly.PROMISED),
+        (costly.with_long_names(14, QUESTION), 4 * costly.PROMISED),
+    ],
+    ids=["names that collide", "long names", "as many that collide as fit", "as many that are long as fit"],
+)
+def test_an_answer_full_of_records_does_not_hold_the_client_up(
+    records: list[bytes], promised: float, section: int
+) -> None:
+    wire = costly.message(costly.RESPONSE, QUESTION, records, section)
+
+    async def handle() -> None:
+        assert _address_in(wire) is None
+
+    assert asyncio.run(costly.cost(handle)) < promised
+
+
+def test_as_many_addresses_as_there_is_room_for_are_an_answer() -> None:
+    def crowded(query: dns.message.Message) -> bytes:
+        response = dns.message.make_response(query)
+        addresses = [f"192.0.2.{number}" for number in range(100, 129)]
+        response.answer.append(dns.rrset.from_text(query.question[0].name, 60, "IN", "A", *addresses))
+        wire = response.to_wire(max_size=512)
+        assert len(wire) > 490
+        return wire
+
+    assert IPv4Address("192.0.2.100") <= find(crowded) <= IPv4Address("192.0.2.128")
+
+
+def test_other_sections_do_not_matter() -> None:
+    def complete(query: dns.message.Message) -> bytes:
+        response = dns.message.from_wire(good(query))
+        response.authority.append(dns.rrset.from_text("example.", 60, "IN", "NS", "ns.example."))
+        response.additional.append(dns.rrset.from_text("ns.example.", 60, "IN", "A", "192.0.2.53"))
+        return response.to_wire()
+
+    assert find(complete) == IPv4Address("192.0.2.80")
 
 
 def test_where_nobody_knows_it_the_hosts_own_refusal_is_told() -> None:

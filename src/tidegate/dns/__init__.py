@@ -4,8 +4,8 @@
 messages, `resolvers` chooses the resolvers.
 """
 
-from tidegate.dns.proxy import DnsProxy
+from tidegate.dns.proxy import DnsProxy, in_flight_within
 from tidegate.dns.resolvers import Resolver, choose_upstreams
 from tidegate.dns.server import DnsServer
 
-__all__ = ["DnsProxy", "DnsServer", "Resolver", "choose_upstreams"]
+__all__ = ["DnsProxy", "DnsServer", "Resolver", "choose_upstreams", "in_flight_within"]

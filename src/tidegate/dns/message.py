@@ -1,6 +1,10 @@
 """Inspects DNS messages as far as a forwarding proxy must; the codec is dnspython's.
 
 Queries and answers travel as the bytes they came in; only the id is replaced (RFC 5452 §9.2).
+
+Whoever writes a message decides what it costs to parse: dnspython keeps names in dicts, under hashes that anybody can
+make collide, so a few KiB can take seconds. So the header is looked at first, and nothing is parsed that has more
+records than a query needs; of an answer, only the question is.
 """
 
 from __future__ import annotations
@@ -17,6 +21,9 @@ import dns.rcode
 
 HEADER_BYTES = 12  # RFC 1035 §4.1.1
 MINIMUM_UDP_PAYLOAD = 512  # RFC 1035 §4.2.1
+MAX_QUERY_BYTES = 4096
+MAX_ADDITIONAL_RECORDS = 2
+"""Of a query: EDNS's OPT (RFC 6891) and a signature (RFC 8945, RFC 2931)."""
 QR = 0x8000  # RFC 1035 §4.1.1: a response
 TC = 0x0200  # RFC 1035 §4.1.1: truncated
 
@@ -49,10 +56,10 @@ class Query:
 
 
 def parse_query(wire: bytes) -> Query:
-    """Raises `MalformedError`."""
+    """Raises `MalformedError`. What a query costs is bounded by its length, which is bounded."""
     if len(wire) < HEADER_BYTES:
         raise MalformedError("shorter than a header", None)
-    number, flags, questions = struct.unpack_from("!HHH", wire)
+    number, flags, questions, answered, authority, additional = struct.unpack_from("!HHHHHH", wire)
     if flags & QR:
         # Answering it could make two proxies talk to each other for ever.
         raise MalformedError("a response, not a query", None)
@@ -61,6 +68,10 @@ def parse_query(wire: bytes) -> Query:
         raise MalformedError("not a QUERY", _bare_answer(number, flags, dns.rcode.NOTIMP))
     if questions != 1:
         raise MalformedError(f"{questions} questions", _bare_answer(number, flags, dns.rcode.FORMERR))
+    if answered or authority or additional > MAX_ADDITIONAL_RECORDS:
+        raise MalformedError("too many records", _bare_answer(number, flags, dns.rcode.FORMERR))
+    if len(wire) > MAX_QUERY_BYTES:
+        raise MalformedError(f"{len(wire)} bytes", _bare_answer(number, flags, dns.rcode.FORMERR))
     try:
         # We hold no TSIG key, so signed queries are forwarded with their signature (RFC 8945 §5.5).
         message = dns.message.from_wire(wire, keyring=False)
@@ -81,8 +92,8 @@ def answers(wire: bytes, query: Query, number: int) -> bool:
     question; and its kind, RFC 1035 §4.1.1)."""
     if len(wire) < HEADER_BYTES:
         return False
-    got, flags = struct.unpack_from("!HH", wire)
-    if got != number or not flags & QR or dns.opcode.from_flags(flags) != dns.opcode.QUERY:
+    got, flags, questions = struct.unpack_from("!HHH", wire)
+    if got != number or not flags & QR or dns.opcode.from_flags(flags) != dns.opcode.QUERY or questions > 1:
         return False
     try:
         message = dns.message.from_wire(wire, question_only=True)
@@ -109,21 +120,28 @@ def truncate(wire: bytes, query: Query) -> bytes:
     asks again over TCP (RFC 2181 §9)."""
     if len(wire) <= query.udp_payload:
         return wire
-    response = _response(query, rcode_of(wire))
-    response.flags |= dns.flags.TC
-    return response.to_wire()
+    return _bare_response(query, rcode_of(wire), dns.flags.TC)
 
 
 def failure(query: Query, rcode: dns.rcode.Rcode) -> bytes:
     """An answer without records, which says why there are none."""
-    return _response(query, rcode).to_wire()
+    return _bare_response(query, rcode)
 
 
-def _response(query: Query, rcode: dns.rcode.Rcode) -> dns.message.Message:
-    response = dns.message.make_response(query.message, recursion_available=True)
-    response.flags |= query.message.flags & dns.flags.CD  # RFC 4035 §3.2.2
+def _bare_response(query: Query, rcode: dns.rcode.Rcode, flags: int = 0) -> bytes:
+    """Header, question and OPT."""
+    response = dns.message.make_response(query.message, recursion_available=True, pad=0)
+    response.flags |= query.message.flags & dns.flags.CD | flags  # RFC 4035 §3.2.2
     response.set_rcode(rcode)
-    return response
+    # dnspython compresses names by looking for each of their endings in a dict, where they too may collide. There is
+    # nothing to compress here, so the question is added to what it makes of the rest.
+    response.question = []
+    wire = bytearray(response.to_wire())
+    struct.pack_into("!H", wire, 4, 1)
+    name, kind, of_class = query.question
+    encoded = name.to_wire() or b""  # None only with a file to write to
+    wire[HEADER_BYTES:HEADER_BYTES] = encoded + struct.pack("!HH", kind, of_class)
+    return bytes(wire)
 
 
 def _bare_answer(number: int, flags: int, rcode: dns.rcode.Rcode) -> bytes:

@@ -1,9 +1,11 @@
 """Forwards one query to a resolver, and its answer back.
 
-Resolvers are asked in order, each for `timeout` seconds, beginning with the one that answered last. If none answers, or
-none is known, the list is read again: the host may have moved to another network, or only just joined one. If that does
-not help either, the client gets SERVFAIL. Queries in flight are bounded, per source and in total; those beyond are
-dropped and counted: clients ask again.
+Resolvers are asked in order, each for `timeout` seconds. Those that are silent or cannot be reached are passed over for
+the next half minute; what one answers never changes whom others' queries go to: one client may ask for a name for which
+the first resolver has only an error, and the second one need not know the names that the first one knows. If none
+answers, or none is known, the list is read again: the host may have moved to another network, or only just joined one.
+If that does not help either, the client gets SERVFAIL. Queries in flight are bounded, per source and in total; those
+beyond are dropped and counted: clients ask again.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import dns.rcode
 import structlog
@@ -33,19 +34,50 @@ from tidegate.dns.upstream import ask_tcp, ask_udp
 log = structlog.get_logger("tidegate.dns")
 
 MAX_IN_FLIGHT = 1024
+KEPT_FROM_PORTS = 256
+"""Open files that the engine leaves to the rest of the process at least, beside the external ports; otherwise it leaves
+a tenth (`budget`, engine/src/external/reservation.rs)."""
 TIMEOUT = 2.0  # seconds for each resolver
 LOOK_UP_PAUSE = 2.0
 """Minimum seconds from one reading of the resolver list until failed queries cause the next."""
 
 
-@dataclass(slots=True)
-class _Upstreams:
-    """The resolvers to ask."""
+PASSED_OVER = 30.0
+"""Seconds after which a resolver that was silent is asked again."""
 
-    resolvers: list[Resolver]
-    preferred: int = 0
-    """Index of the one that answered last. Kept with its list: a query that began with an older list must not change
-    it."""
+
+class _Upstreams:
+    """The resolvers to ask, and which of them first. Kept together: a query that began with an older list must not
+    change what is known about the new one."""
+
+    def __init__(self, resolvers: Sequence[Resolver]) -> None:
+        self.resolvers = list(resolvers)
+        self._first = 0
+        self._until = -math.inf
+        self._heard_at = [-math.inf] * len(self.resolvers)
+
+    def in_turn(self, now: float) -> list[int]:
+        """The indices of all, in the order in which to ask."""
+        count, first = len(self.resolvers), self._first if now < self._until else 0
+        return [(first + offset) % count for offset in range(count)]
+
+    def heard(self, index: int, now: float) -> None:
+        self._heard_at[index] = now
+
+    def has_been_heard(self, index: int, since: float) -> bool:
+        """Whether it answered anybody since."""
+        return self._heard_at[index] >= since
+
+    def begin_with(self, index: int, now: float) -> None:
+        """Those before it are silent."""
+        self._first, self._until = index, now + PASSED_OVER
+
+
+def in_flight_within(open_files: int) -> int:
+    """How many queries a process may have in flight that may have so many files open. Each needs a socket, and all
+    together may use a quarter of what the external ports leave."""
+    left = max(open_files // 10, KEPT_FROM_PORTS)
+    return min(left // 4, MAX_IN_FLIGHT)
 
 
 class DnsProxy:
@@ -63,6 +95,7 @@ class DnsProxy:
         self._find_upstreams = find_upstreams
         self._looked_up_at = -math.inf
         self._timeout = timeout
+        self.max_in_flight = max_in_flight
         self._in_flight = Places(max_in_flight)
         self.counters: Counter[str] = Counter()
         """queries_udp, queries_tcp, answered, malformed, servfail, truncated, overloaded, over_share,
@@ -74,7 +107,7 @@ class DnsProxy:
         """Uses these resolvers from the next query on, in order. Can be called from another thread."""
         if not upstreams:
             log.warning("no DNS resolver is known: clients get SERVFAIL", hint="set [dns] upstreams")
-        self._upstreams = _Upstreams(list(upstreams))
+        self._upstreams = _Upstreams(upstreams)
 
     async def look_up_upstreams(self) -> None:
         """Reads the list of resolvers again. If it is the same, nothing changes."""
@@ -89,16 +122,16 @@ class DnsProxy:
     async def answer(self, wire: bytes, source: str, *, over_tcp: bool) -> bytes | None:
         """The answer to a query that came from the address `source`; `None`: send none."""
         self.counters["queries_tcp" if over_tcp else "queries_udp"] += 1
-        try:
-            query = parse_query(wire)
-        except MalformedError as malformed:
-            self.counters["malformed"] += 1
-            return malformed.answer
+        # Before anything is parsed: that, too, is work for the one who asks.
         if (refusal := self._in_flight.take(source)) is not None:
             self.counters["over_share" if refusal == "over_share" else "overloaded"] += 1
             return None
         try:
+            query = parse_query(wire)
             found = await self._forward(query, over_tcp)
+        except MalformedError as malformed:
+            self.counters["malformed"] += 1
+            return malformed.answer
         finally:
             self._in_flight.give_back(source)
         if over_tcp:
@@ -121,9 +154,14 @@ class DnsProxy:
     async def _ask_each(self, upstreams: _Upstreams, query: Query, over_tcp: bool) -> bytes | None:
         """The first conclusive answer, otherwise the first one of any kind, otherwise `None`."""
         ask = ask_tcp if over_tcp else ask_udp
+        now = asyncio.get_running_loop().time
         unsettling: bytes | None = None
-        count, first = len(upstreams.resolvers), upstreams.preferred
-        for index in ((first + offset) % count for offset in range(count)):
+        # Whether all that were asked so far are silent. A resolver need not serve TCP, so that says nothing; nor does a
+        # query that stays without an answer where others get theirs.
+        silent = not over_tcp
+        order = upstreams.in_turn(now())
+        for index in order:
+            begun = now()
             try:
                 async with asyncio.timeout(self._timeout):
                     found = await ask(query, upstreams.resolvers[index], self.counters)
@@ -132,10 +170,16 @@ class DnsProxy:
             except OSError:
                 self.counters["upstream_error"] += 1
             else:
+                if silent and index != order[0]:
+                    upstreams.begin_with(index, now())
+                silent = False
+                if not over_tcp:
+                    upstreams.heard(index, now())
                 if _settles(found):
-                    upstreams.preferred = index
                     return found
                 unsettling = unsettling or found
+                continue
+            silent = silent and not upstreams.has_been_heard(index, begun)
         return unsettling
 
 

@@ -50,7 +50,8 @@ class DnsServer:
         self._udp: socket.socket | None = None
         self._tcp: socket.socket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._connections = Places(MAX_TCP_CONNECTIONS)
+        # The bound on queries says how many files may be open, and connections need some as well.
+        self._connections = Places(min(MAX_TCP_CONNECTIONS, proxy.max_in_flight))
 
     @property
     def port(self) -> int:

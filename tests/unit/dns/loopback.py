@@ -50,8 +50,9 @@ class Resolver:
 
     keyring: dict[dns.name.Name, dns.tsig.Key] | None = None
 
-    def __init__(self, answer: Answer, before: Answer = silent) -> None:
+    def __init__(self, answer: Answer, before: Answer = silent, *, tcp: bool = True) -> None:
         self.answer = answer
+        self.tcp = tcp
         self.before = before
         self.ids: list[int] = []
         self.ports: list[int] = []
@@ -73,7 +74,7 @@ class Resolver:
                     if told is not None:
                         self.transport.sendto(told, source)
 
-        async def tcp(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             (length,) = struct.unpack("!H", await reader.readexactly(2))
             told = resolver.answer(dns.message.from_wire(await reader.readexactly(length)))
             if told is not None:
@@ -84,7 +85,9 @@ class Resolver:
             Udp, local_addr=("127.0.0.1", 0)
         )
         self.address = transport.get_extra_info("sockname")
-        server = await asyncio.start_server(tcp, *self.address)
+        server = await asyncio.start_server(converse, *self.address)
+        if not self.tcp:
+            server.close()
         try:
             yield self
         finally:

@@ -31,7 +31,7 @@ from tests.unit.dns.loopback import (
     silent,
 )
 from tests.unit.running import until
-from tidegate.dns import DnsProxy, choose_upstreams
+from tidegate.dns import DnsProxy, DnsServer, choose_upstreams, in_flight_within
 from tidegate.dns.message import MalformedError, parse_query
 
 
@@ -62,8 +62,104 @@ def test_a_silent_resolver_is_passed_over_for_the_next_and_remembered() -> None:
                 wire = await ask(server, query().to_wire())
                 assert wire is not None
                 assert dns.message.from_wire(wire).rcode() == dns.rcode.NOERROR
-            assert len(dead.ids) == 1, "the one that answered last is asked first"
+            assert len(dead.ids) == 1, "it is passed over for a while"
             assert server.counters()["upstream_timeout"] == 1
+
+    run(scenario)
+
+
+def refused(asked: dns.message.Message) -> bytes:
+    response = dns.message.make_response(asked)
+    response.set_rcode(dns.rcode.REFUSED)
+    return response.to_wire()
+
+
+def not_implemented(asked: dns.message.Message) -> bytes:
+    response = dns.message.make_response(asked)
+    response.set_rcode(dns.rcode.NOTIMP)
+    return response.to_wire()
+
+
+def unknown(asked: dns.message.Message) -> bytes:
+    response = dns.message.make_response(asked)
+    response.set_rcode(dns.rcode.NXDOMAIN)
+    return response.to_wire()
+
+
+def only(name: str, otherwise: Answer) -> Answer:
+    """Knows a name, and answers `otherwise` to all others."""
+    return lambda asked: (good if str(asked.question[0].name) == name else otherwise)(asked)
+
+
+async def rcode(server: DnsServer, name: str) -> dns.rcode.Rcode:
+    wire = await ask(server, query(name).to_wire())
+    assert wire is not None
+    return dns.message.from_wire(wire).rcode()
+
+
+@pytest.mark.parametrize("odd", [servfail, refused, not_implemented])
+def test_what_a_resolver_answers_does_not_change_who_is_asked_first(odd: Answer) -> None:
+    """A name for which the first one has an error must not take its own names from everybody."""
+
+    async def scenario() -> None:
+        internal = Resolver(only("intranet.corp.", odd))
+        public = Resolver(only("odd.example.", unknown))
+        async with proxy(internal, public) as server:
+            assert await rcode(server, "odd.example.") == dns.rcode.NOERROR
+            assert await rcode(server, "intranet.corp.") == dns.rcode.NOERROR
+            assert (len(internal.ids), len(public.ids)) == (2, 1)
+
+    run(scenario)
+
+
+def test_an_error_of_the_one_after_a_silent_resolver_is_not_held_against_it() -> None:
+    async def scenario() -> None:
+        dead, internal, public = Resolver(silent), Resolver(only("intranet.corp.", refused)), Resolver(good)
+        async with proxy(dead, internal, public, timeout=1) as server:
+            assert await rcode(server, "odd.example.") == dns.rcode.NOERROR
+            assert await rcode(server, "intranet.corp.") == dns.rcode.NOERROR
+            assert [len(asked.ids) for asked in (dead, internal, public)] == [1, 2, 1]
+
+    run(scenario)
+
+
+def test_a_silent_resolver_is_asked_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        internal, public = Resolver(silent), Resolver(unknown)
+        async with proxy(internal, public, timeout=1) as server:
+            monkeypatch.setattr("tidegate.dns.proxy.PASSED_OVER", 1.0)
+            assert await rcode(server, "intranet.corp.") == dns.rcode.NXDOMAIN
+            internal.answer = good
+            since = asyncio.get_running_loop().time()
+            while await rcode(server, "intranet.corp.") == dns.rcode.NXDOMAIN:
+                # Answers of the second one do not prolong it.
+                assert asyncio.get_running_loop().time() - since < 5
+                await asyncio.sleep(0.1)
+            assert len(public.ids) > 1, "it was asked at once"
+
+    run(scenario)
+
+
+def test_a_resolver_that_answers_others_is_not_silent() -> None:
+    async def scenario() -> None:
+        internal, public = Resolver(only("intranet.corp.", silent)), Resolver(unknown)
+        async with proxy(internal, public, timeout=1) as server:
+            slow = asyncio.create_task(rcode(server, "slow.example."))
+            await until(lambda: bool(internal.ids))
+            assert await rcode(server, "intranet.corp.") == dns.rcode.NOERROR
+            assert await slow == dns.rcode.NXDOMAIN
+            assert await rcode(server, "intranet.corp.") == dns.rcode.NOERROR
+
+    run(scenario)
+
+
+def test_a_resolver_without_tcp_is_still_asked_first() -> None:
+    async def scenario() -> None:
+        internal, public = Resolver(good, tcp=False), Resolver(unknown)
+        async with proxy(internal, public) as server:
+            (answer,) = await ask_over_tcp(server, query("odd.example.").to_wire())
+            assert dns.message.from_wire(answer).rcode() == dns.rcode.NXDOMAIN
+            assert await rcode(server, "intranet.corp.") == dns.rcode.NOERROR
 
     run(scenario)
 
@@ -304,6 +400,14 @@ def test_queries_in_flight_are_bounded() -> None:
             assert server.counters()["overloaded"] == 2
 
     run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("open_files", "queries"),
+    [(64, 64), (1024, 64), (2560, 64), (4096, 102), (20_000, 500), (524_288, 1024), (1 << 30, 1024)],
+)
+def test_queries_in_flight_leave_most_open_files_to_others(open_files: int, queries: int) -> None:
+    assert in_flight_within(open_files) == queries
 
 
 def test_one_source_cannot_hold_all_queries_in_flight() -> None:

@@ -78,6 +78,20 @@ def test_tcp_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     run(scenario)
 
 
+def test_there_are_no_more_tcp_connections_than_queries() -> None:
+    """Where few files may be open, connections take no more of them."""
+
+    async def scenario() -> None:
+        async with proxy(Resolver(good), max_in_flight=2) as server:
+            held = [await connect(server, f"127.0.0.{number}") for number in (1, 2)]
+            await asyncio.sleep(0.05)
+            assert await is_refused(server, "127.0.0.3")
+            for _, writer in held:
+                writer.close()
+
+    run(scenario)
+
+
 def test_an_open_tcp_connection_ends_with_the_server_and_without_complaint() -> None:
     complaints: list[object] = []
 
