@@ -253,6 +253,7 @@ class Client:
         was: Renewal = "whole"
         pause = SETTLE
         retry: float | None = None
+        wide: frozenset[str] = frozenset()
         admit = RateLimit(asyncio.get_running_loop().time, burst=1).admit
 
         def warn(event: str, **fields: object) -> None:
@@ -273,6 +274,12 @@ class Client:
                     if await self._supervisor.wait_for_stop(pause):
                         return
                 changed.clear()
+                wide_before, wide = wide, await self._wide_routes()
+                if new := wide - wide_before:
+                    warn(
+                        "the network has routes that are too wide for a local network: the tunnel goes before them",
+                        routes=", ".join(sorted(new)),
+                    )
                 try:
                     now = await self._renew_routes()
                 except HostNetworkError as cause:
@@ -292,6 +299,13 @@ class Client:
         """Raises `HostNetworkError`."""
         async with self._renewing:
             return await to_its_end(partial(self._host.renew_routes, self._routes, self._tun_name))
+
+    async def _wide_routes(self) -> frozenset[str]:
+        try:
+            return frozenset(await asyncio.to_thread(self._host.wide_routes, self._routes))
+        except HostNetworkError as cause:
+            log.debug("the host's routes cannot be read", cause=cause.message)
+            return frozenset()
 
     async def _move_routes(self, endpoint: tuple[str, int]) -> None:
         """Lets the answers of a gateway through that is asked at another address from now on, where reverse path

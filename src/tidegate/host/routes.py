@@ -5,8 +5,14 @@ table of their own; a rule sends everything there that does not carry the transp
 before it lets the main table's more specific routes (the local network) win:
 
     29797: from all to 192.0.2.7 ipproto udp dport 51820 lookup main
-    29798: from all lookup main suppress_prefixlength 0
+    29798: from all lookup main suppress_prefixlength 7
     29799: not from all fwmark 0x7467 lookup 29799
+
+The main table is not the user's alone: the network that the host is in writes to it (DHCP option 121, router
+advertisements). wg-quick sets aside its default route only, so that two routes for half of all addresses each, or one
+for 2000::/3, are enough to pull everything out of the tunnel (CVE-2024-3661, "TunnelVision"). Here nothing wins that is
+too wide for a local network: prefixes up to /7, and up to /31 for IPv6. More specific ones do, whoever wrote them.
+`wide_routes` finds those that were set aside.
 
 The first rule (IPv4 only) is for strict reverse path filtering (`rp_filter` 1). The kernel then looks for the way back
 to the sender of each packet that arrives, and drops the packet if that way is not through the device that it came from.
@@ -17,7 +23,7 @@ packet's protocol and ports, swapped. A fragment has no ports; so, with strict f
 where netfilter's connection tracking, as a firewall uses it, reassembles them before.
 
 IPv6 is not carried, so where a profile claims it (``::/0``), the table has an *unreachable* route for it:
-programs fall back to IPv4 at once, and nothing leaks past the tunnel.
+programs fall back to IPv4 at once, and do not use IPv6 past the tunnel, except in the local network.
 
 A client that is killed (SIGKILL) cannot undo anything. Its device disappears with it, and the device's routes; the
 rules, the *unreachable* route (which belongs to no device) and `src_valid_mark` stay: IPv4 goes its old way, IPv6 is
@@ -48,7 +54,7 @@ import structlog
 from tidegate.errors import ConflictError, HostNetworkError
 from tidegate.host import MAIN_TABLE
 from tidegate.host.full_tunnel_lock import PATIENCE, already_routed_error, full_tunnel_lock
-from tidegate.host.netlink import IFF_UP, INET6_PROC, RTN_UNREACHABLE, rtnetlink
+from tidegate.host.netlink import IFF_UP, INET6_PROC, RTN_UNICAST, RTN_UNREACHABLE, rtnetlink
 
 log = structlog.get_logger("tidegate.routes")
 
@@ -57,6 +63,10 @@ TABLE = FWMARK
 PRIORITY_GATEWAY, PRIORITY_MAIN, PRIORITY_TUNNEL = TABLE - 2, TABLE - 1, TABLE
 PROTOCOL = 0x74  # "t": the origin of a route (rtnetlink(7), rtm_protocol)
 FIB_RULE_INVERT = 2  # linux/fib_rules.h
+WIDEST_LOCAL = {4: 8, 6: 32}
+"""The shortest prefix of the main table that goes before the tunnel: 10.0.0.0/8, a provider's whole IPv6 network."""
+MOST_NAMED = 8
+"""How many wide routes `wide_routes` describes."""
 SRC_VALID_MARK = Path("/proc/sys/net/ipv4/conf/all/src_valid_mark")
 _GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EAFNOSUPPORT}
 
@@ -128,7 +138,8 @@ def plan_routes(allowed_ips: tuple[Network, ...], endpoint: IPv4Address, port: i
     for version in sorted({network.version for network in allowed_ips}):
         if version == 4:
             rules.append(Rule(version, PRIORITY_GATEWAY, MAIN_TABLE, gateway=(endpoint, port)))
-        rules.append(Rule(version, PRIORITY_MAIN, MAIN_TABLE, suppress_prefixlength=0))
+        too_wide = WIDEST_LOCAL[version] - 1
+        rules.append(Rule(version, PRIORITY_MAIN, MAIN_TABLE, suppress_prefixlength=too_wide))
         rules.append(Rule(version, PRIORITY_TUNNEL, TABLE, unless_fwmark=FWMARK))
     return RoutePlan(FWMARK, routes, tuple(rules))
 
@@ -182,6 +193,30 @@ def renew_routes(plan: RoutePlan, tun_name: str) -> Renewal:
     if refusals:
         raise refusals[0]
     return "renewed" if missing else "whole"
+
+
+def wide_routes(plan: RoutePlan) -> tuple[str, ...]:
+    """Describes the main table's routes that are no default ones, but too wide to go before the tunnel: either the
+    network is hostile, or another VPN has made them. Raises `HostNetworkError`."""
+    versions = sorted(rule.version for rule in plan.rules if rule.suppress_prefixlength is not None)
+    found = []
+    with rtnetlink("look for wide routes") as ip:
+        for version in versions:
+            for message in ip.get_routes(family=_FAMILIES[version], table=MAIN_TABLE):
+                if not 0 < message["dst_len"] < WIDEST_LOCAL[version] or message["type"] != RTN_UNICAST:
+                    continue
+                destination = ip_network(f"{message.get('RTA_DST')}/{message['dst_len']}")
+                if not destination.is_multicast:
+                    found.append((str(destination), message.get("RTA_GATEWAY"), message.get("RTA_OIF")))
+        names = {link["index"]: link.get("IFLA_IFNAME") for link in ip.get_links()} if found else {}
+    described = [
+        destination
+        + (f" via {router}" if router else "")
+        + (f" dev {names.get(index, index)}" if index else "")
+        for destination, router, index in found
+    ]
+    more = len(described) - MOST_NAMED
+    return (*described[:MOST_NAMED], *([f"{more} more"] if more > 0 else []))
 
 
 def _possible(plan: RoutePlan) -> RoutePlan:

@@ -27,9 +27,9 @@ def test_the_whole_internet_goes_through_a_table_of_its_own_and_ipv6_nowhere() -
     )
     assert plan.rules == (
         Rule(4, TABLE - 2, MAIN_TABLE, gateway=(ENDPOINT, PORT)),
-        Rule(4, TABLE - 1, MAIN_TABLE, suppress_prefixlength=0),
+        Rule(4, TABLE - 1, MAIN_TABLE, suppress_prefixlength=7),
         Rule(4, TABLE, TABLE, unless_fwmark=FWMARK),
-        Rule(6, TABLE - 1, MAIN_TABLE, suppress_prefixlength=0),
+        Rule(6, TABLE - 1, MAIN_TABLE, suppress_prefixlength=31),
         Rule(6, TABLE, TABLE, unless_fwmark=FWMARK),
     )
 
@@ -98,7 +98,7 @@ from ipaddress import *
 from pathlib import Path
 from tidegate.host import routes, full_tunnel_lock
 from tidegate.errors import TidegateError
-from tidegate.host.routes import apply_routes, plan_routes, remove_leftovers, renew_routes
+from tidegate.host.routes import apply_routes, plan_routes, remove_leftovers, renew_routes, wide_routes
 
 def sh(command):
     return subprocess.run(command, shell=True, capture_output=True, text=True).stdout
@@ -143,6 +143,22 @@ with apply_routes(plan, "tun9"):
     told["ipv6"] = way("2001:db8:1::1")
     told["ipv6 neighbour"] = way("2001:db8::9")
     told["src_valid_mark"] = state()[-1]
+    told["tight"] = wide_routes(plan)
+    attacks = {  # what a DHCP server or a router may say
+        "ip route add 0.0.0.0/1 via 192.0.2.66": "8.8.8.8", "ip route add 128.0.0.0/1 via 192.0.2.66": "198.51.100.1",
+        "ip route add 8.0.0.0/7 via 192.0.2.66": "8.8.8.8", "ip -6 route add 2000::/3 dev eth0": "2001:db8:1::1",
+        "ip -6 route add 2600::/31 via 2001:db8::66": "2600::1"}
+    for attack in attacks:
+        sh(attack)
+    told["attacked"] = [way(target) for target in attacks.values()]
+    told["wide"] = wide_routes(plan)
+    sh("ip route add 224.0.0.0/4 dev eth0; ip route add 10.0.0.0/8 via 192.0.2.3; ip route add 11.0.0.0/8 dev eth0")
+    sh("ip -6 route add 2400::/32 dev eth0")
+    told["local"] = [way("10.1.2.3"), way("11.1.2.3"), way("2400::1"), way("192.0.2.9"), way("2001:db8::9")]
+    told["wide"] += wide_routes(plan)[len(told["wide"]):]
+    for attack in (*attacks, "route add 224.0.0.0/4 ", "route add 10.0.0.0/8 ", "route add 11.0.0.0/8 ",
+                   "-6 route add 2400::/32 "):
+        sh("ip " + attack.removeprefix("ip ").replace("add", "del").split(" via")[0].split(" dev")[0])
     try:
         with apply_routes(plan, "tun9"):
             told["second"] = "was let in"
@@ -243,6 +259,17 @@ def test_the_kernel_routes_as_planned_and_forgets_everything_afterwards() -> Non
     assert "No route to host" in told["ipv6"]
     assert "dev eth0" in told["ipv6 neighbour"]
     assert told["src_valid_mark"].strip() == "1"
+    assert all("dev tun9" in way for way in told["attacked"][:3]), told["attacked"]
+    assert all("No route to host" in way for way in told["attacked"][3:]), told["attacked"]
+    assert told["tight"] == []
+    assert told["wide"] == [
+        "0.0.0.0/1 via 192.0.2.66 dev eth0",
+        "8.0.0.0/7 via 192.0.2.66 dev eth0",
+        "128.0.0.0/1 via 192.0.2.66 dev eth0",
+        "2600::/31 via 2001:db8::66 dev eth0",
+        "2000::/3 dev eth0",
+    ]
+    assert all("dev eth0" in way for way in told["local"]), "a large local network is still one"
     assert told["rules"].count("29799") == 2, "one rule, that names table and priority"
     assert "another client already routes" in told["second"]
     before, down, past, still, renewed, again, after = told["renewed"]
