@@ -48,6 +48,10 @@ from tidegate.store.sqlite import SqliteStore
 
 log = structlog.get_logger("tidegate.gateway")
 
+FIRST_RETRY, LONGEST_RETRY = 0.5, 60.0
+"""Seconds until the external link is tried again although nothing has changed: at first, doubled each time, and at
+most."""
+
 
 class Gateway:
     """One gateway, from start to stop. Can be run once."""
@@ -316,41 +320,58 @@ class Gateway:
 
     async def _watch_link(self, changed: asyncio.Event) -> None:
         """Whenever the host's network changes: gives the engine the new external link, and the DNS proxy the new
-        resolvers."""
+        resolvers. What fails is tried again on the next change, and now and then: what would make it succeed (memory,
+        descriptors) may not cause a notification."""
+        retry: float | None = None
         while True:
-            await changed.wait()
-            if await self._supervisor.wait_for_stop(SETTLE):
-                return
+            try:
+                async with asyncio.timeout(retry):
+                    await changed.wait()
+            except TimeoutError:
+                pass
+            else:
+                retry = None
+                if await self._supervisor.wait_for_stop(SETTLE):
+                    return
             changed.clear()
-            # Before the network is read: whatever happens from here on makes the engine be told again.
-            was_away, self._external_was_away = self._external_was_away, False
-            if self._dns_proxy is not None:
-                await self._dns_proxy.look_up_upstreams()
-            try:
-                network = await asyncio.to_thread(self._host.read_network)
-                link = external_link(network, self._settings.external)
-            except HostNetworkError as cause:
-                self._link_is_unusable(cause.message)
-                continue
-            own = host_addresses(network, tun_name=self._settings.gateway.tun_name)
-            if (link, own) == (self._external, self._own_addresses) and not was_away:
-                continue
-            log.info(
-                "the external link is back" if was_away else "the host's network changed",
-                interface=link.interface,
-                addresses=",".join(link.addresses),
-                next_hop=link.next_hop,
-            )
-            try:
-                await asyncio.to_thread(self.engine.set_external, link, own)
-            except OSError as cause:
-                self._link_is_unusable(cause.strerror or str(cause))
-                continue
-            self._external, self._own_addresses = link, own
-            self.external_trouble = None
+            if await self._follow_link():
+                retry = None
+            else:
+                retry = FIRST_RETRY if retry is None else min(2 * retry, LONGEST_RETRY)
+
+    async def _follow_link(self) -> bool:
+        """Whether nothing is left to do."""
+        # Before the network is read: whatever happens from here on makes the engine be told again.
+        was_away, self._external_was_away = self._external_was_away, False
+        if self._dns_proxy is not None:
+            await self._dns_proxy.look_up_upstreams()
+        try:
+            network = await asyncio.to_thread(self._host.read_network)
+            link = external_link(network, self._settings.external)
+        except HostNetworkError as cause:
+            self._link_is_unusable(cause.message)
+            return False
+        own = host_addresses(network, tun_name=self._settings.gateway.tun_name)
+        if (link, own) == (self._external, self._own_addresses) and not was_away:
+            return True
+        try:
+            await asyncio.to_thread(self.engine.set_external, link, own)
+        except OSError as cause:
+            self._link_is_unusable(cause.strerror or str(cause))
+            return False
+        log.info(
+            "the external link is back" if was_away else "the host's network changed",
+            interface=link.interface,
+            addresses=",".join(link.addresses),
+            next_hop=link.next_hop,
+        )
+        self._external, self._own_addresses = link, own
+        self.external_trouble = None
+        return True
 
     def _link_is_unusable(self, cause: str) -> None:
-        log.warning("the external link is not usable", cause=cause)
+        if cause != self.external_trouble:
+            log.warning("the external link is not usable", cause=cause)
         self.external_trouble = cause
         self._external_was_away = True
 
