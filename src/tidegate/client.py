@@ -89,6 +89,10 @@ class Client:
         self._report = report
         self._supervisor = Supervisor()
         self._unanswered = asyncio.Event()
+        self._routes = RoutePlan(0, (), ())
+        """Those in force, as far as this kernel supports them."""
+        self._routes_changed = asyncio.Event()
+        self._renewing = asyncio.Lock()
 
     async def run(self) -> signal.Signals | None:
         """Runs until SIGINT, SIGTERM or SIGHUP, and returns which. Raises `TidegateError`."""
@@ -118,7 +122,7 @@ class Client:
         await self._remove_leftovers()  # first: those of a killed client may prevent look-ups
         self._heed_stop()
         endpoint = await self._unless_stopped(resolve(profile.endpoint))
-        plan = plan_routes(profile.allowed_ips, endpoint) if self._use_routes else RoutePlan(0, (), ())
+        plan = self._plan_routes(endpoint)
         self._report(
             ClientEvent(
                 "starting",
@@ -133,7 +137,7 @@ class Client:
         await asyncio.to_thread(self._host.configure_tun, self._tun_name, profile.address, profile.mtu)
         self._heed_stop()
         engine.start()
-        in_force = await undo.enter_async_context(in_thread(self._host.routes(plan, self._tun_name)))
+        self._routes = await undo.enter_async_context(in_thread(self._host.routes(plan, self._tun_name)))
         self._heed_stop()
         if self._use_dns:
             await self._tell_resolver(undo)
@@ -144,9 +148,14 @@ class Client:
             "engine-events", lambda: watch_engine(engine, self._supervisor, handlers=handlers)
         )
         self._supervisor.start("search", lambda: self._search(engine, endpoint, plan, resolvers))
-        if in_force.routes:
-            self._supervisor.start("routes", lambda: self._keep_routes(in_force))
+        if self._routes.routes:
+            self._supervisor.start("routes", self._keep_routes)
         self._supervisor.start("handshake", lambda: self._await_handshake(engine))
+
+    def _plan_routes(self, endpoint: IPv4Address) -> RoutePlan:
+        if not self._use_routes:
+            return RoutePlan(0, (), ())
+        return plan_routes(self._profile.allowed_ips, endpoint, self._profile.endpoint.port)
 
     async def _remove_leftovers(self) -> None:
         try:
@@ -236,14 +245,15 @@ class Client:
         await self._look_for_silence(engine)
         await self._supervisor.stopped()
 
-    async def _keep_routes(self, plan: RoutePlan) -> None:
+    async def _keep_routes(self) -> None:
         """Restores routes and rules that other programs remove (`renew_routes`); less and less often if they do so
         again and again. What the kernel refuses is tried again on the next change, and now and then: what would make it
         succeed may not cause a notification."""
-        changed = asyncio.Event()
+        changed = self._routes_changed
         was: Renewal = "whole"
         pause = SETTLE
         retry: float | None = None
+        wide: frozenset[str] = frozenset()
         admit = RateLimit(asyncio.get_running_loop().time, burst=1).admit
 
         def warn(event: str, **fields: object) -> None:
@@ -264,8 +274,14 @@ class Client:
                     if await self._supervisor.wait_for_stop(pause):
                         return
                 changed.clear()
+                wide_before, wide = wide, await self._wide_routes()
+                if new := wide - wide_before:
+                    warn(
+                        "the network has routes that are too wide for a local network: the tunnel goes before them",
+                        routes=", ".join(sorted(new)),
+                    )
                 try:
-                    now = await to_its_end(partial(self._host.renew_routes, plan, self._tun_name))
+                    now = await self._renew_routes()
                 except HostNetworkError as cause:
                     warn("the tunnel's routes cannot be restored", cause=cause.message)
                     pause, was = min(pause * 2, LONGEST_SETTLE), "whole"
@@ -278,6 +294,31 @@ class Client:
                 elif now == "renewed":
                     warn("the tunnel's routes or rules were gone; they are restored", device=self._tun_name)
                 was = now
+
+    async def _renew_routes(self) -> Renewal:
+        """Raises `HostNetworkError`."""
+        async with self._renewing:
+            return await to_its_end(partial(self._host.renew_routes, self._routes, self._tun_name))
+
+    async def _wide_routes(self) -> frozenset[str]:
+        try:
+            return frozenset(await asyncio.to_thread(self._host.wide_routes, self._routes))
+        except HostNetworkError as cause:
+            log.debug("the host's routes cannot be read", cause=cause.message)
+            return frozenset()
+
+    async def _move_routes(self, endpoint: tuple[str, int]) -> None:
+        """Lets the answers of a gateway through that is asked at another address from now on, where reverse path
+        filtering is strict."""
+        moved = self._routes.towards(IPv4Address(endpoint[0]), endpoint[1])
+        if moved == self._routes:
+            return
+        self._routes = moved
+        try:
+            await self._renew_routes()
+        except HostNetworkError as cause:
+            log.warning("the routing rules cannot follow the gateway yet", cause=cause.message)
+            self._routes_changed.set()  # they are tried again
 
     async def _search(
         self, engine: EngineClient, endpoint: IPv4Address, plan: RoutePlan, before: Sequence[Resolver]
@@ -335,15 +376,12 @@ class Client:
         if target != peer.endpoint:
             before, now = (f"{at[0]}:{at[1]}" if at else None for at in (peer.endpoint, target))
             log.info("the gateway does not answer: trying another address", before=before, now=now)
+            await self._move_routes(target)
             await asyncio.to_thread(engine.set_endpoint, target)
 
     def _would_swallow(self, plan: RoutePlan, endpoint: IPv4Address) -> bool:
         """Whether the routes would send the tunnel's own datagrams into the tunnel."""
-        return (
-            self._use_routes
-            and not plan.has_policy
-            and plan_routes(self._profile.allowed_ips, endpoint).has_policy
-        )
+        return not plan.has_policy and self._plan_routes(endpoint).has_policy
 
     async def _look_for_silence(self, engine: EngineClient) -> None:
         """Reports it if packets go out and none comes back: two ends with different ciphers complete handshakes, but

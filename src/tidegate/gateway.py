@@ -19,6 +19,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from ipaddress import IPv4Interface
+from typing import Literal
 
 import structlog
 
@@ -30,12 +31,12 @@ from tidegate.dns.resolvers import DNS_PORT
 from tidegate.engine import Engine, EngineGateway, ExternalLink, GatewayOptions
 from tidegate.engine_watch import explain_engine, watch_engine
 from tidegate.errors import EngineError, HostNetworkError, LockedError, SettingsError, TidegateError
-from tidegate.host import SETTLE, Host
+from tidegate.host import SETTLE, Host, HostNetwork, InterfaceAddress
 from tidegate.host.external import check_subnet, external_link, host_addresses
 from tidegate.host.privileges import raise_open_file_limit
 from tidegate.identity import load_or_make_private_key, public_key_of
 from tidegate.lifecycle import Supervisor, on_signal
-from tidegate.log import configure_logging
+from tidegate.log import RateLimit, configure_logging
 from tidegate.mapping_log import MappingLog
 from tidegate.net import Endpoint
 from tidegate.notify import notify
@@ -47,6 +48,16 @@ from tidegate.store import peer_names
 from tidegate.store.sqlite import SqliteStore
 
 log = structlog.get_logger("tidegate.gateway")
+
+LONGEST_SETTLE = 2.0
+"""Maximum seconds until the TUN device is restored that another program changes again and again."""
+FIRST_RETRY, LONGEST_RETRY = 0.5, 60.0
+"""Seconds until what failed is tried again although nothing has changed: at first, doubled each time, and at
+most."""
+
+NetworkOutcome = Literal["whole", "restored", "failed"]
+"""What a look at the host's network came to. *whole*: all is known, and as it should be; *restored*: our own TUN device
+was not, and is again; *failed*: something is left to be tried again."""
 
 
 class Gateway:
@@ -78,6 +89,7 @@ class Gateway:
         """Whether the interface may have been away since the engine opened its sockets on it: they may be bound to an
         interface that is gone, although the new one looks the same."""
         self._own_addresses: tuple[str, ...] = ()
+        self._admit_warning = RateLimit(time.monotonic, burst=1).admit
         self._dns: DnsServer | None = None
         self._dns_proxy: DnsProxy | None = None
         self._look_at_the_link: Callable[[], object] = lambda: None
@@ -179,8 +191,9 @@ class Gateway:
         engine = await self._open_engine(private_key)
         self._engine = engine
         undo.callback(engine.stop)
-        tun_address = IPv4Interface(f"{gateway.address}/{gateway.subnet.prefixlen}")
-        await asyncio.to_thread(self._host.configure_tun, gateway.tun_name, tun_address, gateway.tunnel_mtu)
+        await asyncio.to_thread(
+            self._host.configure_tun, gateway.tun_name, self._tun_address, gateway.tunnel_mtu
+        )
 
         admin = Administration(
             store,
@@ -232,6 +245,11 @@ class Gateway:
         self._supervisor.start("control", control.run)
         self._supervisor.start("reload", lambda: self._reload_on(hung_up, control))
         self._announce(peers)
+
+    @property
+    def _tun_address(self) -> IPv4Interface:
+        gateway = self._settings.gateway
+        return IPv4Interface(f"{gateway.address}/{gateway.subnet.prefixlen}")
 
     async def _lock(self, state: StateDir, undo: AsyncExitStack) -> bool:
         """Takes the state directory's lock, after waiting for a command that holds it. `False` if a stop was
@@ -320,41 +338,91 @@ class Gateway:
 
     async def _watch_link(self, changed: asyncio.Event) -> None:
         """Whenever the host's network changes: gives the engine the new external link, and the DNS proxy the new
-        resolvers."""
+        resolvers, and restores the TUN device; less and less often if another program changes that again and again.
+        What fails is tried again on the next change, and now and then: what would make it succeed (memory, descriptors)
+        may not cause a notification."""
+        pause = SETTLE
+        retry: float | None = None
         while True:
-            await changed.wait()
-            if await self._supervisor.wait_for_stop(SETTLE):
-                return
+            try:
+                async with asyncio.timeout(retry):
+                    await changed.wait()
+            except TimeoutError:
+                pass
+            else:
+                retry = None
+                if await self._supervisor.wait_for_stop(pause):
+                    return
             changed.clear()
-            # Before the network is read: whatever happens from here on makes the engine be told again.
-            was_away, self._external_was_away = self._external_was_away, False
-            if self._dns_proxy is not None:
-                await self._dns_proxy.look_up_upstreams()
-            try:
-                network = await asyncio.to_thread(self._host.read_network)
-                link = external_link(network, self._settings.external)
-            except HostNetworkError as cause:
-                self._link_is_unusable(cause.message)
-                continue
-            own = host_addresses(network, tun_name=self._settings.gateway.tun_name)
-            if (link, own) == (self._external, self._own_addresses) and not was_away:
-                continue
-            log.info(
-                "the external link is back" if was_away else "the host's network changed",
-                interface=link.interface,
-                addresses=",".join(link.addresses),
-                next_hop=link.next_hop,
+            outcome = await self._follow_network()
+            pause = min(2 * pause, LONGEST_SETTLE) if outcome == "restored" else SETTLE
+            later = FIRST_RETRY if retry is None else min(2 * retry, LONGEST_RETRY)
+            retry = later if outcome == "failed" else None
+
+    async def _follow_network(self) -> NetworkOutcome:
+        # Before the network is read: whatever happens from here on makes the engine be told again.
+        was_away, self._external_was_away = self._external_was_away, False
+        if self._dns_proxy is not None:
+            await self._dns_proxy.look_up_upstreams()
+        try:
+            network = await asyncio.to_thread(self._host.read_network)
+        except HostNetworkError as cause:
+            self._link_is_unusable(cause.message)
+            return "failed"
+        tun = await self._restore_tun(network)
+        return tun if await self._follow_link(network, was_away) else "failed"
+
+    async def _restore_tun(self, network: HostNetwork) -> NetworkOutcome:
+        """Gives our TUN device back the address that another program has removed, and sets it up again."""
+        gateway = self._settings.gateway
+        device, address = network.interface_named(gateway.tun_name), self._tun_address
+        if device is None:  # it was deleted: the engine tells
+            return "whole"
+        if device.up and InterfaceAddress(device.index, address) in network.addresses:
+            return "whole"
+        suppressed = self._admit_warning("tun")
+        if suppressed is not None:
+            log.warning(
+                "the TUN device has lost its address or was set down: it is restored",
+                device=gateway.tun_name,
+                address=str(address),
+                suppressed=suppressed,
             )
-            try:
-                await asyncio.to_thread(self.engine.set_external, link, own)
-            except OSError as cause:
-                self._link_is_unusable(cause.strerror or str(cause))
-                continue
-            self._external, self._own_addresses = link, own
-            self.external_trouble = None
+        try:
+            await asyncio.to_thread(self._host.configure_tun, gateway.tun_name, address, gateway.tunnel_mtu)
+        except HostNetworkError as cause:
+            log.warning("the TUN device cannot be restored yet", cause=cause.message)
+            return "failed"
+        return "restored"
+
+    async def _follow_link(self, network: HostNetwork, was_away: bool) -> bool:
+        """Whether the engine has the link as it is now."""
+        try:
+            link = external_link(network, self._settings.external)
+        except HostNetworkError as cause:
+            self._link_is_unusable(cause.message)
+            return False
+        own = host_addresses(network, tun_name=self._settings.gateway.tun_name)
+        if (link, own) == (self._external, self._own_addresses) and not was_away:
+            return True
+        try:
+            await asyncio.to_thread(self.engine.set_external, link, own)
+        except OSError as cause:
+            self._link_is_unusable(cause.strerror or str(cause))
+            return False
+        log.info(
+            "the external link is back" if was_away else "the host's network changed",
+            interface=link.interface,
+            addresses=",".join(link.addresses),
+            next_hop=link.next_hop,
+        )
+        self._external, self._own_addresses = link, own
+        self.external_trouble = None
+        return True
 
     def _link_is_unusable(self, cause: str) -> None:
-        log.warning("the external link is not usable", cause=cause)
+        if cause != self.external_trouble:
+            log.warning("the external link is not usable", cause=cause)
         self.external_trouble = cause
         self._external_was_away = True
 

@@ -21,7 +21,7 @@ from tidegate.lab import checks, hoststate
 from tidegate.lab.hoststate import HostState
 from tidegate.lab.processes import Process
 from tidegate.lab.services import start_services
-from tidegate.lab.stacks import LISTEN_PORT, TidegateClient, TidegateGateway, tidegate_command
+from tidegate.lab.stacks import INNER_GATEWAY, LISTEN_PORT, TidegateClient, TidegateGateway, tidegate_command
 from tidegate.lab.topology import GATEWAY_ACCESS, INTERNET, Lab, Namespace
 from tidegate.lab.waiting import pause, wait_until
 from tidegate.settings import Settings
@@ -220,6 +220,27 @@ def test_a_client_whose_device_was_down_for_a_moment_routes_through_it_again(lab
     lab.client.ip("link set tidegate-client up")
     wait_until(lambda: "dev tidegate-client" in way(), "the way through the tunnel to come back")
     assert checks.ping(lab.client, INTERNET, count=5).complete
+    client.stop()
+    gateway.stop()
+
+
+@pytest.mark.parametrize("taken", ["address flush dev tidegate0", "link set tidegate0 down"])
+def test_a_gateway_whose_tun_device_lost_its_address_or_was_set_down_gets_it_back(
+    lab: Lab, taken: str
+) -> None:
+    """As a network manager may do that takes the device for its own."""
+    gateway = TidegateGateway(lab)
+    gateway.start()
+    client = TidegateClient(lab.client, gateway.add_peer("alice"))
+    client.start()
+    for _ in range(2):
+        lab.gateway.ip(taken)
+        wait_until(
+            lambda: checks.ping(lab.client, INNER_GATEWAY, count=1).complete, "the gateway to answer again"
+        )
+        assert checks.lookup(lab.client, "www.example", INNER_GATEWAY) == [INTERNET]
+        assert checks.ping(lab.client, INTERNET, count=5).complete
+    assert gateway.process.output().count("TUN device has lost its address or was set down") == 1
     client.stop()
     gateway.stop()
 

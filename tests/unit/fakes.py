@@ -310,6 +310,7 @@ class FakeClientHost:
         self.journal: list[str] = []
         self.failure = failure
         self.dns_outcome: DnsOutcome = "applied"
+        self.wide: Sequence[str] = ()
         self.name_servers: list[tuple[str, int]] = []
 
     def check_privileges(self) -> None:
@@ -337,6 +338,9 @@ class FakeClientHost:
 
     def renew_routes(self, plan: RoutePlan, tun_name: str) -> Renewal:
         return "whole"
+
+    def wide_routes(self, plan: RoutePlan) -> Sequence[str]:
+        return self.wide
 
     @contextmanager
     def watch(self, changed: Callable[[], None]) -> Iterator[None]:

@@ -196,3 +196,31 @@ def test_routes_that_are_refused_are_tried_again_in_a_minute_at_the_latest(
         await task
 
     asyncio.run(scenario())
+
+
+def test_routes_that_would_pull_traffic_out_of_the_tunnel_are_told_of_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tidegate.client.SETTLE", 0.01)
+    host, events, looks = FakeClientHost(), [], 0  # type: ignore[var-annotated]
+
+    def look(_: object) -> tuple[str, ...]:
+        nonlocal looks
+        looks += 1
+        return ("0.0.0.0/1 via 192.0.2.66 dev eth0", "128.0.0.0/1 via 192.0.2.66 dev eth0")
+
+    monkeypatch.setattr(host, "wide_routes", look)
+
+    async def scenario() -> None:
+        client = made(FakeEngine(), host, events)
+        task = await until_connected(client, events)
+        for n in range(1, 4):
+            await until(lambda: looks >= n)  # noqa: B023 -- called at once
+            host.changed()
+        client.request_stop()
+        await task
+
+    asyncio.run(scenario())
+    told = capsys.readouterr().out
+    assert told.count("too wide for a local network") == 1
+    assert "0.0.0.0/1 via 192.0.2.66 dev eth0, 128.0.0.0/1 via 192.0.2.66 dev eth0" in told

@@ -15,6 +15,7 @@ from tests.unit.fakes import FakeClient, FakeClientHost, FakeEngine, FakeEvent
 from tests.unit.running import until
 from tidegate.client import Client
 from tidegate.errors import HostNetworkError
+from tidegate.host.routes import Renewal, RoutePlan
 from tidegate.net import Endpoint
 
 UNANSWERED = FakeEvent("handshake_unanswered")
@@ -107,6 +108,51 @@ def test_a_gateway_that_has_roamed_is_called_where_its_profile_says_and_where_it
         for _ in range(3):
             await search.round(packets)
         assert packets.endpoints == [named, heard, named]
+        client.request_stop()
+        await task
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_the_routing_rules_move_before_the_gateway_is_asked_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, refused: bool
+) -> None:
+    """Where reverse path filtering is strict, its answers would be dropped. If the rules cannot be moved, it is asked
+    nevertheless, and they are tried again."""
+    monkeypatch.setattr("tidegate.client.SETTLE", 0.01)
+    host, engine, events = FakeClientHost(), FakeEngine(), []  # type: ignore[var-annotated]
+    heard, named = ("192.0.2.9", 51999), ("192.0.2.2", 51820)
+    steps: list[object] = []
+
+    def renew(plan: RoutePlan, _: str) -> Renewal:
+        (gateway,) = (rule.gateway for rule in plan.rules if rule.gateway is not None)
+        steps.append((str(gateway[0]), gateway[1]))
+        if refused and steps.count(heard) == 1 and steps[-1] == heard:
+            raise HostNetworkError("busy")
+        return "whole"
+
+    monkeypatch.setattr(host, "renew_routes", renew)
+
+    async def scenario() -> None:
+        client = made(engine, host, events)
+        search = Search(client)
+        task = await until_connected(client, events)
+        (packets,) = engine.clients
+        move = packets.set_endpoint
+
+        def noted(endpoint: tuple[str, int]) -> None:
+            steps.append("asked")
+            move(endpoint)
+
+        monkeypatch.setattr(packets, "set_endpoint", noted)
+        await until(lambda: steps == [named])
+        packets.called = heard
+        await search.round(packets)
+        await search.round(packets)
+        assert packets.endpoints == [named, heard]
+        tries = [named, "asked", heard, "asked"]
+        await until(lambda: steps == [*tries, *[heard] * refused])
         client.request_stop()
         await task
 

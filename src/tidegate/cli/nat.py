@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tidegate.cli.options import ConfigOption, JsonOption, StateDirOption, examples, read_settings
+from tidegate.cli.options import ConfigOption, JsonOption, StateDirOption, examples, given_as, read_settings
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -37,8 +37,10 @@ def list_mappings(
     from tidegate.control.commands import NatList
 
     settings = read_settings(context, config, state_dir)
+    with given_as(peer="--peer"):
+        command = NatList(peer=peer, limit=limit)
     with running_gateway(settings) as gateway:
-        answer = gateway.execute(NatList(peer=peer, limit=limit))
+        answer = gateway.execute(command)
     if json:
         print_json(answer)
     else:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -58,6 +60,28 @@ def file_named(text: str, what: str) -> Path:
     if not text:
         raise UsageError(f"{what}: must not be empty")
     return Path(text)
+
+
+@contextmanager
+def given_as(**names: str) -> Iterator[None]:
+    """Around the making of a command out of what the user gave: `names` maps its fields to arguments. Raises
+    `UsageError` for what no gateway accepts: text that is too long, or undecodable."""
+    from pydantic import ValidationError
+
+    from tidegate.errors import UsageError
+    from tidegate.net import quoted
+    from tidegate.settings.messages import describe_error
+
+    try:
+        yield
+    except ValidationError as refused:
+        error = refused.errors(include_url=False)[0]
+        field, value = str(error["loc"][0]), quoted(str(error["input"]))
+        if error["type"] == "string_unicode":
+            wrong = f"must be UTF-8 text, not {value}"
+        else:
+            wrong = describe_error(error, lambda _: value)
+        raise UsageError(f"{names.get(field, field)}: {wrong}") from None
 
 
 def examples(*lines: tuple[str, str]) -> str:

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tidegate.ciphers import WIREGUARD_CIPHER, CipherName
-from tidegate.cli.options import ConfigOption, JsonOption, StateDirOption, examples, file_named, read_settings
+from tidegate.cli.options import (
+    ConfigOption,
+    JsonOption,
+    StateDirOption,
+    examples,
+    file_named,
+    given_as,
+    read_settings,
+)
 from tidegate.cli.runtime import Runtime, runtime_of
 
 if TYPE_CHECKING:
@@ -96,13 +104,14 @@ def add(
     if _is_missing(settings.state_dir):
         _refuse_early(wanted, address, settings, runtime)
     private_key, preshared_key = make_private_key(), make_preshared_key()
-    command = PeerAdd(
-        name=name,
-        public_key=encode_key(public_key_of(private_key)),
-        preshared_key=encode_key(preshared_key),
-        address=address,
-        cipher=cipher,
-    )
+    with given_as(name="NAME", address="--address"):
+        command = PeerAdd(
+            name=name,
+            public_key=encode_key(public_key_of(private_key)),
+            preshared_key=encode_key(preshared_key),
+            address=address,
+            cipher=cipher,
+        )
     comment = f"Tidegate profile of {name}. It holds secret keys: keep it to yourself."
     asking = partial(
         administration,
@@ -333,8 +342,10 @@ def remove(
     from tidegate.control.commands import PeerRemove
 
     settings = read_settings(context, config, state_dir)
+    with given_as(name="NAME"):
+        command = PeerRemove(name=name)
     with administration(settings, runtime_of(context).host(), make=False) as executor:
-        answer = executor.execute(PeerRemove(name=name))
+        answer = executor.execute(command)
     also = f"; no longer published: {', '.join(answer.publications)}" if answer.publications else ""
     done = f"peer {name} ({answer.peer.address}) is removed{also}"
     if json:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from tidegate.cli.options import ConfigOption, JsonOption, StateDirOption, examples, read_settings
+from tidegate.cli.options import ConfigOption, JsonOption, StateDirOption, examples, given_as, read_settings
 from tidegate.cli.runtime import runtime_of
 
 if TYPE_CHECKING:
@@ -47,9 +47,10 @@ def add(
     protocol, first, last = parse_ports(ports)
     peer, internal = _parse_target(to, first, last)
     settings = read_settings(context, config, state_dir)
-    command = PublishAdd(
-        protocol=protocol, first_port=first, last_port=last, peer=peer, internal_port=internal
-    )
+    with given_as(peer="--to", internal_port="--to"):
+        command = PublishAdd(
+            protocol=protocol, first_port=first, last_port=last, peer=peer, internal_port=internal
+        )
     with administration(settings, runtime_of(context).host(), make=False) as executor:
         answer = executor.execute(command)
     done = f"{answer.publication.external} is published to {answer.publication.to}"

@@ -11,7 +11,7 @@ from tidegate.dns.resolvers import Resolver, host_resolvers
 from tidegate.host.netlink import CLIENT_GROUPS, configure_tun, watch
 from tidegate.host.privileges import CAP_NET_ADMIN, check_privileges
 from tidegate.host.resolver import DnsOutcome, configured_dns, remove_leftover_record
-from tidegate.host.routes import Renewal, RoutePlan, apply_routes, remove_leftovers, renew_routes
+from tidegate.host.routes import Renewal, RoutePlan, apply_routes, remove_leftovers, renew_routes, wide_routes
 
 
 class ClientHost(Protocol):
@@ -28,6 +28,10 @@ class ClientHost(Protocol):
         """Yields the part of the plan that is in force: as much as this kernel supports."""
 
     def renew_routes(self, plan: RoutePlan, tun_name: str) -> Renewal: ...
+    def wide_routes(self, plan: RoutePlan) -> Sequence[str]:
+        """Describes the host's routes that the tunnel goes before because they are too wide for a local network's.
+        Raises `HostNetworkError`."""
+
     def watch(self, changed: Callable[[], None]) -> AbstractContextManager[None]: ...
     def dns(
         self, tun_name: str, servers: Sequence[IPv4Address], search: Sequence[str]
@@ -59,6 +63,9 @@ class LinuxClientHost(ClientHost):
 
     def renew_routes(self, plan: RoutePlan, tun_name: str) -> Renewal:
         return renew_routes(plan, tun_name)
+
+    def wide_routes(self, plan: RoutePlan) -> Sequence[str]:
+        return wide_routes(plan)
 
     def watch(self, changed: Callable[[], None]) -> AbstractContextManager[None]:
         return watch(changed, CLIENT_GROUPS)

@@ -118,7 +118,8 @@ def _read_once() -> HostNetwork:
 
 
 def configure_tun(name: str, address: IPv4Interface, mtu: int) -> None:
-    """Gives our own TUN device its MTU and address, and brings it up. Raises `HostNetworkError`."""
+    """Gives our own TUN device its MTU and address, and brings it up; also one that has part of that already. Raises
+    `HostNetworkError`."""
     with rtnetlink(f"configure {name}") as ip:
         found = list(ip.link_lookup(ifname=name))
         if not found:
@@ -129,7 +130,7 @@ def configure_tun(name: str, address: IPv4Interface, mtu: int) -> None:
             ip.link("set", index=found[0], IFLA_AF_SPEC={"attrs": [("AF_INET6", inet6)]})
         ip.link("set", index=found[0], mtu=mtu, txqlen=TUN_QUEUE_PACKETS)
         _fit_superpackets(ip, found[0], mtu)
-        ip.addr("add", index=found[0], address=str(address.ip), prefixlen=address.network.prefixlen)
+        ip.addr("replace", index=found[0], address=str(address.ip), prefixlen=address.network.prefixlen)
         ip.link("set", index=found[0], state="up")
 
 

@@ -4,11 +4,26 @@ A tunnel that carries everything must not carry its own datagrams. So, as with w
 table of their own; a rule sends everything there that does not carry the transport socket's mark, and another rule
 before it lets the main table's more specific routes (the local network) win:
 
-    29798: from all lookup main suppress_prefixlength 0
+    29797: from all to 192.0.2.7 ipproto udp dport 51820 lookup main
+    29798: from all lookup main suppress_prefixlength 7
     29799: not from all fwmark 0x7467 lookup 29799
 
+The main table is not the user's alone: the network that the host is in writes to it (DHCP option 121, router
+advertisements). wg-quick sets aside its default route only, so that two routes for half of all addresses each, or one
+for 2000::/3, are enough to pull everything out of the tunnel (CVE-2024-3661, "TunnelVision"). Here nothing wins that is
+too wide for a local network: prefixes up to /7, and up to /31 for IPv6. More specific ones do, whoever wrote them.
+`wide_routes` finds those that were set aside.
+
+The first rule (IPv4 only) is for strict reverse path filtering (`rp_filter` 1). The kernel then looks for the way back
+to the sender of each packet that arrives, and drops the packet if that way is not through the device that it came from.
+The gateway's answers carry no mark on arrival, so without that rule the way back to the gateway would be the tunnel.
+(wg-quick has netfilter restore the mark.) The rule moves with the gateway (`RoutePlan.towards`). What else it lets past
+the tunnel is other programs' datagrams to the gateway's own tunnel port, and nothing more: the kernel looks with the
+packet's protocol and ports, swapped. A fragment has no ports; so, with strict filtering, fragmented answers pass only
+where netfilter's connection tracking, as a firewall uses it, reassembles them before.
+
 IPv6 is not carried, so where a profile claims it (``::/0``), the table has an *unreachable* route for it:
-programs fall back to IPv4 at once, and nothing leaks past the tunnel.
+programs fall back to IPv4 at once, and do not use IPv6 past the tunnel, except in the local network.
 
 A client that is killed (SIGKILL) cannot undo anything. Its device disappears with it, and the device's routes; the
 rules, the *unreachable* route (which belongs to no device) and `src_valid_mark` stay: IPv4 goes its old way, IPv6 is
@@ -39,15 +54,19 @@ import structlog
 from tidegate.errors import ConflictError, HostNetworkError
 from tidegate.host import MAIN_TABLE
 from tidegate.host.full_tunnel_lock import PATIENCE, already_routed_error, full_tunnel_lock
-from tidegate.host.netlink import IFF_UP, INET6_PROC, RTN_UNREACHABLE, rtnetlink
+from tidegate.host.netlink import IFF_UP, INET6_PROC, RTN_UNICAST, RTN_UNREACHABLE, rtnetlink
 
 log = structlog.get_logger("tidegate.routes")
 
 FWMARK = 0x7467  # "tg"
 TABLE = FWMARK
-PRIORITY_MAIN, PRIORITY_TUNNEL = TABLE - 1, TABLE
+PRIORITY_GATEWAY, PRIORITY_MAIN, PRIORITY_TUNNEL = TABLE - 2, TABLE - 1, TABLE
 PROTOCOL = 0x74  # "t": the origin of a route (rtnetlink(7), rtm_protocol)
 FIB_RULE_INVERT = 2  # linux/fib_rules.h
+WIDEST_LOCAL = {4: 8, 6: 32}
+"""The shortest prefix of the main table that goes before the tunnel: 10.0.0.0/8, a provider's whole IPv6 network."""
+MOST_NAMED = 8
+"""How many wide routes `wide_routes` describes."""
 SRC_VALID_MARK = Path("/proc/sys/net/ipv4/conf/all/src_valid_mark")
 _GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EAFNOSUPPORT}
 
@@ -75,6 +94,8 @@ class Rule:
     table: int
     unless_fwmark: int | None = None
     suppress_prefixlength: int | None = None
+    gateway: tuple[IPv4Address, int] | None = None
+    """Applies only to UDP datagrams to this address and port."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +111,21 @@ class RoutePlan:
     def has_policy(self) -> bool:
         return bool(self.rules)
 
+    def towards(self, endpoint: IPv4Address, port: int) -> RoutePlan:
+        """The plan for a gateway that has moved there."""
+        rules = (
+            replace(rule, gateway=(endpoint, port)) if rule.gateway is not None else rule
+            for rule in self.rules
+        )
+        return replace(self, rules=tuple(rules))
+
 
 Renewal = Literal["whole", "renewed", "down"]
 """The state of the plan. *whole*: nothing was missing; *renewed*: what was missing has been added; *down*: the tunnel's
 device is down, and traffic bypasses it."""
 
 
-def plan_routes(allowed_ips: tuple[Network, ...], endpoint: IPv4Address) -> RoutePlan:
+def plan_routes(allowed_ips: tuple[Network, ...], endpoint: IPv4Address, port: int) -> RoutePlan:
     """Plain routes if they cannot carry the tunnel's own datagrams, policy routing if they would. Pure."""
     swallows_itself = any(isinstance(network, IPv4Network) and endpoint in network for network in allowed_ips)
     defaults = any(network.prefixlen == 0 for network in allowed_ips)
@@ -107,7 +136,10 @@ def plan_routes(allowed_ips: tuple[Network, ...], endpoint: IPv4Address) -> Rout
         return RoutePlan(0, routes, ())
     rules: list[Rule] = []
     for version in sorted({network.version for network in allowed_ips}):
-        rules.append(Rule(version, PRIORITY_MAIN, MAIN_TABLE, suppress_prefixlength=0))
+        if version == 4:
+            rules.append(Rule(version, PRIORITY_GATEWAY, MAIN_TABLE, gateway=(endpoint, port)))
+        too_wide = WIDEST_LOCAL[version] - 1
+        rules.append(Rule(version, PRIORITY_MAIN, MAIN_TABLE, suppress_prefixlength=too_wide))
         rules.append(Rule(version, PRIORITY_TUNNEL, TABLE, unless_fwmark=FWMARK))
     return RoutePlan(FWMARK, routes, tuple(rules))
 
@@ -136,8 +168,8 @@ def apply_routes(plan: RoutePlan, tun_name: str) -> Iterator[RoutePlan]:
 
 
 def renew_routes(plan: RoutePlan, tun_name: str) -> Renewal:
-    """Adds what is missing of the plan that `apply_routes` yielded; nothing while the tunnel's device is down, which
-    cannot have routes then.
+    """Adds what is missing of the plan that `apply_routes` yielded, or of that plan `towards` a gateway that has moved
+    (the rule for where it was is removed then); nothing while the tunnel's device is down, which cannot have routes.
 
     Raises `HostNetworkError` after adding as much as possible.
     """
@@ -148,7 +180,8 @@ def renew_routes(plan: RoutePlan, tun_name: str) -> Renewal:
         device = found[0]["index"]
         routes_there, rules_there = _routes_there(ip, plan.routes, device), _rules_there(ip, plan)
     missing: list[Callable[[], object]] = [
-        *(partial(_add_rule, rule) for rule in plan.rules if _rule_key(rule) not in rules_there),
+        *(partial(_add_rule, rule) for rule in plan.rules if rule not in rules_there),
+        *(partial(_remove_rule, rule) for rule in _outdated(rules_there, plan)),
         *(partial(_add_route, route, device) for route in plan.routes if route not in routes_there),
     ]
     refusals = []
@@ -160,6 +193,30 @@ def renew_routes(plan: RoutePlan, tun_name: str) -> Renewal:
     if refusals:
         raise refusals[0]
     return "renewed" if missing else "whole"
+
+
+def wide_routes(plan: RoutePlan) -> tuple[str, ...]:
+    """Describes the main table's routes that are no default ones, but too wide to go before the tunnel: either the
+    network is hostile, or another VPN has made them. Raises `HostNetworkError`."""
+    versions = sorted(rule.version for rule in plan.rules if rule.suppress_prefixlength is not None)
+    found = []
+    with rtnetlink("look for wide routes") as ip:
+        for version in versions:
+            for message in ip.get_routes(family=_FAMILIES[version], table=MAIN_TABLE):
+                if not 0 < message["dst_len"] < WIDEST_LOCAL[version] or message["type"] != RTN_UNICAST:
+                    continue
+                destination = ip_network(f"{message.get('RTA_DST')}/{message['dst_len']}")
+                if not destination.is_multicast:
+                    found.append((str(destination), message.get("RTA_GATEWAY"), message.get("RTA_OIF")))
+        names = {link["index"]: link.get("IFLA_IFNAME") for link in ip.get_links()} if found else {}
+    described = [
+        destination
+        + (f" via {router}" if router else "")
+        + (f" dev {names.get(index, index)}" if index else "")
+        for destination, router, index in found
+    ]
+    more = len(described) - MOST_NAMED
+    return (*described[:MOST_NAMED], *([f"{more} more"] if more > 0 else []))
 
 
 def _possible(plan: RoutePlan) -> RoutePlan:
@@ -186,18 +243,37 @@ def _routes_there(ip: Any, wanted: Iterable[TunnelRoute], device: int) -> set[Tu
     return there
 
 
-def _rules_there(ip: Any, plan: RoutePlan) -> set[tuple[int, int, int]]:
-    """The rules of the plan's IP versions, as `_rule_key` identifies them."""
-    return {
-        (version, message.get("FRA_PRIORITY"), message.get("FRA_TABLE"))
-        for version in {rule.version for rule in plan.rules}
-        for message in ip.get_rules(family=_FAMILIES[version])
-    }
+def _rules_there(ip: Any, plan: RoutePlan) -> set[Rule]:
+    """The rules of the plan that are there, and our earlier ones for a gateway that has moved."""
+    expected = {(rule.version, rule.priority, rule.table): rule for rule in plan.rules}
+    there = set()
+    for version in {rule.version for rule in plan.rules}:
+        for message in ip.get_rules(family=_FAMILIES[version]):
+            rule = expected.get((version, message.get("FRA_PRIORITY"), message.get("FRA_TABLE")))
+            if rule is not None and rule.gateway is None:
+                there.add(rule)
+            elif rule is not None and (gateway := _gateway_of(message)) is not None:
+                there.add(replace(rule, gateway=gateway))
+    return there
 
 
-def _rule_key(rule: Rule) -> tuple[int, int, int]:
-    """What distinguishes our rule from all others."""
-    return rule.version, rule.priority, rule.table
+def _gateway_of(message: Any) -> tuple[IPv4Address, int] | None:
+    """To which address and UDP port a rule applies; `None` if it is not limited like that."""
+    address, ports = message.get("FRA_DST"), message.get("FRA_DPORT_RANGE")
+    if (
+        not address
+        or not ports
+        or message["dst_len"] != 32
+        or message.get("FRA_IP_PROTO") != socket.IPPROTO_UDP
+    ):
+        return None
+    first, _, last = str(ports).partition(":")
+    return (IPv4Address(address), int(first)) if first == last else None
+
+
+def _outdated(rules_there: set[Rule], plan: RoutePlan) -> set[Rule]:
+    """The rules for a gateway that has moved."""
+    return {rule for rule in rules_there if rule.gateway is not None and rule not in plan.rules}
 
 
 def remove_leftovers() -> None:
@@ -233,7 +309,7 @@ def _remove_ours(own: str | None = None) -> None:
         with rtnetlink("remove an earlier client's rules") as ip:
             for message in list(ip.get_rules(family=family)):
                 priority = message.get("FRA_PRIORITY")
-                if priority in (PRIORITY_MAIN, PRIORITY_TUNNEL):
+                if priority in (PRIORITY_GATEWAY, PRIORITY_MAIN, PRIORITY_TUNNEL):
                     log.info("removing a rule that an earlier client left", priority=priority)
                     ip.rule("del", family=family, priority=priority, table=message.get("FRA_TABLE"))
             ip.flush_routes(family=family, table=TABLE)
@@ -298,6 +374,14 @@ def _rule_arguments(rule: Rule) -> dict[str, Any]:
         arguments |= {"fwmark": rule.unless_fwmark, "flags": FIB_RULE_INVERT}
     if rule.suppress_prefixlength is not None:
         arguments["FRA_SUPPRESS_PREFIXLEN"] = rule.suppress_prefixlength
+    if rule.gateway is not None:
+        address, port = rule.gateway
+        arguments |= {
+            "dst": str(address),
+            "dst_len": 32,
+            "FRA_IP_PROTO": socket.IPPROTO_UDP,
+            "FRA_DPORT_RANGE": f"{port}:{port}",
+        }
     return arguments
 
 
@@ -307,12 +391,27 @@ def _added_rule(rule: Rule) -> Iterator[None]:
     try:
         yield
     finally:
-        _undo(f"remove rule {rule.priority}", "rule", _rule_arguments(rule))
+        if rule.gateway is None:
+            _remove_rule(rule)
+        else:
+            _remove_gateway_rules(rule)
 
 
 def _add_rule(rule: Rule) -> None:
     with rtnetlink(f"add rule {rule.priority}") as ip:
         ip.rule("add", **_rule_arguments(rule))
+
+
+def _remove_rule(rule: Rule) -> None:
+    _undo(f"remove rule {rule.priority}", "rule", _rule_arguments(rule))
+
+
+def _remove_gateway_rules(rule: Rule) -> None:
+    """Removes `rule`, wherever it has moved meanwhile."""
+    with rtnetlink(f"look for rule {rule.priority}") as ip:
+        there = _rules_there(ip, RoutePlan(0, (), (rule,)))
+    for moved in there:
+        _remove_rule(moved)
 
 
 def _undo(doing: str, kind: str, arguments: dict[str, Any]) -> None:
@@ -329,8 +428,8 @@ def _undo(doing: str, kind: str, arguments: dict[str, Any]) -> None:
 
 @contextmanager
 def _source_check_sees_mark() -> Iterator[None]:
-    """Sets src_valid_mark (ip-sysctl), as wg-quick does: with strict reverse path filtering, answers to the transport
-    socket pass only if the check considers the mark."""
+    """Sets src_valid_mark (ip-sysctl), as wg-quick does, so that strict reverse path filtering considers the mark of
+    an arriving packet: netfilter may have given it the one of the packet that it answers."""
     try:
         before = SRC_VALID_MARK.read_text().strip()
         if before != "1":

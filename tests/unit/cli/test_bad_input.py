@@ -268,6 +268,30 @@ def test_a_wrong_command_line_is_a_usage_error(
     assert word in tidegate.refused(USAGE, *arguments, *state)
 
 
+UNDECODABLE = os.fsdecode(b"\xff")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["peer", "remove", "a" * 300], "NAME: must have at most 256 characters"),
+        (["peer", "remove", UNDECODABLE], "NAME: must be UTF-8 text, not '\\udcff'"),
+        (["peer", "add", "bob", "--address", "1" * 70], "--address: must have at most 64 characters"),
+        (["peer", "add", "bob", "--address", UNDECODABLE], "--address: must be UTF-8 text, not '\\udcff'"),
+        (["publish", "add", "tcp/80", "--to", "a" * 300], "--to: must have at most 256 characters"),
+        (["publish", "add", "tcp/80", "--to", UNDECODABLE], "--to: must be UTF-8 text, not '\\udcff'"),
+        (["nat", "list", "--peer", "a" * 300], "--peer: must have at most 256 characters"),
+        (["nat", "list", "--peer", UNDECODABLE], "--peer: must be UTF-8 text, not '\\udcff'"),
+    ],
+)
+def test_an_argument_that_no_gateway_would_be_sent_is_named(
+    tidegate: CommandLine, tmp_path: Path, arguments: list[str], told: str
+) -> None:
+    state = ["--state-dir", str(tmp_path)]
+    assert tidegate("peer", "add", "alice", "--endpoint", "a.b", *state).code == 0
+    assert tidegate.refused(USAGE, *arguments, *state) == f"tidegate: {told}"
+
+
 @pytest.mark.parametrize(
     "flags",
     [

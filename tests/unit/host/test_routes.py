@@ -15,27 +15,29 @@ from hypothesis import strategies as st
 from tidegate.host import MAIN_TABLE
 from tidegate.host.routes import FWMARK, TABLE, Rule, TunnelRoute, plan_routes, remove_leftovers
 
-ENDPOINT = IPv4Address("192.0.2.7")
+ENDPOINT, PORT = IPv4Address("192.0.2.7"), 51820
 
 
 def test_the_whole_internet_goes_through_a_table_of_its_own_and_ipv6_nowhere() -> None:
-    plan = plan_routes((ip_network("0.0.0.0/0"), ip_network("::/0")), ENDPOINT)
+    plan = plan_routes((ip_network("0.0.0.0/0"), ip_network("::/0")), ENDPOINT, PORT)
     assert plan.fwmark == FWMARK
     assert plan.routes == (
         TunnelRoute(ip_network("0.0.0.0/0"), TABLE),
         TunnelRoute(ip_network("::/0"), TABLE, unreachable=True),
     )
     assert plan.rules == (
-        Rule(4, TABLE - 1, MAIN_TABLE, suppress_prefixlength=0),
+        Rule(4, TABLE - 2, MAIN_TABLE, gateway=(ENDPOINT, PORT)),
+        Rule(4, TABLE - 1, MAIN_TABLE, suppress_prefixlength=7),
         Rule(4, TABLE, TABLE, unless_fwmark=FWMARK),
-        Rule(6, TABLE - 1, MAIN_TABLE, suppress_prefixlength=0),
+        Rule(6, TABLE - 1, MAIN_TABLE, suppress_prefixlength=31),
         Rule(6, TABLE, TABLE, unless_fwmark=FWMARK),
     )
 
 
 def test_single_prefixes_are_plain_routes() -> None:
-    plan = plan_routes((ip_network("10.66.77.0/24"), ip_network("198.51.100.0/24")), ENDPOINT)
+    plan = plan_routes((ip_network("10.66.77.0/24"), ip_network("198.51.100.0/24")), ENDPOINT, PORT)
     assert plan.fwmark == 0
+    assert plan.towards(IPv4Address("203.0.113.7"), PORT) == plan
     assert plan.rules == ()
     assert {route.table for route in plan.routes} == {MAIN_TABLE}
 
@@ -48,7 +50,7 @@ def test_single_prefixes_are_plain_routes() -> None:
     )
 )
 def test_the_tunnels_own_datagrams_never_enter_the_tunnel(allowed: list[object]) -> None:
-    plan = plan_routes(tuple(allowed), ENDPOINT)  # type: ignore[arg-type]
+    plan = plan_routes(tuple(allowed), ENDPOINT, PORT)  # type: ignore[arg-type]
     swallowed = any(ENDPOINT in route.destination and route.table == MAIN_TABLE for route in plan.routes)
     assert not swallowed
     assert (plan.fwmark != 0) == plan.has_policy
@@ -79,6 +81,7 @@ ip link set tun9 up
 """
 
 GOING = [
+    (4, "rule del priority 29797"),
     (4, "rule del priority 29798"),
     (4, "rule del priority 29799"),
     (6, "rule del priority 29798"),
@@ -95,7 +98,7 @@ from ipaddress import *
 from pathlib import Path
 from tidegate.host import routes, full_tunnel_lock
 from tidegate.errors import TidegateError
-from tidegate.host.routes import apply_routes, plan_routes, remove_leftovers, renew_routes
+from tidegate.host.routes import apply_routes, plan_routes, remove_leftovers, renew_routes, wide_routes
 
 def sh(command):
     return subprocess.run(command, shell=True, capture_output=True, text=True).stdout
@@ -107,7 +110,7 @@ def state():
 def way(target):
     return sh(f"ip route get {target} 2>&1")
 
-plan = plan_routes((ip_network("0.0.0.0/0"), ip_network("::/0")), IPv4Address("192.0.2.7"))
+plan = plan_routes((ip_network("0.0.0.0/0"), ip_network("::/0")), IPv4Address("192.0.2.7"), 51820)
 told = {"before": state()}
 
 @contextmanager
@@ -140,6 +143,22 @@ with apply_routes(plan, "tun9"):
     told["ipv6"] = way("2001:db8:1::1")
     told["ipv6 neighbour"] = way("2001:db8::9")
     told["src_valid_mark"] = state()[-1]
+    told["tight"] = wide_routes(plan)
+    attacks = {  # what a DHCP server or a router may say
+        "ip route add 0.0.0.0/1 via 192.0.2.66": "8.8.8.8", "ip route add 128.0.0.0/1 via 192.0.2.66": "198.51.100.1",
+        "ip route add 8.0.0.0/7 via 192.0.2.66": "8.8.8.8", "ip -6 route add 2000::/3 dev eth0": "2001:db8:1::1",
+        "ip -6 route add 2600::/31 via 2001:db8::66": "2600::1"}
+    for attack in attacks:
+        sh(attack)
+    told["attacked"] = [way(target) for target in attacks.values()]
+    told["wide"] = wide_routes(plan)
+    sh("ip route add 224.0.0.0/4 dev eth0; ip route add 10.0.0.0/8 via 192.0.2.3; ip route add 11.0.0.0/8 dev eth0")
+    sh("ip -6 route add 2400::/32 dev eth0")
+    told["local"] = [way("10.1.2.3"), way("11.1.2.3"), way("2400::1"), way("192.0.2.9"), way("2001:db8::9")]
+    told["wide"] += wide_routes(plan)[len(told["wide"]):]
+    for attack in (*attacks, "route add 224.0.0.0/4 ", "route add 10.0.0.0/8 ", "route add 11.0.0.0/8 ",
+                   "-6 route add 2400::/32 "):
+        sh("ip " + attack.removeprefix("ip ").replace("add", "del").split(" via")[0].split(" dev")[0])
     try:
         with apply_routes(plan, "tun9"):
             told["second"] = "was let in"
@@ -173,24 +192,32 @@ with apply_routes(plan, "tun9"):
         sh(f"ip -{version} {what}")
         told["taken away"][f"{version} {what}"] = [
             state() != whole, renew_routes(plan, "tun9"), state() == whole, renew_routes(plan, "tun9")]
+    moved = plan.towards(IPv4Address("198.51.100.7"), 51999)
+    told["moved"] = [renew_routes(moved, "tun9"), sh("ip rule show priority 29797"), renew_routes(moved, "tun9")]
+    told["moved"] += [way("198.51.100.7 ipproto " + what) for what in (
+        "udp dport 51999", "udp dport 53", "tcp dport 51999", "udp sport 51999 dport 9")]
 told["after"] = state()
+client_that_is_killed(moved)
+told["killed moved"] = state()
+with apply_routes(plan, "tun9"):
+    told["after killed moved"] = sh("ip rule show priority 29797")
 try:
     with apply_routes(plan, "no-such-device"):
         pass
 except TidegateError as refused:
     told["failed"] = str(refused)
 told["after failure"] = state()
-with apply_routes(plan_routes((ip_network("203.0.113.0/24"),), IPv4Address("192.0.2.7")), "tun9"):
+with apply_routes(plan_routes((ip_network("203.0.113.0/24"),), IPv4Address("192.0.2.7"), 51820), "tun9"):
     told["plain"] = way("203.0.113.5")
 told["after plain"] = state()
 sh("ip addr add 10.66.78.2/24 dev tun9")
 told["before own"] = state()
-own = plan_routes((ip_network("10.66.78.0/24"), ip_network("203.0.113.0/24")), IPv4Address("192.0.2.7"))
+own = plan_routes((ip_network("10.66.78.0/24"), ip_network("203.0.113.0/24")), IPv4Address("192.0.2.7"), 51820)
 with apply_routes(own, "tun9"):
     told["own"] = [way("10.66.78.5"), way("203.0.113.5"), renew_routes(own, "tun9")]
 told["after own"] = state()
 try:
-    with apply_routes(plan_routes((ip_network("192.0.2.0/24"),), IPv4Address("198.51.100.7")), "tun9"):
+    with apply_routes(plan_routes((ip_network("192.0.2.0/24"),), IPv4Address("198.51.100.7"), 51820), "tun9"):
         pass
 except TidegateError as refused:
     told["taken"] = str(refused)
@@ -198,7 +225,7 @@ ipv6_there, routes.INET6_PROC = routes.INET6_PROC, Path("/nonexistent")
 with apply_routes(plan, "tun9") as in_force:
     routes.INET6_PROC = ipv6_there
     told["without IPv6"] = [renew_routes(in_force, "tun9"), sh("ip -6 rule")]
-several = plan_routes((ip_network("203.0.113.0/25"), ip_network("203.0.113.128/25")), IPv4Address("192.0.2.7"))
+several = plan_routes((ip_network("203.0.113.0/25"), ip_network("203.0.113.128/25")), IPv4Address("192.0.2.7"), 51820)
 with apply_routes(several, "tun9"):
     sh("ip route del 203.0.113.0/25; ip route del 203.0.113.128/25; ip route add 203.0.113.0/25 dev eth0")
     try:
@@ -206,7 +233,7 @@ with apply_routes(several, "tun9"):
     except TidegateError as refused:
         told["refused"] = [str(refused), way("203.0.113.1"), way("203.0.113.129")]
     sh("ip route del 203.0.113.0/25 dev eth0")
-blocked = plan_routes((ip_network("2001:db8:5::/48"), ip_network("2001:db8:6::/48")), IPv4Address("192.0.2.7"))
+blocked = plan_routes((ip_network("2001:db8:5::/48"), ip_network("2001:db8:6::/48")), IPv4Address("192.0.2.7"), 51820)
 sh("ip -6 route add unreachable 2001:db8:6::/48")
 told["before blocked"] = state()
 client_that_is_killed(blocked)
@@ -232,6 +259,17 @@ def test_the_kernel_routes_as_planned_and_forgets_everything_afterwards() -> Non
     assert "No route to host" in told["ipv6"]
     assert "dev eth0" in told["ipv6 neighbour"]
     assert told["src_valid_mark"].strip() == "1"
+    assert all("dev tun9" in way for way in told["attacked"][:3]), told["attacked"]
+    assert all("No route to host" in way for way in told["attacked"][3:]), told["attacked"]
+    assert told["tight"] == []
+    assert told["wide"] == [
+        "0.0.0.0/1 via 192.0.2.66 dev eth0",
+        "8.0.0.0/7 via 192.0.2.66 dev eth0",
+        "128.0.0.0/1 via 192.0.2.66 dev eth0",
+        "2600::/31 via 2001:db8::66 dev eth0",
+        "2000::/3 dev eth0",
+    ]
+    assert all("dev eth0" in way for way in told["local"]), "a large local network is still one"
     assert told["rules"].count("29799") == 2, "one rule, that names table and priority"
     assert "another client already routes" in told["second"]
     before, down, past, still, renewed, again, after = told["renewed"]
@@ -242,6 +280,12 @@ def test_the_kernel_routes_as_planned_and_forgets_everything_afterwards() -> Non
     assert "dev tun9" in again
     for what, (gone, renewed, as_before, then) in told["taken away"].items():
         assert (gone, renewed, as_before, then) == (True, "renewed", True, "whole"), what
+    renewal, rule, again, to_gateway, *others = told["moved"]
+    assert (renewal, again) == ("renewed", "whole")
+    assert " ".join(rule.split()) == "29797: from all to 198.51.100.7 ipproto udp dport 51999 lookup main"
+    assert "dev eth0" in to_gateway and all("dev tun9" in way for way in others), "only what it has to be"
+    assert "198.51.100.7" in told["killed moved"][0]
+    assert "198.51.100.7" not in told["after killed moved"] and "192.0.2.7" in told["after killed moved"]
     assert told["after"] == [*told["before"][:-1], "1\n"], "the killed one had set src_valid_mark"
     assert "no-such-device" in told["failed"]
     assert told["after failure"] == told["after"] == told["after plain"]

@@ -1,0 +1,155 @@
+"""A whole gateway on a fake engine and a fake host whose link, or whose TUN device, needs more than one try."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from ipaddress import IPv4Interface
+from itertools import pairwise
+
+import pytest
+
+from tests.unit.fakes import FakeEvent, FakeHost, ordinary_network
+from tests.unit.running import serving, until
+from tidegate.engine import ExternalLink
+from tidegate.errors import HostNetworkError
+from tidegate.gateway import FIRST_RETRY, LONGEST_RETRY
+from tidegate.host import HostNetwork, Interface, InterfaceAddress
+from tidegate.settings import Settings
+
+TUN = Interface(9, "tidegate0", None, 1420, True, False)
+
+
+def test_a_link_that_the_engine_refuses_is_tried_again_without_another_notice(
+    settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For example for want of descriptors: nothing tells when there are some again."""
+    monkeypatch.setattr("tidegate.gateway.SETTLE", 0.02)
+    monkeypatch.setattr("tidegate.gateway.FIRST_RETRY", 0.04)
+    tried_at: list[float] = []
+
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            take = running.packets.set_external
+
+            def refuse(link: ExternalLink, own: Sequence[str]) -> None:
+                tried_at.append(time.monotonic())
+                if len(tried_at) <= 4:
+                    raise OSError(errno.EMFILE, "Too many open files")
+                take(link, own)
+
+            monkeypatch.setattr(running.packets, "set_external", refuse)
+            running.packets.tell(FakeEvent("external_down", "Network is down"))
+            await until(lambda: len(tried_at) == 1)
+            assert running.gateway.external_trouble == "Too many open files"
+            await until(lambda: running.gateway.external_trouble is None)
+            assert running.packets.links == [running.packets.options.external]
+            await asyncio.sleep(0.5)
+            assert len(tried_at) == 5, "and is left alone then"
+
+    asyncio.run(scenario())
+    pauses = [after - before for before, after in pairwise(tried_at)]
+    assert all(pause >= least for pause, least in zip(pauses, (0.04, 0.08, 0.16, 0.32), strict=True))
+    assert capsys.readouterr().out.count("the external link is not usable") == 1, "the same each time"
+
+
+def test_a_network_that_cannot_be_read_is_read_again_in_a_minute_at_the_latest(
+    settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (FIRST_RETRY, LONGEST_RETRY) == (0.5, 60)
+    monkeypatch.setattr("tidegate.gateway.SETTLE", 0.02)
+    monkeypatch.setattr("tidegate.gateway.FIRST_RETRY", 0.01)
+    monkeypatch.setattr("tidegate.gateway.LONGEST_RETRY", 0.02)
+
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            await asyncio.sleep(0.1)
+            reads, read = 0, running.host.read_network
+
+            def refuse() -> HostNetwork:
+                nonlocal reads
+                reads += 1
+                if reads <= 20:
+                    raise HostNetworkError("cannot read the host's network: Cannot allocate memory")
+                return read()
+
+            monkeypatch.setattr(running.host, "read_network", refuse)
+            assert running.host.changed is not None
+            running.host.changed()
+            await until(lambda: reads > 20 and running.gateway.external_trouble is None)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("up", [True, False])
+def test_the_tun_device_gets_its_address_back_and_a_program_that_takes_it_again_some_time(
+    settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, up: bool
+) -> None:
+    monkeypatch.setattr("tidegate.gateway.SETTLE", 0.01)
+    monkeypatch.setattr("tidegate.gateway.LONGEST_SETTLE", 0.1)
+    own = InterfaceAddress(9, IPv4Interface("10.66.77.1/24"))
+    whole = ordinary_network(interfaces=(TUN,), addresses=(own,))
+    taken = ordinary_network(interfaces=(replace(TUN, up=up),), addresses=() if up else (own,))
+    given_at: list[float] = []
+
+    async def scenario() -> None:
+        host = FakeHost(whole)
+        async with serving(settings, capsys, host=host) as running:
+            loop = asyncio.get_running_loop()
+            await asyncio.sleep(0.1)
+            assert len(host.configured) == 1, "at the start"
+            wanted = host.configured[0]
+
+            def give(*given: object) -> None:
+                assert given == wanted
+                given_at.append(time.monotonic())
+                if len(given_at) >= 6:
+                    host.network = whole
+                assert host.changed is not None
+                loop.call_soon_threadsafe(host.changed)
+
+            monkeypatch.setattr(host, "configure_tun", give)
+            host.network = taken
+            assert host.changed is not None
+            host.changed()
+            await until(lambda: len(given_at) == 6)
+            await asyncio.sleep(0.3)
+            assert len(given_at) == 6
+            assert running.packets.links == [], "the external link is as it was"
+
+    asyncio.run(scenario())
+    assert given_at[5] - given_at[0] >= 0.3, "0.02, 0.04, 0.08 and two times 0.1 s"
+    assert capsys.readouterr().out.count("TUN device has lost its address or was set down") == 1
+
+
+def test_a_tun_device_that_cannot_be_given_its_address_back_is_tried_again(
+    settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tidegate.gateway.SETTLE", 0.02)
+    monkeypatch.setattr("tidegate.gateway.FIRST_RETRY", 0.02)
+    own = InterfaceAddress(9, IPv4Interface("10.66.77.1/24"))
+    tries = 0
+
+    async def scenario() -> None:
+        host = FakeHost(ordinary_network(interfaces=(TUN,), addresses=(own,)))
+        async with serving(settings, capsys, host=host):
+
+            def give(*_: object) -> None:
+                nonlocal tries
+                tries += 1
+                if tries < 3:
+                    raise HostNetworkError("cannot configure tidegate0: Cannot allocate memory")
+                host.network = ordinary_network(interfaces=(TUN,), addresses=(own,))
+
+            monkeypatch.setattr(host, "configure_tun", give)
+            host.network = ordinary_network(interfaces=(TUN,))
+            assert host.changed is not None
+            host.changed()
+            await until(lambda: tries == 3)
+            await asyncio.sleep(0.2)
+            assert tries == 3
+
+    asyncio.run(scenario())
