@@ -114,6 +114,7 @@ class FakeGateway(FakeLifecycle):
         self.ciphers: dict[bytes, CipherName] = {}
         self.published: dict[tuple[str, int], tuple[str, int]] = {}
         self.links: list[ExternalLink] = []
+        self.host_addresses = options.host_addresses
         self.held: set[int] = set()
         self.late_at: int | None = None
         self.failed: list[tuple[str, int, str, str]] = []
@@ -145,6 +146,7 @@ class FakeGateway(FakeLifecycle):
 
     def set_external(self, link: ExternalLink, host_addresses: Sequence[str]) -> None:
         self.links.append(link)
+        self.host_addresses = tuple(host_addresses)
 
     def pass_protocols(self, clients: dict[int, str]) -> None:
         if self.refuse_passing:

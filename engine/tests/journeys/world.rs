@@ -153,6 +153,7 @@ pub struct World {
     /// Whether what leaves must be right to the last checksum: not so where a test sends what is not.
     pub is_strict: bool,
     router: Ipv4Addr,
+    host_addresses: Vec<Ipv4Addr>,
     port_range: (u16, u16),
     /// Where the clients are.
     endpoints: Vec<SocketAddrV4>,
@@ -223,6 +224,7 @@ impl World {
             mtu: plan.external_mtu,
             is_strict: true,
             router: ROUTER,
+            host_addresses: vec![EXTERNAL],
             port_range: plan.port_range,
             endpoints: (0..plan.clients).map(client_endpoint).collect(),
             recorded: None,
@@ -261,6 +263,12 @@ impl World {
         self.set_external(&external_link(self.mtu, None));
     }
 
+    /// The gateway's host has these addresses from now on.
+    pub fn set_host_addresses(&mut self, addresses: &[Ipv4Addr]) {
+        self.host_addresses = addresses.to_vec();
+        self.set_external(&external_link(self.mtu, Some(self.router)));
+    }
+
     fn set_external(&mut self, link: &ExternalLink) {
         let filter = tidegate_engine::external::packet_socket::FilterRules {
             addresses: vec![EXTERNAL],
@@ -268,9 +276,10 @@ impl World {
             other_protocols: vec![],
             except_udp: None,
         };
+        let host_addresses = self.host_addresses.clone();
         self.tell_all(|| Command::SetExternal {
             link: link.clone(),
-            host_addresses: vec![EXTERNAL],
+            host_addresses: host_addresses.clone(),
             filter: filter.clone(),
         });
     }
