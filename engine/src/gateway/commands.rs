@@ -107,6 +107,9 @@ impl Gateway {
         } else {
             self.nat.cede_port(protocol, external)?;
         }
+        if was_ours {
+            self.supply.cede(protocol, external);
+        }
         self.published.insert((protocol, external), Publication { client, shard, was_ours });
         Ok(())
     }

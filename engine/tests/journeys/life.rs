@@ -102,6 +102,26 @@ fn who_has_a_share_of_the_ports_gets_more_when_there_are_more() {
 }
 
 #[test]
+fn a_client_with_a_thousand_ports_below_1024_takes_few_of_those_of_the_host() {
+    for shards in [1, 2] {
+        let nat = NatConfig { max_new_mappings_per_second: 1_000_000, ..NatConfig::default() };
+        let mut world = World::of(Plan { shards, nat, ..Plan::default() }).connected();
+        assert_eq!(insist(&mut world, 0, 24..1_024), 1_000, "the others get unprivileged ports");
+        for port in 24..1_024 {
+            let syn = Tcp { flags: SYN, ..Tcp::default() };
+            world.send(0, &Ip::tcp(endpoint(client_address(0), port), HTTPS, &syn, &[]));
+        }
+        assert_eq!(world.take_outside().len(), 1_000);
+        for protocol in [PortProtocol::Tcp, PortProtocol::Udp] {
+            let taken = (512..1_024).filter(|&port| world.ownership.is_reserved(protocol, EXTERNAL, port));
+            // The shard of the client has its part, and the other one has begun with one.
+            let most = 32 / usize::from(shards) + usize::from(shards) - 1;
+            assert_eq!(taken.count(), most, "{protocol:?} of {shards} shards");
+        }
+    }
+}
+
+#[test]
 fn a_new_router_takes_over_and_connections_go_on() {
     for shards in [1, 2] {
         let mut world = World::with_shards(shards).connected();
