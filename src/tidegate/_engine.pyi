@@ -63,6 +63,7 @@ class NatOptions:
         max_new_mappings_per_second: int = 2_000,  # per client, with a burst of as many
         max_sessions_per_mapping: int = 4_096,
         port_range: tuple[int, int] = ...,  # (1024, 65535)  # external ports, inclusive
+        kept_ports: tuple[int, int] | None = None,  # of these, the host's programs', inclusive: a gateway takes none
         log_mappings: bool = False,  # whether `Gateway.poll_mapping_log` has anything to tell
     ) -> Self: ...
 
@@ -213,7 +214,7 @@ class Gateway:
         wants new sockets, however much it looks as before. `OSError` if they cannot be opened; nothing has changed then."""
     def set_nat(self, options: NatOptions) -> None:
         """Timers hold for sessions that there are, counted from their last packet, and the filter at once. Lower limits
-        end nothing; mappings on ports outside a smaller range live on, and the host gets free ones back."""
+        end nothing; mappings on ports outside a smaller range, or kept, live on, and the host gets free ones back."""
     def pass_protocols(self, clients: dict[int, str]) -> None:
         """Says which client's each protocol without ports is, by number (47: GRE): what arrives of it at any external
         address goes there. Those that are not named are nobody's. `OSError` if the host cannot be kept from answering

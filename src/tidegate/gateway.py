@@ -91,6 +91,7 @@ class Gateway:
         """Whether the interface may have been away since the engine was told of it. Its sockets may be bound to
         nothing then, although it looks as before."""
         self._own_addresses: tuple[str, ...] = ()
+        self._kept_ports: tuple[int, int] | None = None
         self._dns: DnsServer | None = None
         self._dns_proxy: DnsProxy | None = None
         self._look_at_the_link: Callable[[], object] = lambda: None
@@ -142,13 +143,14 @@ class Gateway:
         settings = with_live_changes(self._settings, wanted)
         if settings.external != self._settings.external:
             external_link(self._host.read_network(), settings.external)  # raises where the host has not them
-        if settings.nat != self._settings.nat:
+        kept_ports = self._ports_to_keep(settings)
+        if (settings.nat, kept_ports) != (self._settings.nat, self._kept_ports):
             try:
-                self.engine.set_nat(settings.nat)
+                self.engine.set_nat(settings.nat, kept_ports)
             except (OSError, ValueError) as cause:
                 raise EngineError(f"the engine refuses the settings: {cause}") from cause
         # From here on nothing fails.
-        self._settings = settings
+        self._settings, self._kept_ports = settings, kept_ports
         configure_logging(settings.log)
         if self._dns_proxy is not None:
             self._dns_proxy.set_upstreams(self._upstreams())
@@ -262,6 +264,7 @@ class Gateway:
 
     async def _open_engine(self, private_key: bytes) -> EngineGateway:
         gateway = self._settings.gateway
+        self._kept_ports = self._ports_to_keep(self._settings)
         options = GatewayOptions(
             private_key=private_key,
             listen=(str(gateway.listen.address), gateway.listen.port),
@@ -272,6 +275,7 @@ class Gateway:
             external=self.external,
             host_addresses=self._own_addresses,
             nat=self._settings.nat,
+            kept_ports=self._kept_ports,
             offloads=self._settings.offloads,
             shards=gateway.shards,
         )
@@ -283,6 +287,10 @@ class Gateway:
             ) from cause
         except ValueError as cause:
             raise EngineError(f"the engine refuses the settings: {cause}") from cause
+
+    def _ports_to_keep(self, settings: Settings) -> tuple[int, int] | None:
+        """Whoever sets a range has the host's programs in mind."""
+        return self._host.kept_ports() if settings.nat.port_range is None else None
 
     def _open_dns(self, undo: AsyncExitStack) -> None:
         gateway = self._settings.gateway

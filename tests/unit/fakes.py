@@ -120,6 +120,7 @@ class FakeGateway(FakeLifecycle):
         self.failed: list[tuple[str, int, str, str]] = []
         self.refuse_peers: Exception | None = None
         self.nat: list[NatSettings] = []
+        self.kept_ports = options.kept_ports
         self.refuse_nat = False
         self.records: list[FakeRecord] = []
         self.records_missing = 0
@@ -168,10 +169,11 @@ class FakeGateway(FakeLifecycle):
             os.eventfd_write(self._descriptor, 1)
         return taken, missing
 
-    def set_nat(self, nat: NatSettings) -> None:
+    def set_nat(self, nat: NatSettings, kept_ports: tuple[int, int] | None) -> None:
         if self.refuse_nat:
             raise ValueError("the port range is not to this engine's taste")
         self.nat.append(nat)
+        self.kept_ports = kept_ports
 
     def publish(self, protocol: str, external_port: int, internal: tuple[str, int]) -> None:
         if external_port in self.held:
@@ -280,6 +282,7 @@ class FakeHost:
     def __init__(self, network: HostNetwork | None = None, *, privileges: Exception | None = None) -> None:
         self.network = network or ordinary_network()
         self.privileges = privileges
+        self.kept = (53_942, 60_999)
         self.configured: list[tuple[str, IPv4Interface, int]] = []
         self.changed: Callable[[], None] | None = None
 
@@ -289,6 +292,9 @@ class FakeHost:
 
     def check_listen_port(self, address: IPv4Address, port: int) -> None:
         check_listen_port(address, port)
+
+    def kept_ports(self) -> tuple[int, int]:
+        return self.kept
 
     def read_network(self) -> HostNetwork:
         return self.network

@@ -34,6 +34,8 @@ const SHORTAGE_LASTS: Duration = Duration::from_secs(10);
 /// How the pools of external ports are refilled: what was asked for and has not come yet, and how much to ask for.
 pub(super) struct PortSupply {
     range: (u16, u16),
+    /// What of the range is not to be had.
+    kept: Option<(u16, u16)>,
     /// How many ports all shards together may reserve.
     budget: usize,
     asked: Vec<(Proto, Ipv4Addr, PortClass)>,
@@ -47,9 +49,10 @@ pub(super) struct PortSupply {
 }
 
 impl PortSupply {
-    pub(super) fn new(range: (u16, u16), budget: usize) -> Self {
+    pub(super) fn new(range: (u16, u16), kept: Option<(u16, u16)>, budget: usize) -> Self {
         Self {
             range,
+            kept,
             budget,
             asked: Vec::new(),
             short: Vec::new(),
@@ -93,8 +96,10 @@ impl PortSupply {
     }
 
     /// Ports are drawn from another range from now on: where there were none left, there may be some.
-    pub(super) fn set_range(&mut self, range: (u16, u16)) {
-        if range != std::mem::replace(&mut self.range, range) {
+    pub(super) fn set_range(&mut self, range: (u16, u16), kept: Option<(u16, u16)>) {
+        let before = (self.range, self.kept);
+        (self.range, self.kept) = (range, kept);
+        if (range, kept) != before {
             for (pool, _) in self.short.drain(..) {
                 self.asked.retain(|&asked| asked != pool);
             }
@@ -106,6 +111,13 @@ impl PortSupply {
             PortClass::Privileged => 512..=1023,
             PortClass::Unprivileged => self.range.0..=self.range.1,
         }
+    }
+
+    /// How many unprivileged ports there can be.
+    fn lendable(&self) -> usize {
+        let ((first, last), (kept_first, kept_last)) = (self.range, self.kept.unwrap_or((1, 0)));
+        let kept = (first.max(kept_first)..=last.min(kept_last)).len();
+        (first..=last).len() - kept
     }
 
     /// How many ports to ask for: as many as there are, so that growth keeps pace with the need. None where a pool has all of
@@ -121,7 +133,7 @@ impl PortSupply {
             }
             (PortClass::Unprivileged, Proto::Tcp) => {
                 // Of a small range, most are left to the host's own programs until somebody needs them.
-                let of_range = first_ports(self.ports(class).count(), pools, LARGEST_BATCH);
+                let of_range = first_ports(self.lendable(), pools, LARGEST_BATCH);
                 let most = of_range.max(FIRST_BATCH);
                 self.grown(protocol, address, first_ports(self.budget, pools, most))
             }
@@ -281,7 +293,7 @@ mod tests {
 
     #[test]
     fn a_shortage_asks_to_be_ended() {
-        let mut supply = PortSupply::new((1_024, 65_535), 100);
+        let mut supply = PortSupply::new((1_024, 65_535), None, 100);
         assert_eq!(supply.next_expiry(), None);
         let until = Timestamp::from_secs(10);
         let pool = (Proto::Tcp, Ipv4Addr::LOCALHOST, PortClass::Unprivileged);
@@ -298,8 +310,21 @@ mod tests {
     }
 
     #[test]
+    fn what_is_kept_for_the_host_does_not_count() {
+        let lendable = |kept| PortSupply::new((40_000, 40_099), kept, 100).lendable();
+        let kept = [
+            None,
+            Some((40_050, 40_099)),
+            Some((39_000, 40_009)),
+            Some((1, 39_999)),
+            Some((40_000, u16::MAX)),
+        ];
+        assert_eq!(kept.map(lendable), [100, 50, 90, 100, 0]);
+    }
+
+    #[test]
     fn all_shards_together_take_few_of_the_hosts_privileged_ports() {
-        let supply = PortSupply::new((1024, u16::MAX), 60_000);
+        let supply = PortSupply::new((1024, u16::MAX), None, 60_000);
         let batch =
             |pools| supply.batch(Proto::Udp, Ipv4Addr::new(203, 0, 113, 1), PortClass::Privileged, pools);
         assert_eq!([0, 1, 4, 16].map(batch), [16, 16, 4, 2]);
@@ -309,7 +334,7 @@ mod tests {
     fn no_pool_has_more_than_its_part_of_the_privileged_ports_however_many_its_clients_want() {
         let address = Ipv4Addr::new(203, 0, 113, 1);
         for (pools, part) in [(1, 32), (2, 16), (3, 10), (4, 8), (16, 2), (64, 2)] {
-            let mut supply = PortSupply::new((1024, u16::MAX), 60_000);
+            let mut supply = PortSupply::new((1024, u16::MAX), None, 60_000);
             for protocol in [Proto::Tcp, Proto::Udp] {
                 let pool = (protocol, address, PortClass::Privileged);
                 let ask = |supply: &mut PortSupply| {

@@ -155,6 +155,8 @@ pub struct World {
     router: Ipv4Addr,
     host_addresses: Vec<Ipv4Addr>,
     port_range: (u16, u16),
+    /// What of it the reserver keeps for the host's programs, first and last.
+    pub kept_ports: Option<(u16, u16)>,
     /// Where the clients are.
     endpoints: Vec<SocketAddrV4>,
     recorded: Option<Vec<Train>>,
@@ -226,6 +228,7 @@ impl World {
             router: ROUTER,
             host_addresses: vec![EXTERNAL],
             port_range: plan.port_range,
+            kept_ports: None,
             endpoints: (0..plan.clients).map(client_endpoint).collect(),
             recorded: None,
             events: VecDeque::new(),
@@ -511,6 +514,7 @@ impl World {
             let ports: Vec<u16> = range
                 .filter(|port| port % u16::from(request.shards) == u16::from(request.shard))
                 .filter(|&port| !self.ownership.is_reserved(protocol, address, port))
+                .filter(|port| self.kept_ports.is_none_or(|(first, last)| !(first..=last).contains(port)))
                 .take(request.count)
                 .collect();
             for &port in &ports {
