@@ -103,7 +103,8 @@ impl GatewayEngine {
         let events = Events::new(EventFd::new()?);
         let descriptors = raise_nofile_limit().context(|| "raise the limit of open files".into())?;
         let budget = budget(descriptors);
-        let reservation = PortReservation::new(budget);
+        let mut reservation = PortReservation::new(budget);
+        reservation.keep(settings.nat.kept_ports);
         let mut engine = Self {
             shards: Shards::new(events.clone()),
             reserver: None,
@@ -312,6 +313,12 @@ impl GatewayEngine {
     pub fn set_nat(&mut self, config: NatConfig, port_range: (u16, u16)) {
         self.heard_ports = (self.heard_ports.0.min(port_range.0), self.heard_ports.1.max(port_range.1));
         self.renew_filter();
+        // First of all: what a shard asks for once it knows of them is none of them.
+        if let Some(reservation) = &mut self.reservation {
+            reservation.keep(config.kept_ports);
+        } else if let Some(reserver) = &self.reserver {
+            reserver.keep(config.kept_ports);
+        }
         self.shards.tell_all(|| Command::SetNat { config: config.clone(), port_range });
     }
 

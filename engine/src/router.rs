@@ -70,6 +70,11 @@ impl PacketRouter {
         }
     }
 
+    /// Whether a packet from `source` may come from the host's kernel: one that forwards brings others' packets, too.
+    pub fn is_the_hosts(&self, source: Ipv4Addr) -> bool {
+        source == self.gateway || self.host_addresses.contains(&source)
+    }
+
     /// Whether `address` lies inside the VPN subnet, and so must not appear on the external side.
     pub fn is_inner(&self, address: Ipv4Addr) -> bool {
         self.subnet.contains(address)
@@ -170,6 +175,15 @@ mod tests {
         assert_eq!(route("203.0.113.6"), Verdict::External);
         assert_eq!(route("192.0.2.8"), Verdict::External, "a /31 has no broadcast address");
         assert_eq!(route("192.0.2.9"), Verdict::External);
+    }
+
+    #[test]
+    fn only_the_gateways_and_the_hosts_addresses_are_sources_of_the_host() {
+        for (source, expected) in
+            [("10.66.77.1", true), ("203.0.113.5", true), ("203.0.113.6", false), ("10.66.77.2", false)]
+        {
+            assert_eq!(router().is_the_hosts(source.parse().unwrap()), expected, "{source}");
+        }
     }
 
     #[test]

@@ -152,6 +152,32 @@ fn no_program_gets_a_reserved_port_by_connecting() {
 }
 
 #[test]
+fn the_hosts_programs_have_what_is_kept_for_them_when_all_other_ports_are_reserved() {
+    if !privileged() {
+        return;
+    }
+    let (gateway, neighbor) = pair();
+    let listener = neighbor.run(|| TcpListener::bind((NEIGHBOR, 80)).unwrap());
+    gateway.run(|| {
+        std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 40399").unwrap();
+        let mut reservation = PortReservation::new(1_000);
+        reservation.keep(Some((40_300, 40_399)));
+        for protocol in [PortProtocol::Tcp, PortProtocol::Udp] {
+            assert_eq!(reservation.reserve(protocol, GATEWAY, 40_000..=40_399, 400).0.len(), 300);
+        }
+        for _ in 0..50 {
+            let resolver = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+            resolver.connect((NEIGHBOR, 53)).unwrap();
+            let stream = TcpStream::connect((NEIGHBOR, 80)).unwrap();
+            for port in [resolver.local_addr(), stream.local_addr()].map(|address| address.unwrap().port()) {
+                assert!((40_300..=40_399).contains(&port));
+            }
+        }
+    });
+    drop(listener);
+}
+
+#[test]
 fn a_superpacket_crosses_the_wire_whole() {
     if !privileged() {
         return;

@@ -63,6 +63,7 @@ class NatOptions:
         max_new_mappings_per_second: int = 2_000,  # per client, with a burst of as many
         max_sessions_per_mapping: int = 4_096,
         port_range: tuple[int, int] = ...,  # (1024, 65535)  # external ports, inclusive
+        kept_ports: tuple[int, int] | None = None,  # left to the host's programs, inclusive: a gateway takes none
         log_mappings: bool = False,  # whether `Gateway.poll_mapping_log` returns anything
     ) -> Self: ...
 
@@ -214,8 +215,8 @@ class Gateway:
         nothing has changed then."""
     def set_nat(self, options: NatOptions) -> None:
         """Changes the NAT's options. The filter applies at once, and timers to existing sessions too, counted from
-        their last packet. Lower limits end nothing; mappings on ports outside a smaller range live on, and unused ports
-        outside it go back to the host."""
+        their last packet. Lower limits end nothing; mappings on ports outside a smaller range, or kept, live on,
+        and unused ones go back to the host."""
     def pass_protocols(self, clients: dict[int, str]) -> None:
         """Assigns protocols without ports to clients, by number (47: GRE): what arrives of one at any external address
         goes to its client. Protocols that are not listed belong to nobody. `OSError` if the host cannot be kept from

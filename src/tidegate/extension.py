@@ -20,6 +20,7 @@ from tidegate.engine import (
 )
 from tidegate.errors import EngineUnresponsiveError
 from tidegate.settings import NatSettings
+from tidegate.settings.model import ALL_PORTS
 
 __all__ = ["Dropped", "Nat", "NatOptions", "RustEngine"]
 
@@ -29,9 +30,10 @@ def _link(link: ExternalLink) -> _engine.ExternalLink:
     return _engine.ExternalLink(**values)
 
 
-def _nat_options(nat: NatSettings) -> NatOptions:
+def _nat_options(nat: NatSettings, kept_ports: tuple[int, int] | None) -> NatOptions:
     # The transitory timeout is only the default of two others, and the engine gets clients by address, not by name.
-    return NatOptions(**nat.model_dump(exclude={"tcp_transitory_timeout", "other_protocols"}))
+    values = nat.model_dump(exclude={"tcp_transitory_timeout", "other_protocols", "port_range"})
+    return NatOptions(**values, port_range=nat.port_range or ALL_PORTS, kept_ports=kept_ports)
 
 
 @contextmanager
@@ -60,7 +62,7 @@ class RustEngine:
                     tunnel_mtu=options.tunnel_mtu,
                     external=_link(options.external),
                     host_addresses=list(options.host_addresses),
-                    nat=_nat_options(options.nat),
+                    nat=_nat_options(options.nat, options.kept_ports),
                     offloads=_engine.Offloads(**options.offloads.model_dump()),
                     shards=options.shards,
                 )
@@ -158,8 +160,8 @@ class _RustGateway(_RustLifecycle):
     def poll_mapping_log(self, limit: int) -> tuple[Sequence[MappingRecord], int]:
         return self._inner.poll_mapping_log(limit)
 
-    def set_nat(self, nat: NatSettings) -> None:
-        self._inner.set_nat(_nat_options(nat))
+    def set_nat(self, nat: NatSettings, kept_ports: tuple[int, int] | None) -> None:
+        self._inner.set_nat(_nat_options(nat, kept_ports))
 
     def pass_protocols(self, clients: dict[int, str]) -> None:
         self._inner.pass_protocols(clients)

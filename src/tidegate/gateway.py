@@ -90,6 +90,7 @@ class Gateway:
         interface that is gone, although the new one looks the same."""
         self._own_addresses: tuple[str, ...] = ()
         self._admit_warning = RateLimit(time.monotonic, burst=1).admit
+        self._kept_ports: tuple[int, int] | None = None
         self._dns: DnsServer | None = None
         self._dns_proxy: DnsProxy | None = None
         self._look_at_the_link: Callable[[], object] = lambda: None
@@ -140,13 +141,14 @@ class Gateway:
         settings = with_live_changes(self._settings, wanted)
         if settings.external != self._settings.external:
             external_link(self._host.read_network(), settings.external)  # raises if the host lacks an address
-        if settings.nat != self._settings.nat:
+        kept_ports = self._ports_to_keep(settings)
+        if (settings.nat, kept_ports) != (self._settings.nat, self._kept_ports):
             try:
-                self.engine.set_nat(settings.nat)
+                self.engine.set_nat(settings.nat, kept_ports)
             except (OSError, ValueError) as cause:
                 raise EngineError(f"the engine refuses the settings: {cause}") from cause
         # From here on nothing can fail.
-        self._settings = settings
+        self._settings, self._kept_ports = settings, kept_ports
         configure_logging(settings.log)
         if self._dns_proxy is not None:
             self._dns_proxy.set_upstreams(self._upstreams())
@@ -270,6 +272,7 @@ class Gateway:
 
     async def _open_engine(self, private_key: bytes) -> EngineGateway:
         gateway = self._settings.gateway
+        self._kept_ports = self._ports_to_keep(self._settings)
         options = GatewayOptions(
             private_key=private_key,
             listen=(str(gateway.listen.address), gateway.listen.port),
@@ -280,6 +283,7 @@ class Gateway:
             external=self.external,
             host_addresses=self._own_addresses,
             nat=self._settings.nat,
+            kept_ports=self._kept_ports,
             offloads=self._settings.offloads,
             shards=gateway.shards,
         )
@@ -291,6 +295,10 @@ class Gateway:
             ) from cause
         except ValueError as cause:
             raise EngineError(f"the engine refuses the settings: {cause}") from cause
+
+    def _ports_to_keep(self, settings: Settings) -> tuple[int, int] | None:
+        """None where the settings name a range: whoever sets one has thought of the host's programs."""
+        return self._host.kept_ports() if settings.nat.port_range is None else None
 
     def _open_dns(self, undo: AsyncExitStack, open_files: int) -> None:
         gateway = self._settings.gateway

@@ -266,7 +266,16 @@ def test_inner_sources_that_are_not_the_peers_own_get_nowhere(battle: Battle) ->
     assert outside.lines() == inside.lines() == []
 
 
-def test_packets_from_outside_to_inner_addresses_reach_nobody(battle: Battle) -> None:
+@pytest.fixture(params=[False, True], ids=["host", "router"])
+def forwarding(battle: Battle, request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Whether the gateway's host forwards, as for containers: in the lab it does not."""
+    forwards = bool(request.param)
+    battle.lab.gateway.sysctl("net.ipv4.ip_forward", str(int(forwards)))
+    yield forwards
+    battle.lab.gateway.sysctl("net.ipv4.ip_forward", "0")
+
+
+def test_packets_from_outside_to_inner_addresses_reach_nobody(battle: Battle, forwarding: bool) -> None:
     battle.eve.ip(f"route add 10.66.77.0/24 via {GATEWAY_EXTERNAL}")
     inner = [f"10.66.77.{n}" for n in range(1, 255)]
     query = bytes.fromhex("4242010000010000000000000377777707657861 6d706c650000010001".replace(" ", ""))
@@ -277,6 +286,7 @@ def test_packets_from_outside_to_inner_addresses_reach_nobody(battle: Battle) ->
         # And with inner sources, to a port behind which somebody listens.
         packets += [forge.udp((address, 4242), (GATEWAY_EXTERNAL, face), b"lie") for address in inner]
         with (
+            battle.counted_drops(len(packets) * 9 // 10 if forwarding else 1, "bogon_source"),
             battle.watched(*battle.lab.clients) as inside,
             battle.eve.capture(
                 "external", f"dst host {INTERNET} and (src host {INNER_GATEWAY} or udp)"

@@ -300,6 +300,7 @@ def test_an_engine_that_was_stopped_takes_no_more_peers(lab: Lab) -> None:
                 external=external_link(LinuxHost().read_network(), settings.external),
                 host_addresses=(),
                 nat=settings.nat,
+                kept_ports=None,
                 offloads=settings.offloads,
                 shards=2,
             )

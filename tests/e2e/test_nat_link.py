@@ -30,6 +30,7 @@ pytestmark = pytest.mark.namespaces
 OTHER_ROUTER, OTHER_ROUTER_MAC = "203.0.113.10", "02:00:5e:00:01:0a"
 OTHER_FACE = "203.0.113.77"
 SLOW_NEIGHBOUR = "203.0.113.11"
+CONTAINERS = "172.17.0.1"
 RECOVERY = 12.0
 """Seconds, generous for a busy machine: what is waited for takes one or two."""
 ECHO_PORT = 7_000
@@ -47,13 +48,13 @@ class Scene:
     lab: Lab
     gateway: TidegateGateway
 
-    def face(self) -> str | None:
-        """The external endpoint of a fresh UDP flow; None if there is no answer."""
+    def face(self, server: str = BEYOND) -> str | None:
+        """The endpoint under which a fresh UDP flow appears; None if there is no answer."""
 
         def ask() -> str | None:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
                 client.settimeout(0.5)
-                client.sendto(udpecho.WHOAMI, (BEYOND, udpecho.PORT))
+                client.sendto(udpecho.WHOAMI, (server, udpecho.PORT))
                 try:
                     return client.recv(100).decode()
                 except OSError:
@@ -114,6 +115,18 @@ def scene(make_world: MakeWorld) -> Iterator[Scene]:
 def start_connection_server(lab: Lab) -> Process:
     command = [sys.executable, "-m", connections.__name__, "serve", BEYOND, str(ECHO_PORT)]
     return lab.beyond.popen(command, name="connections-serve")
+
+
+def test_a_service_of_the_host_answers_from_an_address_that_the_host_got_a_moment_ago(scene: Scene) -> None:
+    host = scene.lab.gateway
+    host.ip("link add containers type bridge")
+    host.ip(f"address add {CONTAINERS}/16 dev containers")
+    host.ip("link set containers up")
+    echo = host.popen([sys.executable, "-m", udpecho.__name__, CONTAINERS], name="containers-udpecho")
+    echo.wait_for(udpecho.READY)
+    wait_until(lambda: scene.face(CONTAINERS) is not None, "an answer of the host", timeout=RECOVERY)
+    echo.stop()
+    host.ip("link delete containers")
 
 
 def test_another_default_route_is_followed_at_once(scene: Scene) -> None:

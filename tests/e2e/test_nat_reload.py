@@ -97,3 +97,38 @@ def test_another_port_range_holds_for_new_mappings_and_leaves_those_alone_that_t
         wait_until(lambda: port_of(last) in LAST, "a mapping from the last range")
         assert port_of(old) == kept
     gateway.stop()
+
+
+def test_a_part_of_the_ports_that_the_host_draws_from_is_left_to_it_unless_a_range_is_set(
+    make_world: MakeWorld,
+) -> None:
+    unset, left = "[gateway]\nshards = 2\n", range(50_000, 60_000)
+
+    def reserved() -> set[int]:
+        listed = lab.gateway.run(["ss", "-Hltun", "src", GATEWAY_EXTERNAL]).stdout
+        return {int(line.split()[4].rpartition(":")[2]) for line in listed.splitlines()}
+
+    def reload(config: str) -> None:
+        gateway.settings_file.write_text(config + offloads)
+        assert json.loads(gateway.command("reload", "--json"))["applied"] == ["nat.port_range"]
+
+    def few_ports(lab: Lab) -> None:
+        lab.gateway.sysctl("net.ipv4.ip_local_port_range", "20000 59999")
+
+    world = make_world(config=unset, prepare=few_ports)
+    lab, gateway = world.lab, world.tidegate
+    world.connect(lab.client)
+    offloads = gateway.settings_file.read_text().removeprefix(unset)  # as --offloads-off has them
+    with flow(lab) as first, flow(lab) as second:
+        assert port_of(first) is not None
+        assert len(reserved()) > 1_000
+        assert reserved() & set(left) == set()
+
+        reload(settings(left))
+        wait_until(lambda: port_of(second) in left, "a port that is the gateway's by its settings")
+        port = port_of(second)
+
+        reload(unset)
+        wait_until(lambda: reserved() & set(left) == {port}, "the host to have its ports again")
+        assert port_of(second) == port, "what was mapped stays mapped"
+    gateway.stop()

@@ -114,11 +114,13 @@ class FakeGateway(FakeLifecycle):
         self.ciphers: dict[bytes, CipherName] = {}
         self.published: dict[tuple[str, int], tuple[str, int]] = {}
         self.links: list[ExternalLink] = []
+        self.host_addresses = options.host_addresses
         self.held: set[int] = set()
         self.late_at: int | None = None
         self.failed: list[tuple[str, int, str, str]] = []
         self.refuse_peers: Exception | None = None
         self.nat: list[NatSettings] = []
+        self.kept_ports = options.kept_ports
         self.refuse_nat = False
         self.records: list[FakeRecord] = []
         self.records_missing = 0
@@ -145,6 +147,7 @@ class FakeGateway(FakeLifecycle):
 
     def set_external(self, link: ExternalLink, host_addresses: Sequence[str]) -> None:
         self.links.append(link)
+        self.host_addresses = tuple(host_addresses)
 
     def pass_protocols(self, clients: dict[int, str]) -> None:
         if self.refuse_passing:
@@ -166,10 +169,11 @@ class FakeGateway(FakeLifecycle):
             os.eventfd_write(self._descriptor, 1)
         return taken, missing
 
-    def set_nat(self, nat: NatSettings) -> None:
+    def set_nat(self, nat: NatSettings, kept_ports: tuple[int, int] | None) -> None:
         if self.refuse_nat:
             raise ValueError("the port range is not to this engine's taste")
         self.nat.append(nat)
+        self.kept_ports = kept_ports
 
     def publish(self, protocol: str, external_port: int, internal: tuple[str, int]) -> None:
         if external_port in self.held:
@@ -278,6 +282,7 @@ class FakeHost:
     def __init__(self, network: HostNetwork | None = None, *, privileges: Exception | None = None) -> None:
         self.network = network or ordinary_network()
         self.privileges = privileges
+        self.kept = (53_942, 60_999)
         self.configured: list[tuple[str, IPv4Interface, int]] = []
         self.changed: Callable[[], None] | None = None
 
@@ -287,6 +292,9 @@ class FakeHost:
 
     def check_listen_port(self, address: IPv4Address, port: int) -> None:
         check_listen_port(address, port)
+
+    def kept_ports(self) -> tuple[int, int]:
+        return self.kept
 
     def read_network(self) -> HostNetwork:
         return self.network

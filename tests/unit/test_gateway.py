@@ -21,7 +21,7 @@ from tests.unit.running import only, serving, until
 from tidegate.dns import DnsProxy, DnsServer, choose_upstreams
 from tidegate.errors import EngineError, LockedError, SettingsError
 from tidegate.gateway import Gateway
-from tidegate.host import MAIN_TABLE, HostNetwork, Route
+from tidegate.host import MAIN_TABLE, HostNetwork, InterfaceAddress, Route
 from tidegate.settings import DnsSettings, Settings
 from tidegate.state_dir import StateDir
 
@@ -303,6 +303,24 @@ def test_a_change_of_the_hosts_network_reaches_the_engine_once(
             await asyncio.sleep(0.15)
             assert len(running.packets.links) == 1
             assert (await running.answer("status"))["next_hop"] == "192.0.2.254"
+
+    asyncio.run(scenario())
+
+
+def test_an_address_that_the_host_gets_on_any_interface_reaches_the_engine(
+    settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its services answer from there is for the clients; what comes from anywhere else is not."""
+    monkeypatch.setattr("tidegate.gateway.SETTLE", 0.02)
+
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            assert running.packets.host_addresses == ("192.0.2.2",)
+            assert running.host.changed is not None
+            containers = InterfaceAddress(7, IPv4Interface("172.17.0.1/16"))
+            running.host.network = ordinary_network(addresses=(containers,))
+            running.host.changed()
+            await until(lambda: running.packets.host_addresses == ("192.0.2.2", "172.17.0.1"))
 
     asyncio.run(scenario())
 

@@ -96,6 +96,27 @@ def test_what_can_change_while_running_does_and_the_rest_is_named(
     asyncio.run(scenario())
 
 
+def test_ports_are_kept_for_the_host_where_no_range_is_set(
+    tmp_path: Path, free_port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def scenario() -> None:
+        async with edited(tmp_path, free_port, capsys) as editor:
+            packets, host = editor.running.packets, editor.running.host
+            assert packets.kept_ports == (53_942, 60_999)
+            answer = await editor.change("[nat]\nport_range = [1024, 65535]\n")
+            assert answer["applied"] == ["nat.port_range"], "although that is all there is"
+            assert packets.kept_ports is None
+            await editor.change("")
+            assert (packets.kept_ports, len(packets.nat)) == ((53_942, 60_999), 2)
+            host.kept = (30_000, 32_767)
+            await editor.change("")
+            assert (packets.kept_ports, len(packets.nat)) == (host.kept, 3), "the host's range is another one"
+            await editor.change("")
+            assert len(packets.nat) == 3
+
+    asyncio.run(scenario())
+
+
 def test_what_was_taken_over_is_told_although_the_answer_is_lost(
     tmp_path: Path, free_port: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,9 @@
 //! load one (eBPF, `CAP_BPF`); elsewhere each has a copy, which costs some 9 us and 4 KiB of the kernel's memory more.
 //! Neither SO_REUSEADDR nor SO_REUSEPORT is set: the kernel lets two sockets share a port only if both ask for it.
 //!
+//! Some ports can be *kept* for the host's programs ([`PortReservation::keep`]): the kernel draws ports for these (connect(2), and
+//! bind(2) to port 0) from a range of its own, and where all of that were reserved, the host could not even ask for a name.
+//!
 //! A port that is published is *claimed*. It may be one that was reserved for the NAT to lend; what the NAT then gives back of
 //! it, perhaps since before it was published, does not count: a claimed port is reserved until the claim ends.
 //!
@@ -67,7 +70,7 @@ impl From<PortProtocol> for Proto {
 /// Why there are fewer ports than were asked for.
 #[derive(Debug)]
 pub enum Shortage {
-    /// Every port in the range is reserved already, or held by a program of the host.
+    /// Every port in the range is reserved already, held by a program of the host, or kept for one.
     NoFreePort,
     /// The process has as many descriptors for ports as it may have: raise `LimitNOFILE` of the service.
     Descriptors,
@@ -78,9 +81,9 @@ pub enum Shortage {
 impl fmt::Display for Shortage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoFreePort => {
-                f.write_str("every port of the range is reserved or held by a program of the host")
-            }
+            Self::NoFreePort => f.write_str(
+                "every port of the range is reserved, or is held by a program of the host or left to one",
+            ),
             Self::Descriptors => {
                 f.write_str("the process has no more descriptors for ports: raise RLIMIT_NOFILE")
             }
@@ -98,6 +101,8 @@ pub struct PortReservation {
     ownership: PortOwnership,
     /// The addresses that there are, once they have changed.
     addresses: Option<Vec<Ipv4Addr>>,
+    /// What is kept for the host's programs, first and last.
+    kept: Option<(u16, u16)>,
     budget: usize,
     /// The filter that all sockets share; `None`: each has its own.
     silence: Option<OwnedFd>,
@@ -108,7 +113,14 @@ impl PortReservation {
     pub fn new(budget: usize) -> Self {
         let silence = sys::load_socket_filter(&SILENCE).ok(); // unprivileged: each socket has its own, then
         let (sockets, claimed) = (HashMap::new(), HashMap::new());
-        Self { sockets, claimed, ownership: PortOwnership::new(), addresses: None, budget, silence }
+        let ownership = PortOwnership::new();
+        Self { sockets, claimed, ownership, addresses: None, kept: None, budget, silence }
+    }
+
+    /// Reserves none of these ports, first and last, from now on. Those that are reserved already are for the NAT to give back,
+    /// and a port that is published may be one of them.
+    pub fn keep(&mut self, ports: Option<(u16, u16)>) {
+        self.kept = ports;
     }
 
     /// What is reserved, for others to read.
@@ -118,7 +130,7 @@ impl PortReservation {
 
     /// Reserves ports out of `candidates`, in their order, until there are `count`.
     ///
-    /// Candidates that are reserved already, or that a program of the host holds, are passed over. Whatever is
+    /// Candidates that are reserved already, that a program of the host holds, or that are kept for one, are passed over. Whatever is
     /// returned is reserved, also beside a [`Shortage`]. Of an address that has gone there are none, even if the host has it.
     pub fn reserve(
         &mut self,
@@ -135,6 +147,9 @@ impl PortReservation {
         let mut candidates = candidates.into_iter();
         while ports.len() < count {
             let Some(port) = candidates.next() else { return (ports, Some(Shortage::NoFreePort)) };
+            if self.kept.is_some_and(|(first, last)| (first..=last).contains(&port)) {
+                continue;
+            }
             match self.open(protocol, SocketAddrV4::new(address, port)) {
                 Ok(()) => ports.push(port),
                 Err(error) if error.raw_os_error() == Some(libc::EADDRINUSE) => {} // the next one, then

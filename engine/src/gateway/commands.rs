@@ -107,6 +107,9 @@ impl Gateway {
         } else {
             self.nat.cede_port(protocol, external)?;
         }
+        if was_ours {
+            self.supply.cede(protocol, external);
+        }
         self.published.insert((protocol, external), Publication { client, shard, was_ours });
         Ok(())
     }
@@ -124,9 +127,9 @@ impl Gateway {
 
     /// The NAT's settings changed.
     fn set_nat(&mut self, config: NatConfig, port_range: (u16, u16), now: Timestamp) {
+        self.supply.set_range(port_range, config.kept_ports);
         self.nat.set_config(config, now);
         self.nat.set_port_range(port_range.0..=port_range.1);
-        self.supply.set_range(port_range);
         self.update_expectations();
     }
 

@@ -13,6 +13,10 @@ impl Gateway {
         outbox: &mut Outbox,
     ) {
         let decision = Ipv4Packet::parse(arena.get_mut(packet), 0, offload).and_then(|packet| {
+            // With `ip_forward`, the kernel also brings what its neighbours send to clients, past the NAT.
+            if !self.router.is_the_hosts(packet.source()) {
+                return Err(DropReason::BogonSource);
+            }
             match self.router.route(packet.destination()) {
                 // The kernel heeds the MTU of the TUN device. Should it not, there is nobody to tell.
                 Verdict::Peer(_)

@@ -8,7 +8,7 @@
 //!    [`Gateway::flush_peers`] routes these: to another peer, to the host, or through the NAT to the external interface.
 //! 2. [`Gateway::receive_external`]: IPv4 packets from the external interface. The NAT finds the mapping and rewrites
 //!    the destination; the packet goes to the peer that owns it.
-//! 3. [`Gateway::receive_host`]: packets from the host's kernel, through the gateway's TUN device.
+//! 3. [`Gateway::receive_host`]: packets from the host's kernel, through the gateway's TUN device; of the host's own only.
 //! 4. [`Gateway::receive_handoff`]: packets of other shards.
 //!
 //! Whole datagrams only: fragments are reassembled where they enter, and a datagram that is too big for the way out is
@@ -71,7 +71,7 @@ pub struct GatewayConfig {
     pub gateway_address: Ipv4Addr,
     /// The external interface, as the kernel sees it.
     pub external: ExternalLink,
-    /// The host's own addresses: what clients send there is delivered to the host.
+    /// The host's own addresses: what clients send there is delivered to the host, and it sends from there alone.
     pub host_addresses: Vec<Ipv4Addr>,
     /// The NAT's behaviour.
     pub nat: NatConfig,
@@ -142,6 +142,7 @@ impl Gateway {
             shards: config.shards,
             tunnel_mtu: config.tunnel.mtu,
             tunnel: Tunnel::new(config.tunnel),
+            supply: PortSupply::new(config.port_range, config.nat.kept_ports, config.port_budget),
             nat: Nat::new(config.nat, &external.addresses, slice, config.seed),
             router: router(config.subnet, config.gateway_address, &external, config.host_addresses),
             subnet: config.subnet,
@@ -149,7 +150,6 @@ impl Gateway {
             neighbors: NeighborCache::new(external.clone()),
             external,
             ownership: config.ownership,
-            supply: PortSupply::new(config.port_range, config.port_budget),
             mapping_log: config.mapping_log,
             published: HashMap::default(),
             places: HashMap::default(),

@@ -21,7 +21,10 @@ const FIRST_BATCH: usize = 256;
 /// Ports below 1024 that all shards together begin with, at most: few clients use such source ports (NTP, IKE), and the host's
 /// own programs have use for them.
 const PRIVILEGED_BATCH: usize = 16;
-/// A shard begins with that many at least.
+/// How many of them the pools of all shards, addresses and protocols together may have. The host has 512 to give, and what a
+/// pool has, it keeps: who finds none gets another port.
+const PRIVILEGED_MOST: usize = 64;
+/// A shard begins with that many at least, and may have them.
 const SMALLEST_PRIVILEGED_BATCH: usize = 2;
 /// This part of what there is for others is for them.
 const PRIVILEGED_PART: usize = 4;
@@ -31,21 +34,25 @@ const SHORTAGE_LASTS: Duration = Duration::from_secs(10);
 /// How the pools of external ports are refilled: what was asked for and has not come yet, and how much to ask for.
 pub(super) struct PortSupply {
     range: (u16, u16),
+    /// What of the range is not to be had.
+    kept: Option<(u16, u16)>,
     /// How many ports all shards together may reserve.
     budget: usize,
     asked: Vec<(Proto, Ipv4Addr, PortClass)>,
     /// Pools for which there were fewer ports than were asked for the last time. They stay in `asked` until then; `None`:
     /// that is over, and whoever finds too few ports asks again.
     short: Vec<((Proto, Ipv4Addr, PortClass), Option<Timestamp>)>,
-    granted: HashMap<(Proto, Ipv4Addr), usize>,
+    /// How many ports each pool has got, less those that it has given back.
+    granted: HashMap<(Proto, Ipv4Addr, PortClass), usize>,
     /// Whether the first ports of every pool were asked for: before the first packet, which should not have to wait.
     begun: bool,
 }
 
 impl PortSupply {
-    pub(super) fn new(range: (u16, u16), budget: usize) -> Self {
+    pub(super) fn new(range: (u16, u16), kept: Option<(u16, u16)>, budget: usize) -> Self {
         Self {
             range,
+            kept,
             budget,
             asked: Vec::new(),
             short: Vec::new(),
@@ -84,13 +91,15 @@ impl PortSupply {
     pub(super) fn set_addresses(&mut self, addresses: &[Ipv4Addr]) {
         self.asked.retain(|(_, address, _)| addresses.contains(address));
         self.short.retain(|((_, address, _), _)| addresses.contains(address));
-        self.granted.retain(|(_, address), _| addresses.contains(address));
+        self.granted.retain(|(_, address, _), _| addresses.contains(address));
         self.begun = false;
     }
 
     /// Ports are drawn from another range from now on: where there were none left, there may be some.
-    pub(super) fn set_range(&mut self, range: (u16, u16)) {
-        if range != std::mem::replace(&mut self.range, range) {
+    pub(super) fn set_range(&mut self, range: (u16, u16), kept: Option<(u16, u16)>) {
+        let before = (self.range, self.kept);
+        (self.range, self.kept) = (range, kept);
+        if (range, kept) != before {
             for (pool, _) in self.short.drain(..) {
                 self.asked.retain(|&asked| asked != pool);
             }
@@ -104,17 +113,27 @@ impl PortSupply {
         }
     }
 
-    /// How many ports to ask for: as many as there are, so that growth keeps pace with the need.
+    /// How many unprivileged ports there can be.
+    fn lendable(&self) -> usize {
+        let ((first, last), (kept_first, kept_last)) = (self.range, self.kept.unwrap_or((1, 0)));
+        let kept = (first.max(kept_first)..=last.min(kept_last)).len();
+        (first..=last).len() - kept
+    }
+
+    /// How many ports to ask for: as many as there are, so that growth keeps pace with the need. None where a pool has all of
+    /// the privileged ones that it may have.
     /// `pools`: how many addresses of how many shards share what there is.
     fn batch(&self, protocol: Proto, address: Ipv4Addr, class: PortClass, pools: usize) -> usize {
         match (class, protocol) {
             (PortClass::Privileged, _) => {
                 let most = (PRIVILEGED_BATCH / pools.max(1)).max(SMALLEST_PRIVILEGED_BATCH);
-                first_ports(self.budget / PRIVILEGED_PART, pools, most)
+                let part = (PRIVILEGED_MOST / 2 / pools.max(1)).max(SMALLEST_PRIVILEGED_BATCH); // of TCP, or of UDP
+                let left = part.saturating_sub(self.granted((protocol, address, class)));
+                first_ports(self.budget / PRIVILEGED_PART, pools, most).min(left)
             }
             (PortClass::Unprivileged, Proto::Tcp) => {
                 // Of a small range, most are left to the host's own programs until somebody needs them.
-                let of_range = first_ports(self.ports(class).count(), pools, LARGEST_BATCH);
+                let of_range = first_ports(self.lendable(), pools, LARGEST_BATCH);
                 let most = of_range.max(FIRST_BATCH);
                 self.grown(protocol, address, first_ports(self.budget, pools, most))
             }
@@ -125,7 +144,24 @@ impl PortSupply {
     }
 
     fn grown(&self, protocol: Proto, address: Ipv4Addr, first: usize) -> usize {
-        self.granted.get(&(protocol, address)).map_or(first, |&granted| granted.clamp(first, LARGEST_BATCH))
+        self.granted((protocol, address, PortClass::Unprivileged)).clamp(first, LARGEST_BATCH)
+    }
+
+    fn granted(&self, pool: (Proto, Ipv4Addr, PortClass)) -> usize {
+        self.granted.get(&pool).copied().unwrap_or(0)
+    }
+
+    /// A port of a pool is published: it is the pool's no longer. (Of unprivileged ones, those that are given back count.)
+    pub(super) fn cede(&mut self, protocol: Proto, Endpoint { address, port }: Endpoint) {
+        if PortClass::of(port) == PortClass::Privileged {
+            self.take_back(protocol, address, PortClass::Privileged, 1);
+        }
+    }
+
+    fn take_back(&mut self, protocol: Proto, address: Ipv4Addr, class: PortClass, ports: usize) {
+        if let Some(granted) = self.granted.get_mut(&(protocol, address, class)) {
+            *granted = granted.saturating_sub(ports);
+        }
     }
 }
 
@@ -157,9 +193,7 @@ impl Gateway {
         let published = |port| self.published.contains_key(&(protocol, Endpoint::new(address, port)));
         let ports: Vec<u16> = batch.ports.iter().copied().filter(|&port| !published(port)).collect();
         let added = self.nat.add_ports(protocol, address, &ports);
-        if class == PortClass::Unprivileged {
-            *self.supply.granted.entry((protocol, address)).or_default() += added;
-        }
+        *self.supply.granted.entry(pool).or_default() += added;
         self.update_expectations();
     }
 
@@ -170,7 +204,7 @@ impl Gateway {
         if !self.supply.begun {
             self.supply.begun = true;
             for address in self.external.addresses.clone() {
-                if self.supply.granted.keys().any(|&(_, supplied)| supplied == address) {
+                if self.supply.granted.keys().any(|&(_, supplied, _)| supplied == address) {
                     continue; // known from before
                 }
                 for protocol in [Proto::Tcp, Proto::Udp] {
@@ -199,15 +233,19 @@ impl Gateway {
         if self.supply.asked.contains(&(protocol, address, class)) {
             return None;
         }
-        self.supply.asked.push((protocol, address, class));
         let pools = usize::from(self.shards) * self.external.addresses.len();
+        let count = self.supply.batch(protocol, address, class, pools);
+        if count == 0 {
+            return None;
+        }
+        self.supply.asked.push((protocol, address, class));
         Some(ReserveRequest {
             protocol: reserved,
             address,
             shard: self.shard,
             shards: self.shards,
             ports: self.supply.ports(class),
-            count: self.supply.batch(protocol, address, class, pools),
+            count,
             in_advance,
             returned: Vec::new(),
         })
@@ -240,9 +278,10 @@ impl Gateway {
             requests[at].returned.push(port);
         }
         for ReserveRequest { protocol, address, returned, .. } in &requests {
-            if let Some(granted) = self.supply.granted.get_mut(&(Proto::from(*protocol), *address)) {
-                *granted = granted.saturating_sub(returned.len());
-            }
+            // A privileged one was published before, and has been counted then.
+            let class = PortClass::Unprivileged;
+            let ports = returned.iter().filter(|&&port| PortClass::of(port) == class).count();
+            self.supply.take_back(Proto::from(*protocol), *address, class, ports);
         }
         requests
     }
@@ -254,7 +293,7 @@ mod tests {
 
     #[test]
     fn a_shortage_asks_to_be_ended() {
-        let mut supply = PortSupply::new((1_024, 65_535), 100);
+        let mut supply = PortSupply::new((1_024, 65_535), None, 100);
         assert_eq!(supply.next_expiry(), None);
         let until = Timestamp::from_secs(10);
         let pool = (Proto::Tcp, Ipv4Addr::LOCALHOST, PortClass::Unprivileged);
@@ -271,10 +310,44 @@ mod tests {
     }
 
     #[test]
+    fn what_is_kept_for_the_host_does_not_count() {
+        let lendable = |kept| PortSupply::new((40_000, 40_099), kept, 100).lendable();
+        let kept = [
+            None,
+            Some((40_050, 40_099)),
+            Some((39_000, 40_009)),
+            Some((1, 39_999)),
+            Some((40_000, u16::MAX)),
+        ];
+        assert_eq!(kept.map(lendable), [100, 50, 90, 100, 0]);
+    }
+
+    #[test]
     fn all_shards_together_take_few_of_the_hosts_privileged_ports() {
-        let supply = PortSupply::new((1024, u16::MAX), 60_000);
+        let supply = PortSupply::new((1024, u16::MAX), None, 60_000);
         let batch =
             |pools| supply.batch(Proto::Udp, Ipv4Addr::new(203, 0, 113, 1), PortClass::Privileged, pools);
         assert_eq!([0, 1, 4, 16].map(batch), [16, 16, 4, 2]);
+    }
+
+    #[test]
+    fn no_pool_has_more_than_its_part_of_the_privileged_ports_however_many_its_clients_want() {
+        let address = Ipv4Addr::new(203, 0, 113, 1);
+        for (pools, part) in [(1, 32), (2, 16), (3, 10), (4, 8), (16, 2), (64, 2)] {
+            let mut supply = PortSupply::new((1024, u16::MAX), None, 60_000);
+            for protocol in [Proto::Tcp, Proto::Udp] {
+                let pool = (protocol, address, PortClass::Privileged);
+                let ask = |supply: &mut PortSupply| {
+                    let count = supply.batch(protocol, address, PortClass::Privileged, pools);
+                    *supply.granted.entry(pool).or_default() += count;
+                    count
+                };
+                assert_eq!((0..1_000).map(|_| ask(&mut supply)).sum::<usize>(), part, "{pools} pools");
+                supply.cede(protocol, Endpoint::new(address, 2_000));
+                assert_eq!(ask(&mut supply), 0);
+                supply.cede(protocol, Endpoint::new(address, 600));
+                assert_eq!((ask(&mut supply), ask(&mut supply)), (1, 0), "in place of a published one");
+            }
+        }
     }
 }

@@ -40,6 +40,8 @@ pub struct NatConfig {
     pub max_new_mappings_per_second: u32,
     /// Remote endpoints that one mapping talks to.
     pub max_sessions_per_mapping: usize,
+    /// Ports that are never lent, first and last, though they are in the range: the host's programs draw theirs from them.
+    pub kept_ports: Option<(u16, u16)>,
     /// Whether to note which mappings begin and end, for [`Nat::take_log`](super::Nat::take_log).
     pub log_mappings: bool,
 }
@@ -57,6 +59,7 @@ impl Default for NatConfig {
             max_mappings_per_client: 16_384,
             max_new_mappings_per_second: 2_000,
             max_sessions_per_mapping: 4_096,
+            kept_ports: None,
             log_mappings: false,
         }
     }

@@ -59,10 +59,10 @@ impl Nat {
         external.is_none_or(|address| self.pools.more_to_come(protocol, address))
     }
 
-    /// Lends ports of this range from now on (to begin with, 1024 to 65535): those that are lent outside of it stay lent as
-    /// long as their mappings live. ICMP identifiers and ports below 1024 have no range.
+    /// Lends ports of this range from now on (to begin with, 1024 to 65535), less those that the settings keep: others that are
+    /// lent stay lent as long as their mappings live. ICMP identifiers and ports below 1024 have no range.
     pub fn set_port_range(&mut self, range: RangeInclusive<u16>) {
-        self.pools.set_range(range);
+        self.pools.set_range(range, self.config.kept_ports);
     }
 
     /// A port that is no longer published is the caller's again, as [`Nat::take_returned_ports`] tells.

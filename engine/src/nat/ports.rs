@@ -43,9 +43,16 @@ pub(super) struct Pools {
     /// Some pool asks for ports.
     demand: bool,
     /// The unprivileged TCP and UDP ports that may be lent.
-    range: RangeInclusive<u16>,
+    lendable: Lendable,
     /// Ports that are the shell's again. Bounded by the number of ports.
     returned: Vec<(Proto, Endpoint)>,
+}
+
+/// A range of ports without a part of it, first and last.
+#[derive(Debug)]
+struct Lendable {
+    range: RangeInclusive<u16>,
+    kept: Option<(u16, u16)>,
 }
 
 #[derive(Debug)]
@@ -83,20 +90,20 @@ impl Pools {
             addresses: Vec::new(),
             resting: VecDeque::new(),
             demand: false,
-            range: 1024..=u16::MAX,
+            lendable: Lendable { range: 1024..=u16::MAX, kept: None },
             returned: Vec::new(),
         }
     }
 
-    /// Lends ports of `range` from now on. Free ones outside of it are the shell's again, and so will be those that are
-    /// lent or rest, when they are free.
-    pub(super) fn set_range(&mut self, range: RangeInclusive<u16>) {
-        self.range = range;
+    /// Lends ports of `range` without those that are `kept` from now on. Other free ones are the shell's again, and so will be
+    /// those that are lent or rest, when they are free.
+    pub(super) fn set_range(&mut self, range: RangeInclusive<u16>, kept: Option<(u16, u16)>) {
+        self.lendable = Lendable { range, kept };
         for AddressPools { address, pools } in &mut self.addresses {
             for protocol in [Proto::Tcp, Proto::Udp] {
                 let Pool { unprivileged, owned, .. } = &mut pools[protocol.index()];
                 unprivileged.retain(|&port| {
-                    let stays = self.range.contains(&port);
+                    let stays = self.lendable.contains(port);
                     if !stays {
                         owned.remove(port);
                         self.returned.push((protocol, Endpoint::new(*address, port)));
@@ -121,7 +128,7 @@ impl Pools {
     fn may_lend(&self, protocol: Proto, port: u16) -> bool {
         protocol == Proto::Icmp
             || protocol.class_of(port) == PortClass::Privileged
-            || self.range.contains(&port)
+            || self.lendable.contains(port)
     }
 
     /// Begins to use these external addresses, and ceases to use the others.
@@ -373,6 +380,12 @@ impl Pools {
             .iter_mut()
             .find(|pools| pools.address == address)
             .map(|pools| &mut pools.pools[protocol.index()])
+    }
+}
+
+impl Lendable {
+    fn contains(&self, port: u16) -> bool {
+        self.range.contains(&port) && self.kept.is_none_or(|(first, last)| !(first..=last).contains(&port))
     }
 }
 

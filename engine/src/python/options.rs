@@ -38,7 +38,7 @@ impl NatOptions {
     #[pyo3(signature = (*, filtering="address-dependent", udp_timeout=300.0, tcp_established_timeout=7440.0,
         tcp_opening_timeout=240.0, tcp_closing_timeout=240.0, icmp_timeout=60.0, max_mappings=200_000, max_mappings_per_client=16_384,
         max_new_mappings_per_second=2_000, max_sessions_per_mapping=4_096, port_range=DEFAULT_PORT_RANGE,
-        log_mappings=false))]
+        kept_ports=None, log_mappings=false))]
     #[allow(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn new(
         filtering: &str,
@@ -52,6 +52,7 @@ impl NatOptions {
         max_new_mappings_per_second: u32,
         max_sessions_per_mapping: usize,
         port_range: (u16, u16),
+        kept_ports: Option<(u16, u16)>,
         log_mappings: bool,
     ) -> PyResult<Self> {
         let filtering = match filtering {
@@ -68,6 +69,9 @@ impl NatOptions {
                 port_range.0, port_range.1
             )));
         }
+        if let Some((first, last)) = kept_ports.filter(|(first, last)| first > last) {
+            return Err(value_error(format!("kept_ports must go upwards, not {first}-{last}")));
+        }
         let config = NatConfig {
             filtering,
             udp_timeout: seconds("udp_timeout", udp_timeout)?,
@@ -79,6 +83,7 @@ impl NatOptions {
             max_mappings_per_client,
             max_new_mappings_per_second,
             max_sessions_per_mapping,
+            kept_ports,
             log_mappings,
         };
         Ok(Self { config, port_range })

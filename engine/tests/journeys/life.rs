@@ -6,6 +6,7 @@ use std::time::Duration;
 use tidegate_engine::core::Core;
 use tidegate_engine::drop_reason::DropReason;
 use tidegate_engine::external::reservation::PortProtocol;
+use tidegate_engine::messages::Command;
 use tidegate_engine::nat::{MappingEvent, MappingRecord, NatConfig, Proto};
 
 use super::flow::{Flow, HTTPS};
@@ -99,6 +100,53 @@ fn who_has_a_share_of_the_ports_gets_more_when_there_are_more() {
     world.pass(11 * SECOND);
     let more = insist(&mut world, 0, 5_000..5_100);
     assert_eq!(more, 99, "the first one asks");
+}
+
+#[test]
+fn a_client_with_a_thousand_ports_below_1024_takes_few_of_those_of_the_host() {
+    for shards in [1, 2] {
+        let nat = NatConfig { max_new_mappings_per_second: 1_000_000, ..NatConfig::default() };
+        let mut world = World::of(Plan { shards, nat, ..Plan::default() }).connected();
+        assert_eq!(insist(&mut world, 0, 24..1_024), 1_000, "the others get unprivileged ports");
+        for port in 24..1_024 {
+            let syn = Tcp { flags: SYN, ..Tcp::default() };
+            world.send(0, &Ip::tcp(endpoint(client_address(0), port), HTTPS, &syn, &[]));
+        }
+        assert_eq!(world.take_outside().len(), 1_000);
+        for protocol in [PortProtocol::Tcp, PortProtocol::Udp] {
+            let taken = (512..1_024).filter(|&port| world.ownership.is_reserved(protocol, EXTERNAL, port));
+            // The shard of the client has its part, and the other one has begun with one.
+            let most = 32 / usize::from(shards) + usize::from(shards) - 1;
+            assert_eq!(taken.count(), most, "{protocol:?} of {shards} shards");
+        }
+    }
+}
+
+#[test]
+fn ports_that_are_kept_for_the_host_from_now_on_are_given_back_when_nobody_uses_them() {
+    let mut world = with_4096_ports();
+    let kept = |world: &World, protocol| {
+        (42_000..=44_095).filter(|&port| world.ownership.is_reserved(protocol, EXTERNAL, port)).count()
+    };
+    assert_eq!(insist(&mut world, 0, 2_000..4_500), 2_500);
+    let used = world.mappings();
+    let before = kept(&world, PortProtocol::Udp);
+    assert!(before > 500, "{before}");
+    let keep = |world: &mut World, kept_ports| {
+        world.kept_ports = kept_ports;
+        let config = NatConfig { kept_ports, max_new_mappings_per_second: 1_000_000, ..NatConfig::default() };
+        world.tell_all(|| Command::SetNat { config: config.clone(), port_range: (40_000, 44_095) });
+    };
+    keep(&mut world, Some((42_000, 44_095)));
+    let in_use = kept(&world, PortProtocol::Udp);
+    assert!(in_use < before, "{in_use}: the free ones are the host's again");
+    assert_eq!(world.mappings(), used, "what was mapped stays mapped");
+    world.pass(Duration::from_secs(302 + 122));
+    assert_eq!([PortProtocol::Tcp, PortProtocol::Udp].map(|protocol| kept(&world, protocol)), [0, 0]);
+    assert_eq!(insist(&mut world, 0, 2_000..4_500), 2_000 - 250, "of the others");
+
+    keep(&mut world, None);
+    assert!(insist(&mut world, 1, 2_000..4_500) > 1_000, "they are the gateway's by its settings");
 }
 
 #[test]

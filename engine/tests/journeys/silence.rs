@@ -123,6 +123,37 @@ fn bogons_are_neither_sent_to_nor_believed() {
     }
 }
 
+/// A kernel with `ip_forward` takes what its neighbours send to the clients to the gateway's TUN device.
+#[test]
+fn what_the_hosts_kernel_forwards_does_not_reach_a_client_past_the_nat() {
+    const OTHER: [u8; 4] = [172, 17, 0, 1];
+    let forwarded = [SERVER, NEIGHBOUR, ROUTER, client_address(2), OTHER.into(), [127, 0, 0, 1].into()];
+    for shards in [1, 2] {
+        let mut world = World::with_shards(shards).connected();
+        for client in 0..2 {
+            let to = endpoint(client_address(client), 5_353);
+            let answer = |from| Ip::udp(endpoint(from, 53), to, &payload(2_000));
+            for source in forwarded {
+                world.dies(DropReason::BogonSource, |world| world.send_from_host(&answer(source)));
+                for fragment in answer(source).fragments(TUNNEL_MTU) {
+                    world.dies(DropReason::BogonSource, |world| world.send_from_host(&fragment));
+                }
+                let reset = Tcp { flags: RST, ..Tcp::default() };
+                let reset = Ip::tcp(endpoint(source, 443), to, &reset, &[]);
+                world.dies(DropReason::BogonSource, |world| world.send_from_host(&reset));
+            }
+            // Its own services answer from whichever of its addresses was called.
+            world.set_host_addresses(&[EXTERNAL, OTHER.into()]);
+            for own in [GATEWAY, EXTERNAL, OTHER.into()] {
+                let answer = Ip::udp(endpoint(own, 53), to, b"answer");
+                world.send_from_host(&answer);
+                assert_eq!(world.take_one(client).from(), endpoint(own, 53));
+            }
+            world.set_host_addresses(&[EXTERNAL]);
+        }
+    }
+}
+
 #[test]
 fn what_nobody_asked_for_gets_silence() {
     for shards in [1, 2] {

@@ -166,7 +166,10 @@ pub struct World {
     /// Whether what leaves must be right to the last checksum: not so where a test sends what is not.
     pub is_strict: bool,
     router: Ipv4Addr,
+    host_addresses: Vec<Ipv4Addr>,
     port_range: (u16, u16),
+    /// What of it the reserver keeps for the host's programs, first and last.
+    pub kept_ports: Option<(u16, u16)>,
     /// Where the clients are.
     endpoints: Vec<SocketAddrV4>,
     recorded: Option<Vec<Train>>,
@@ -240,7 +243,9 @@ impl World {
             mtu: plan.external_mtu,
             is_strict: true,
             router: ROUTER,
+            host_addresses: vec![EXTERNAL],
             port_range: plan.port_range,
+            kept_ports: None,
             endpoints: (0..plan.clients).map(client_endpoint).collect(),
             recorded: None,
             events: VecDeque::new(),
@@ -278,6 +283,12 @@ impl World {
         self.set_external(&external_link(self.mtu, None));
     }
 
+    /// The gateway's host has these addresses from now on.
+    pub fn set_host_addresses(&mut self, addresses: &[Ipv4Addr]) {
+        self.host_addresses = addresses.to_vec();
+        self.set_external(&external_link(self.mtu, Some(self.router)));
+    }
+
     fn set_external(&mut self, link: &ExternalLink) {
         let filter = tidegate_engine::external::packet_socket::FilterRules {
             addresses: vec![EXTERNAL],
@@ -285,9 +296,10 @@ impl World {
             other_protocols: vec![],
             except_udp: None,
         };
+        let host_addresses = self.host_addresses.clone();
         self.tell_all(|| Command::SetExternal {
             link: link.clone(),
-            host_addresses: vec![EXTERNAL],
+            host_addresses: host_addresses.clone(),
             filter: filter.clone(),
         });
     }
@@ -525,6 +537,7 @@ impl World {
             let ports: Vec<u16> = range
                 .filter(|port| port % u16::from(request.shards) == u16::from(request.shard))
                 .filter(|&port| !self.ownership.is_reserved(protocol, address, port))
+                .filter(|port| self.kept_ports.is_none_or(|(first, last)| !(first..=last).contains(port)))
                 .take(request.count)
                 .collect();
             for &port in &ports {

@@ -73,6 +73,9 @@ class Host(Protocol):
     def check_listen_port(self, address: IPv4Address, port: int) -> None:
         """Raises `ConflictError` or `HostNetworkError` if a UDP socket cannot be bound there."""
 
+    def kept_ports(self) -> tuple[int, int]:
+        """The ports that the host's programs cannot do without, both included."""
+
     def read_network(self) -> HostNetwork: ...
 
     def configure_tun(self, name: str, address: IPv4Interface, mtu: int) -> None:

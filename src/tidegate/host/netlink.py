@@ -18,7 +18,7 @@ import structlog
 
 from tidegate.errors import HostNetworkError
 from tidegate.host import Host, HostNetwork, Interface, InterfaceAddress, Route
-from tidegate.host.ports import check_listen_port
+from tidegate.host.ports import check_listen_port, kept_ports
 from tidegate.host.privileges import check_privileges
 
 log = structlog.get_logger("tidegate.netlink")
@@ -73,6 +73,9 @@ class LinuxHost(Host):
 
     def check_listen_port(self, address: IPv4Address, port: int) -> None:
         check_listen_port(address, port)
+
+    def kept_ports(self) -> tuple[int, int]:
+        return kept_ports()
 
     def read_network(self) -> HostNetwork:
         return read_network()

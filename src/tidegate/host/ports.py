@@ -1,13 +1,29 @@
-"""Ports of the host: whether one is free, and if not, which process holds it."""
+"""Ports of the host: whether one is free, which process holds it otherwise, and which its programs need."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 from ipaddress import IPv4Address
 from pathlib import Path
 
 from tidegate.errors import ConflictError, HostNetworkError, PrivilegeError
+
+LOCAL_PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+USUAL_PORT_RANGE = (32768, 60999)
+"""The kernel's own."""
+KEPT_PART = 4
+
+
+def kept_ports(file: Path = LOCAL_PORT_RANGE) -> tuple[int, int]:
+    """The last quarter, both ends included, of the ports from which the kernel gives one to a program that asks for
+    none in particular, as for a query or a connection. Where the NAT had all of those, the host, and with it the DNS
+    proxy, could reach nobody."""
+    first, last = USUAL_PORT_RANGE
+    with contextlib.suppress(OSError, ValueError):
+        first, last = map(int, file.read_text().split())
+    return last - (last - first) // KEPT_PART, last
 
 
 def check_listen_port(address: IPv4Address, port: int) -> None:

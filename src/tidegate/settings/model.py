@@ -25,6 +25,8 @@ from tidegate.net import Endpoint, ListenAddress, gateway_address_of, parse_subn
 
 MAX_INTERFACE_NAME = 15  # IFNAMSIZ - 1, linux/if.h
 NOT_IN_INTERFACE_NAMES = "/:%"  # dev_valid_name(); and in `%d` the kernel would insert a number
+ALL_PORTS = (1024, 65535)
+"""What a NAT may lend (RFC 4787 REQ-3 keeps the ports below apart)."""
 MAX_SHARDS = 64  # as in engine/src/engine.rs; a test compares the two
 
 
@@ -144,10 +146,14 @@ class NatSettings(_Section):
     max_mappings_per_client: Annotated[int, Field(ge=1, le=65_536)] = 16_384
     max_new_mappings_per_second: Annotated[int, Field(ge=1, le=1_000_000)] = 2_000
     max_sessions_per_mapping: Annotated[int, Field(ge=1, le=1_000_000)] = 4_096
-    port_range: Annotated[
-        tuple[Annotated[int, Field(ge=1024, le=65535)], Annotated[int, Field(ge=1024, le=65535)]],
-        BeforeValidator(_as_tuple),
-    ] = (1024, 65535)  # RFC 4787 REQ-3: the class 1024-65535 is kept
+    port_range: (
+        Annotated[
+            tuple[Annotated[int, Field(ge=1024, le=65535)], Annotated[int, Field(ge=1024, le=65535)]],
+            BeforeValidator(_as_tuple),
+        ]
+        | None
+    ) = None
+    """By default all (`ALL_PORTS`), but for what is left to the host's programs."""
 
     other_protocols: OtherProtocols = {}
     """The peer that each protocol without ports is given to: everything that arrives goes there, and only that peer can
@@ -166,8 +172,8 @@ class NatSettings(_Section):
 
     @field_validator("port_range")
     @classmethod
-    def _port_range_ascends(cls, value: tuple[int, int]) -> tuple[int, int]:
-        if value[0] > value[1]:
+    def _port_range_ascends(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
+        if value is not None and value[0] > value[1]:
             raise ValueError(f"ports {value[0]}-{value[1]}: the range ends before it starts")
         return value
 

@@ -12,7 +12,7 @@ import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -217,6 +217,8 @@ def _field_type(key: Key) -> Any:
 def _from_text(text: str, kind: Any) -> Any:
     """A variable's text as a value of type `kind`; unchanged if it cannot be converted, so that the type check reports
     it."""
+    if get_origin(kind) is Union:  # of a type and `None`
+        kind = _without_notes(get_args(kind)[0])
     if kind is bool:
         return {
             "1": True,
@@ -240,5 +242,9 @@ def _from_text(text: str, kind: Any) -> Any:
 
 
 def _item_type(kind: Any) -> Any:
-    item = get_args(kind)[0]
-    return getattr(item, "__origin__", item)
+    return _without_notes(get_args(kind)[0])
+
+
+def _without_notes(kind: Any) -> Any:
+    """The type itself of an annotated one."""
+    return get_args(kind)[0] if hasattr(kind, "__metadata__") else kind

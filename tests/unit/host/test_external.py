@@ -84,9 +84,10 @@ def test_the_hosts_own_addresses_are_those_without_loopback_and_our_device() -> 
         addresses=(
             InterfaceAddress(9, IPv4Interface("10.66.77.1/24")),
             InterfaceAddress(3, IPv4Interface("198.51.100.5/24")),
+            InterfaceAddress(1, IPv4Interface("203.0.113.53/32")),  # as of an anycast service
         ),
     )
-    assert host_addresses(network, tun_name="tidegate0") == ("192.0.2.2", "198.51.100.5")
+    assert host_addresses(network, tun_name="tidegate0") == ("192.0.2.2", "198.51.100.5", "203.0.113.53")
 
 
 def test_our_own_device_and_the_default_route_do_not_overlap_with_the_subnet() -> None:

@@ -60,6 +60,7 @@ enum ReserverCommand {
     Disclaim(PortProtocol, SocketAddrV4),
     Release(PortProtocol, SocketAddrV4),
     RetainAddresses(Vec<Ipv4Addr>, SyncSender<()>),
+    Keep(Option<(u16, u16)>),
     Stop,
 }
 
@@ -138,6 +139,13 @@ impl Reserver {
         // Either fails only after `Self::stop`, when there are no ports at all.
         drop(self.handle.0.send(ReserverCommand::RetainAddresses(addresses.to_vec(), reply)));
         answer.recv().ok();
+    }
+
+    /// Other ports are kept for the host's programs ([`PortReservation::keep`]). As [`Self::claim`], it may wait for the thread's
+    /// current work.
+    pub fn keep(&self, ports: Option<(u16, u16)>) {
+        // Fails only after `Self::stop`, when there are no ports at all.
+        drop(self.handle.0.send(ReserverCommand::Keep(ports)));
     }
 
     /// Ends the thread, waits for it, and frees every port. Stopping twice does nothing.
@@ -237,6 +245,7 @@ fn work(
                 reservation.retain_addresses(&addresses);
                 reply.send(()).ok(); // whoever asked waits
             }
+            ReserverCommand::Keep(ports) => reservation.keep(ports),
             ReserverCommand::Stop => break,
         }
     }

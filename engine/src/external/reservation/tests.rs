@@ -41,6 +41,21 @@ fn a_port_that_a_program_holds_is_passed_over() {
 }
 
 #[test]
+fn what_is_kept_for_the_hosts_programs_is_never_reserved_unless_it_is_published() {
+    let mut reservation = PortReservation::new(100);
+    reservation.keep(Some((61_610, 61_614)));
+    for protocol in [PortProtocol::Tcp, PortProtocol::Udp] {
+        let (taken, shortage) = reservation.reserve(protocol, HERE, 61_608..=61_616, 9);
+        assert_eq!(taken, [61_608, 61_609, 61_615, 61_616]);
+        assert!(matches!(shortage, Some(Shortage::NoFreePort)));
+    }
+    reservation.claim(PortProtocol::Tcp, SocketAddrV4::new(HERE, 61_612)).unwrap();
+    reservation.keep(None);
+    let (taken, _) = reservation.reserve(PortProtocol::Tcp, HERE, 61_608..=61_616, 9);
+    assert_eq!(taken, [61_610, 61_611, 61_613, 61_614]);
+}
+
+#[test]
 fn a_reserved_port_can_neither_be_bound_nor_shared() {
     let mut reservation = PortReservation::new(100);
     for protocol in [PortProtocol::Tcp, PortProtocol::Udp] {

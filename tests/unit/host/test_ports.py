@@ -1,0 +1,31 @@
+"""The ports that the host's programs cannot do without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tidegate.host.ports import kept_ports
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [
+        ("32768\t60999\n", (53_942, 60_999)),
+        ("1024\t65535\n", (49_408, 65_535)),
+        ("40000\t40003\n", (40_003, 40_003)),
+        ("40000\t40000\n", (40_000, 40_000)),
+        ("what?", (53_942, 60_999)),
+    ],
+)
+def test_the_last_quarter_of_the_ports_that_the_kernel_gives_out_is_kept(
+    tmp_path: Path, told: str, kept: tuple[int, int]
+) -> None:
+    file = tmp_path / "ip_local_port_range"
+    file.write_text(told)
+    assert kept_ports(file) == kept
+
+
+def test_without_proc_the_kernels_own_range_is_taken(tmp_path: Path) -> None:
+    assert kept_ports(tmp_path / "nothing") == (53_942, 60_999)
