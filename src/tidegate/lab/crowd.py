@@ -32,6 +32,8 @@ _EXTERNAL = [f"203.0.113.{n}" for n in range(1, 5)]
 _SETTINGS = f"""
 [external]
 addresses = {json.dumps(_EXTERNAL)}
+[nat]
+icmp_timeout = 600  # on a slow machine the first mappings must outlive the opening of the last ones
 [gateway]
 subnet = "{_SUBNET}"
 """
