@@ -105,9 +105,10 @@ def test_programs_of_the_host_and_the_nat_never_share_a_port(make_world: MakeWor
     world.connect(world.lab.client)
     lab = world.lab
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     enough = min(6_000, hard - 1_500)  # of them 500 are for connections, the rest for the tests' own needs
     with ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         # Programs hold every second port of a wide range before the NAT asks for one.
         held = set()
         for port in range(20_000, 40_000, 2):
@@ -141,7 +142,6 @@ def test_programs_of_the_host_and_the_nat_never_share_a_port(make_world: MakeWor
         own = {(socket.SOCK_STREAM, port) for port in lab.gateway.call(connect_out)}
         assert len(own) == 500
         assert not own & taken
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     world.gateway.stop()
 
 
