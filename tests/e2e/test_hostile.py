@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import socket
@@ -127,11 +128,12 @@ def test_a_flood_of_empty_datagrams_beside_a_busy_client_stops_nobody(siege: Sie
         "while time.monotonic() < end:\n"
         "    for _ in range(100): sender.send(b'')\n"
     )
-    upload = siege.lab.client.popen(["iperf3", "-c", INTERNET, "-t", "6"])
+    upload = siege.lab.client.popen(["iperf3", "-c", INTERNET, "-t", "8", "--json"])
     floods = [attacker.popen([sys.executable, "-c", flood]) for _ in range(3)]
-    for process in floods:
-        process.wait(20)
-    upload.wait(30)
+    assert [process.wait(20) for process in floods] == [0] * len(floods)
+    assert upload.running, "the upload was over before the flood"
+    assert upload.wait(30) == 0, upload.output()[-500:]
+    assert json.loads(upload.output())["end"]["sum_received"]["bytes"] > 0
     siege.grows(before, "not_wireguard", by=FLOOD)
     assert checks.ping(siege.lab.client, INTERNET, count=5).complete
 
