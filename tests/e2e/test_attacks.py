@@ -27,6 +27,7 @@ from pathlib import Path
 
 import pytest
 
+from tidegate.control.commands import NatList
 from tidegate.lab import checks, connections, forge, udpecho
 from tidegate.lab.processes import Process
 from tidegate.lab.stacks import INNER_GATEWAY, TidegateClient, TidegateGateway, WireguardGoClient
@@ -77,11 +78,10 @@ class Battle:
 
     def mappings(self, name: str, protocol: str) -> dict[int, str]:
         """External ports of a peer's mappings, and their states."""
-        listed = json.loads(self.gateway.command("nat", "list", "--peer", name, "--json"))["mappings"]
         return {
-            int(entry["external"].rpartition(":")[2]): entry["state"]
-            for entry in listed
-            if entry["protocol"] == protocol
+            int(mapping.external.rpartition(":")[2]): mapping.state
+            for mapping in self.gateway.ask(NatList(peer=name)).mappings
+            if mapping.protocol == protocol
         }
 
     @contextmanager

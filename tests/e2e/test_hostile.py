@@ -242,6 +242,16 @@ def test_destinations_that_must_not_be_forwarded_are_dropped(siege: Siege) -> No
     assert seen.lines("dst port 4242") == []
 
 
+def test_the_command_line_tells_of_the_same_drops(siege: Siege) -> None:
+    before = siege.gateway.status()
+    shown = json.loads(siege.gateway.command("status", "--json"))
+    after = siege.gateway.status()
+    assert before.keys() == shown.keys() == after.keys()
+    assert before["drops"].keys() == shown["drops"].keys() == after["drops"].keys()
+    for reason, count in shown["drops"].items():
+        assert before["drops"][reason] <= count <= after["drops"][reason]
+
+
 def test_after_all_this_the_client_is_served_as_ever(siege: Siege) -> None:
     assert checks.ping(siege.lab.client, INTERNET, count=20, interval=0.02).complete
     assert checks.ping(siege.lab.client, BEYOND, count=5).complete

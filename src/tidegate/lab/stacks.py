@@ -9,7 +9,6 @@ from __future__ import annotations
 import configparser
 import contextlib
 import itertools
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from tidegate.control.client import ControlClient
+from tidegate.control.commands import AnswerT, Command, StatusQuery
+from tidegate.errors import ControlError, PrivilegeError
 from tidegate.lab.processes import CommandError, Process, run
 from tidegate.lab.services import start_dns_server
 from tidegate.lab.topology import GATEWAY_ACCESS, Lab, Namespace
@@ -114,7 +116,7 @@ class TidegateGateway:
             return bool(transport.strip() and dns.strip())
 
         wait_until(serving, "the gateway to serve", timeout=20.0, interval=0.05)
-        wait_until(self._answers, "the gateway to answer `tidegate status`", timeout=10.0, interval=0.05)
+        wait_until(self._answers, "the gateway to answer commands", timeout=10.0, interval=0.05)
 
     def stop(self) -> None:
         self.process.stop()
@@ -128,8 +130,17 @@ class TidegateGateway:
 
     def status(self) -> dict[str, Any]:
         """What ``tidegate status --json`` says."""
-        status: dict[str, Any] = json.loads(self.command("status", "--json"))
-        return status
+        return self.ask(StatusQuery()).model_dump(mode="json")
+
+    def ask(self, command: Command[AnswerT]) -> AnswerT:
+        """Asks over the control socket as the command line does, which alone takes a second to start. Raises
+        `CommandError`, as `command` does."""
+        try:
+            with contextlib.closing(ControlClient.connect(self.state)) as control:
+                return control.execute(command)
+        except (ControlError, PrivilegeError) as cause:
+            asked: str = command.model_dump()["command"]
+            raise CommandError(["tidegate", *asked.split(".")], cause.exit_code, str(cause)) from cause
 
     def command(self, *arguments: str) -> str:
         """Runs ``tidegate …`` on the gateway host, about this gateway, and returns what it prints."""
