@@ -87,8 +87,10 @@ class TidegateGateway:
         address: str = INNER_GATEWAY,
         listen: str = "0.0.0.0",
         open_files: int | None = None,
+        under: Sequence[str] = (),
     ) -> None:
         self._lab = lab
+        self._under = under  # a command that starts the gateway, such as setpriv with its options
         self._listen = listen  # the address
         self._address = address  # inside the tunnel, as it follows from `config`
         self._open_files = open_files  # the hard limit; None: that of this process
@@ -106,7 +108,7 @@ class TidegateGateway:
             command += ["--config", str(self.settings_file)]
         if self._open_files is not None:
             command = ["prlimit", f"--nofile={self._open_files}:{self._open_files}", *command]
-        self.process = self._lab.gateway.popen(command, name="tidegate-serve")
+        self.process = self._lab.gateway.popen([*self._under, *command], name="tidegate-serve")
 
         def serving() -> bool:
             if not self.process.running:
