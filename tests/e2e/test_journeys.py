@@ -136,7 +136,6 @@ def test_udp_arrives_at_a_moderate_rate_without_loss(journey: Journey) -> None:
 
 def test_datagrams_of_every_size_up_to_fragments_of_64_kib_come_back(journey: Journey) -> None:
     with journey.lab.client.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as client:
-        client.settimeout(5)
         client.connect((INTERNET, udpecho.PORT))
         # Around the limits of the tunnel (1420 - 28) and of the link (1500 - 28), 8 KiB, and the largest there is.
         for size in (0, 1, 1391, 1392, 1393, 1471, 1472, 1473, 2000, 8192, 20_000, 65_507):
@@ -160,6 +159,7 @@ def test_a_packet_that_is_too_big_for_a_later_hop_is_reported_to_the_client(make
     answer = world.lab.client.run(["ping", "-n", "-c", "2", "-M", "do", "-s", "1300", BEYOND], check=False)
     assert f"From {INTERNET}" in answer.stdout, answer.stdout
     assert "mtu = 1280" in answer.stdout, answer.stdout
+                client.settimeout(1 if (size, attempt) == (1393, 0) else 5)
     assert INTERNET_BEYOND not in answer.stdout
     size = 8 * MIB
     down = checks.download(world.lab.client, f"http://{BEYOND}/blob/narrow/{size}", timeout=60)
