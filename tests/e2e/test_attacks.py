@@ -315,14 +315,17 @@ def test_packets_from_outside_to_inner_addresses_reach_nobody(battle: Battle) ->
 
 
 def test_ports_of_the_host_and_of_the_nat_never_meet(battle: Battle, record_property: Record) -> None:
-    def hold(port: int) -> socket.socket | None:
-        holder = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        try:
-            holder.bind(("", port))
-        except OSError:
-            holder.close()
-            return None
-        return holder
+    def hold() -> dict[int, socket.socket]:
+        held = {}
+        for port in range(41_000, 41_999):
+            holder = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            try:
+                holder.bind(("", port))
+            except OSError:
+                holder.close()
+            else:
+                held[port] = holder
+        return held
 
     with ExitStack() as stack:
         faces = {}
@@ -368,10 +371,9 @@ def test_ports_of_the_host_and_of_the_nat_never_meet(battle: Battle, record_prop
             assert client.recv(100) == b"mine"
 
         # A program of the host holds ports: none of them becomes the NAT's.
-        held = {}
-        for port in range(41_000, 41_999):
-            if holder := battle.lab.gateway.call(lambda port=port: hold(port)):  # type: ignore[misc]
-                held[port] = stack.enter_context(holder)
+        held = battle.lab.gateway.call(hold)
+        for holder in held.values():
+            stack.enter_context(holder)
         lent = {stack.enter_context(flow_of(battle.bob))[1] for _ in range(40)}
         assert not lent & held.keys()
 
