@@ -114,8 +114,10 @@ def killed_and_started_again(_: pytest.Config) -> None:
         gateway.start()
         client = TidegateClient(lab.client, gateway.add_peer("alice"))
         client.start()
+        assert hoststate.tun_devices(lab.gateway) != set()
         gateway.process.stop(signal.SIGKILL)
         assert gateway.process.returncode == -signal.SIGKILL
+        wait_until(lambda: hoststate.tun_devices(lab.gateway) == set(), "the kernel to remove the TUN device")
         again = TidegateGateway(lab, state=gateway.state)
         again.start()
         # A client notices that nobody answers after 15 s (KEEPALIVE_TIMEOUT + REKEY_TIMEOUT) and shakes hands again.
@@ -127,7 +129,7 @@ def killed_and_started_again(_: pytest.Config) -> None:
 
 
 @pytest.mark.beside(scenario=killed_and_started_again)
-def test_after_sigkill_the_next_start_works_and_the_client_returns_by_itself(
+def test_after_sigkill_the_tun_device_is_gone_the_next_start_works_and_the_client_returns_by_itself(
     outcome: Callable[[], None],
 ) -> None:
     outcome()
