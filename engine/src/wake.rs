@@ -308,6 +308,8 @@ mod tests {
     use crate::clock::monotonic_now;
 
     const SHORT: Duration = Duration::from_millis(20);
+    /// Longer than the scheduler keeps a thread waiting between two statements.
+    const NOT_YET: Duration = Duration::from_millis(500);
     const LONG: Duration = Duration::from_secs(3_600);
 
     /// Waits until the alarm rings, and silences it.
@@ -339,7 +341,7 @@ mod tests {
     fn silencing_an_alarm_clock_too_early_leaves_it_set() {
         let (epoll, mut alarm) = (Epoll::new().unwrap(), AlarmClock::new().unwrap());
         epoll.add(&alarm, 1, Interest::Read).unwrap();
-        alarm.ring_by(monotonic_now() + SHORT).unwrap();
+        alarm.ring_by(monotonic_now() + NOT_YET).unwrap();
         alarm.silence().unwrap();
         rung_at(&epoll, &mut alarm);
     }

@@ -12,6 +12,7 @@ import re
 import signal
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -166,6 +167,32 @@ def _the_long_session_begins_first(request: pytest.FixtureRequest) -> None:
     """So that three minutes pass during the other tests, not after them."""
     if any(item.get_closest_marker("rekey") for item in request.session.items):
         request.getfixturevalue("long_session")
+
+
+Scenario = Callable[[pytest.Config], None]
+"""A whole test that mostly waits. It has a lab of its own, and raises what the test is to raise."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "beside(scenario): the scenario runs beside the other tests, from the first of them on"
+    )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _scenarios(request: pytest.FixtureRequest) -> Iterator[dict[Scenario, Future[None]]]:
+    """Begins the scenarios of the tests that were chosen, so that their waiting costs no time."""
+    marks = [item.get_closest_marker("beside") for item in request.session.items]
+    scenarios: list[Scenario] = [mark.kwargs["scenario"] for mark in marks if mark is not None]
+    with ThreadPoolExecutor(max(1, len(scenarios)), thread_name_prefix="scenario") as pool:
+        yield {scenario: pool.submit(scenario, request.config) for scenario in scenarios}
+
+
+@pytest.fixture
+def outcome(request: pytest.FixtureRequest, _scenarios: dict[Scenario, Future[None]]) -> Callable[[], None]:
+    """Waits for the end of the test's scenario, and raises what it raised."""
+    mark = request.node.get_closest_marker("beside")
+    return _scenarios[mark.kwargs["scenario"]].result
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

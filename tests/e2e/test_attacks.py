@@ -27,6 +27,7 @@ from pathlib import Path
 
 import pytest
 
+from tidegate.control.commands import NatList
 from tidegate.lab import checks, connections, forge, udpecho
 from tidegate.lab.processes import Process
 from tidegate.lab.stacks import INNER_GATEWAY, TidegateClient, TidegateGateway, WireguardGoClient
@@ -77,11 +78,10 @@ class Battle:
 
     def mappings(self, name: str, protocol: str) -> dict[int, str]:
         """External ports of a peer's mappings, and their states."""
-        listed = json.loads(self.gateway.command("nat", "list", "--peer", name, "--json"))["mappings"]
         return {
-            int(entry["external"].rpartition(":")[2]): entry["state"]
-            for entry in listed
-            if entry["protocol"] == protocol
+            int(mapping.external.rpartition(":")[2]): mapping.state
+            for mapping in self.gateway.ask(NatList(peer=name)).mappings
+            if mapping.protocol == protocol
         }
 
     @contextmanager
@@ -92,6 +92,20 @@ class Battle:
         wait_until(
             lambda: self.drops(*reasons) - before >= at_least, f"{at_least} drops of {reasons}", interval=0.2
         )
+
+    @contextmanager
+    def seen_from_outside(self, at_least: int) -> Iterator[None]:
+        """Asserts how many packets from outside the gateway passed or dropped while the context lasted."""
+
+        def seen() -> int:
+            status = self.gateway.status()
+            passed: int = status["packets"]["from_external"]
+            dropped: int = sum(status["drops"].values())
+            return passed + dropped
+
+        before = seen()
+        yield
+        wait_until(lambda: seen() - before >= at_least, f"{at_least} packets to be seen", interval=0.2)
 
     @contextmanager
     def watched(self, *inside: Namespace, expression: str = "ip") -> Iterator[list[Capture]]:
@@ -199,9 +213,12 @@ def test_a_forged_rst_with_a_guessed_sequence_number_ends_no_connection(
 def test_forged_syns_and_data_for_a_connection_end_or_corrupt_nothing(battle: Battle) -> None:
     with line_of(battle, battle.alice, "alice") as line:
         target = (GATEWAY_EXTERNAL, line.face)
+        step = 1 << 18
         for flags in (forge.SYN, forge.SYN | forge.ACK, forge.FIN | forge.ACK, forge.PSH | forge.ACK):
-            packets = tcp_sweep(ECHO, target, flags, random.randrange(SWEEP), step=1 << 18)
-            battle.eve.call(lambda packets=packets: forge.send(packets))  # type: ignore[misc]
+            packets = tcp_sweep(ECHO, target, flags, random.randrange(SWEEP), step=step)
+            with battle.seen_from_outside((1 << 32) // step // 2):
+                tries = battle.eve.call(lambda packets=packets: forge.send(packets))  # type: ignore[misc]
+            assert tries == (1 << 32) // step
         assert line.answers(), "what the client's own TCP does not believe changes nothing"
         assert battle.mappings("alice", "tcp")[line.face] == "established"
 
@@ -308,14 +325,17 @@ def test_packets_from_outside_to_inner_addresses_reach_nobody(battle: Battle, fo
 
 
 def test_ports_of_the_host_and_of_the_nat_never_meet(battle: Battle, record_property: Record) -> None:
-    def hold(port: int) -> socket.socket | None:
-        holder = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        try:
-            holder.bind(("", port))
-        except OSError:
-            holder.close()
-            return None
-        return holder
+    def hold() -> dict[int, socket.socket]:
+        held = {}
+        for port in range(41_000, 41_999):
+            holder = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            try:
+                holder.bind(("", port))
+            except OSError:
+                holder.close()
+            else:
+                held[port] = holder
+        return held
 
     with ExitStack() as stack:
         faces = {}
@@ -361,10 +381,9 @@ def test_ports_of_the_host_and_of_the_nat_never_meet(battle: Battle, record_prop
             assert client.recv(100) == b"mine"
 
         # A program of the host holds ports: none of them becomes the NAT's.
-        held = {}
-        for port in range(41_000, 41_999):
-            if holder := battle.lab.gateway.call(lambda port=port: hold(port)):  # type: ignore[misc]
-                held[port] = stack.enter_context(holder)
+        held = battle.lab.gateway.call(hold)
+        for holder in held.values():
+            stack.enter_context(holder)
         lent = {stack.enter_context(flow_of(battle.bob))[1] for _ in range(40)}
         assert not lent & held.keys()
 
@@ -384,6 +403,7 @@ def test_scans_of_ports_that_clients_use_are_met_with_silence(battle: Battle) ->
         with (
             battle.eve.capture("external", f"src host {GATEWAY_EXTERNAL}") as outside,
             battle.watched(battle.alice, expression=f"host {stranger[0]}") as (inside,),
+            battle.counted_drops(len(packets) // 2, "filtered"),
         ):
             assert battle.eve.call(lambda: forge.send(packets)) == len(packets)
             pause(SETTLE)
@@ -439,6 +459,7 @@ def test_a_flood_of_fragments_holds_up_no_whole_packets(battle: Battle, side: st
                 fragment=offset,
             )
 
+    dropped = battle.drops("fragment_limit", "bad_fragment")
     with flow_of(battle.alice) as (client, _):
         pings = battle.bob.popen(["ping", "-n", "-i", "0.02", "-c", "60", "-W", "2", BEYOND])
         if side == "outside":
@@ -453,7 +474,7 @@ def test_a_flood_of_fragments_holds_up_no_whole_packets(battle: Battle, side: st
         assert client.recv(100) == b"whole"
         pings.wait(20)
         assert "60 received" in pings.output(), pings.output()[-300:]
-    assert battle.drops("fragment_limit", "bad_fragment") > 0
+    assert battle.drops("fragment_limit", "bad_fragment") > dropped
 
     def fragmented() -> bool:
         with flow_of(battle.alice) as (client, _):
@@ -524,8 +545,11 @@ def test_errors_of_the_gateway_itself_are_few(battle: Battle) -> None:
     scan = [
         forge.udp(("192.0.2.77", 4242), (GATEWAY_EXTERNAL, port), ttl=1) for port in range(40_000, 42_000)
     ]
-    with battle.eve.capture("external", f"src host {GATEWAY_EXTERNAL} and icmp[icmptype] = 11") as outside:
-        battle.eve.call(lambda: forge.send(scan))
+    with (
+        battle.eve.capture("external", f"src host {GATEWAY_EXTERNAL} and icmp[icmptype] = 11") as outside,
+        battle.counted_drops(len(scan) // 2, "no_mapping", "filtered"),
+    ):
+        assert battle.eve.call(lambda: forge.send(scan)) == len(scan)
         pause(SETTLE)
     assert outside.lines() == []
 

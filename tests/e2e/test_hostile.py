@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import socket
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from tidegate.control.commands import NatList
 from tidegate.lab import checks, forge, udpecho
 from tidegate.lab.stacks import INNER_GATEWAY, LISTEN_PORT, TidegateGateway, WireguardGoClient
 from tidegate.lab.topology import BEYOND, GATEWAY_ACCESS, GATEWAY_EXTERNAL, INTERNET, Lab
@@ -127,11 +129,12 @@ def test_a_flood_of_empty_datagrams_beside_a_busy_client_stops_nobody(siege: Sie
         "while time.monotonic() < end:\n"
         "    for _ in range(100): sender.send(b'')\n"
     )
-    upload = siege.lab.client.popen(["iperf3", "-c", INTERNET, "-t", "6"])
+    upload = siege.lab.client.popen(["iperf3", "-c", INTERNET, "-t", "8", "--json"])
     floods = [attacker.popen([sys.executable, "-c", flood]) for _ in range(3)]
-    for process in floods:
-        process.wait(20)
-    upload.wait(30)
+    assert [process.wait(20) for process in floods] == [0] * len(floods)
+    assert upload.running, "the upload was over before the flood"
+    assert upload.wait(30) == 0, upload.output()[-500:]
+    assert json.loads(upload.output())["end"]["sum_received"]["bytes"] > 0
     siege.grows(before, "not_wireguard", by=FLOOD)
     assert checks.ping(siege.lab.client, INTERNET, count=5).complete
 
@@ -202,15 +205,26 @@ def test_unsolicited_packets_from_the_internet_are_counted_and_answered_with_sil
 
 
 def test_a_knock_on_a_reserved_port_without_a_mapping_is_counted(siege: Siege) -> None:
-    before = siege.drops()
+    lab, status = siege.lab, siege.gateway.status()
+    # The NAT holds each of its ports with a socket.
+    bound = [line.split()[3] for line in lab.gateway.run(["ss", "-Huln"]).stdout.splitlines()]
+    reserved = {face for face in bound if face.startswith(f"{GATEWAY_EXTERNAL}:")}
+    assert len(reserved) == status["reserved_ports"]["udp"]
+    mappings = siege.gateway.ask(NatList()).mappings
+    mapped = {mapping.external for mapping in mappings if mapping.protocol == "udp"}
+    assert len(mapped) == status["mappings"]["udp"]
+    unmapped = [int(face.rpartition(":")[2]) for face in reserved - mapped]
+    assert unmapped, "no port is reserved beyond those in use"
 
-    def sweep() -> None:
+    def knock() -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
-            for port in range(1024, 65_536):
+            for port in unmapped:
                 stranger.sendto(b"", (GATEWAY_EXTERNAL, port))
 
-    siege.lab.beyond.call(sweep)
-    siege.grows(before, "no_mapping", "filtered")
+    with lab.beyond.capture("beyond", f"src host {GATEWAY_EXTERNAL}") as answers:
+        lab.beyond.call(knock)
+        siege.grows(status["drops"], "no_mapping", by=len(unmapped))
+    assert answers.lines() == []
 
 
 def test_inner_addresses_that_arrive_from_outside_do_not_get_in(siege: Siege) -> None:
@@ -236,6 +250,16 @@ def test_destinations_that_must_not_be_forwarded_are_dropped(siege: Siege) -> No
         siege.lab.client.call(send_out)
         siege.grows(before, "bogon_destination", by=3)
     assert seen.lines("dst port 4242") == []
+
+
+def test_the_command_line_tells_of_the_same_drops(siege: Siege) -> None:
+    before = siege.gateway.status()
+    shown = json.loads(siege.gateway.command("status", "--json"))
+    after = siege.gateway.status()
+    assert before.keys() == shown.keys() == after.keys()
+    assert before["drops"].keys() == shown["drops"].keys() == after["drops"].keys()
+    for reason, count in shown["drops"].items():
+        assert before["drops"][reason] <= count <= after["drops"][reason]
 
 
 def test_after_all_this_the_client_is_served_as_ever(siege: Siege) -> None:

@@ -11,10 +11,10 @@ from __future__ import annotations
 import re
 import resource
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from itertools import product
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
@@ -33,6 +33,9 @@ RST = "tcp[tcpflags] & tcp-rst != 0"
 HEADERS = 128  # bytes of each packet that a capture keeps
 UNREACHABLE = "icmp[icmptype] = icmp-unreach"
 _RST_LINE = re.compile(r"> ([\d.]+): Flags \[R\.?\], (?:seq|cksum[^,]*, seq) (\d+)")
+
+
+Port = tuple[socket.SocketKind, int]
 
 
 @dataclass
@@ -94,8 +97,13 @@ def test_after_the_traffic_a_port_of_the_nat_stays_silent_to_anything(scene: Sce
     # The control: the kernel is as talkative as ever about a port that is not the NAT's.
     unused = next(port for port in range(2_000, 60_000) if port not in ports["tcp"])
     with lab.internet.capture("external", "ip") as control:
-        for port in range(unused, unused + 500):
-            send(scene, [IP(src=INTERNET, dst=GATEWAY_EXTERNAL) / TCP(sport=80, dport=port, flags="S")])
+        send(
+            scene,
+            [
+                IP(src=INTERNET, dst=GATEWAY_EXTERNAL) / TCP(sport=80, dport=port, flags="S")
+                for port in range(unused, unused + 500)
+            ],
+        )
         pause(0.5)
     assert control.lines(f"{FROM_GATEWAY} and {RST}") != []
 
@@ -105,18 +113,15 @@ def test_programs_of_the_host_and_the_nat_never_share_a_port(make_world: MakeWor
     world.connect(world.lab.client)
     lab = world.lab
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     enough = min(6_000, hard - 1_500)  # of them 500 are for connections, the rest for the tests' own needs
     with ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         # Programs hold every second port of a wide range before the NAT asks for one.
-        held = set()
-        for port in range(20_000, 40_000, 2):
-            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
-                if holder := lab.gateway.call(partial(bound, kind, port)):
-                    stack.enter_context(holder)
-                    held.add((kind, port))
-            if len(held) >= enough:
-                break
+        every_second = product(range(20_000, 40_000, 2), (socket.SOCK_STREAM, socket.SOCK_DGRAM))
+        held = lab.gateway.call(lambda: hold(((kind, port) for port, kind in every_second), enough))
+        for holder in held.values():
+            stack.enter_context(holder)
         with lab.internet.capture("external", FROM_GATEWAY, snaplen=HEADERS) as outside:
             for _ in range(10):
                 traffic(lab)
@@ -124,12 +129,11 @@ def test_programs_of_the_host_and_the_nat_never_share_a_port(make_world: MakeWor
         taken = {(socket.SOCK_STREAM, port) for port in ports["tcp"]}
         taken |= {(socket.SOCK_DGRAM, port) for port in ports["udp"]}
         assert len(taken) > 40
-        assert not held & taken
+        assert not held.keys() & taken
 
         # And what the NAT has, no program gets: neither by asking for it, nor by connecting from any port.
-        for kind, port in taken:
-            got = lab.gateway.call(partial(bound, kind, port))
-            assert got is None, f"a program of the host got port {port}, which the NAT uses"
+        got = lab.gateway.call(lambda: hold(taken, len(taken)))
+        assert got.keys() == set(), "a program of the host got ports that the NAT uses"
 
         def connect_out() -> list[int]:
             local = []
@@ -141,7 +145,6 @@ def test_programs_of_the_host_and_the_nat_never_share_a_port(make_world: MakeWor
         own = {(socket.SOCK_STREAM, port) for port in lab.gateway.call(connect_out)}
         assert len(own) == 500
         assert not own & taken
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     world.gateway.stop()
 
 
@@ -219,6 +222,17 @@ def external_ports(lines: list[str]) -> dict[str, set[int]]:
         if found := re.search(rf"IP {re.escape(GATEWAY_EXTERNAL)}\.(\d+) > [\d.]+: (Flags|UDP)", line):
             ports["tcp" if found[2] == "Flags" else "udp"].add(int(found[1]))
     return ports
+
+
+def hold(ports: Iterable[Port], enough: int) -> dict[Port, socket.socket]:
+    """Sockets bound to `ports`, without those that somebody has, until there are `enough`."""
+    held = {}
+    for kind, port in ports:
+        if holder := bound(kind, port):
+            held[kind, port] = holder
+        if len(held) >= enough:
+            break
+    return held
 
 
 def bound(kind: socket.SocketKind, port: int) -> socket.socket | None:

@@ -79,7 +79,7 @@ async def serving(
         yield Running(settings.state_dir, engine, host, gateway, task, capture, said)
     finally:
         gateway.request_stop()
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(10):
             with contextlib.suppress(EngineError):
                 await task
 
@@ -93,9 +93,9 @@ def open_sockets() -> set[str]:
     return {name for name in found if name.startswith("socket:")}
 
 
-async def until(holds: Callable[[], bool]) -> None:
-    """Waits until the condition holds, which must be within seconds."""
-    async with asyncio.timeout(5):
+async def until(holds: Callable[[], bool], *, seconds: float = 5) -> None:
+    """Waits until the condition holds, which must be within `seconds`."""
+    async with asyncio.timeout(seconds):
         while not holds():  # noqa: ASYNC110 -- what is waited for happens in other threads
             await asyncio.sleep(0.01)
 

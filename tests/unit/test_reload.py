@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -248,6 +250,37 @@ def test_sighup_reads_the_settings_anew_and_survives_a_wrong_file(
             assert not editor.running.task.done()
 
     asyncio.run(scenario())
+
+
+def test_the_service_manager_is_told_of_a_reload_also_of_one_that_is_refused(
+    tmp_path: Path, free_port: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # sd_notify(3), Type=notify-reload: systemd waits for a READY=1 after this very RELOADING=1.
+    def now() -> int:
+        return time.monotonic_ns() // 1000
+
+    async def scenario(manager: socket.socket) -> None:
+        async def told() -> str:
+            return (await asyncio.to_thread(manager.recv, 1000)).decode()
+
+        async with edited(tmp_path, free_port, capsys) as editor:
+            assert (await told()).startswith("READY=1\nSTATUS=")
+            for text in ("[nat]\nudp_timeout = 150\n", "[nat]\nudp_timeout = 0\n"):
+                editor.write(text)
+                before = now()
+                os.kill(os.getpid(), signal.SIGHUP)
+                reloading, since = (await told()).split("\nMONOTONIC_USEC=")
+                assert reloading == "RELOADING=1"
+                assert before <= int(since) <= now()
+                assert await told() == "READY=1"
+            assert [nat.udp_timeout for nat in editor.running.packets.nat] == [150.0], "the second is refused"
+        assert await told() == "STOPPING=1", "and nothing was said in between"
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(5)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        asyncio.run(scenario(manager))
 
 
 def test_a_failure_that_nobody_thought_of_does_not_take_the_gateway_down(

@@ -39,7 +39,7 @@ from tidegate.lab.waiting import WaitTimeoutError, wait_until
 EXIT_OK = 0
 EXIT_FAILED = 1
 
-_TRANSFER_BYTES = 256 << 20
+_TRANSFER_MIB = 256
 _IPERF_SECONDS = 3.0
 _STOP_SECONDS = 2.0  # within which SIGTERM must have stopped everything
 _LOG_LINES = 25
@@ -61,26 +61,28 @@ class Check:
     seconds: float = 0.0
 
 
-def run_demo(*, json_output: bool = False, reference: bool = False) -> int:
+def run_demo(*, json_output: bool = False, reference: bool = False, transfer_mib: int = _TRANSFER_MIB) -> int:
     """Runs the demo. Returns the exit code: 0 only if every check is green, 130 after Ctrl-C, or 128 + the number of
     another signal. Raises `LabError` if it cannot run.
 
     With `json_output` the result goes to standard output as JSON, and the progress to standard error. `reference` uses
     wireguard-go and kernel NAT in place of Tidegate: a test of the checks, since "host untouched" must then fail.
+    `transfer_mib` is the size of the download and of the upload.
     """
     console = make_console(json_output=json_output)
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
-    demo = _Demo(console, reference=reference)
+    demo = _Demo(console, reference=reference, transfer_bytes=transfer_mib << 20)
     return until_interrupted(console, lambda: demo.run(json_output=json_output))
 
 
 class _Demo:
     """The steps of the demo, in order. Each returns what to show, or raises."""
 
-    def __init__(self, console: Console, *, reference: bool) -> None:
+    def __init__(self, console: Console, *, reference: bool, transfer_bytes: int) -> None:
         self._console = console
         self._reference = reference
+        self._transfer_bytes = transfer_bytes
         self._lab: Lab
         self._gateway: Gateway
         self._client: Client
@@ -196,14 +198,15 @@ class _Demo:
         return f"{seen['address']}, port {seen['port']}"
 
     def _download(self) -> str:
-        expected = blob_sha256("demo-down", _TRANSFER_BYTES)
-        transfer = checks.download(self._lab.client, f"http://{INTERNET}/blob/demo-down/{_TRANSFER_BYTES}")
+        size = self._transfer_bytes
+        expected = blob_sha256("demo-down", size)
+        transfer = checks.download(self._lab.client, f"http://{INTERNET}/blob/demo-down/{size}")
         return self._intact(transfer, expected)
 
     def _upload(self) -> str:
         file = self._lab.scratch / "upload"
-        checks.write_blob(file, "demo-up", _TRANSFER_BYTES)
-        expected = blob_sha256("demo-up", _TRANSFER_BYTES)
+        checks.write_blob(file, "demo-up", self._transfer_bytes)
+        expected = blob_sha256("demo-up", self._transfer_bytes)
         return self._intact(checks.upload(self._lab.client, f"http://{INTERNET}/upload", file), expected)
 
     @staticmethod
@@ -306,8 +309,15 @@ def main() -> None:
         action="store_true",
         help="wireguard-go and kernel NAT instead of Tidegate (tests the checks)",
     )
+    parser.add_argument(
+        "--mib", type=int, default=_TRANSFER_MIB, help="size of each transfer (default: %(default)s)"
+    )
     arguments = parser.parse_args()
-    end_with(lambda: run_demo(json_output=arguments.json, reference=arguments.reference))
+    end_with(
+        lambda: run_demo(
+            json_output=arguments.json, reference=arguments.reference, transfer_mib=arguments.mib
+        )
+    )
 
 
 if __name__ == "__main__":

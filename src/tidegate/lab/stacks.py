@@ -9,7 +9,6 @@ from __future__ import annotations
 import configparser
 import contextlib
 import itertools
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from tidegate.control.client import ControlClient
+from tidegate.control.commands import AnswerT, Command, StatusQuery
+from tidegate.errors import ControlError, PrivilegeError
 from tidegate.lab.processes import CommandError, Process, run
 from tidegate.lab.services import start_dns_server
 from tidegate.lab.topology import GATEWAY_ACCESS, Lab, Namespace
@@ -85,8 +87,10 @@ class TidegateGateway:
         address: str = INNER_GATEWAY,
         listen: str = "0.0.0.0",
         open_files: int | None = None,
+        under: Sequence[str] = (),
     ) -> None:
         self._lab = lab
+        self._under = under  # a command that starts the gateway, such as setpriv with its options
         self._listen = listen  # the address
         self._address = address  # inside the tunnel, as it follows from `config`
         self._open_files = open_files  # the hard limit; None: that of this process
@@ -104,7 +108,7 @@ class TidegateGateway:
             command += ["--config", str(self.settings_file)]
         if self._open_files is not None:
             command = ["prlimit", f"--nofile={self._open_files}:{self._open_files}", *command]
-        self.process = self._lab.gateway.popen(command, name="tidegate-serve")
+        self.process = self._lab.gateway.popen([*self._under, *command], name="tidegate-serve")
 
         def serving() -> bool:
             if not self.process.running:
@@ -114,7 +118,7 @@ class TidegateGateway:
             return bool(transport.strip() and dns.strip())
 
         wait_until(serving, "the gateway to serve", timeout=20.0, interval=0.05)
-        wait_until(self._answers, "the gateway to answer `tidegate status`", timeout=10.0, interval=0.05)
+        wait_until(self._answers, "the gateway to answer commands", timeout=10.0, interval=0.05)
 
     def stop(self) -> None:
         self.process.stop()
@@ -128,8 +132,17 @@ class TidegateGateway:
 
     def status(self) -> dict[str, Any]:
         """What ``tidegate status --json`` says."""
-        status: dict[str, Any] = json.loads(self.command("status", "--json"))
-        return status
+        return self.ask(StatusQuery()).model_dump(mode="json")
+
+    def ask(self, command: Command[AnswerT]) -> AnswerT:
+        """Asks over the control socket as the command line does, which alone takes a second to start. Raises
+        `CommandError`, as `command` does."""
+        try:
+            with contextlib.closing(ControlClient.connect(self.state)) as control:
+                return control.execute(command)
+        except (ControlError, PrivilegeError) as cause:
+            asked: str = command.model_dump()["command"]
+            raise CommandError(["tidegate", *asked.split(".")], cause.exit_code, str(cause)) from cause
 
     def command(self, *arguments: str) -> str:
         """Runs ``tidegate …`` on the gateway host, about this gateway, and returns what it prints."""

@@ -146,7 +146,7 @@ def test_a_client_that_does_not_take_its_answers_is_gone_before_its_place_is_ano
     monkeypatch: pytest.MonkeyPatch, count: int, then: str
 ) -> None:
     monkeypatch.setattr("tidegate.dns.server.MAX_TCP_CONNECTIONS", SHARES)  # one for each source
-    monkeypatch.setattr("tidegate.dns.server.TCP_IDLE_TIMEOUT", 0.7)  # `is_refused` waits for less
+    monkeypatch.setattr("tidegate.dns.server.TCP_IDLE_TIMEOUT", 3)  # `is_refused` waits for less
 
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
@@ -162,9 +162,14 @@ def test_a_client_that_does_not_take_its_answers_is_gone_before_its_place_is_ano
                     await loop.sock_sendall(deaf, struct.pack("!H", len(wire)) + wire)
                 if then != "waits":
                     deaf.shutdown(socket.SHUT_WR)
-                await asyncio.sleep(0.2)
+
+                def has_answers_to_read() -> bool:
+                    counted = server.counters()
+                    return counted.get("queries_tcp") == count and counted.get("answered", 0) > 0
+
+                await until(has_answers_to_read)
                 assert await is_refused(server, "127.0.0.1")
-                await until(lambda: open_sockets() <= before)
+                await until(lambda: open_sockets() <= before, seconds=20)
                 assert not await is_refused(server, "127.0.0.1")
 
     run(scenario)
