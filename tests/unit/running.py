@@ -79,7 +79,7 @@ async def serving(
         yield Running(settings.state_dir, engine, host, gateway, task, capture, said)
     finally:
         gateway.request_stop()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(2):
             with contextlib.suppress(EngineError):
                 await task
 
