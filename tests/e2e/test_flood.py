@@ -104,9 +104,9 @@ def test_a_flood_of_two_senders_at_full_rate_neither_stops_the_control_plane_nor
     rate = scene.capacity(direction)
     before = scene.world.tidegate.process.resident_bytes()
     flooded = flood_once(scene, direction, rate, before)
-    if not flooded.was_flood or flooded.median >= PROMISED:
-        # Once more: the machine may have been busy with something else, which makes senders slow and answers late. A
-        # control plane that a flood does hold up is late both times.
+    assert flooded.median < PROMISED
+    if not flooded.was_flood:
+        # The machine was busy with something else while the capacity was measured: once more.
         flooded = flood_once(scene, direction, scene.capacity(direction), before)
     assert flooded.was_flood, "no flood: everything got through"
     assert flooded.median < PROMISED
