@@ -21,7 +21,7 @@ def atomic_write(path: Path, *, replace: bool) -> Iterator[IO[str]]:
     place.
     """
     if not replace and os.path.lexists(path):
-        raise FileExistsError(17, "File exists", str(path))
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # made with mode 0600
     temporary = Path(name)
     try:
