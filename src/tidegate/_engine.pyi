@@ -282,7 +282,8 @@ class Nat:
 
 def aead_library(shards: int) -> str:
     """Which library seals and opens data messages in an engine with `shards` shards: "intel-ipsec-mb" if it was
-    available at the build and this CPU has AVX-512 with IFMA and VAES, otherwise "aws-lc-rs"."""
+    available at the build and this CPU has AVX-512 with IFMA and VAES; "ring" (for AES-256-GCM alone, "aws-lc-rs" for
+    the rest) where it has VAES without AVX-512; otherwise "aws-lc-rs"."""
 
 def aes_available() -> bool:
     """Whether this CPU has the instructions that make AES-256-GCM fast; without them it is refused."""
