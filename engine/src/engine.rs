@@ -39,7 +39,7 @@ use crate::wire::CoalesceOptions;
 
 /// Bytes of a transport socket's buffers: a few milliseconds at full speed.
 const SOCKET_BUFFER: usize = 4 << 20;
-/// More shards than this do not fit the receiver index's low byte with room to spare.
+/// Each shard has its share of the external ports: with more shards it would be small. (The receiver index has room for 256.)
 const MAX_SHARDS: u8 = 64;
 
 /// Why an engine refuses.

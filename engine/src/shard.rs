@@ -32,7 +32,7 @@ use crate::time_slice::TimeSlice;
 use crate::transport::{ReceivedTrain, Transport};
 use crate::tun::Tun;
 use crate::tunnel::PeerId;
-use crate::wake::{AlarmClock, Epoll, EventFd, Interest, Readiness};
+use crate::wake::{AlarmClock, Epoll, EventFd, Readiness};
 
 mod send;
 
@@ -146,15 +146,15 @@ impl<C: Core> Shard<C> {
     /// Where the kernel has no room for another epoll instance.
     pub fn new(core: C, devices: Devices, links: Links) -> Result<Self, crate::sys::DeviceError> {
         let (epoll, alarm) = (Epoll::new()?, AlarmClock::new()?);
-        epoll.add(&alarm, Token::Alarm as u64, Interest::Read)?;
-        epoll.add(&*links.wake, Token::Wake as u64, Interest::Read)?;
-        epoll.add(devices.transport.as_fd(), Token::Transport as u64, Interest::Read)?;
+        epoll.add(&alarm, Token::Alarm as u64)?;
+        epoll.add(&*links.wake, Token::Wake as u64)?;
+        epoll.add(devices.transport.as_fd(), Token::Transport as u64)?;
         if devices.reads_tun {
-            epoll.add(&devices.tun, Token::Tun as u64, Interest::Read)?;
+            epoll.add(&devices.tun, Token::Tun as u64)?;
         }
         if let Some(external) = &devices.external {
-            epoll.add(&external.packets, Token::External as u64, Interest::Read)?;
-            epoll.add(&external.arp, Token::Arp as u64, Interest::Read)?;
+            epoll.add(&external.packets, Token::External as u64)?;
+            epoll.add(&external.arp, Token::Arp as u64)?;
         }
         Ok(Self {
             core,
@@ -189,8 +189,8 @@ impl<C: Core> Shard<C> {
                 // A kernel that does not know slices does without.
                 crate::sys::run_in_slices_of(slice).ok();
             }
-            for event in ready.iter() {
-                if self.receive(now, event.token)? == Turn::Stop {
+            for token in ready.tokens() {
+                if self.receive(now, token)? == Turn::Stop {
                     return Ok(());
                 }
             }
@@ -435,8 +435,8 @@ impl<C: Core> Shard<C> {
     fn replace_external(&mut self, sockets: ExternalGateway) {
         let added = self
             .epoll
-            .add(&sockets.packets, Token::External as u64, Interest::Read)
-            .and_then(|()| self.epoll.add(&sockets.arp, Token::Arp as u64, Interest::Read));
+            .add(&sockets.packets, Token::External as u64)
+            .and_then(|()| self.epoll.add(&sockets.arp, Token::Arp as u64));
         if let Err(error) = added {
             // With any sockets, this shard would miss its part of what comes: the others share the interface's packets
             // with the new ones by now.

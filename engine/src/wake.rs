@@ -16,27 +16,6 @@ use crate::sys::{Context, DeviceError, check, would_block};
 #[derive(Debug)]
 pub struct Epoll(OwnedFd);
 
-/// What to wait for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Interest {
-    /// Something to read (or an error).
-    Read,
-    /// Room to write (or an error).
-    Write,
-    /// Either.
-    ReadWrite,
-}
-
-impl Interest {
-    fn flags(self) -> u32 {
-        (match self {
-            Self::Read => libc::EPOLLIN,
-            Self::Write => libc::EPOLLOUT,
-            Self::ReadWrite => libc::EPOLLIN | libc::EPOLLOUT,
-        }) as u32
-    }
-}
-
 impl Epoll {
     /// An empty set.
     ///
@@ -50,31 +29,18 @@ impl Epoll {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// Adds a descriptor; its events carry `token`. Closing the descriptor removes it.
+    /// Waits for something to read (or an error) on a descriptor, too; its events are told as `token`. Closing the
+    /// descriptor removes it.
     ///
     /// # Errors
     /// What the kernel says, as `EEXIST`.
-    pub fn add(&self, fd: impl AsFd, token: u64, interest: Interest) -> Result<(), DeviceError> {
-        self.control(libc::EPOLL_CTL_ADD, fd.as_fd(), token, interest)
-            .context(|| format!("wait for descriptor {}", fd.as_fd().as_raw_fd()))
-    }
-
-    /// Changes what a descriptor is waited for.
-    ///
-    /// # Errors
-    /// What the kernel says, as `ENOENT`.
-    pub fn modify(&self, fd: impl AsFd, token: u64, interest: Interest) -> Result<(), DeviceError> {
-        self.control(libc::EPOLL_CTL_MOD, fd.as_fd(), token, interest)
-            .context(|| format!("change the wait for descriptor {}", fd.as_fd().as_raw_fd()))
-    }
-
-    /// Removes a descriptor.
-    ///
-    /// # Errors
-    /// What the kernel says, as `ENOENT`.
-    pub fn remove(&self, fd: impl AsFd) -> Result<(), DeviceError> {
-        self.control(libc::EPOLL_CTL_DEL, fd.as_fd(), 0, Interest::Read)
-            .context(|| format!("stop waiting for descriptor {}", fd.as_fd().as_raw_fd()))
+    pub fn add(&self, fd: impl AsFd, token: u64) -> Result<(), DeviceError> {
+        let fd = fd.as_fd().as_raw_fd();
+        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: token };
+        // SAFETY: the kernel reads one `epoll_event`.
+        check(unsafe { libc::epoll_ctl(self.0.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, &raw mut event) })
+            .map(drop)
+            .context(|| format!("wait for descriptor {fd}"))
     }
 
     /// Waits until a descriptor is ready or `timeout` has passed (`None`: for ever), and fills `events`.
@@ -105,36 +71,12 @@ impl Epoll {
         }
         Ok(())
     }
-
-    fn control(
-        &self,
-        operation: c_int,
-        fd: BorrowedFd<'_>,
-        token: u64,
-        interest: Interest,
-    ) -> io::Result<()> {
-        let mut event = libc::epoll_event { events: interest.flags(), u64: token };
-        // SAFETY: the kernel reads one `epoll_event`.
-        check(unsafe { libc::epoll_ctl(self.0.as_raw_fd(), operation, fd.as_raw_fd(), &raw mut event) })
-            .map(drop)
-    }
 }
 
 /// Room for the events of one wait.
 pub struct Readiness {
     list: Vec<libc::epoll_event>,
     ready: usize,
-}
-
-/// A descriptor that is ready.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Ready {
-    /// The token that was given to [`Epoll::add`].
-    pub token: u64,
-    /// There is something to read, an end, or an error to be read.
-    pub readable: bool,
-    /// There is room to write, or an error to be had by writing.
-    pub writable: bool,
 }
 
 impl Readiness {
@@ -148,17 +90,9 @@ impl Readiness {
         self.ready == 0
     }
 
-    /// The events of the last wait.
-    pub fn iter(&self) -> impl Iterator<Item = Ready> + '_ {
-        const ERROR: u32 = (libc::EPOLLERR | libc::EPOLLHUP) as u32;
-        self.list[..self.ready].iter().map(|event| {
-            let flags = event.events;
-            Ready {
-                token: event.u64,
-                readable: flags & (libc::EPOLLIN as u32 | ERROR) != 0,
-                writable: flags & (libc::EPOLLOUT as u32 | ERROR) != 0,
-            }
-        })
+    /// The tokens of the descriptors that the last wait found ready.
+    pub fn tokens(&self) -> impl Iterator<Item = u64> + '_ {
+        self.list[..self.ready].iter().map(|event| event.u64)
     }
 }
 
@@ -177,14 +111,6 @@ impl EventFd {
             .context(|| "create an event descriptor".into())?;
         // SAFETY: the descriptor was just opened, and nobody else has it.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
-    }
-
-    /// Another handle of the same.
-    ///
-    /// # Errors
-    /// Where the kernel has no more descriptors.
-    pub fn try_clone(&self) -> Result<Self, DeviceError> {
-        self.0.try_clone().map(Self).context(|| "duplicate an event descriptor".into())
     }
 
     /// Wakes whoever waits. Never blocks; waking twice is waking once.
@@ -316,7 +242,7 @@ mod tests {
     fn rung_at(epoll: &Epoll, alarm: &mut AlarmClock) -> Timestamp {
         let mut events = Readiness::with_capacity(1);
         epoll.wait(&mut events, Some(Duration::from_secs(10))).unwrap();
-        assert_eq!(events.iter().count(), 1);
+        assert_eq!(events.tokens().count(), 1);
         let rang = monotonic_now();
         alarm.silence().unwrap();
         epoll.wait(&mut events, Some(Duration::ZERO)).unwrap();
@@ -327,7 +253,7 @@ mod tests {
     #[test]
     fn an_alarm_clock_rings_at_the_earliest_time_that_it_was_told_and_not_before() {
         let (epoll, mut alarm) = (Epoll::new().unwrap(), AlarmClock::new().unwrap());
-        epoll.add(&alarm, 1, Interest::Read).unwrap();
+        epoll.add(&alarm, 1).unwrap();
         let began = monotonic_now();
         alarm.ring_by(began + LONG).unwrap();
         alarm.ring_by(began + SHORT).unwrap();
@@ -340,7 +266,7 @@ mod tests {
     #[test]
     fn silencing_an_alarm_clock_too_early_leaves_it_set() {
         let (epoll, mut alarm) = (Epoll::new().unwrap(), AlarmClock::new().unwrap());
-        epoll.add(&alarm, 1, Interest::Read).unwrap();
+        epoll.add(&alarm, 1).unwrap();
         alarm.ring_by(monotonic_now() + NOT_YET).unwrap();
         alarm.silence().unwrap();
         rung_at(&epoll, &mut alarm);
@@ -356,34 +282,33 @@ mod tests {
     #[test]
     fn a_notified_event_is_readable_until_it_is_cleared() {
         let (epoll, event) = (Epoll::new().unwrap(), EventFd::new().unwrap());
-        epoll.add(&event, 7, Interest::Read).unwrap();
+        epoll.add(&event, 7).unwrap();
         let mut events = Readiness::with_capacity(4);
         epoll.wait(&mut events, Some(Duration::ZERO)).unwrap();
-        assert_eq!(events.iter().count(), 0);
+        assert_eq!(events.tokens().count(), 0);
 
-        event.try_clone().unwrap().notify().unwrap();
+        event.notify().unwrap();
         event.notify().unwrap();
         for _ in 0..2 {
             epoll.wait(&mut events, None).unwrap();
-            let ready: Vec<_> = events.iter().collect();
-            assert_eq!(ready, [Ready { token: 7, readable: true, writable: false }]);
+            assert_eq!(events.tokens().collect::<Vec<_>>(), [7]);
         }
 
         assert!(event.clear().unwrap());
         assert!(!event.clear().unwrap());
         epoll.wait(&mut events, Some(Duration::ZERO)).unwrap();
-        assert_eq!(events.iter().count(), 0);
+        assert_eq!(events.tokens().count(), 0);
     }
 
     #[test]
     fn a_thread_is_woken_by_another_thread() {
         let (epoll, event) = (Epoll::new().unwrap(), EventFd::new().unwrap());
-        epoll.add(&event, 1, Interest::Read).unwrap();
-        let remote = event.try_clone().unwrap();
-        let waker = std::thread::spawn(move || remote.notify());
+        epoll.add(&event, 1).unwrap();
         let mut events = Readiness::with_capacity(1);
-        epoll.wait(&mut events, Some(Duration::from_secs(10))).unwrap();
-        assert_eq!(events.iter().count(), 1);
-        waker.join().unwrap().unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| event.notify().unwrap());
+            epoll.wait(&mut events, Some(Duration::from_secs(10))).unwrap();
+        });
+        assert_eq!(events.tokens().count(), 1);
     }
 }

@@ -150,11 +150,6 @@ impl Tunnel {
         }
     }
 
-    /// Our static public key.
-    pub fn public_key(&self) -> &[u8; 32] {
-        self.identity.public_key()
-    }
-
     /// Adds a peer, or changes it. Its sessions go on, unless its preshared key or cipher is another.
     pub fn set_peer(&mut self, config: &PeerConfig, now: Timestamp) -> PeerId {
         let id = match self.homes.get(&config.public_key) {

@@ -28,11 +28,6 @@ impl Sum {
         Self(add_folded(self.0, u64::from(u32::from_ne_bytes(address.octets()))))
     }
 
-    /// Adds another sum, whose bytes begin at an even offset.
-    pub fn add_sum(self, other: Self) -> Self {
-        Self(add_folded(self.0, other.0))
-    }
-
     /// The folded sum, not complemented, as it stands on the wire: what a *partial* checksum field holds.
     pub fn partial(self) -> u16 {
         u16::from_be(fold(self.0))

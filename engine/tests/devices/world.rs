@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tidegate_engine::external::next_hop::ExternalLink;
-use tidegate_engine::wake::{Epoll, Interest, Readiness};
+use tidegate_engine::wake::{Epoll, Readiness};
 
 use crate::packets::{GATEWAY, NEIGHBOR};
 
@@ -151,8 +151,8 @@ pub fn interface_mac(name: &str) -> [u8; 6] {
 /// Waits until there is something to read, at most for a few seconds.
 pub fn readable(fd: impl AsFd) -> bool {
     let epoll = Epoll::new().unwrap();
-    epoll.add(fd, 0, Interest::Read).unwrap();
+    epoll.add(fd, 0).unwrap();
     let mut events = Readiness::with_capacity(1);
     epoll.wait(&mut events, Some(Duration::from_secs(5))).unwrap();
-    events.iter().count() > 0
+    events.tokens().count() > 0
 }

@@ -37,7 +37,6 @@ from tidegate.errors import TidegateError
 from tidegate.lab.processes import CommandError, Process, run, which
 from tidegate.lab.waiting import WaitTimeoutError, wait_until
 
-CLIENT_NETWORK = "198.51.100.0/24"  # TEST-NET-2, RFC 5737
 GATEWAY_ACCESS = "198.51.100.1"
 CLIENT = "198.51.100.2"
 GATEWAY_EXTERNAL = "203.0.113.1"  # TEST-NET-3, RFC 5737
