@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -20,7 +21,6 @@ from tidegate.endpoint_search import EndpointCandidates, resolve_again
 from tidegate.engine import ClientOptions, Engine, EngineClient, PeerStatus
 from tidegate.engine_watch import explain_engine, watch_engine
 from tidegate.errors import EngineError, HostNetworkError
-from tidegate.host import SETTLE
 from tidegate.host.client import ClientHost
 from tidegate.host.names import resolve
 from tidegate.host.routes import Renewal, RoutePlan, plan_routes
@@ -28,6 +28,7 @@ from tidegate.identity import Profile
 from tidegate.lifecycle import Supervisor
 from tidegate.log import RateLimit
 from tidegate.settings import OffloadSettings
+from tidegate.upkeep import Outcome, keep
 
 T = TypeVar("T")
 
@@ -42,10 +43,6 @@ SEARCH_PAUSE = 30.0
 NEWS_DELAY = 5.0
 """Maximum seconds from a handshake attempt until its event is read here: the answer may come sooner. Before an attempt
 the engine has had no answer for 15 s, so an older handshake is not mistaken for the answer."""
-LONGEST_SETTLE = 2.0
-"""Maximum seconds until routes are restored that another program removes again and again."""
-LONGEST_RETRY = 60.0
-"""Maximum seconds until routes that were refused are tried again although nothing has changed."""
 FIRST_LOOK, LAST_LOOK = 0.05, 1.0
 """Seconds between looks for the first handshake, growing: it takes one round trip, or is not about to come."""
 
@@ -93,6 +90,10 @@ class Client:
         """Those in force, as far as this kernel supports them."""
         self._routes_changed = asyncio.Event()
         self._renewing = asyncio.Lock()
+        self._last_renewal: Renewal = "whole"
+        self._wide: frozenset[str] = frozenset()
+        """What `_wide_routes` gave last."""
+        self._admit_warning = RateLimit(time.monotonic, burst=1).admit
 
     async def run(self) -> signal.Signals | None:
         """Runs until SIGINT, SIGTERM or SIGHUP, and returns which. Raises `TidegateError`."""
@@ -246,54 +247,35 @@ class Client:
         await self._supervisor.stopped()
 
     async def _keep_routes(self) -> None:
-        """Restores routes and rules that other programs remove (`renew_routes`); less and less often if they do so
-        again and again. What the kernel refuses is tried again on the next change, and now and then: what would make it
-        succeed may not cause a notification."""
+        """Restores routes and rules that other programs remove (`renew_routes`)."""
         changed = self._routes_changed
-        was: Renewal = "whole"
-        pause = SETTLE
-        retry: float | None = None
-        wide: frozenset[str] = frozenset()
-        admit = RateLimit(asyncio.get_running_loop().time, burst=1).admit
-
-        def warn(event: str, **fields: object) -> None:
-            suppressed = admit(event)
-            if suppressed is not None:
-                log.warning(event, **fields, suppressed=suppressed)
-
         with self._host.watch(changed.set):
             changed.set()  # something may have changed before the watch began
-            while True:
-                try:
-                    async with asyncio.timeout(retry):
-                        await changed.wait()
-                except TimeoutError:
-                    pause = SETTLE
-                else:
-                    retry = None
-                    if await self._supervisor.wait_for_stop(pause):
-                        return
-                changed.clear()
-                wide_before, wide = wide, await self._wide_routes()
-                if new := wide - wide_before:
-                    warn(
-                        "the network has routes that are too wide for a local network: the tunnel goes before them",
-                        routes=", ".join(sorted(new)),
-                    )
-                try:
-                    now = await self._renew_routes()
-                except HostNetworkError as cause:
-                    warn("the tunnel's routes cannot be restored", cause=cause.message)
-                    pause, was = min(pause * 2, LONGEST_SETTLE), "whole"
-                    retry = min(2 * (retry or SETTLE), LONGEST_RETRY)
-                    continue
-                retry = None
-                pause = min(pause * 2, LONGEST_SETTLE) if now == "renewed" else SETTLE
-                if now == "down" != was:
-                    log.warning("the tunnel's device is down: traffic bypasses it", device=self._tun_name)
-                elif now == "renewed":
-                    warn("the tunnel's routes or rules were gone; they are restored", device=self._tun_name)
-                was = now
+            await keep(self._look_at_the_routes, changed, self._supervisor)
+
+    async def _look_at_the_routes(self) -> Outcome:
+        wide_before, self._wide = self._wide, await self._wide_routes()
+        if new := self._wide - wide_before:
+            self._warn(
+                "the network has routes that are too wide for a local network: the tunnel goes before them",
+                routes=", ".join(sorted(new)),
+            )
+        was, self._last_renewal = self._last_renewal, "whole"
+        try:
+            self._last_renewal = now = await self._renew_routes()
+        except HostNetworkError as cause:
+            self._warn("the tunnel's routes cannot be restored", cause=cause.message)
+            return "failed"
+        if now == "down" != was:
+            log.warning("the tunnel's device is down: traffic bypasses it", device=self._tun_name)
+        elif now == "renewed":
+            self._warn("the tunnel's routes or rules were gone; they are restored", device=self._tun_name)
+        return "restored" if now == "renewed" else "whole"
+
+    def _warn(self, event: str, **fields: object) -> None:
+        suppressed = self._admit_warning(event)
+        if suppressed is not None:
+            log.warning(event, **fields, suppressed=suppressed)
 
     async def _renew_routes(self) -> Renewal:
         """Raises `HostNetworkError`."""

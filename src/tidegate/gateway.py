@@ -19,7 +19,6 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from ipaddress import IPv4Interface
-from typing import Literal
 
 import structlog
 
@@ -31,7 +30,7 @@ from tidegate.dns.resolvers import DNS_PORT
 from tidegate.engine import Engine, EngineGateway, ExternalLink, GatewayOptions
 from tidegate.engine_watch import explain_engine, watch_engine
 from tidegate.errors import EngineError, HostNetworkError, LockedError, SettingsError, TidegateError
-from tidegate.host import SETTLE, Host, HostNetwork, InterfaceAddress
+from tidegate.host import Host, HostNetwork, InterfaceAddress
 from tidegate.host.external import check_subnet, external_link, host_addresses
 from tidegate.host.privileges import raise_open_file_limit
 from tidegate.identity import load_or_make_private_key, public_key_of
@@ -46,18 +45,9 @@ from tidegate.settings.standards import below_the_standard
 from tidegate.state_dir import StateDir
 from tidegate.store import peer_names
 from tidegate.store.sqlite import SqliteStore
+from tidegate.upkeep import Outcome, keep
 
 log = structlog.get_logger("tidegate.gateway")
-
-LONGEST_SETTLE = 2.0
-"""Maximum seconds until the TUN device is restored that another program changes again and again."""
-FIRST_RETRY, LONGEST_RETRY = 0.5, 60.0
-"""Seconds until what failed is tried again although nothing has changed: at first, doubled each time, and at
-most."""
-
-NetworkOutcome = Literal["whole", "restored", "failed"]
-"""What a look at the host's network came to. *whole*: all is known, and as it should be; *restored*: our own TUN device
-was not, and is again; *failed*: something is left to be tried again."""
 
 
 class Gateway:
@@ -346,28 +336,10 @@ class Gateway:
 
     async def _watch_link(self, changed: asyncio.Event) -> None:
         """Whenever the host's network changes: gives the engine the new external link, and the DNS proxy the new
-        resolvers, and restores the TUN device; less and less often if another program changes that again and again.
-        What fails is tried again on the next change, and now and then: what would make it succeed (memory, descriptors)
-        may not cause a notification."""
-        pause = SETTLE
-        retry: float | None = None
-        while True:
-            try:
-                async with asyncio.timeout(retry):
-                    await changed.wait()
-            except TimeoutError:
-                pass
-            else:
-                retry = None
-                if await self._supervisor.wait_for_stop(pause):
-                    return
-            changed.clear()
-            outcome = await self._follow_network()
-            pause = min(2 * pause, LONGEST_SETTLE) if outcome == "restored" else SETTLE
-            later = FIRST_RETRY if retry is None else min(2 * retry, LONGEST_RETRY)
-            retry = later if outcome == "failed" else None
+        resolvers, and restores the TUN device."""
+        await keep(self._follow_network, changed, self._supervisor)
 
-    async def _follow_network(self) -> NetworkOutcome:
+    async def _follow_network(self) -> Outcome:
         # Before the network is read: whatever happens from here on makes the engine be told again.
         was_away, self._external_was_away = self._external_was_away, False
         if self._dns_proxy is not None:
@@ -380,7 +352,7 @@ class Gateway:
         tun = await self._restore_tun(network)
         return tun if await self._follow_link(network, was_away) else "failed"
 
-    async def _restore_tun(self, network: HostNetwork) -> NetworkOutcome:
+    async def _restore_tun(self, network: HostNetwork) -> Outcome:
         """Gives our TUN device back the address that another program has removed, and sets it up again."""
         gateway = self._settings.gateway
         device, address = network.interface_named(gateway.tun_name), self._tun_address

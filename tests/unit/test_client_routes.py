@@ -14,9 +14,10 @@ import pytest
 from tests.unit.connecting import WHOLE, made, until_connected
 from tests.unit.fakes import FakeClientHost, FakeEngine
 from tests.unit.running import until
-from tidegate.client import LONGEST_RETRY, to_its_end
+from tidegate.client import to_its_end
 from tidegate.errors import HostNetworkError
 from tidegate.host.routes import Renewal
+from tidegate.upkeep import LONGEST_RETRY
 
 
 def test_leftovers_that_cannot_be_removed_keep_nobody_from_connecting(
@@ -87,8 +88,8 @@ def test_what_fails_after_its_caller_was_cancelled_is_nobodys_complaint() -> Non
 def test_a_program_that_takes_the_routes_away_each_time_is_told_of_once_and_given_some_time(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("tidegate.client.SETTLE", 0.01)
-    monkeypatch.setattr("tidegate.client.LONGEST_SETTLE", 0.1)
+    monkeypatch.setattr("tidegate.upkeep.SETTLE", 0.01)
+    monkeypatch.setattr("tidegate.upkeep.LONGEST_SETTLE", 0.1)
     host, events = FakeClientHost(), []  # type: ignore[var-annotated]
     renewed_at: list[float] = []
 
@@ -115,8 +116,8 @@ def test_a_program_that_takes_the_routes_away_each_time_is_told_of_once_and_give
 def test_routes_that_could_not_be_added_again_are_tried_again_without_another_notice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tidegate.client.SETTLE", 0.01)
-    monkeypatch.setattr("tidegate.client.LONGEST_SETTLE", 0.1)
+    monkeypatch.setattr("tidegate.upkeep.SETTLE", 0.01)
+    monkeypatch.setattr("tidegate.upkeep.LONGEST_SETTLE", 0.1)
     host, events = FakeClientHost(), []  # type: ignore[var-annotated]
     outcomes: list[Renewal | HostNetworkError] = ["renewed", HostNetworkError("busy")]
 
@@ -142,8 +143,9 @@ def test_routes_that_are_refused_are_tried_less_and_less_often_until_the_network
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As if the host had got another route to the same network meanwhile."""
-    monkeypatch.setattr("tidegate.client.SETTLE", 0.02)
-    monkeypatch.setattr("tidegate.client.LONGEST_SETTLE", 0.04)
+    monkeypatch.setattr("tidegate.upkeep.SETTLE", 0.02)
+    monkeypatch.setattr("tidegate.upkeep.LONGEST_SETTLE", 0.04)
+    monkeypatch.setattr("tidegate.upkeep.FIRST_RETRY", 0.04)
     host, events = FakeClientHost(), []  # type: ignore[var-annotated]
     tried_at: list[float] = []
 
@@ -177,8 +179,8 @@ def test_routes_that_are_refused_are_tried_again_in_a_minute_at_the_latest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert LONGEST_RETRY == 60
-    monkeypatch.setattr("tidegate.client.SETTLE", 0.01)
-    monkeypatch.setattr("tidegate.client.LONGEST_RETRY", 0.02)
+    monkeypatch.setattr("tidegate.upkeep.SETTLE", 0.01)
+    monkeypatch.setattr("tidegate.upkeep.LONGEST_RETRY", 0.02)
     host, events, tries = FakeClientHost(), [], 0  # type: ignore[var-annotated]
 
     def refuse(*_: object) -> NoReturn:
@@ -201,7 +203,7 @@ def test_routes_that_are_refused_are_tried_again_in_a_minute_at_the_latest(
 def test_routes_that_would_pull_traffic_out_of_the_tunnel_are_told_of_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("tidegate.client.SETTLE", 0.01)
+    monkeypatch.setattr("tidegate.upkeep.SETTLE", 0.01)
     host, events, looks = FakeClientHost(), [], 0  # type: ignore[var-annotated]
 
     def look(_: object) -> tuple[str, ...]:

@@ -120,7 +120,7 @@ def test_the_routing_rules_move_before_the_gateway_is_asked_elsewhere(
 ) -> None:
     """Where reverse path filtering is strict, its answers would be dropped. If the rules cannot be moved, it is asked
     nevertheless, and they are tried again."""
-    monkeypatch.setattr("tidegate.client.SETTLE", 0.01)
+    monkeypatch.setattr("tidegate.upkeep.SETTLE", 0.01)
     host, engine, events = FakeClientHost(), FakeEngine(), []  # type: ignore[var-annotated]
     heard, named = ("192.0.2.9", 51999), ("192.0.2.2", 51820)
     steps: list[object] = []

@@ -280,7 +280,7 @@ def test_a_failed_shard_takes_the_gateway_down(
 def test_a_change_of_the_hosts_network_reaches_the_engine_once(
     settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tidegate.gateway.SETTLE", 0.02)
+    monkeypatch.setattr("tidegate.upkeep.SETTLE", 0.02)
 
     async def scenario() -> None:
         async with serving(settings, capsys) as running:
@@ -311,7 +311,7 @@ def test_an_address_that_the_host_gets_on_any_interface_reaches_the_engine(
     settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What its services answer from there is for the clients; what comes from anywhere else is not."""
-    monkeypatch.setattr("tidegate.gateway.SETTLE", 0.02)
+    monkeypatch.setattr("tidegate.upkeep.SETTLE", 0.02)
 
     async def scenario() -> None:
         async with serving(settings, capsys) as running:
@@ -329,7 +329,7 @@ def test_the_engine_is_told_the_link_again_after_every_spell_in_which_it_was_not
     settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even if it looks the same: its sockets may be bound to nothing."""
-    monkeypatch.setattr("tidegate.gateway.SETTLE", 0.02)
+    monkeypatch.setattr("tidegate.upkeep.SETTLE", 0.02)
 
     async def scenario() -> None:
         async with serving(settings, capsys) as running:
@@ -354,7 +354,7 @@ def test_the_engine_is_told_the_link_again_when_it_says_that_it_is_down(
     settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The interface may have been away for less time than it takes to look."""
-    monkeypatch.setattr("tidegate.gateway.SETTLE", 0.02)
+    monkeypatch.setattr("tidegate.upkeep.SETTLE", 0.02)
 
     async def scenario() -> None:
         async with serving(settings, capsys) as running:
@@ -373,7 +373,7 @@ def test_a_change_of_the_hosts_network_brings_its_resolvers(
     settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """As for a gateway that was started before DHCP had written resolv.conf."""
-    monkeypatch.setattr("tidegate.gateway.SETTLE", 0.02)
+    monkeypatch.setattr("tidegate.upkeep.SETTLE", 0.02)
     resolv_conf = tmp_path / "resolv.conf"
     monkeypatch.setattr(
         "tidegate.gateway.choose_upstreams", partial(choose_upstreams, resolv_conf=resolv_conf)

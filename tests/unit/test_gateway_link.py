@@ -16,9 +16,9 @@ from tests.unit.fakes import FakeEvent, FakeHost, ordinary_network
 from tests.unit.running import serving, until
 from tidegate.engine import ExternalLink
 from tidegate.errors import HostNetworkError
-from tidegate.gateway import FIRST_RETRY, LONGEST_RETRY
 from tidegate.host import HostNetwork, Interface, InterfaceAddress
 from tidegate.settings import Settings
+from tidegate.upkeep import FIRST_RETRY, LONGEST_RETRY
 
 TUN = Interface(9, "tidegate0", None, 1420, True, False)
 
@@ -27,8 +27,8 @@ def test_a_link_that_the_engine_refuses_is_tried_again_without_another_notice(
     settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For example for want of descriptors: nothing tells when there are some again."""
-    monkeypatch.setattr("tidegate.gateway.SETTLE", 0.02)
-    monkeypatch.setattr("tidegate.gateway.FIRST_RETRY", 0.04)
+    monkeypatch.setattr("tidegate.upkeep.SETTLE", 0.02)
+    monkeypatch.setattr("tidegate.upkeep.FIRST_RETRY", 0.04)
     tried_at: list[float] = []
 
     async def scenario() -> None:
@@ -60,9 +60,9 @@ def test_a_network_that_cannot_be_read_is_read_again_in_a_minute_at_the_latest(
     settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert (FIRST_RETRY, LONGEST_RETRY) == (0.5, 60)
-    monkeypatch.setattr("tidegate.gateway.SETTLE", 0.02)
-    monkeypatch.setattr("tidegate.gateway.FIRST_RETRY", 0.01)
-    monkeypatch.setattr("tidegate.gateway.LONGEST_RETRY", 0.02)
+    monkeypatch.setattr("tidegate.upkeep.SETTLE", 0.02)
+    monkeypatch.setattr("tidegate.upkeep.FIRST_RETRY", 0.01)
+    monkeypatch.setattr("tidegate.upkeep.LONGEST_RETRY", 0.02)
 
     async def scenario() -> None:
         async with serving(settings, capsys) as running:
@@ -88,8 +88,8 @@ def test_a_network_that_cannot_be_read_is_read_again_in_a_minute_at_the_latest(
 def test_the_tun_device_gets_its_address_back_and_a_program_that_takes_it_again_some_time(
     settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, up: bool
 ) -> None:
-    monkeypatch.setattr("tidegate.gateway.SETTLE", 0.01)
-    monkeypatch.setattr("tidegate.gateway.LONGEST_SETTLE", 0.1)
+    monkeypatch.setattr("tidegate.upkeep.SETTLE", 0.01)
+    monkeypatch.setattr("tidegate.upkeep.LONGEST_SETTLE", 0.1)
     own = InterfaceAddress(9, IPv4Interface("10.66.77.1/24"))
     whole = ordinary_network(interfaces=(TUN,), addresses=(own,))
     taken = ordinary_network(interfaces=(replace(TUN, up=up),), addresses=() if up else (own,))
@@ -128,8 +128,8 @@ def test_the_tun_device_gets_its_address_back_and_a_program_that_takes_it_again_
 def test_a_tun_device_that_cannot_be_given_its_address_back_is_tried_again(
     settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tidegate.gateway.SETTLE", 0.02)
-    monkeypatch.setattr("tidegate.gateway.FIRST_RETRY", 0.02)
+    monkeypatch.setattr("tidegate.upkeep.SETTLE", 0.02)
+    monkeypatch.setattr("tidegate.upkeep.FIRST_RETRY", 0.02)
     own = InterfaceAddress(9, IPv4Interface("10.66.77.1/24"))
     tries = 0
 

@@ -10,8 +10,6 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Protocol
 
 MAIN_TABLE = 254  # RT_TABLE_MAIN, linux/rtnetlink.h
-SETTLE = 0.2
-"""Seconds to wait after a change of the host's network: changes seldom come alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,51 @@
+"""Keeping something as it should be although others change it: the one loop that gateway and client follow the host's
+network with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Literal
+
+from tidegate.lifecycle import Supervisor
+
+SETTLE = 0.2
+"""Seconds from a notification of a change until it is looked at: a change rarely comes alone."""
+LONGEST_SETTLE = 2.0
+"""Maximum seconds until what others change again and again is restored again."""
+FIRST_RETRY, LONGEST_RETRY = 0.5, 60.0
+"""Seconds until what failed is tried again although nothing has changed: at first, doubled each time, and at most."""
+
+Outcome = Literal["whole", "restored", "failed"]
+"""What a look came to. *whole*: all is as it should be; *restored*: it was not, and is again; *failed*: something is
+left to be tried again."""
+
+
+async def keep(
+    look: Callable[[], Awaitable[Outcome]], changed: asyncio.Event, supervisor: Supervisor
+) -> None:
+    """Calls `look` whenever `changed` is set, until `supervisor` is asked to stop; less and less often if another
+    program changes again and again what `look` restores.
+
+    What failed is tried again on the next change, and now and then without one: what would make it succeed (memory,
+    descriptors) may not cause a notification.
+    """
+    pause = SETTLE
+    retry: float | None = None
+    while True:
+        try:
+            async with asyncio.timeout(retry):
+                await changed.wait()
+        except TimeoutError:
+            pause = SETTLE  # it has been quiet
+        else:
+            retry = None
+            if await supervisor.wait_for_stop(pause):
+                return
+        changed.clear()
+        outcome = await look()
+        # A try that failed half-way is a change, too, of which there may be a notification.
+        pause = SETTLE if outcome == "whole" else min(2 * pause, LONGEST_SETTLE)
+        later = FIRST_RETRY if retry is None else min(2 * retry, LONGEST_RETRY)
+        retry = later if outcome == "failed" else None
