@@ -1,4 +1,5 @@
-# Two commands to begin with: `make demo` and `make test`. Each installs what it needs, and may be run again.
+# Two commands to begin with: `make demo` and `make test`. Each installs what it needs, and may be run again. A gateway
+# that stays runs from an installation apart from this checkout: `make install`.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -10,13 +11,20 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 
 FUZZ_SECONDS ?= 60
 
-.PHONY: help build demo guard test test-rust test-python check format bench fuzz mutants lock clean
+.PHONY: help build install uninstall demo guard test test-rust test-python check format bench fuzz mutants lock clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 build: ## .venv/bin/tidegate, and everything it needs
 	@scripts/bootstrap all
+
+install: ## /usr/local/bin/tidegate and its systemd units, apart from this checkout; again: an upgrade (root)
+	@scripts/bootstrap wheel
+	@$(AS_ROOT) scripts/install
+
+uninstall: ## takes away what `install` installed; settings and state stay (root)
+	@$(AS_ROOT) scripts/install --remove
 
 demo: build ## a client, the gateway and the internet on this machine, shown step by step (root)
 	@$(AS_ROOT) $(VENV)/bin/tidegate demo
@@ -59,14 +67,16 @@ fuzz: ## arbitrary bytes against every parser, FUZZ_SECONDS (60) each (fetches c
 mutants: build ## breaks each behaviour of docs/nat.md once, and expects its tests to fail (root; some minutes)
 	@$(AS_ROOT) $(VENV)/bin/python scripts/mutants
 
-lock: build ## requirements.lock and requirements-bench.lock anew, from pyproject.toml
+lock: build ## requirements*.lock anew, from pyproject.toml
 	$(VENV)/bin/pip install --quiet pip-tools
 	$(VENV)/bin/pip-compile --quiet --strip-extras --extra dev --generate-hashes --allow-unsafe \
 	    --no-emit-find-links --no-emit-index-url --output-file requirements.lock pyproject.toml
+	$(VENV)/bin/pip-compile --quiet --strip-extras --generate-hashes --allow-unsafe --constraint requirements.lock \
+	    --no-emit-find-links --no-emit-index-url --output-file requirements-runtime.lock pyproject.toml
 	$(VENV)/bin/pip-compile --quiet --strip-extras --extra dev --extra plot --generate-hashes --allow-unsafe \
 	    --constraint requirements.lock --no-emit-find-links --no-emit-index-url --output-file requirements-bench.lock pyproject.toml
 
-clean: ## what was built, and leftovers of killed labs
+clean: ## what was built, and leftovers of killed labs (root: the tests run as root, and so leave files of root)
 	-$(AS_ROOT) $(VENV)/bin/python -c 'from tidegate.lab.topology import remove_leftovers; remove_leftovers()'
-	rm -rf target $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis src/tidegate/_engine*.so
-	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	$(AS_ROOT) rm -rf target $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis src/tidegate/_engine*.so
+	$(AS_ROOT) find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +43,18 @@ table inet strict {
     }
 }
 """
-# As in docs/settings.md, without CAP_BPF, which is optional.
+DROPS_WHAT_COMES_IN = """
+table inet filter {
+    chain input {
+        type filter hook input priority filter; policy drop;
+        iifname lo accept
+        ct state established,related accept
+        meta l4proto icmp accept
+    }
+}
+"""
+OPERATION = Path(__file__).parents[2] / "docs" / "operation.md"
+# As in packaging/tidegate.service, without CAP_BPF, which is optional.
 THREE_CAPABILITIES = (
     "setpriv",
     "--bounding-set=-all,+net_admin,+net_raw,+net_bind_service",
@@ -97,3 +109,28 @@ def test_three_capabilities_and_no_way_to_more_are_enough(request: pytest.Fixtur
         client.stop()
         gateway.stop()
         assert gateway.process.returncode == 0, gateway.process.output()[-2000:]
+
+
+def test_the_documented_rules_are_what_a_firewall_that_drops_what_comes_in_needs(
+    request: pytest.FixtureRequest,
+) -> None:
+    if request.config.getoption("--reference"):
+        pytest.skip("about Tidegate only")
+    tunnel, dns = re.findall(r"^# (nft add rule .*)$", OPERATION.read_text(), re.MULTILINE)
+    with Lab() as lab:
+        start_services(lab)
+        lab.gateway.run(["nft", "-f", "/dev/stdin"], stdin=DROPS_WHAT_COMES_IN)
+        gateway = TidegateGateway(lab)
+        gateway.start()
+        client = TidegateClient(lab.client, gateway.add_peer("alice"))
+        asking = ["dig", "+short", "+time=1", "+tries=1", f"@{INNER_GATEWAY}", "www.example"]
+        lab.gateway.run(shlex.split(tunnel))
+        client.start()
+        assert checks.ping(lab.client, INTERNET, count=5, interval=0.02).complete
+        for transport in ("+notcp", "+tcp"):
+            assert lab.client.run([*asking, transport], check=False).returncode == 9, "no answer"
+        lab.gateway.run(shlex.split(dns))
+        for tcp in (False, True):
+            assert checks.lookup(lab.client, "www.example", INNER_GATEWAY, tcp=tcp) == [INTERNET]
+        client.stop()
+        gateway.stop()

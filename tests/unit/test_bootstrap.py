@@ -74,3 +74,126 @@ def test_the_engine_is_built_anew_where_the_library_is_no_longer_wanted(checkout
     checkout.build()
     checkout.build(TIDEGATE_WITHOUT_IPSEC_MB="1")
     assert len(set(checkout.built())) == 2
+
+
+class Debian:
+    """As much of a Debian machine as the script looks at when it installs packages: every program is there but Rust."""
+
+    PRESENT = (
+        "bash",
+        "sed",
+        "cut",
+        "sort",
+        "head",
+        "cat",
+        "grep",
+        "dirname",
+        "env",
+        "find",
+        "rm",
+        "mkdir",
+        "chown",
+    )
+
+    def __init__(self, folder: Path, rust: dict[str, str]) -> None:
+        """`rust` maps the names of packages to the versions that they have here."""
+        self.root = folder
+        (folder / "scripts").mkdir()
+        shutil.copy(ROOT / "scripts" / "bootstrap", folder / "scripts")
+        self.programs = folder / "bin"
+        self.programs.mkdir()
+        for name in self.PRESENT:
+            (self.programs / name).symlink_to(shutil.which(name) or name)
+        self._program("id", "echo 0")
+        self._program("python3", "exit 0")
+        for name in ("cc", "ip", "ping", "sysctl", "curl", "dig", "traceroute", "tcpdump", "ethtool"):
+            self._program(name, "exit 0")
+        for name in ("nft", "iperf3", "dnsmasq", "wg", "wireguard-go", "valgrind"):
+            self._program(name, "exit 0")
+        self._program("rustc", f"cat {folder}/rustc-says")
+        self._program("cargo", "exit 0")
+        self._program("apt-cache", f'cat {folder}/lists/"$2"')
+        # Installing any compiler makes it the one that runs; a refresh brings what `publish` has put aside.
+        self._program(
+            "apt-get",
+            f'echo "$*" >>{folder}/calls; case "$*" in *update*) cp -r {folder}/new/. {folder}/lists;; '
+            f"*install*rustc*) echo 'rustc 1.85.0' >{folder}/rustc-says;; esac",
+        )
+        (self.programs / "cp").symlink_to(shutil.which("cp") or "cp")
+        self.lists, self.new = folder / "lists", folder / "new"
+        self.lists.mkdir()
+        self.new.mkdir()
+        self.publish(self.lists, rust)
+
+    def publish(self, lists: Path, rust: dict[str, str]) -> None:
+        for package, version in rust.items():
+            text = f"{package}:\n  Installed: (none)\n  Candidate: {version}\n  Version table:\n     {version} 500\n"
+            (lists / package).write_text(text)
+
+    def _program(self, name: str, line: str) -> None:
+        (self.programs / name).write_text(f"#!/bin/sh\n{line}\n")
+        (self.programs / name).chmod(0o755)
+
+    def bootstrap(self, stage: str = "packages") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", self.root / "scripts" / "bootstrap", stage],
+            env={
+                "PATH": str(self.programs),
+                "PYTHON": str(self.programs / "python3"),
+                "CARGO_HOME": "/nonexistent",
+                "TIDEGATE_WITHOUT_IPSEC_MB": "1",
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def installed(self) -> set[str]:
+        """The packages that were asked for."""
+        calls = self.root / "calls"
+        lines = calls.read_text().splitlines() if calls.exists() else []
+        words = {word for line in lines if " install " in f" {line} " for word in line.split()}
+        return {word for word in words if not word.startswith("-") and word != "install"}
+
+
+DEBIAN_12 = {"rustc": "1.63.0+dfsg1-2", "rustc-web": "1.85.0+dfsg3-1~deb12u3"}
+DEBIAN_13 = {"rustc": "1.85.0+dfsg3-1"}
+WEB_RUST = {"cargo-web", "rustc-web", "rustfmt-web", "rust-web-clippy"}
+PLAIN_RUST = {"cargo", "rustc", "rustfmt", "rust-clippy"}
+
+
+@pytest.mark.parametrize(
+    ("rust", "packages"), [(DEBIAN_12, WEB_RUST), (DEBIAN_13, PLAIN_RUST)], ids=["Debian 12", "Debian 13"]
+)
+def test_rust_comes_from_those_packages_that_are_new_enough(
+    tmp_path: Path, rust: dict[str, str], packages: set[str]
+) -> None:
+    debian = Debian(tmp_path, rust)
+    done = debian.bootstrap()
+    assert done.returncode == 0, done.stderr
+    assert debian.installed() == packages
+
+
+def test_rust_is_looked_for_again_once_the_package_lists_are_there(tmp_path: Path) -> None:
+    debian = Debian(tmp_path, {})
+    debian.publish(debian.new, DEBIAN_13)
+    done = debian.bootstrap()
+    assert done.returncode == 0, done.stderr
+    assert debian.installed() == PLAIN_RUST
+
+
+def test_where_no_package_of_rust_is_new_enough_rustup_is_named_and_nothing_installed(tmp_path: Path) -> None:
+    debian = Debian(tmp_path, {"rustc": "1.75.0+dfsg0ubuntu1-0ubuntu7"})
+    done = debian.bootstrap()
+    assert done.returncode == 1
+    assert "https://rustup.rs" in done.stderr and "1.75.0" in done.stderr
+    assert debian.installed() == set()
+
+
+def test_for_an_installation_only_what_the_build_needs_is_installed(tmp_path: Path) -> None:
+    debian = Debian(tmp_path, DEBIAN_13)
+    for tool in ("nft", "iperf3", "dnsmasq", "valgrind", "tcpdump", "cc"):
+        (debian.programs / tool).unlink()
+    done = debian.bootstrap("build-packages")
+    assert done.returncode == 0, done.stderr
+    assert debian.installed() == {"build-essential", *PLAIN_RUST}

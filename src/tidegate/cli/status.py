@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 EXAMPLES = examples(
     ("tidegate status", "peers, mappings in use, drops by reason"),
     ("tidegate status --json | jq .drops", "for programs"),
+    ("tidegate status --prometheus", "for node_exporter's textfile collector"),
 )
 
 
@@ -24,17 +25,29 @@ def status(
     config: ConfigOption = None,
     state_dir: StateDirOption = None,
     json: JsonOption = False,
+    prometheus: Annotated[
+        bool, typer.Option("--prometheus", help="Print Prometheus's text format, version 0.0.4.")
+    ] = False,
 ) -> None:
     """Show what the running gateway is doing."""
-    from tidegate.cli.administration import running_gateway
-    from tidegate.cli.output import print_json
-    from tidegate.control.commands import StatusQuery
+    import time
 
+    from tidegate.cli.administration import running_gateway
+    from tidegate.cli.output import print_json, written
+    from tidegate.cli.prometheus import exposition
+    from tidegate.control.commands import StatusQuery
+    from tidegate.errors import UsageError
+
+    if json and prometheus:
+        raise UsageError("--json and --prometheus are two formats: give one of them")
     settings = read_settings(context, config, state_dir)
     with running_gateway(settings) as gateway:
         answer = gateway.execute(StatusQuery())
     if json:
         print_json(answer)
+    elif prometheus:
+        with written():
+            print(exposition(answer, time.time()), end="")
     else:
         _print(answer)
 

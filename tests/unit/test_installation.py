@@ -1,0 +1,199 @@
+"""What `make install` installs and `make uninstall` takes away, and the units that are in the repository."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+UNITS = sorted((ROOT / "packaging").glob("*.service"))
+OPERATION = (ROOT / "docs" / "operation.md").read_text()
+
+PYTHON = """#!/bin/bash
+# As much of Python as scripts/install uses; its version is in a file.
+case "$*" in
+    *sys.version_info*) cat {version} ;;
+    "-I -m venv "*)
+        mkdir -p "$4/bin"
+        ln -s "$0" "$4/bin/python"
+        ln -s "$0" "$4/bin/pip"
+        echo "version = $(cat {version}).2" >"$4/pyvenv.cfg"
+        echo venv >>{calls} ;;
+    *--require-hashes*) echo locked >>{calls} ;;
+    *.whl) printf '#!/bin/sh\\necho tidegate 0.1.0\\n' >"${{0%/*}}/tidegate" && chmod 755 "${{0%/*}}/tidegate" ;;
+esac
+"""
+
+
+class Machine:
+    """A checkout with a wheel, a Python and a systemd that only notes how it was called."""
+
+    def __init__(self, folder: Path) -> None:
+        self.checkout = folder / "checkout"
+        self.prefix, self.bin = folder / "opt" / "tidegate", folder / "local" / "bin"
+        self.units = folder / "units"
+        self.command = self.bin / "tidegate"
+        self.calls, self.version = folder / "calls", folder / "version"
+        self.calls.touch()
+        self.version.write_text("3.11\n")
+        (self.checkout / "scripts").mkdir(parents=True)
+        shutil.copy(ROOT / "scripts" / "install", self.checkout / "scripts")
+        shutil.copytree(ROOT / "packaging", self.checkout / "packaging")
+        wheel = self.checkout / "target" / "wheels" / "tidegate-0.1.0-py3-none-any.whl"
+        wheel.parent.mkdir(parents=True)
+        wheel.touch()
+        self.programs = folder / "programs"
+        self.programs.mkdir()
+        self._program("python3", PYTHON.format(version=self.version, calls=self.calls))
+        self._program("systemctl", f'#!/bin/sh\necho "systemctl $*" >>{self.calls}\n[ "$1" != is-active ]\n')
+
+    def install(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [self.checkout / "scripts" / "install", *arguments],
+            env={
+                "PATH": f"{self.programs}:{os.environ['PATH']}",
+                "PREFIX": str(self.prefix),
+                "BINDIR": str(self.bin),
+                "UNITDIR": str(self.units),
+                "PYTHON": str(self.programs / "python3"),
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def noted(self) -> list[str]:
+        return self.calls.read_text().splitlines()
+
+    def _program(self, name: str, text: str) -> None:
+        (self.programs / name).write_text(text)
+        (self.programs / name).chmod(0o755)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def test_what_is_installed_runs_apart_from_the_checkout(machine: Machine) -> None:
+    done = machine.install()
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(machine.checkout)
+    said = subprocess.run([machine.command, "--version"], capture_output=True, text=True, check=True)
+    assert said.stdout == "tidegate 0.1.0\n"
+    assert machine.prefix.stat().st_mode & 0o777 == 0o755
+    for unit in UNITS:
+        text = (machine.units / unit.name).read_text()
+        assert f"ExecStart={machine.prefix}/bin/tidegate " in text
+        assert "/opt/tidegate/" not in text.replace(str(machine.prefix), "")
+        assert (machine.units / unit.name).stat().st_mode & 0o777 == 0o644
+    assert not any("enable" in call or " start" in call for call in machine.noted())
+
+
+def test_installing_again_upgrades_in_place_and_a_new_python_gets_an_environment_of_its_own(
+    machine: Machine,
+) -> None:
+    for version, environments in (("3.11", 1), ("3.11", 1), ("3.13", 2)):
+        machine.version.write_text(f"{version}\n")
+        done = machine.install()
+        assert done.returncode == 0, done.stderr
+        assert machine.noted().count("venv") == environments
+        assert (machine.prefix / "pyvenv.cfg").read_text() == f"version = {version}.2\n"
+    assert machine.noted().count("locked") == 3
+
+
+def test_a_folder_of_somebody_else_is_neither_filled_nor_removed(machine: Machine) -> None:
+    machine.prefix.mkdir(parents=True)
+    (machine.prefix / "theirs").touch()
+    for arguments in ((), ("--remove",)):
+        done = machine.install(*arguments)
+        assert done.returncode == 1
+        assert f"{machine.prefix} has something in it" in done.stderr
+    assert [entry.name for entry in machine.prefix.iterdir()] == ["theirs"]
+
+
+def test_a_command_of_somebody_else_is_not_replaced(machine: Machine) -> None:
+    machine.bin.mkdir(parents=True)
+    machine.command.write_text("theirs")
+    assert f"{machine.command} is there" in machine.install().stderr
+    assert machine.command.read_text() == "theirs"
+
+
+def test_what_was_installed_is_removed_and_nothing_else(machine: Machine) -> None:
+    assert machine.install().returncode == 0
+    theirs = [machine.bin / "other", machine.units / "other.service", machine.units / UNITS[0].name]
+    for file in theirs:
+        file.write_text("ExecStart=/usr/bin/true \n")
+    done = machine.install("--remove")
+    assert done.returncode == 0, done.stderr
+    assert "/var/lib/tidegate" in done.stdout and "/etc/tidegate" in done.stdout
+    assert not machine.prefix.exists()
+    left = {file for folder in (machine.bin, machine.units) for file in folder.iterdir()}
+    assert left == set(theirs)
+    assert machine.install("--remove").returncode == 0, "there is nothing left to remove"
+
+
+def test_a_path_that_no_unit_can_hold_is_refused(machine: Machine) -> None:
+    machine.prefix = machine.prefix.with_name("tide gate")
+    done = machine.install()
+    assert done.returncode == 1
+    assert "is not an absolute path" in done.stderr
+    assert not machine.prefix.exists()
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_systemd_finds_no_fault_in_the_units(unit: Path, tmp_path: Path) -> None:
+    # With a command that is there; of a template, an instance is checked.
+    text = re.sub(r"/opt/tidegate/bin/tidegate", shutil.which("true") or "/bin/true", unit.read_text())
+    checked = tmp_path / unit.name.replace("@.", "@alice.")
+    checked.write_text(text)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", checked], capture_output=True, text=True, check=False
+    )
+    faults = [line for line in done.stderr.splitlines() if "tidegate" in line]
+    assert (done.returncode, faults) == (0, [])
+
+
+def test_the_units_are_those_that_the_documentation_names() -> None:
+    named = set(re.findall(r"\.\./packaging/([^)]+)\)", OPERATION))
+    assert named == {unit.name for unit in UNITS} != set()
+
+
+def test_the_gateways_unit_has_the_capabilities_that_the_documentation_explains() -> None:
+    text = (ROOT / "packaging" / "tidegate.service").read_text()
+    granted = re.search(r"^CapabilityBoundingSet=(.*)$", text, re.MULTILINE)
+    assert granted is not None
+    section = OPERATION.partition("## As a systemd service")[2].partition("\n## ")[0]
+    assert set(granted[1].split()) == set(re.findall(r"`(CAP_\w+)`", section)) != set()
+
+
+def test_an_installation_has_the_versions_that_were_tested() -> None:
+    def pins(file: str) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for block in re.split(r"\n(?=[a-z])", (ROOT / file).read_text()):
+            if pinned := re.match(r"[a-z0-9-]+==\S+", block):
+                found[pinned[0]] = set(re.findall(r"sha256:[0-9a-f]{64}", block))
+        return found
+
+    installed, tested = pins("requirements-runtime.lock"), pins("requirements.lock")
+    assert installed.items() <= tested.items()
+    assert all(installed.values())
+    assert not any(pin.startswith(("pytest==", "scapy==", "mypy==", "maturin==")) for pin in installed)
+
+
+def test_clean_removes_what_the_tests_left_as_root() -> None:
+    commands = subprocess.run(
+        ["make", "--dry-run", "AS_ROOT=as-root", "clean"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    assert any("rm -rf" in command for command in commands)
+    assert all(command.startswith("as-root ") for command in commands)
