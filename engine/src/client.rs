@@ -196,6 +196,7 @@ impl Core for Client {
             | Command::SetFilter(_)
             | Command::Reserver(_)
             | Command::SetNat { .. }
+            | Command::SetAccess(_)
             | Command::PassProtocols(_)
             | Command::Ports(_)
             | Command::Publish { .. }

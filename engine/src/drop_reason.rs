@@ -78,6 +78,8 @@ drop_reasons! {
     OwnDatagram = "own_datagram",
 
     // The router.
+    /// From a client to another one, or to a network outside, that the settings deny to it.
+    Denied = "denied",
     /// An address inside the VPN subnet that no peer holds.
     NoSuchPeer = "no_such_peer",
     /// Broadcast, multicast, loopback, link-local or another address that must not be forwarded.

@@ -20,6 +20,7 @@ pub use settings::{ClientSettings, GatewaySettings, OffloadSettings};
 use shards::{Shards, link_up};
 use zeroize::Zeroizing;
 
+use crate::access_policy::AccessPolicy;
 use crate::clock::unix_time_at_origin;
 use crate::external::binding::Binding;
 use crate::external::next_hop::ExternalLink;
@@ -145,6 +146,7 @@ impl GatewayEngine {
                 gateway_address: settings.gateway_address,
                 external: settings.external.clone(),
                 host_addresses: settings.host_addresses.clone(),
+                access: settings.access.clone(),
                 nat: settings.nat.clone(),
                 port_range: settings.port_range,
                 port_budget: budget,
@@ -320,6 +322,11 @@ impl GatewayEngine {
             reserver.keep(config.kept_ports);
         }
         self.shards.tell_all(|| Command::SetNat { config: config.clone(), port_range });
+    }
+
+    /// What clients may reach changed, also in sessions that there are.
+    pub fn set_access(&mut self, access: &AccessPolicy) {
+        self.shards.tell_all(|| Command::SetAccess(access.clone()));
     }
 
     /// Every shard's counters.

@@ -17,6 +17,7 @@ pub mod tun;
 pub mod wake;
 
 // The core: packets and times come in as arguments, and nothing else.
+pub mod access_policy;
 pub mod client;
 pub mod core;
 pub mod external;

@@ -7,6 +7,7 @@ use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::access_policy::AccessPolicy;
 use crate::clock::Timestamp;
 use crate::drop_reason::DropCounters;
 use crate::external::ExternalGateway;
@@ -59,6 +60,8 @@ pub enum Command {
         /// The external ports that it may lend, first and last.
         port_range: (u16, u16),
     },
+    /// What clients may reach changed, also in sessions that there are.
+    SetAccess(AccessPolicy),
     /// Which client each protocol without ports belongs to, by number; others are nobody's.
     PassProtocols(Vec<(u8, Ipv4Addr)>),
     /// The reserver got ports for this shard.

@@ -12,9 +12,10 @@ use std::sync::{Mutex, PoisonError};
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 
-use self::arguments::{address, addresses, key, transport_protocol};
+use self::arguments::{address, addresses, key, prefixes, transport_protocol};
 use self::options::{ClientOptions, ExternalLink, GatewayOptions, NatOptions, Offloads};
 use self::status::{Event, Mapping, MappingRecord, PeerStatus, Status, events};
+use crate::access_policy::AccessPolicy;
 use crate::clock::unix_time_at_origin;
 use crate::engine::{ClientEngine, EngineError, GatewayEngine};
 use crate::messages::{Events, MappingLog};
@@ -110,6 +111,12 @@ impl Gateway {
     fn set_nat(&self, py: Python<'_>, options: &NatOptions) {
         let (config, port_range) = (options.config.clone(), options.port_range);
         self.with(py, |engine| engine.set_nat(config, port_range));
+    }
+
+    fn set_access(&self, py: Python<'_>, between_clients: bool, denied: Vec<String>) -> PyResult<()> {
+        let access = AccessPolicy::new(between_clients, prefixes(&denied)?);
+        self.with(py, |engine| engine.set_access(&access));
+        Ok(())
     }
 
     fn pass_protocols(&self, py: Python<'_>, clients: BTreeMap<u8, String>) -> PyResult<()> {

@@ -8,6 +8,8 @@
     reason = "a test that cannot go on fails; the helpers are tests, too"
 )]
 
+#[path = "journeys/access.rs"]
+mod access;
 #[path = "journeys/errors.rs"]
 mod errors;
 #[path = "journeys/faults.rs"]

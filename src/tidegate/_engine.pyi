@@ -96,6 +96,8 @@ class GatewayOptions:
         tunnel_mtu: int,
         external: ExternalLink,
         host_addresses: list[str],  # the host's own addresses: delivered through the TUN device
+        between_clients: bool,  # whether clients may reach each other at their addresses in the subnet
+        denied: list[str],  # prefixes that they may not reach through the external interface
         nat: NatOptions,
         offloads: Offloads,
         shards: int,  # 0: one per core
@@ -217,6 +219,9 @@ class Gateway:
         """Changes the NAT's options. The filter applies at once, and timers to existing sessions too, counted from
         their last packet. Lower limits end nothing; mappings on ports outside a smaller range, or kept, live on,
         and unused ones go back to the host."""
+    def set_access(self, between_clients: bool, denied: list[str]) -> None:
+        """Changes what clients may reach, as in `GatewayOptions`. It holds at once, and in sessions that there are, too;
+        none of them ends."""
     def pass_protocols(self, clients: dict[int, str]) -> None:
         """Assigns protocols without ports to clients, by number (47: GRE): what arrives of one at any external address
         goes to its client. Protocols that are not listed belong to nobody. `OSError` if the host cannot be kept from

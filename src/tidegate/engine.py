@@ -41,6 +41,16 @@ class ExternalLink:
 
 
 @dataclass(frozen=True, slots=True)
+class AccessPolicy:
+    """What clients may reach; by default everything."""
+
+    between_clients: bool = True
+    """Whether each other, at their addresses in the subnet."""
+    denied: tuple[str, ...] = ()
+    """Prefixes that they may not reach through the external interface."""
+
+
+@dataclass(frozen=True, slots=True)
 class GatewayOptions:
     """What a gateway's engine needs at start; see `_engine.GatewayOptions`."""
 
@@ -52,6 +62,7 @@ class GatewayOptions:
     tunnel_mtu: int
     external: ExternalLink
     host_addresses: tuple[str, ...]
+    access: AccessPolicy
     nat: NatSettings
     kept_ports: tuple[int, int] | None
     """What of the external ports is left to the host's programs, first and last."""
@@ -203,6 +214,7 @@ class EngineGateway(EngineLifecycle, Protocol):
     def remove_peer(self, public_key: bytes) -> bool: ...
     def set_external(self, link: ExternalLink, host_addresses: Sequence[str]) -> None: ...
     def set_nat(self, nat: NatSettings, kept_ports: tuple[int, int] | None) -> None: ...
+    def set_access(self, access: AccessPolicy) -> None: ...
     def poll_mapping_log(self, limit: int) -> tuple[Sequence[MappingRecord], int]: ...
     def pass_protocols(self, clients: dict[int, str]) -> None: ...
     def publish(self, protocol: str, external_port: int, internal: tuple[str, int]) -> None: ...

@@ -8,6 +8,7 @@ from tidegate import _engine
 from tidegate._engine import Dropped, Nat, NatOptions
 from tidegate.ciphers import WIREGUARD_CIPHER, CipherName
 from tidegate.engine import (
+    AccessPolicy,
     ClientOptions,
     EngineClient,
     EngineEvent,
@@ -62,6 +63,8 @@ class RustEngine:
                     tunnel_mtu=options.tunnel_mtu,
                     external=_link(options.external),
                     host_addresses=list(options.host_addresses),
+                    between_clients=options.access.between_clients,
+                    denied=list(options.access.denied),
                     nat=_nat_options(options.nat, options.kept_ports),
                     offloads=_engine.Offloads(**options.offloads.model_dump()),
                     shards=options.shards,
@@ -162,6 +165,9 @@ class _RustGateway(_RustLifecycle):
 
     def set_nat(self, nat: NatSettings, kept_ports: tuple[int, int] | None) -> None:
         self._inner.set_nat(_nat_options(nat, kept_ports))
+
+    def set_access(self, access: AccessPolicy) -> None:
+        self._inner.set_access(access.between_clients, list(access.denied))
 
     def pass_protocols(self, clients: dict[int, str]) -> None:
         self._inner.pass_protocols(clients)

@@ -27,7 +27,7 @@ from tidegate.control.commands import ReloadSettings
 from tidegate.control.server import ControlServer
 from tidegate.dns import DnsProxy, DnsServer, Resolver, choose_upstreams, in_flight_within
 from tidegate.dns.resolvers import DNS_PORT
-from tidegate.engine import Engine, EngineGateway, ExternalLink, GatewayOptions
+from tidegate.engine import AccessPolicy, Engine, EngineGateway, ExternalLink, GatewayOptions
 from tidegate.engine_watch import explain_engine, watch_engine
 from tidegate.errors import EngineError, HostNetworkError, LockedError, SettingsError, TidegateError
 from tidegate.host import Host, HostNetwork, InterfaceAddress
@@ -138,6 +138,7 @@ class Gateway:
             except (OSError, ValueError) as cause:
                 raise EngineError(f"the engine refuses the settings: {cause}") from cause
         # From here on nothing can fail.
+        self.engine.set_access(_access_policy(settings))
         self._settings, self._kept_ports = settings, kept_ports
         configure_logging(settings.log)
         if self._dns_proxy is not None:
@@ -272,6 +273,7 @@ class Gateway:
             tunnel_mtu=gateway.tunnel_mtu,
             external=self.external,
             host_addresses=self._own_addresses,
+            access=_access_policy(self._settings),
             nat=self._settings.nat,
             kept_ports=self._kept_ports,
             offloads=self._settings.offloads,
@@ -410,6 +412,10 @@ class Gateway:
         """The engine noticed; the host's network may look unchanged by the time it is read."""
         self._external_was_away = True
         self._look_at_the_link()
+
+
+def _access_policy(settings: Settings) -> AccessPolicy:
+    return AccessPolicy(settings.gateway.between_clients, tuple(map(str, settings.external.deny)))
 
 
 def _check_listen(settings: Settings) -> None:

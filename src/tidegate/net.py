@@ -149,6 +149,17 @@ def parse_subnet(text: str) -> IPv4Network:
     return loose
 
 
+def parse_prefix(text: str) -> IPv4Network:
+    """An IPv4 prefix, in the one way to write it: no host bits set, and a length, not a mask. Raises `ValueError`."""
+    try:
+        network = IPv4Network(text, strict=False)
+    except ValueError:
+        raise ValueError(f'{quoted(text)} is not an IPv4 prefix, such as "192.168.0.0/16"') from None
+    if str(network) != text:
+        raise ValueError(f'{quoted(text)} is not how a prefix is written: did you mean "{network}"?')
+    return network
+
+
 def gateway_address_of(subnet: IPv4Network) -> IPv4Address:
     """The gateway's own inner address: the first host of the subnet."""
     return subnet.network_address + 1

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.engine import GatewayOptions, load
+from tidegate.engine import AccessPolicy, GatewayOptions, load
 from tidegate.host.external import external_link
 from tidegate.host.netlink import LinuxHost
 from tidegate.lab import checks, hoststate
@@ -324,6 +324,7 @@ def test_an_engine_that_was_stopped_takes_no_more_peers(lab: Lab) -> None:
                 tunnel_mtu=1420,
                 external=external_link(LinuxHost().read_network(), settings.external),
                 host_addresses=(),
+                access=AccessPolicy(),
                 nat=settings.nat,
                 kept_ports=None,
                 offloads=settings.offloads,

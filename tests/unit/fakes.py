@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 from tidegate.ciphers import WIREGUARD_CIPHER, CipherName
-from tidegate.engine import ClientOptions, ExternalLink, GatewayOptions
+from tidegate.engine import AccessPolicy, ClientOptions, ExternalLink, GatewayOptions
 from tidegate.host import MAIN_TABLE, HostNetwork, Interface, InterfaceAddress, Route
 from tidegate.host.ports import check_listen_port
 from tidegate.host.resolver import DnsOutcome
@@ -115,6 +115,7 @@ class FakeGateway(FakeLifecycle):
         self.published: dict[tuple[str, int], tuple[str, int]] = {}
         self.links: list[ExternalLink] = []
         self.host_addresses = options.host_addresses
+        self.access = options.access
         self.held: set[int] = set()
         self.late_at: int | None = None
         self.failed: list[tuple[str, int, str, str]] = []
@@ -148,6 +149,9 @@ class FakeGateway(FakeLifecycle):
     def set_external(self, link: ExternalLink, host_addresses: Sequence[str]) -> None:
         self.links.append(link)
         self.host_addresses = tuple(host_addresses)
+
+    def set_access(self, access: AccessPolicy) -> None:
+        self.access = access
 
     def pass_protocols(self, clients: dict[int, str]) -> None:
         if self.refuse_passing:

@@ -20,6 +20,7 @@ import pytest
 from tests.unit.conftest import CommandLine
 from tests.unit.fakes import FakeEngine, ordinary_network
 from tests.unit.running import Running, serving, until
+from tidegate.engine import AccessPolicy
 from tidegate.errors import StoreError
 from tidegate.host import InterfaceAddress
 from tidegate.settings import Settings, load_settings
@@ -191,6 +192,36 @@ def test_other_external_addresses_reach_the_engine_without_a_restart(
             assert answer["applied"] == ["external.addresses"]
             await until(lambda: bool(editor.running.packets.links))  # the watch over the link settles first
             assert editor.running.packets.links[-1].addresses == ("192.0.2.3", "192.0.2.2")
+
+    asyncio.run(scenario())
+
+
+def test_what_clients_may_reach_changes_in_the_engine_with_the_rest_or_not_at_all(
+    tmp_path: Path, free_port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def scenario() -> None:
+        async with edited(tmp_path, free_port, capsys) as editor:
+            packets = editor.running.packets
+            assert packets.access == AccessPolicy(between_clients=True, denied=())
+            answer = await editor.change(
+                'between_clients = false\n[external]\ndeny = ["192.168.0.0/16", "10.0.0.0/8"]\n'
+            )
+            assert answer["applied"] == ["gateway.between_clients", "external.deny"]
+            denied = AccessPolicy(between_clients=False, denied=("192.168.0.0/16", "10.0.0.0/8"))
+            assert packets.access == denied
+
+            code, message = await editor.refused(
+                '[external]\ndeny = [\n  "10.0.0.0/8",\n  "10.1.2.3/8",\n]\n'
+            )
+            assert code == USAGE
+            assert "tidegate.toml:5: external.deny: " in message
+            packets.refuse_nat = True
+            await editor.refused("[nat]\nudp_timeout = 150.0\n")
+            packets.refuse_nat = False
+            assert packets.access == denied, "as before, if anything is wrong"
+
+            await editor.change("")
+            assert packets.access == AccessPolicy()
 
     asyncio.run(scenario())
 
@@ -373,8 +404,13 @@ def test_what_is_in_force_differs_from_what_is_wanted_only_in_what_needs_a_resta
     wanted = Settings.model_validate(
         {
             "state_dir": "/elsewhere",
-            "gateway": {"shards": 3, "listen": "0.0.0.0:1", "endpoint": "vpn.example:1"},
-            "external": {"interface": "eth9", "addresses": ["192.0.2.3"]},
+            "gateway": {
+                "shards": 3,
+                "listen": "0.0.0.0:1",
+                "endpoint": "vpn.example:1",
+                "between_clients": False,
+            },
+            "external": {"interface": "eth9", "addresses": ["192.0.2.3"], "deny": ["10.0.0.0/8"]},
             "nat": {"udp_timeout": 130.0, "filtering": "endpoint-independent", "max_mappings": 9},
             "dns": {"enabled": False, "upstreams": ["192.0.2.53"]},
             "offloads": {"tun": False},

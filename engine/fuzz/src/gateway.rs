@@ -8,6 +8,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
+use tidegate_engine::access_policy::AccessPolicy;
 use tidegate_engine::arena::{Arena, Span};
 use tidegate_engine::clock::Timestamp;
 use tidegate_engine::core::Core;
@@ -86,6 +87,7 @@ impl World {
             gateway_address: GATEWAY,
             external: external_link(if flags & 1 == 0 { 1500 } else { 600 }, Some(ROUTER)),
             host_addresses: vec![EXTERNAL],
+            access: AccessPolicy::default(),
             nat: nat_config(flags),
             port_range: (40_000, 44_095),
             port_budget: 0, // small first batches

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use zeroize::Zeroize;
 
+use crate::access_policy::AccessPolicy;
 use crate::external::next_hop::ExternalLink;
 use crate::nat::NatConfig;
 use crate::prefix::Prefix;
@@ -39,6 +40,7 @@ pub struct GatewaySettings {
     pub tunnel_mtu: usize,
     pub external: ExternalLink,
     pub host_addresses: Vec<Ipv4Addr>,
+    pub access: AccessPolicy,
     pub nat: NatConfig,
     pub port_range: (u16, u16),
     pub offloads: OffloadSettings,

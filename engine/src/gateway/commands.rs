@@ -33,6 +33,7 @@ impl Gateway {
             }
             Command::SetExternal { link, host_addresses, .. } => self.set_external(link, host_addresses, now),
             Command::SetNat { config, port_range } => self.set_nat(config, port_range, now),
+            Command::SetAccess(access) => self.access = access,
             Command::PassProtocols(clients) => self.nat.pass_protocols(clients),
             Command::Ports(batch) => self.add_ports(&batch, now),
             Command::Publish { protocol, external, internal, shard, reply } => {

@@ -179,6 +179,10 @@ impl Gateway {
             return Ok(Decision { exit, destination, shape: packet.shape() });
         }
         let exit = match self.router.route(destination) {
+            // Whether the other one is there or not: who may not reach it has no need to know.
+            Verdict::Peer(_) if !self.access.between_clients => {
+                return Err(self.refuse(now, packet, DropReason::Denied, 0));
+            }
             Verdict::Peer(address) if self.places.contains_key(&address) => {
                 self.forward_checks(now, packet, self.tunnel_mtu)?;
                 Exit::Peer { address, client }
@@ -191,7 +195,7 @@ impl Gateway {
             }
             Verdict::Host => Exit::Host,
             Verdict::External => {
-                if let Some(reason) = self.unroutable(destination) {
+                if let Some(reason) = self.unreachable(packet) {
                     return Err(self.refuse(now, packet, reason, 0));
                 }
                 self.forward_checks(now, packet, self.external.mtu)?;
@@ -251,10 +255,15 @@ impl Gateway {
         self.nat.expects_ports(protocol, packet.source())
     }
 
-    /// Why a destination outside cannot be reached, if so: to be known before a port is lent for it.
-    fn unroutable(&self, destination: Ipv4Addr) -> Option<DropReason> {
+    /// Why a packet's destination outside cannot be reached, or may not be, if so: to be known before a port is lent for it.
+    fn unreachable(&self, packet: &Ipv4Packet<'_>) -> Option<DropReason> {
+        let destination = packet.destination();
         if self.nat.is_external(destination) {
             return None; // hairpinned
+        }
+        // Whoever is in a denied network may visit a client's port that is open to everybody, and is answered.
+        if self.access.denies(destination) && !self.nat.answers_visitor(packet) {
+            return Some(DropReason::Denied);
         }
         self.external.next_hop(destination).err()
     }
@@ -293,6 +302,8 @@ impl Gateway {
             | DropReason::ClientMappingRate
             | DropReason::SessionLimit
             | DropReason::UnsupportedProtocol => IcmpErrorKind::AdminProhibited,
+            // RFC 1812 §5.3.9: filtered packets are answered with this code.
+            DropReason::Denied => IcmpErrorKind::AdminProhibited,
             _ => return reason.into(),
         };
         let built = self.icmp_errors.build(kind, packet, self.gateway_address, now, &mut answer);

@@ -27,6 +27,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use hashbrown::HashMap as KeyedMap;
 
+use crate::access_policy::AccessPolicy;
 use crate::arena::{Arena, Span};
 use crate::clock::Timestamp;
 use crate::core::Core;
@@ -73,6 +74,8 @@ pub struct GatewayConfig {
     pub external: ExternalLink,
     /// The host's own addresses: what clients send there is delivered to the host, and it sends from there alone.
     pub host_addresses: Vec<Ipv4Addr>,
+    /// What clients may reach.
+    pub access: AccessPolicy,
     /// The NAT's behaviour.
     pub nat: NatConfig,
     /// The external ports that the NAT may use, first and last.
@@ -103,6 +106,7 @@ pub struct Gateway {
     tunnel: Tunnel,
     nat: Nat,
     router: PacketRouter,
+    access: AccessPolicy,
     subnet: Prefix,
     gateway_address: Ipv4Addr,
     tunnel_mtu: usize,
@@ -145,6 +149,7 @@ impl Gateway {
             supply: PortSupply::new(config.port_range, config.nat.kept_ports, config.port_budget),
             nat: Nat::new(config.nat, &external.addresses, slice, config.seed),
             router: router(config.subnet, config.gateway_address, &external, config.host_addresses),
+            access: config.access,
             subnet: config.subnet,
             gateway_address: config.gateway_address,
             neighbors: NeighborCache::new(external.clone()),

@@ -283,9 +283,12 @@ impl Connection {
     /// Whether somebody outside began it, the client did not, and it does not stand: the handshake is not complete, which
     /// whoever forges the source of a SYN never completes, or all is over.
     pub(super) fn is_only_a_call(&self) -> bool {
-        self.state != TcpState::Established
-            && self.remote.has(Progress::OPENED)
-            && !self.client.has(Progress::OPENED)
+        self.state != TcpState::Established && self.is_visit()
+    }
+
+    /// Whether somebody outside began it, and the client did not.
+    pub(super) fn is_visit(&self) -> bool {
+        self.remote.has(Progress::OPENED) && !self.client.has(Progress::OPENED)
     }
 
     /// Takes in a segment from the client. Whatever it is, it counts: it can only harm the client's own connection.

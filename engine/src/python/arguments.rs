@@ -30,6 +30,10 @@ pub(super) fn prefix(text: &str) -> PyResult<Prefix> {
     text.parse().map_err(value_error)
 }
 
+pub(super) fn prefixes(texts: &[String]) -> PyResult<Vec<Prefix>> {
+    texts.iter().map(|text| prefix(text)).collect()
+}
+
 pub(super) fn endpoint((host, port): &(String, u16)) -> PyResult<SocketAddrV4> {
     Ok(SocketAddrV4::new(address(host)?, *port))
 }

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use pyo3::prelude::*;
 
-use super::arguments::{self, address, addresses, endpoint, key, prefix, seconds, value_error};
+use super::arguments::{self, address, addresses, endpoint, key, prefix, prefixes, seconds, value_error};
+use crate::access_policy::AccessPolicy;
 use crate::engine::{ClientSettings, GatewaySettings, OffloadSettings};
 use crate::external::next_hop::ExternalLink as Link;
 use crate::nat::{Filtering, NatConfig};
@@ -118,7 +119,7 @@ impl ExternalLink {
             mac,
             mtu,
             addresses,
-            on_link: on_link.iter().map(|text| prefix(text)).collect::<PyResult<_>>()?,
+            on_link: prefixes(&on_link)?,
             router: next_hop.as_deref().map(address).transpose()?,
         }))
     }
@@ -131,7 +132,7 @@ pub(super) struct GatewayOptions(pub(super) GatewaySettings);
 impl GatewayOptions {
     #[new]
     #[pyo3(signature = (*, private_key, listen, subnet, gateway_address, tun_name, tunnel_mtu, external,
-        host_addresses, nat, offloads, shards))]
+        host_addresses, between_clients, denied, nat, offloads, shards))]
     #[allow(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn new(
         private_key: &[u8],
@@ -142,6 +143,8 @@ impl GatewayOptions {
         tunnel_mtu: usize,
         external: &ExternalLink,
         host_addresses: Vec<String>,
+        between_clients: bool,
+        denied: Vec<String>,
         nat: &NatOptions,
         offloads: &Offloads,
         shards: u8,
@@ -155,6 +158,7 @@ impl GatewayOptions {
             tunnel_mtu,
             external: external.0.clone(),
             host_addresses: addresses(&host_addresses)?,
+            access: AccessPolicy::new(between_clients, prefixes(&denied)?),
             nat: nat.config.clone(),
             port_range: nat.port_range,
             offloads: offloads.0,
@@ -195,7 +199,7 @@ impl ClientOptions {
             peer_public_key: key("peer_public_key", peer_public_key)?,
             preshared_key: preshared_key.map(|bytes| key("preshared_key", bytes)).transpose()?,
             endpoint: arguments::endpoint(&endpoint)?,
-            allowed_ips: allowed_ips.iter().map(|text| prefix(text)).collect::<PyResult<_>>()?,
+            allowed_ips: prefixes(&allowed_ips)?,
             persistent_keepalive: (persistent_keepalive > 0)
                 .then(|| Duration::from_secs(u64::from(persistent_keepalive))),
             listen_port,

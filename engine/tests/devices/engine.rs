@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
+use tidegate_engine::access_policy::AccessPolicy;
 use tidegate_engine::clock::monotonic_now;
 use tidegate_engine::engine::{GatewayEngine, GatewaySettings, OffloadSettings};
 use tidegate_engine::nat::NatConfig;
@@ -32,6 +33,7 @@ pub fn engine() -> GatewayEngine {
         tunnel_mtu: 1_420,
         external: external_link(),
         host_addresses: vec![GATEWAY],
+        access: AccessPolicy::default(),
         nat: NatConfig::default(),
         port_range: (1_024, 65_535),
         offloads,

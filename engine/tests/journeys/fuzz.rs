@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use tidegate_engine::access_policy::AccessPolicy;
 use tidegate_engine::drop_reason::DropReason;
 use tidegate_engine::handoffs::Handoff;
+use tidegate_engine::messages::Command;
 use tidegate_engine::nat::{NatConfig, Proto};
 use tidegate_engine::wire::{ChecksumState, Gso, GsoKind, Offload};
 
@@ -122,6 +124,7 @@ fn walk(shards: u8, steps: &[(Step, u64)]) -> Vec<&'static str> {
     world.arp_is_silent = false;
     world.is_strict = true;
     world.set_router(ROUTER);
+    world.tell_all(|| Command::SetAccess(AccessPolicy::default()));
     world.set_peer(1, world.home_of(1) as u8);
     world.take(1);
     world.ping(1, SERVER);
@@ -234,7 +237,12 @@ fn command(world: &mut World, dice: &mut Dice, client: usize, published: &mut us
             world.publish(protocol, port, endpoint(client_address(client), 80 + dice.below(4) as u16)).ok();
         }
         5 => world.set_router([203, 0, 113, 1 + dice.below(2) as u8].into()),
-        6 => world.link.shuffles = !world.link.shuffles,
+        6 if dice.below(2) == 0 => world.link.shuffles = !world.link.shuffles,
+        6 => {
+            let between_clients = dice.below(2) == 0;
+            let denied = dice.choose(&["10.0.0.0/8", "203.0.113.0/24", "198.51.100.7/32"]).parse().unwrap();
+            world.tell_all(|| Command::SetAccess(AccessPolicy::new(between_clients, vec![denied])));
+        }
         _ => world.all_datagrams_to = *dice.choose(&[None, None, Some(0)]),
     }
 }

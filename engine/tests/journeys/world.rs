@@ -28,6 +28,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
+use tidegate_engine::access_policy::AccessPolicy;
 use tidegate_engine::client::{Client, ClientConfig};
 use tidegate_engine::clock::Timestamp;
 use tidegate_engine::core::Core;
@@ -198,6 +199,7 @@ impl World {
                 gateway_address: GATEWAY,
                 external: external_link(plan.external_mtu, Some(ROUTER)),
                 host_addresses: vec![EXTERNAL],
+                access: AccessPolicy::default(),
                 nat: plan.nat.clone(),
                 port_range: plan.port_range,
                 port_budget: 0, // small first batches

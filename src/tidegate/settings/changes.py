@@ -14,7 +14,9 @@ LIVE: tuple[Key, ...] = (
     ("dns", "upstreams"),
     ("log",),
     ("external", "addresses"),
+    ("external", "deny"),
     ("gateway", "endpoint"),
+    ("gateway", "between_clients"),
 )
 """Settings, or whole sections, that take effect without a restart; sockets, devices and threads are made only once."""
 
@@ -43,8 +45,15 @@ def with_live_changes(running: Settings, wanted: Settings) -> Settings:
             "nat": wanted.nat,
             "log": wanted.log,
             "dns": running.dns.model_copy(update={"upstreams": wanted.dns.upstreams}),
-            "external": running.external.model_copy(update={"addresses": wanted.external.addresses}),
-            "gateway": running.gateway.model_copy(update={"endpoint": wanted.gateway.endpoint}),
+            "external": running.external.model_copy(
+                update={"addresses": wanted.external.addresses, "deny": wanted.external.deny}
+            ),
+            "gateway": running.gateway.model_copy(
+                update={
+                    "endpoint": wanted.gateway.endpoint,
+                    "between_clients": wanted.gateway.between_clients,
+                }
+            ),
         }
     )
     try:

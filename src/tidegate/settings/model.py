@@ -21,12 +21,14 @@ from pydantic import (
 )
 
 from tidegate.ip_protocols import MAX_OTHER_PROTOCOLS, parse_protocol, refuse_doubles
-from tidegate.net import Endpoint, ListenAddress, gateway_address_of, parse_subnet
+from tidegate.net import Endpoint, ListenAddress, gateway_address_of, parse_prefix, parse_subnet
 
 MAX_INTERFACE_NAME = 15  # IFNAMSIZ - 1, linux/if.h
 NOT_IN_INTERFACE_NAMES = "/:%"  # dev_valid_name(); and in `%d` the kernel would insert a number
 ALL_PORTS = (1024, 65535)
 """What a NAT may lend (RFC 4787 REQ-3 keeps the ports below apart)."""
+MAX_DENIED = 256
+"""Prefixes that can be denied to clients: their look-up is part of the hot path."""
 MAX_SHARDS = 64  # as in engine/src/engine.rs; a test compares the two
 
 
@@ -69,9 +71,11 @@ def _as_tuple(value: Any) -> Any:
 ListenText = Annotated[InstanceOf[ListenAddress], BeforeValidator(lambda v: _text(v, ListenAddress.parse))]
 EndpointText = Annotated[InstanceOf[Endpoint], BeforeValidator(lambda v: _text(v, Endpoint.parse))]
 SubnetText = Annotated[InstanceOf[IPv4Network], BeforeValidator(lambda v: _text(v, parse_subnet))]
+PrefixText = Annotated[InstanceOf[IPv4Network], BeforeValidator(lambda v: _text(v, parse_prefix))]
 AddressText = Annotated[InstanceOf[IPv4Address], BeforeValidator(lambda v: _text(v, _parse_address))]
 InterfaceName = Annotated[str, BeforeValidator(lambda v: _text(v, parse_interface))]
 AddressList = Annotated[tuple[AddressText, ...], BeforeValidator(_as_tuple)]
+PrefixList = Annotated[tuple[PrefixText, ...], BeforeValidator(_as_tuple)]
 PathText = Annotated[InstanceOf[Path], BeforeValidator(lambda v: _text(v, _parse_path))]
 
 Timeout = Annotated[float, Field(ge=1, le=7 * 86_400, allow_inf_nan=False)]
@@ -104,6 +108,8 @@ class GatewaySettings(_Section):
     """Threads that move packets; 0: one per core."""
     endpoint: EndpointText | None = None
     """What profiles tell clients to connect to; by default the external address and the listening port."""
+    between_clients: bool = True
+    """Whether clients may reach each other at their addresses in the subnet."""
 
     @property
     def address(self) -> IPv4Address:
@@ -118,6 +124,8 @@ class ExternalSettings(_Section):
     """By default the interface of the host's default route."""
     addresses: AddressList = ()
     """The addresses to translate to; by default the interface's first."""
+    deny: Annotated[PrefixList, Field(max_length=MAX_DENIED)] = ()
+    """What clients may not reach through the interface."""
 
     @field_validator("addresses")
     @classmethod

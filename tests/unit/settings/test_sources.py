@@ -77,6 +77,8 @@ def test_variables_are_read_by_the_type_of_their_setting() -> None:
         environment={
             "TIDEGATE_DNS__ENABLED": "no",
             "TIDEGATE_DNS__UPSTREAMS": "192.0.2.1, 192.0.2.2",
+            "TIDEGATE_EXTERNAL__DENY": "192.168.0.0/16,10.0.0.0/8,10.0.0.0/8",
+            "TIDEGATE_GATEWAY__BETWEEN_CLIENTS": "no",
             "TIDEGATE_NAT__PORT_RANGE": "2000,3000",
             "TIDEGATE_NAT__ICMP_TIMEOUT": "90.5",
             "TIDEGATE_GATEWAY__TUN_NAME": "123",
@@ -86,6 +88,8 @@ def test_variables_are_read_by_the_type_of_their_setting() -> None:
     )
     assert settings.dns.enabled is False
     assert settings.dns.upstreams == (IPv4Address("192.0.2.1"), IPv4Address("192.0.2.2"))
+    assert list(map(str, settings.external.deny)) == ["192.168.0.0/16", "10.0.0.0/8", "10.0.0.0/8"]
+    assert settings.gateway.between_clients is False
     assert settings.nat.port_range == (2000, 3000)
     assert settings.nat.icmp_timeout == 90.5
     assert settings.gateway.tun_name == "123"
