@@ -223,6 +223,50 @@ fn visitors_that_have_gone_do_not_close_a_published_port() {
 }
 
 #[test]
+fn forged_datagrams_that_the_server_answers_do_not_close_a_published_udp_port() {
+    let full = NatConfig { max_sessions_per_mapping: 64, ..NatConfig::default() };
+    let few = NatConfig { max_mappings_per_client: 16, ..NatConfig::default() }; // 64 sessions for the client in all
+    let all = NatConfig { max_mappings: 16, ..NatConfig::default() }; // and for the shard
+    for config in [full, few, all] {
+        let mut world = World::with(config);
+        let (published, inner) = (Endpoint::new(EXTERNAL, 443), at("10.66.77.2:443"));
+        world.nat.publish(Proto::Udp, published, inner, world.now).unwrap();
+        let own = source(&world.send(udp(at("10.66.77.2:5000"), at(SERVER), b"")).unwrap());
+        let visitor = at("198.51.100.1:2000");
+        for n in 0..5_000u32 {
+            let nobody = Endpoint::new(Ipv4Addr::from_bits(0xc000_0200 + n % 256), 1_000 + n as u16);
+            for sender in [nobody, visitor] {
+                world.receive(udp(sender, published, b"question")).unwrap();
+                let answer = world.send(udp(inner, sender, b"answer")).map(|answer| source(&answer));
+                assert_eq!(answer, Ok(published), "{n}: {sender}");
+            }
+        }
+        assert!(world.nat.counts().sessions <= 65);
+        assert!(world.receive(udp(at(SERVER), own, b"")).is_ok(), "what the client has opened is not ended");
+        for n in 0..10 {
+            let query = udp(at("10.66.77.2:5001"), Endpoint::new(at(SERVER).address, n), b"");
+            assert_eq!(world.send(query).map(drop), Ok(()), "nor is the client kept in");
+        }
+    }
+}
+
+#[test]
+fn sessions_of_a_drawn_udp_port_make_no_room_for_they_are_its_filter() {
+    let config = NatConfig { max_sessions_per_mapping: 64, ..NatConfig::default() };
+    let mut world = World::with(config);
+    let client = at(CLIENT);
+    let servers = (1..=64).map(|n| Endpoint::new(Ipv4Addr::new(192, 0, 2, n), 53));
+    let mut external = Endpoint::new(EXTERNAL, 0);
+    for server in servers.clone() {
+        external = source(&world.send(udp(client, server, b"")).unwrap());
+    }
+    assert_eq!(world.send(udp(client, at(SERVER), b"")), Err(DropReason::SessionLimit));
+    for server in servers {
+        assert!(world.receive(udp(server, external, b"")).is_ok(), "{server}");
+    }
+}
+
+#[test]
 fn the_hashes_are_keyed_so_that_nobody_can_choose_endpoints_that_collide() {
     use std::hash::BuildHasher;
     let bucket = |seed: u8| {
