@@ -4,7 +4,8 @@
 //! # Theory of operation
 //!
 //! A SYN costs its sender nothing, and its source may be forged. So a connection that began with one from outside is a call
-//! until it stands, and again when it is over. It is none where the client has begun it as well.
+//! until it stands, and again from the client's FIN on: a visitor that has vanished never sends its own, and what the client
+//! has long given up would be established for hours (RFC 5382 REQ-5). It is none where the client has begun it as well.
 //!
 //! A datagram is as cheap, and a server answers whoever seems to ask. So each session of a published UDP port is a call.
 //! Nothing is lost with it: the mapping knows both ends and admits everybody, and the next answer opens another. It is not

@@ -281,9 +281,10 @@ impl Connection {
     }
 
     /// Whether somebody outside began it, the client did not, and it does not stand: the handshake is not complete, which
-    /// whoever forges the source of a SYN never completes, or all is over.
+    /// whoever forges the source of a SYN never completes; or the client has sent its FIN, which whoever has vanished never
+    /// answers; or all is over.
     pub(super) fn is_only_a_call(&self) -> bool {
-        self.state != TcpState::Established
+        (self.state != TcpState::Established || self.client.has(Progress::FINISHED))
             && self.remote.has(Progress::OPENED)
             && !self.client.has(Progress::OPENED)
     }

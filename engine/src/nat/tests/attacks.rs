@@ -223,6 +223,45 @@ fn visitors_that_have_gone_do_not_close_a_published_port() {
 }
 
 #[test]
+fn visitors_that_vanish_do_not_close_a_published_port_whose_server_gives_them_up() {
+    let full = NatConfig { max_sessions_per_mapping: 64, ..NatConfig::default() };
+    let few = NatConfig { max_mappings_per_client: 16, ..NatConfig::default() }; // 64 sessions for the client in all
+    for config in [full, few] {
+        let mut world = World::with(config);
+        let (published, inner) = (Endpoint::new(EXTERNAL, 443), at("10.66.77.2:443"));
+        world.nat.publish(Proto::Tcp, published, inner, world.now).unwrap();
+        for port in 2_000..2_500 {
+            let visitor = Endpoint::new(address("198.51.100.1"), port);
+            let called = world.receive(tcp(visitor, published, "S", 1, 0, b"")).map(drop);
+            assert_eq!(called, Ok(()), "{visitor}");
+            world.send(tcp(inner, visitor, "SA", 1, 2, b"")).unwrap();
+            world.receive(tcp(visitor, published, "A", 2, 2, b"")).unwrap();
+            world.send(tcp(inner, visitor, "FA", 2, 2, b"")).unwrap();
+        }
+    }
+}
+
+#[test]
+fn visitors_that_the_server_has_not_given_up_make_no_room() {
+    let config = NatConfig { max_sessions_per_mapping: 64, ..NatConfig::default() };
+    let mut world = World::with(config);
+    let (published, inner) = (Endpoint::new(EXTERNAL, 443), at("10.66.77.2:443"));
+    world.nat.publish(Proto::Tcp, published, inner, world.now).unwrap();
+    let visitors = (2_000..2_064).map(|port| Endpoint::new(address("198.51.100.1"), port));
+    for visitor in visitors.clone() {
+        world.receive(tcp(visitor, published, "S", 1, 0, b"")).unwrap();
+        world.send(tcp(inner, visitor, "SA", 1, 2, b"")).unwrap();
+        // It has no more to say, and wants to hear the answer.
+        world.receive(tcp(visitor, published, "FA", 2, 2, b"")).unwrap();
+    }
+    let late = tcp(at("198.51.100.2:2000"), published, "S", 1, 0, b"");
+    assert_eq!(world.receive(late), Err(DropReason::SessionLimit));
+    for visitor in visitors {
+        world.send(tcp(inner, visitor, "PA", 2, 3, b"answer")).unwrap();
+    }
+}
+
+#[test]
 fn forged_datagrams_that_the_server_answers_do_not_close_a_published_udp_port() {
     let full = NatConfig { max_sessions_per_mapping: 64, ..NatConfig::default() };
     let few = NatConfig { max_mappings_per_client: 16, ..NatConfig::default() }; // 64 sessions for the client in all
