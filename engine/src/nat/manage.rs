@@ -2,7 +2,6 @@
 
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
-use std::time::Duration;
 
 use super::Nat;
 use super::clients::Client;
@@ -233,20 +232,15 @@ impl Nat {
             let session = &self.table.sessions[id as usize];
             last_activity = last_activity.max(session.last_activity);
             deadline = deadline.max(session.last_activity + self.config.timeout(session));
-            if let Some(connection) = &session.tcp {
-                state = state.max(Some(match connection.state() {
-                    TcpState::Closing => 0,
-                    TcpState::Opening => 1,
-                    TcpState::Established => 2,
-                }));
-            }
+            state = state.max(session.tcp.map(|connection| connection.state()));
         }
-        let (expires_in, state): (Option<Duration>, _) = match (mapping.kind, state) {
-            (MappingKind::Published, _) => (None, MappingState::Published),
-            (_, None) => (Some(deadline.since(now)), MappingState::Active),
-            (_, Some(0)) => (Some(deadline.since(now)), MappingState::Closing),
-            (_, Some(1)) => (Some(deadline.since(now)), MappingState::Opening),
-            (_, Some(_)) => (Some(deadline.since(now)), MappingState::Established),
+        let is_published = mapping.kind == MappingKind::Published;
+        let state = match state {
+            _ if is_published => MappingState::Published,
+            None => MappingState::Active,
+            Some(TcpState::Closing) => MappingState::Closing,
+            Some(TcpState::Opening) => MappingState::Opening,
+            Some(TcpState::Established) => MappingState::Established,
         };
         MappingView {
             protocol: mapping.protocol,
@@ -254,7 +248,7 @@ impl Nat {
             external: mapping.external,
             age: now.since(mapping.created),
             idle: now.since(last_activity),
-            expires_in,
+            expires_in: (!is_published).then(|| deadline.since(now)),
             sessions: mapping.sessions as usize,
             state,
         }

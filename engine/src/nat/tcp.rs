@@ -37,15 +37,15 @@ const MAX_WINDOW_SCALE: u8 = 14;
 /// The window assumed before the receiver has said otherwise: the largest without scaling.
 const UNSCALED_WINDOW: u32 = 65_535;
 
-/// The state of a connection; each has its own idle timer.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// The state of a connection; each has its own idle timer. Of several connections, the greatest counts.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum TcpState {
+    /// FIN both ways, or RST.
+    Closing,
     /// The handshake is not complete.
     Opening,
     /// It is.
     Established,
-    /// FIN both ways, or RST.
-    Closing,
 }
 
 /// What to do with a segment.
