@@ -6,8 +6,8 @@ use std::ops::RangeInclusive;
 use super::Nat;
 use super::clients::Client;
 use super::config::{
-    Endpoint, MappingState, MappingView, NatConfig, NatCounts, PortClass, PortDemand, PortOutlook, Proto,
-    PublishError,
+    Endpoint, MappingQuery, MappingState, MappingView, NatConfig, NatCounts, PortClass, PortDemand,
+    PortOutlook, Proto, PublishError,
 };
 use super::lifecycle::End;
 use super::log::MappingRecord;
@@ -219,9 +219,20 @@ impl Nat {
         self.clients.get(client).map_or(0, |client| client.mappings as usize)
     }
 
-    /// The mappings, in no particular order.
+    /// All mappings, in no particular order.
     pub fn mappings(&self, now: Timestamp) -> impl Iterator<Item = MappingView> + '_ {
-        self.table.mappings.iter().map(move |(_, mapping)| self.view(mapping, now))
+        self.find_mappings(MappingQuery::default(), now)
+    }
+
+    /// The mappings that `query` asks for, in no particular order. Only of these are the sessions looked at.
+    pub fn find_mappings(
+        &self,
+        query: MappingQuery,
+        now: Timestamp,
+    ) -> impl Iterator<Item = MappingView> + '_ {
+        (self.table.mappings.iter())
+            .filter(move |(_, mapping)| query.wants(mapping.internal, mapping.external))
+            .map(move |(_, mapping)| self.view(mapping, now))
     }
 
     fn view(&self, mapping: &Mapping, now: Timestamp) -> MappingView {
