@@ -16,9 +16,10 @@
 //! of its ports ([`Nat::evict_call`]). It makes room for a visitor, also of another port, and for what the client opens
 //! itself: a flood of one port neither closes the others nor keeps the client in.
 //!
-//! The calls of a client are a list, threaded through their links in the order in which they became calls. A session
-//! enters and leaves it when it becomes a call or is one no longer ([`Nat::note_call`]), also while the state of its
-//! connection stays the same: the client's own SYN makes it the client's, and a SYN-ACK of another number takes that back.
+//! The calls of a client are a list, threaded through their links in the order in which they became calls; and where a
+//! session becomes one, it becomes the newest of its mapping as well. A session enters and leaves it when it becomes a call
+//! or is one no longer ([`Nat::note_call`]), also while the state of its connection stays the same: the client's own SYN
+//! makes it the client's, and a SYN-ACK of another number takes that back.
 
 use std::net::Ipv4Addr;
 
@@ -100,6 +101,7 @@ impl Nat {
         };
         if is_call {
             client.calls.push(id, sessions);
+            self.table.move_to_end(id); // what the client closes first may still have much to deliver
         } else {
             client.calls.unlink(id, sessions);
         }

@@ -242,6 +242,34 @@ fn visitors_that_vanish_do_not_close_a_published_port_whose_server_gives_them_up
 }
 
 #[test]
+fn what_a_server_that_closes_first_still_sends_gets_through_a_flood() {
+    for before in 0..64 {
+        let config = NatConfig { max_sessions_per_mapping: 64, ..NatConfig::default() };
+        let mut world = World::with(config);
+        let (published, inner) = (Endpoint::new(EXTERNAL, 443), at("10.66.77.2:443"));
+        world.nat.publish(Proto::Tcp, published, inner, world.now).unwrap();
+        let mut nobodies = 0..;
+        let mut flood = |world: &mut World, calls| {
+            for n in nobodies.by_ref().take(calls) {
+                let nobody = Endpoint::new(Ipv4Addr::from_bits(0xc000_0200 + n % 256), 1_000);
+                world.receive(tcp(nobody, published, "S", n, 0, b"")).unwrap();
+            }
+        };
+        let visitor = at("198.51.100.1:2000");
+        world.receive(tcp(visitor, published, "S", 1, 0, b"")).unwrap();
+        world.send(tcp(inner, visitor, "SA", 1, 2, b"")).unwrap();
+        world.receive(tcp(visitor, published, "A", 2, 2, b"")).unwrap();
+        flood(&mut world, 64 + before);
+        world.send(tcp(inner, visitor, "FPA", 2, 2, b"all")).unwrap();
+        // The round trip of a retransmission: room for half of what there is room for.
+        flood(&mut world, 32);
+        let again = world.send(tcp(inner, visitor, "FPA", 2, 2, b"all")).map(drop);
+        assert_eq!(again, Ok(()), "{before}");
+        assert!(world.receive(tcp(visitor, published, "A", 2, 6, b"")).is_ok(), "{before}");
+    }
+}
+
+#[test]
 fn visitors_that_the_server_has_not_given_up_make_no_room() {
     let config = NatConfig { max_sessions_per_mapping: 64, ..NatConfig::default() };
     let mut world = World::with(config);
