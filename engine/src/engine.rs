@@ -29,7 +29,7 @@ use crate::external::reservation::{
 };
 use crate::gateway::{Gateway, GatewayConfig};
 use crate::messages::{Command, EventKind, Events, MappingLog, ShardStatus};
-use crate::nat::{Endpoint, MappingView, NatConfig, Proto};
+use crate::nat::{Endpoint, MappingQuery, MappingView, NatConfig, Proto};
 use crate::shard::{Devices, Shard};
 use crate::sys::{Context, DeviceError};
 use crate::transport::udp::{UdpOptions, UdpTransport};
@@ -337,19 +337,12 @@ impl GatewayEngine {
         self.shards.ask(Command::Status)
     }
 
-    /// The NAT's mappings: of one client or of all, at most `limit`.
+    /// The NAT's mappings that `query` asks for, at most `limit`, of all shards alike.
     ///
     /// # Errors
     /// As for [`Self::status`].
-    pub fn mappings(&self, address: Option<Ipv4Addr>, limit: usize) -> Result<Vec<MappingView>, EngineError> {
-        let mut mappings: Vec<_> = self
-            .shards
-            .ask(|reply| Command::Mappings { address, limit, reply })?
-            .into_iter()
-            .flatten()
-            .collect();
-        mappings.truncate(limit);
-        Ok(mappings)
+    pub fn mappings(&self, query: MappingQuery, limit: usize) -> Result<Vec<MappingView>, EngineError> {
+        Ok(some_of_each(self.shards.ask(|reply| Command::Mappings { query, limit, reply })?, limit))
     }
 
     /// Reserved ports: TCP, UDP.
@@ -378,4 +371,30 @@ fn check_cipher(cipher: Cipher) -> Result<(), EngineError> {
     }
     let name = cipher.name();
     Err(EngineError::Argument(format!("{name} is not available: this processor has no AES instructions")))
+}
+
+/// At most `limit` items of the lists, as many of each as of the others while it has any.
+fn some_of_each<T>(lists: Vec<Vec<T>>, limit: usize) -> Vec<T> {
+    let mut left: Vec<_> = lists.into_iter().map(Vec::into_iter).collect();
+    let mut items = Vec::new();
+    while items.len() < limit && left.iter().any(|list| list.len() > 0) {
+        items.extend(left.iter_mut().filter_map(Iterator::next));
+    }
+    items.truncate(limit);
+    items
+}
+
+#[cfg(test)]
+mod tests {
+    use super::some_of_each;
+
+    #[test]
+    fn a_list_that_stops_early_has_something_of_every_shard() {
+        let shards = || vec![(0..100).collect(), Vec::new(), vec![200, 201], (300..400).collect()];
+        assert_eq!(some_of_each(shards(), 8), [0, 200, 300, 1, 201, 301, 2, 302]);
+        assert_eq!(some_of_each(shards(), 2), [0, 200]);
+        let mut all = some_of_each(shards(), 1_000);
+        all.sort_unstable();
+        assert_eq!(all, shards().concat(), "nothing is left out where all are wanted");
+    }
 }

@@ -14,7 +14,7 @@ use crate::external::ExternalGateway;
 use crate::external::next_hop::ExternalLink;
 use crate::external::packet_socket::FilterRules;
 use crate::external::reservation::{Batch, ReserverHandle};
-use crate::nat::{Endpoint, MappingRecord, MappingView, NatConfig, Proto, PublishError};
+use crate::nat::{Endpoint, MappingQuery, MappingRecord, MappingView, NatConfig, Proto, PublishError};
 use crate::traffic::Traffic;
 use crate::tunnel::{PeerConfig, PeerStats};
 use crate::wake::EventFd;
@@ -94,10 +94,10 @@ pub enum Command {
     SetEndpoint(SocketAddrV4),
     /// A snapshot of the counters is wanted.
     Status(SyncSender<ShardStatus>),
-    /// The mappings are wanted: of one client or of all, at most `limit`.
+    /// Mappings are wanted, at most `limit`.
     Mappings {
-        /// The client.
-        address: Option<Ipv4Addr>,
+        /// Which.
+        query: MappingQuery,
         /// How many.
         limit: usize,
         /// Where they are wanted.

@@ -19,7 +19,7 @@ use crate::access_policy::AccessPolicy;
 use crate::clock::unix_time_at_origin;
 use crate::engine::{ClientEngine, EngineError, GatewayEngine};
 use crate::messages::{Events, MappingLog};
-use crate::nat::Endpoint;
+use crate::nat::{Endpoint, MappingQuery};
 use crate::tunnel::{Cipher, Library};
 
 impl From<EngineError> for PyErr {
@@ -161,10 +161,21 @@ impl Gateway {
         Ok(Status::new(&shards, ports))
     }
 
-    #[pyo3(signature = (address=None, limit=10_000))]
-    fn mappings(&self, py: Python<'_>, address: Option<&str>, limit: usize) -> PyResult<Vec<Mapping>> {
-        let address = address.map(self::address).transpose()?;
-        let views = self.with(py, |engine| engine.mappings(address, limit))?;
+    #[pyo3(signature = (address=None, limit=10_000, *, external=None))]
+    fn mappings(
+        &self,
+        py: Python<'_>,
+        address: Option<&str>,
+        limit: usize,
+        external: Option<(Option<String>, u16)>,
+    ) -> PyResult<Vec<Mapping>> {
+        let (external_address, external_port) = external.unzip();
+        let query = MappingQuery {
+            client: address.map(self::address).transpose()?,
+            external_address: external_address.flatten().as_deref().map(self::address).transpose()?,
+            external_port,
+        };
+        let views = self.with(py, |engine| engine.mappings(query, limit))?;
         Ok(views.into_iter().map(Mapping::from).collect())
     }
 }

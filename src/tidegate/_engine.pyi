@@ -233,7 +233,15 @@ class Gateway:
         """Published ports that could not be published on an external address that was added later: protocol, port,
         address and reason. They are tried again at the next `set_external`."""
     def status(self) -> Status: ...
-    def mappings(self, address: str | None = None, limit: int = 10_000) -> list[Mapping]: ...
+    def mappings(
+        self,
+        address: str | None = None,
+        limit: int = 10_000,
+        *,
+        external: tuple[str | None, int] | None = None,
+    ) -> list[Mapping]:
+        """The NAT's mappings, at most `limit`, of all shards alike: of the client with this `address`, if it is given;
+        with this external port or ICMP identifier, if one is, at this external address or (`None`) at any."""
 
 @final
 class Client:

@@ -181,6 +181,12 @@ class _RustGateway(_RustLifecycle):
     def failed_publications(self) -> Sequence[tuple[str, int, str, str]]:
         return self._inner.failed_publications()
 
-    def mappings(self, address: str | None = None, limit: int = 10_000) -> Sequence[NatMapping]:
+    def mappings(
+        self,
+        address: str | None = None,
+        limit: int = 10_000,
+        *,
+        external: tuple[str | None, int] | None = None,
+    ) -> Sequence[NatMapping]:
         with _in_words():
-            return self._inner.mappings(address, limit)
+            return self._inner.mappings(address, limit, external=external)

@@ -295,6 +295,10 @@ def test_nat_list_and_stats_say_what_there_is(fair: Fair) -> None:
         assert INTERNET not in json.dumps(answer), "RFC 6888 REQ-12: no destinations"
         text = fair.gateway.command("nat", "list", "--peer", name)
         assert f"{GATEWAY_EXTERNAL}:{ports[name]}" in text
+        for external in (f"{GATEWAY_EXTERNAL}:{ports[name]}", str(ports[name])):
+            answer = json.loads(fair.gateway.command("nat", "list", "--external", external, "--json"))
+            holders = {entry["peer"] for entry in answer["mappings"] if entry["protocol"] == "udp"}
+            assert holders == {name}
     stats = json.loads(fair.gateway.command("nat", "stats", "--json"))
     assert stats["mappings"]["udp"] >= 2
     assert stats["reserved_ports"]["udp"] >= 200

@@ -192,9 +192,26 @@ class FakeGateway(FakeLifecycle):
     def failed_publications(self) -> Sequence[tuple[str, int, str, str]]:
         return self.failed
 
-    def mappings(self, address: str | None = None, limit: int = 10_000) -> Sequence[FakeMapping]:
-        every = [FakeMapping((inner, 5000)) for inner in self.peers.values()]
-        return [entry for entry in every if address in (None, entry.internal[0])][:limit]
+    def mappings(
+        self,
+        address: str | None = None,
+        limit: int = 10_000,
+        *,
+        external: tuple[str | None, int] | None = None,
+    ) -> Sequence[FakeMapping]:
+        """Each peer has one, with an external port of its own."""
+        every = [
+            FakeMapping((inner, 5000), external=("192.0.2.2", 40000 + n))
+            for n, inner in enumerate(self.peers.values())
+        ]
+        host, port = external or (None, None)
+        return [
+            entry
+            for entry in every
+            if address in (None, entry.internal[0])
+            and host in (None, entry.external[0])
+            and port in (None, entry.external[1])
+        ][:limit]
 
     def status(self) -> FakeStatus:
         return FakeStatus([FakePeerStatus(key, address) for key, address in self.peers.items()])

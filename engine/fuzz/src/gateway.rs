@@ -17,7 +17,7 @@ use tidegate_engine::external::reservation::{Batch, PortOwnership, Shortage};
 use tidegate_engine::gateway::{Gateway, GatewayConfig};
 use tidegate_engine::handoffs::Handoff;
 use tidegate_engine::messages::{Command, Events, MappingLog};
-use tidegate_engine::nat::{Endpoint, Proto};
+use tidegate_engine::nat::{Endpoint, MappingQuery, Proto};
 use tidegate_engine::outbox::{DeviceFrame, Outbox, TrainBuffer, send_to_peers};
 use tidegate_engine::tunnel::{Outgoing, PeerId, Received, Sealer, Tunnel};
 use tidegate_engine::wake::EventFd;
@@ -326,7 +326,7 @@ impl World {
             }
             _ => {
                 let (reply, answers) = sync_channel(1);
-                self.obey(Command::Mappings { address: None, limit: 10, reply });
+                self.obey(Command::Mappings { query: MappingQuery::default(), limit: 10, reply });
                 assert!(answers.try_recv().is_ok_and(|mappings| mappings.len() <= 10));
             }
         }

@@ -48,14 +48,8 @@ impl Gateway {
                     self.nat.return_port(protocol, external);
                 }
             }
-            Command::Mappings { address, limit, reply } => {
-                let mappings = self
-                    .nat
-                    .mappings(now)
-                    .filter(|mapping| address.is_none_or(|address| mapping.internal.address == address))
-                    .take(limit)
-                    .collect();
-                reply.try_send(mappings).ok();
+            Command::Mappings { query, limit, reply } => {
+                reply.try_send(self.nat.find_mappings(query, now).take(limit).collect()).ok();
             }
             // The loop's own, or a client's.
             Command::Status(_)

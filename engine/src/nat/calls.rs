@@ -1,18 +1,25 @@
-//! Calls: connections that somebody outside began and that do not stand. They make room where there is none, as in the
-//! *early drop* of Linux' conntrack.
+//! Calls: sessions that visitors can bring about for next to nothing. They make room where there is none, as in the *early
+//! drop* of Linux' conntrack.
 //!
 //! # Theory of operation
 //!
-//! A SYN costs its sender nothing, and its source may be forged. So what began with one from outside, and is not (or no
-//! longer) a connection that stands, nor one that the client has begun as well, is the first to go where no more sessions
-//! may be, as in a full accept queue: where a *mapping* has no room, its oldest call ([`Nat::evict_call_of`]); where its
-//! *client* has none, or the *shard*, the client's oldest call, at whichever of its ports ([`Nat::evict_call`]). It makes
-//! room for a visitor, also of another port, and for what the client opens itself: a flood of one port neither closes the
-//! others nor keeps the client in.
+//! A SYN costs its sender nothing, and its source may be forged. So a connection that began with one from outside is a call
+//! until it stands, and again from the client's FIN on: a visitor that has vanished never sends its own, and what the client
+//! has long given up would be established for hours (RFC 5382 REQ-5). It is none where the client has begun it as well.
 //!
-//! The calls of a client are a list, threaded through their links in the order in which they became calls. A session
-//! enters and leaves it when its connection becomes a call or is one no longer ([`Nat::note_call`]), also while its state
-//! stays the same: the client's own SYN makes it the client's, and a SYN-ACK of another number takes that back.
+//! A datagram is as cheap, and a server answers whoever seems to ask. So each session of a published UDP port is a call.
+//! Nothing is lost with it: the mapping knows both ends and admits everybody, and the next answer opens another. It is not
+//! so with a drawn port, whose sessions are its filter.
+//!
+//! Calls are the first to go where no more sessions may be, as in a full accept queue: where a *mapping* has no room, its
+//! oldest call ([`Nat::evict_call_of`]); where its *client* has none, or the *shard*, the client's oldest call, at whichever
+//! of its ports ([`Nat::evict_call`]). It makes room for a visitor, also of another port, and for what the client opens
+//! itself: a flood of one port neither closes the others nor keeps the client in.
+//!
+//! The calls of a client are a list, threaded through their links in the order in which they became calls; and where a
+//! session becomes one, it becomes the newest of its mapping as well. A session enters and leaves it when it becomes a call
+//! or is one no longer ([`Nat::note_call`]), also while the state of its connection stays the same: the client's own SYN
+//! makes it the client's, and a SYN-ACK of another number takes that back.
 
 use std::net::Ipv4Addr;
 
@@ -20,7 +27,7 @@ use slab::Slab;
 
 use super::Nat;
 use super::lifecycle::RECLAIM_ATTEMPTS;
-use super::table::{NIL, SessionLinks};
+use super::table::{MappingKind, NIL, SessionLinks};
 use crate::clock::Timestamp;
 
 /// In no list. There are never that many sessions.
@@ -82,7 +89,7 @@ impl CallList {
 }
 
 impl Nat {
-    /// Notes whether a session is a call, after its connection has changed.
+    /// Notes whether a session is a call, after it has begun or its connection has changed.
     pub(super) fn note_call(&mut self, id: u32) {
         let is_call = self.is_call(id);
         let sessions = &mut self.table.session_links;
@@ -94,6 +101,7 @@ impl Nat {
         };
         if is_call {
             client.calls.push(id, sessions);
+            self.table.move_to_end(id); // what the client closes first may still have much to deliver
         } else {
             client.calls.unlink(id, sessions);
         }
@@ -130,12 +138,21 @@ impl Nat {
                 self.close_session(id);
                 return true;
             }
+            if self.table.sessions[id as usize].tcp.is_none() {
+                return false; // nor is any other: without connections they are all alike
+            }
             self.table.move_to_end(id);
         }
         false
     }
 
     fn is_call(&self, id: u32) -> bool {
-        self.table.sessions[id as usize].tcp.is_some_and(|connection| connection.is_only_a_call())
+        match &self.table.sessions[id as usize].tcp {
+            Some(connection) => connection.is_only_a_call(),
+            None => {
+                let mapping = self.table.session_links[id as usize].mapping;
+                self.table.mappings[mapping as usize].kind == MappingKind::Published
+            }
+        }
     }
 }

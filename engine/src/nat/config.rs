@@ -270,7 +270,7 @@ pub enum MappingState {
 }
 
 impl MappingState {
-    /// The name in `tidegate mappings`.
+    /// The name in `tidegate nat list`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Opening => "opening",
@@ -279,6 +279,26 @@ impl MappingState {
             Self::Active => "active",
             Self::Published => "published",
         }
+    }
+}
+
+/// Which mappings are to be listed: those to which all of this applies that is given. By default, all.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct MappingQuery {
+    /// They are this client's.
+    pub client: Option<Ipv4Addr>,
+    /// They have this external address.
+    pub external_address: Option<Ipv4Addr>,
+    /// They have this external port, or ICMP identifier.
+    pub external_port: Option<u16>,
+}
+
+impl MappingQuery {
+    /// Whether a mapping of these two endpoints is wanted.
+    pub(super) fn wants(&self, internal: Endpoint, external: Endpoint) -> bool {
+        self.client.is_none_or(|client| client == internal.address)
+            && self.external_address.is_none_or(|address| address == external.address)
+            && self.external_port.is_none_or(|port| port == external.port)
     }
 }
 

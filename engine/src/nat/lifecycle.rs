@@ -63,7 +63,7 @@ impl Nat {
         };
         let sessions = self.table.mappings[mapping as usize].sessions as usize;
         if sessions >= self.config.max_sessions_per_mapping {
-            if protocol != Proto::Tcp || !self.evict_call_of(mapping) {
+            if !self.evict_call_of(mapping) {
                 return Err(DropReason::SessionLimit);
             }
         } else if limit.is_some() {
@@ -95,9 +95,7 @@ impl Nat {
         if !has_room {
             return Err(DropReason::SessionLimit);
         }
-        let id = self.add_session(mapping_id, remote, Some(tcp), now);
-        self.note_call(id);
-        Ok(id)
+        Ok(self.add_session(mapping_id, remote, Some(tcp), now))
     }
 
     /// The one place where time ends things: sessions that were idle for too long, mappings with their last session, the
@@ -334,6 +332,7 @@ impl Nat {
         if session.tcp.is_some() {
             self.note_closed(mapping);
         }
+        self.note_call(id);
         self.restart_timer(id, now);
         id
     }

@@ -2,13 +2,12 @@
 
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
-use std::time::Duration;
 
 use super::Nat;
 use super::clients::Client;
 use super::config::{
-    Endpoint, MappingState, MappingView, NatConfig, NatCounts, PortClass, PortDemand, PortOutlook, Proto,
-    PublishError,
+    Endpoint, MappingQuery, MappingState, MappingView, NatConfig, NatCounts, PortClass, PortDemand,
+    PortOutlook, Proto, PublishError,
 };
 use super::lifecycle::End;
 use super::log::MappingRecord;
@@ -220,9 +219,20 @@ impl Nat {
         self.clients.get(client).map_or(0, |client| client.mappings as usize)
     }
 
-    /// The mappings, in no particular order.
+    /// All mappings, in no particular order.
     pub fn mappings(&self, now: Timestamp) -> impl Iterator<Item = MappingView> + '_ {
-        self.table.mappings.iter().map(move |(_, mapping)| self.view(mapping, now))
+        self.find_mappings(MappingQuery::default(), now)
+    }
+
+    /// The mappings that `query` asks for, in no particular order. Only of these are the sessions looked at.
+    pub fn find_mappings(
+        &self,
+        query: MappingQuery,
+        now: Timestamp,
+    ) -> impl Iterator<Item = MappingView> + '_ {
+        (self.table.mappings.iter())
+            .filter(move |(_, mapping)| query.wants(mapping.internal, mapping.external))
+            .map(move |(_, mapping)| self.view(mapping, now))
     }
 
     fn view(&self, mapping: &Mapping, now: Timestamp) -> MappingView {
@@ -233,20 +243,15 @@ impl Nat {
             let session = &self.table.sessions[id as usize];
             last_activity = last_activity.max(session.last_activity);
             deadline = deadline.max(session.last_activity + self.config.timeout(session));
-            if let Some(connection) = &session.tcp {
-                state = state.max(Some(match connection.state() {
-                    TcpState::Closing => 0,
-                    TcpState::Opening => 1,
-                    TcpState::Established => 2,
-                }));
-            }
+            state = state.max(session.tcp.map(|connection| connection.state()));
         }
-        let (expires_in, state): (Option<Duration>, _) = match (mapping.kind, state) {
-            (MappingKind::Published, _) => (None, MappingState::Published),
-            (_, None) => (Some(deadline.since(now)), MappingState::Active),
-            (_, Some(0)) => (Some(deadline.since(now)), MappingState::Closing),
-            (_, Some(1)) => (Some(deadline.since(now)), MappingState::Opening),
-            (_, Some(_)) => (Some(deadline.since(now)), MappingState::Established),
+        let is_published = mapping.kind == MappingKind::Published;
+        let state = match state {
+            _ if is_published => MappingState::Published,
+            None => MappingState::Active,
+            Some(TcpState::Closing) => MappingState::Closing,
+            Some(TcpState::Opening) => MappingState::Opening,
+            Some(TcpState::Established) => MappingState::Established,
         };
         MappingView {
             protocol: mapping.protocol,
@@ -254,7 +259,7 @@ impl Nat {
             external: mapping.external,
             age: now.since(mapping.created),
             idle: now.since(last_activity),
-            expires_in,
+            expires_in: (!is_published).then(|| deadline.since(now)),
             sessions: mapping.sessions as usize,
             state,
         }

@@ -37,15 +37,15 @@ const MAX_WINDOW_SCALE: u8 = 14;
 /// The window assumed before the receiver has said otherwise: the largest without scaling.
 const UNSCALED_WINDOW: u32 = 65_535;
 
-/// The state of a connection; each has its own idle timer.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// The state of a connection; each has its own idle timer. Of several connections, the greatest counts.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum TcpState {
+    /// FIN both ways, or RST.
+    Closing,
     /// The handshake is not complete.
     Opening,
     /// It is.
     Established,
-    /// FIN both ways, or RST.
-    Closing,
 }
 
 /// What to do with a segment.
@@ -281,9 +281,10 @@ impl Connection {
     }
 
     /// Whether somebody outside began it, the client did not, and it does not stand: the handshake is not complete, which
-    /// whoever forges the source of a SYN never completes, or all is over.
+    /// whoever forges the source of a SYN never completes; or the client has sent its FIN, which whoever has vanished never
+    /// answers; or all is over.
     pub(super) fn is_only_a_call(&self) -> bool {
-        self.state != TcpState::Established && self.is_visit()
+        (self.state != TcpState::Established || self.client.has(Progress::FINISHED)) && self.is_visit()
     }
 
     /// Whether somebody outside began it, and the client did not.

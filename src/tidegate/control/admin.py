@@ -266,8 +266,12 @@ class Administration:
         live = self._running()
         names = {str(peer.address): peer.name for peer in self._store.peers()}
         address = str(self._store.peer(command.peer).address) if command.peer is not None else None
+        external: tuple[str | None, int] | None = None
+        if command.external is not None:
+            at, port = command.external
+            external = (None if at is None else str(at), port)
         # One more than asked for, to know whether there are more.
-        found = live.engine.mappings(address, command.limit + 1)
+        found = live.engine.mappings(address, command.limit + 1, external=external)
         return NatListed(
             mappings=[
                 MappingView(

@@ -5,6 +5,7 @@ Requests and answers are plain data with stable names: `--json` prints the answe
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address
 from typing import Annotated, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -163,8 +164,12 @@ class NatListed(Answer):
 
 
 class NatList(Command[NatListed]):
+    """All mappings, or those of a peer, or with an external port, or both."""
+
     command: Literal["nat.list"] = "nat.list"
     peer: str | None = Field(default=None, max_length=256)
+    external: tuple[IPv4Address | None, Annotated[int, Field(ge=0, le=65535)]] | None = None
+    """The external address (`None`: any), and the port or ICMP identifier."""
     limit: int = Field(default=MAX_MAPPINGS, ge=1, le=MAX_MAPPINGS)
     answer = NatListed
 

@@ -223,6 +223,117 @@ fn visitors_that_have_gone_do_not_close_a_published_port() {
 }
 
 #[test]
+fn visitors_that_vanish_do_not_close_a_published_port_whose_server_gives_them_up() {
+    let full = NatConfig { max_sessions_per_mapping: 64, ..NatConfig::default() };
+    let few = NatConfig { max_mappings_per_client: 16, ..NatConfig::default() }; // 64 sessions for the client in all
+    for config in [full, few] {
+        let mut world = World::with(config);
+        let (published, inner) = (Endpoint::new(EXTERNAL, 443), at("10.66.77.2:443"));
+        world.nat.publish(Proto::Tcp, published, inner, world.now).unwrap();
+        for port in 2_000..2_500 {
+            let visitor = Endpoint::new(address("198.51.100.1"), port);
+            let called = world.receive(tcp(visitor, published, "S", 1, 0, b"")).map(drop);
+            assert_eq!(called, Ok(()), "{visitor}");
+            world.send(tcp(inner, visitor, "SA", 1, 2, b"")).unwrap();
+            world.receive(tcp(visitor, published, "A", 2, 2, b"")).unwrap();
+            world.send(tcp(inner, visitor, "FA", 2, 2, b"")).unwrap();
+        }
+    }
+}
+
+#[test]
+fn what_a_server_that_closes_first_still_sends_gets_through_a_flood() {
+    for before in 0..64 {
+        let config = NatConfig { max_sessions_per_mapping: 64, ..NatConfig::default() };
+        let mut world = World::with(config);
+        let (published, inner) = (Endpoint::new(EXTERNAL, 443), at("10.66.77.2:443"));
+        world.nat.publish(Proto::Tcp, published, inner, world.now).unwrap();
+        let mut nobodies = 0..;
+        let mut flood = |world: &mut World, calls| {
+            for n in nobodies.by_ref().take(calls) {
+                let nobody = Endpoint::new(Ipv4Addr::from_bits(0xc000_0200 + n % 256), 1_000);
+                world.receive(tcp(nobody, published, "S", n, 0, b"")).unwrap();
+            }
+        };
+        let visitor = at("198.51.100.1:2000");
+        world.receive(tcp(visitor, published, "S", 1, 0, b"")).unwrap();
+        world.send(tcp(inner, visitor, "SA", 1, 2, b"")).unwrap();
+        world.receive(tcp(visitor, published, "A", 2, 2, b"")).unwrap();
+        flood(&mut world, 64 + before);
+        world.send(tcp(inner, visitor, "FPA", 2, 2, b"all")).unwrap();
+        // The round trip of a retransmission: room for half of what there is room for.
+        flood(&mut world, 32);
+        let again = world.send(tcp(inner, visitor, "FPA", 2, 2, b"all")).map(drop);
+        assert_eq!(again, Ok(()), "{before}");
+        assert!(world.receive(tcp(visitor, published, "A", 2, 6, b"")).is_ok(), "{before}");
+    }
+}
+
+#[test]
+fn visitors_that_the_server_has_not_given_up_make_no_room() {
+    let config = NatConfig { max_sessions_per_mapping: 64, ..NatConfig::default() };
+    let mut world = World::with(config);
+    let (published, inner) = (Endpoint::new(EXTERNAL, 443), at("10.66.77.2:443"));
+    world.nat.publish(Proto::Tcp, published, inner, world.now).unwrap();
+    let visitors = (2_000..2_064).map(|port| Endpoint::new(address("198.51.100.1"), port));
+    for visitor in visitors.clone() {
+        world.receive(tcp(visitor, published, "S", 1, 0, b"")).unwrap();
+        world.send(tcp(inner, visitor, "SA", 1, 2, b"")).unwrap();
+        // It has no more to say, and wants to hear the answer.
+        world.receive(tcp(visitor, published, "FA", 2, 2, b"")).unwrap();
+    }
+    let late = tcp(at("198.51.100.2:2000"), published, "S", 1, 0, b"");
+    assert_eq!(world.receive(late), Err(DropReason::SessionLimit));
+    for visitor in visitors {
+        world.send(tcp(inner, visitor, "PA", 2, 3, b"answer")).unwrap();
+    }
+}
+
+#[test]
+fn forged_datagrams_that_the_server_answers_do_not_close_a_published_udp_port() {
+    let full = NatConfig { max_sessions_per_mapping: 64, ..NatConfig::default() };
+    let few = NatConfig { max_mappings_per_client: 16, ..NatConfig::default() }; // 64 sessions for the client in all
+    let all = NatConfig { max_mappings: 16, ..NatConfig::default() }; // and for the shard
+    for config in [full, few, all] {
+        let mut world = World::with(config);
+        let (published, inner) = (Endpoint::new(EXTERNAL, 443), at("10.66.77.2:443"));
+        world.nat.publish(Proto::Udp, published, inner, world.now).unwrap();
+        let own = source(&world.send(udp(at("10.66.77.2:5000"), at(SERVER), b"")).unwrap());
+        let visitor = at("198.51.100.1:2000");
+        for n in 0..5_000u32 {
+            let nobody = Endpoint::new(Ipv4Addr::from_bits(0xc000_0200 + n % 256), 1_000 + n as u16);
+            for sender in [nobody, visitor] {
+                world.receive(udp(sender, published, b"question")).unwrap();
+                let answer = world.send(udp(inner, sender, b"answer")).map(|answer| source(&answer));
+                assert_eq!(answer, Ok(published), "{n}: {sender}");
+            }
+        }
+        assert!(world.nat.counts().sessions <= 65);
+        assert!(world.receive(udp(at(SERVER), own, b"")).is_ok(), "what the client has opened is not ended");
+        for n in 0..10 {
+            let query = udp(at("10.66.77.2:5001"), Endpoint::new(at(SERVER).address, n), b"");
+            assert_eq!(world.send(query).map(drop), Ok(()), "nor is the client kept in");
+        }
+    }
+}
+
+#[test]
+fn sessions_of_a_drawn_udp_port_make_no_room_for_they_are_its_filter() {
+    let config = NatConfig { max_sessions_per_mapping: 64, ..NatConfig::default() };
+    let mut world = World::with(config);
+    let client = at(CLIENT);
+    let servers = (1..=64).map(|n| Endpoint::new(Ipv4Addr::new(192, 0, 2, n), 53));
+    let mut external = Endpoint::new(EXTERNAL, 0);
+    for server in servers.clone() {
+        external = source(&world.send(udp(client, server, b"")).unwrap());
+    }
+    assert_eq!(world.send(udp(client, at(SERVER), b"")), Err(DropReason::SessionLimit));
+    for server in servers {
+        assert!(world.receive(udp(server, external, b"")).is_ok(), "{server}");
+    }
+}
+
+#[test]
 fn the_hashes_are_keyed_so_that_nobody_can_choose_endpoints_that_collide() {
     use std::hash::BuildHasher;
     let bucket = |seed: u8| {

@@ -241,6 +241,47 @@ fn expiry_does_a_bounded_amount_of_work_at_a_time() {
 }
 
 #[test]
+fn a_listing_tells_who_has_an_external_port() {
+    let mut nat = Nat::new(NatConfig::default(), &[EXTERNAL, SECOND_EXTERNAL], ShardSlice::WHOLE, [7; 32]);
+    for external in [EXTERNAL, SECOND_EXTERNAL] {
+        for protocol in [Proto::Tcp, Proto::Udp] {
+            nat.add_ports(protocol, external, &[10_000]);
+        }
+    }
+    let mut world = World { nat, now: Timestamp::from_secs(1_000) };
+    // Whoever has no port of its own shares one, towards another destination.
+    for n in 2..12 {
+        let client = Endpoint::new(Ipv4Addr::new(10, 66, 77, n), 2_000);
+        world.send(tcp(client, Endpoint::new(address("192.0.2.1"), n.into()), "S", 1, 0, b"")).unwrap();
+        _ = world.send(udp(client, at(SERVER), b""));
+    }
+    let mut all: Vec<_> = world.nat.mappings(world.now).collect();
+    assert_eq!(all.len(), 12, "ten of TCP, and one of UDP at each address");
+    let mut found = Vec::new();
+    for external in [EXTERNAL, SECOND_EXTERNAL] {
+        let query = MappingQuery {
+            external_address: Some(external),
+            external_port: Some(10_000),
+            ..MappingQuery::default()
+        };
+        let here: Vec<_> = world.nat.find_mappings(query, world.now).collect();
+        assert!(here.len() > 2, "those who share it, and whose it is of UDP");
+        assert!(here.iter().all(|mapping| mapping.external == Endpoint::new(external, 10_000)));
+        found.extend(here);
+    }
+    let key = |mapping: &MappingView| (mapping.protocol, mapping.internal);
+    found.sort_by_key(key);
+    all.sort_by_key(key);
+    assert_eq!(found, all);
+    let anywhere = MappingQuery { external_port: Some(10_000), ..MappingQuery::default() };
+    assert_eq!(world.nat.find_mappings(anywhere, world.now).count(), 12);
+    let his = MappingQuery { client: Some(address("10.66.77.2")), ..anywhere };
+    assert!(world.nat.find_mappings(his, world.now).all(|m| m.internal == at("10.66.77.2:2000")));
+    let nobodys = MappingQuery { external_port: Some(10_001), ..anywhere };
+    assert_eq!(world.nat.find_mappings(nobodys, world.now).count(), 0);
+}
+
+#[test]
 fn a_listing_names_no_destinations() {
     let mut world = World::new();
     let external = open(&mut world, "10.66.77.2", 2_000).unwrap();
