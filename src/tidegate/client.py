@@ -265,7 +265,7 @@ class Client:
             self._last_renewal = now = await self._renew_routes()
         except HostNetworkError as cause:
             self._warn("the tunnel's routes cannot be restored", cause=cause.message)
-            return "failed"
+            return "partly"
         if now == "down" != was:
             log.warning("the tunnel's device is down: traffic bypasses it", device=self._tun_name)
         elif now == "renewed":

@@ -17,9 +17,9 @@ LONGEST_SETTLE = 2.0
 FIRST_RETRY, LONGEST_RETRY = 0.5, 60.0
 """Seconds until what failed is tried again although nothing has changed: at first, doubled each time, and at most."""
 
-Outcome = Literal["whole", "restored", "failed"]
-"""What a look came to. *whole*: all is as it should be; *restored*: it was not, and is again; *failed*: something is
-left to be tried again."""
+Outcome = Literal["whole", "restored", "partly", "failed"]
+"""What a look came to. *whole*: all is as it should be; *restored*: it was not, and is again; *partly*: something was
+restored, perhaps, and something is left to be tried again; *failed*: nothing was changed, and something is left."""
 
 
 async def keep(
@@ -45,7 +45,7 @@ async def keep(
                 return
         changed.clear()
         outcome = await look()
-        # A try that failed half-way is a change, too, of which there may be a notification.
-        pause = SETTLE if outcome == "whole" else min(2 * pause, LONGEST_SETTLE)
+        # What a look changes is notified of, too. Where it changes nothing, the next change may be the one to wait for.
+        pause = min(2 * pause, LONGEST_SETTLE) if outcome in {"restored", "partly"} else SETTLE
         later = FIRST_RETRY if retry is None else min(2 * retry, LONGEST_RETRY)
-        retry = later if outcome == "failed" else None
+        retry = later if outcome in {"partly", "failed"} else None
