@@ -30,6 +30,7 @@ use hashbrown::HashMap;
 use crate::clock::Timestamp;
 use crate::drop_reason::{DropCounters, DropReason};
 use crate::path::Path;
+use crate::rate_limit::TokenBucket;
 
 mod aead;
 mod cipher;
@@ -117,6 +118,8 @@ pub struct Tunnel {
     /// Indices of peers' that the other shards are to be told of, see [`Self::take_begun`].
     begun: Vec<u32>,
     admission: Admission,
+    /// Of the handshakes that we begin.
+    pace: TokenBucket,
     schedule: Schedule,
     /// What was read of handshakes, see [`Self::take_work`].
     work: usize,
@@ -143,6 +146,7 @@ impl Tunnel {
             indices: IndexTable::new(config.shard),
             own_datagrams: OwnDatagrams::default(),
             begun: Vec::new(),
+            pace: TokenBucket::new(send::INITIATION_RATE, send::INITIATION_BURST),
             schedule: Schedule::default(),
             work: 0,
             due: Vec::new(),
