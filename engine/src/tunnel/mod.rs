@@ -52,6 +52,7 @@ mod tests;
 pub use aead::Library;
 pub use cipher::Cipher;
 pub use handshake::public_key;
+pub use own_datagrams::OWN_SESSIONS;
 pub use peer::{PeerConfig, PeerStats, PeerTraffic};
 pub use receive::{Received, is_initiation};
 pub use send::{QUEUE_LIMIT, Sealer};

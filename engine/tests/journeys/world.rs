@@ -154,6 +154,8 @@ pub struct World {
     pub arp_is_silent: bool,
     pub arp_requests: Vec<Ipv4Addr>,
     pub reserve_requests: usize,
+    /// The queues between the shards are full.
+    pub handoffs_are_full: bool,
     /// Whose packets have crossed shards.
     pub crossed: Vec<Owner<Ipv4Addr>>,
     /// To which shard initiations go, as the kernel's hash would have it.
@@ -236,6 +238,7 @@ impl World {
             arp_is_silent: false,
             arp_requests: Vec::new(),
             reserve_requests: 0,
+            handoffs_are_full: false,
             crossed: Vec::new(),
             initiations_to: 0,
             all_datagrams_to: None,
@@ -432,6 +435,7 @@ impl World {
     // ---- What goes out.
 
     fn finish_shard(&mut self, shard: usize) {
+        self.tell_what_began(shard);
         let output = self.shards[shard].finish(self.now);
         self.reserve(shard);
         for frame in output.arp {
@@ -477,8 +481,20 @@ impl World {
         }
         for (to, handoff) in output.handoffs {
             assert_ne!(usize::from(to), shard, "a handoff to oneself");
+            if self.handoffs_are_full {
+                self.shards[shard].core.drops().count(DropReason::QueueFull);
+                continue;
+            }
             self.crossed.push(handoff.owner());
             self.events.push_back(Event::Handoff(usize::from(to), handoff));
+        }
+    }
+
+    /// Word of sessions goes beside the handoffs, and before what is sealed in them.
+    fn tell_what_began(&mut self, shard: usize) {
+        let begun: Vec<u32> = self.shards[shard].core.tunnel().take_begun().collect();
+        for (_, other) in self.shards.iter_mut().enumerate().filter(|(other, _)| *other != shard) {
+            begun.iter().for_each(|&index| other.core.tunnel().set_begun_elsewhere(index, self.now));
         }
     }
 
