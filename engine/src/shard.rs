@@ -485,11 +485,13 @@ impl<C: Core> Shard<C> {
 
     fn serve_external(&mut self, now: Timestamp) {
         while let Some(frame) = self.frames.next(now) {
-            match frame.header.offload_of(self.arena.get_mut(frame.span)) {
-                Some(offload) => {
-                    self.core.receive_external(now, &mut self.arena, frame.span, offload, &mut self.outbox);
-                }
-                None => self.core.drops().count(DropReason::UnknownOffload),
+            let Self { core, arena, outbox, .. } = self;
+            if let Some(offload) = frame.header.offload_of(arena.get_mut(frame.span)) {
+                core.receive_external(now, arena, frame.span, offload, outbox);
+            } else if let Some(segments) = frame.header.split_encapsulated(arena.get(frame.span)) {
+                core.receive_external_segments(now, arena, segments, outbox);
+            } else {
+                core.drops().count(DropReason::UnknownOffload);
             }
         }
     }

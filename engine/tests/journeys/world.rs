@@ -423,11 +423,14 @@ impl World {
     fn receive_external(&mut self, shard: usize, packet: &DevicePacket) {
         let node = &mut self.shards[shard];
         let span = node.store(0, &packet.bytes);
-        match VirtioNetHeader::from_bytes(packet.virtio).offload_of(node.arena.get_mut(span)) {
-            Some(offload) => {
-                node.core.receive_external(self.now, &mut node.arena, span, offload, &mut node.outbox);
-            }
-            None => node.core.drops().count(DropReason::UnknownOffload),
+        let header = VirtioNetHeader::from_bytes(packet.virtio);
+        let Node { core, arena, outbox, .. } = node;
+        if let Some(offload) = header.offload_of(arena.get_mut(span)) {
+            core.receive_external(self.now, arena, span, offload, outbox);
+        } else if let Some(segments) = header.split_encapsulated(arena.get(span)) {
+            core.receive_external_segments(self.now, arena, segments, outbox);
+        } else {
+            core.drops().count(DropReason::UnknownOffload);
         }
         self.finish_shard(shard);
     }
