@@ -93,6 +93,17 @@ pub trait Core {
     ) {
     }
 
+    /// Takes packets of the external interface that arrived in one
+    /// ([`split_encapsulated`](crate::wire::VirtioNetHeader::split_encapsulated)).
+    fn receive_external_segments(
+        &mut self,
+        _now: Timestamp,
+        _arena: &mut Arena,
+        _segments: Vec<Vec<u8>>,
+        _outbox: &mut Outbox,
+    ) {
+    }
+
     /// Takes an ARP reply.
     fn receive_arp(&mut self, _now: Timestamp, _frame: &[u8], _outbox: &mut Outbox) {}
 

@@ -4,14 +4,20 @@
 //! buffer. So each turn empties its own into a [`FairQueue`] ([`Handoffs::collect`]), and takes a bounded share from there
 //! ([`Handoffs::next`]): a client that floods another one on a second shard keeps nobody else's packets from being handed over, and
 //! neither do fragments or ICMP errors from outside, a flood of somebody's published port, nor handshakes.
+//!
+//! Word of a session that begins ([`BegunSessions`]) is no packet and goes beside the queues: a packet that dies for want of
+//! room is sent again by somebody, the word is not.
 
+use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::clock::Timestamp;
 use crate::drop_reason::{DropCounters, DropReason};
 use crate::fair_queue::{Amount, FairQueue, Owner, QUANTUM};
 use crate::path::Path;
+use crate::tunnel::OWN_SESSIONS;
 use crate::wire::Offload;
 
 /// Handoffs that may wait before a shard, and again inside it.
@@ -38,11 +44,6 @@ pub enum Handoff {
         /// The datagram.
         datagram: Vec<u8>,
     },
-    /// Not a packet, but word that a session began with a peer that lives here, under this index of the peer's.
-    Begun {
-        /// The index, by which every shard knows what is sealed in that session.
-        remote_index: u32,
-    },
     /// A routed packet for a peer that lives there.
     ToPeer {
         /// The packet, whole.
@@ -68,7 +69,6 @@ impl Handoff {
     pub fn bytes(&self) -> &[u8] {
         match self {
             Self::Initiation { datagram, .. } | Self::Misdirected { datagram, .. } => datagram,
-            Self::Begun { .. } => &[],
             Self::ToPeer { packet, .. } | Self::Inbound { packet, .. } => packet,
         }
     }
@@ -76,11 +76,33 @@ impl Handoff {
     /// Whose it is. Never the source's that a packet names: from outside, that may be any, and each would get a queue.
     pub fn owner(&self) -> Owner<Ipv4Addr> {
         match self {
-            Self::Initiation { .. } | Self::Begun { .. } => Owner::Handshake,
+            Self::Initiation { .. } => Owner::Handshake,
             Self::Misdirected { .. } => Owner::Unknown,
             Self::ToPeer { client, .. } => Owner::Client(*client),
             Self::Inbound { client, .. } => client.map_or(Owner::Unknown, Owner::Client),
         }
+    }
+}
+
+/// Word for one shard of the sessions that began on the others: the indices by which it knows what is sealed in them, see
+/// [`Tunnel::is_own`](crate::tunnel::Tunnel::is_own). Shared by those who tell and the one who is told.
+#[derive(Clone, Default)]
+pub struct BegunSessions(Arc<Mutex<VecDeque<u32>>>);
+
+impl BegunSessions {
+    /// Adds the index that a peer gave out for a session. Should the shard not come to listening, the oldest give way, as where
+    /// they are remembered.
+    pub fn tell(&self, remote_index: u32) {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.len() >= OWN_SESSIONS {
+            told.pop_front();
+        }
+        told.push_back(remote_index);
+    }
+
+    /// Takes all that was told. To be called after the shard's wake-up was cleared, as [`Handoffs::collect`].
+    pub fn take(&self) -> VecDeque<u32> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -263,6 +285,16 @@ mod tests {
             served += 1;
         }
         assert_eq!(served, 16);
+    }
+
+    #[test]
+    fn word_of_a_session_comes_once_and_in_order_and_of_too_many_the_latest() {
+        let begun = BegunSessions::default();
+        let teller = begun.clone();
+        [7, 8].into_iter().for_each(|index| teller.tell(index));
+        assert_eq!((begun.take(), begun.take()), ([7, 8].into(), [].into()));
+        (0..OWN_SESSIONS as u32 + 2).for_each(|index| teller.tell(index));
+        assert!(begun.take().into_iter().eq(2..OWN_SESSIONS as u32 + 2));
     }
 
     #[test]

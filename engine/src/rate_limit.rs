@@ -40,6 +40,12 @@ impl TokenBucket {
         has_one
     }
 
+    /// Takes one token, in advance where there is none, and tells when it is there. Not for a rate of zero, which has none.
+    pub fn reserve(&mut self, now: Timestamp) -> Timestamp {
+        self.full_at = self.full_at.max(now) + Duration::from_nanos(self.interval);
+        now.max(self.full_at - Duration::from_nanos(self.depth))
+    }
+
     /// Whether it holds all its tokens, and so remembers nothing.
     pub fn is_full(&self, now: Timestamp) -> bool {
         self.full_at <= now
@@ -87,6 +93,15 @@ mod tests {
     #[test]
     fn a_bucket_is_full_at_the_origin_of_time() {
         assert_eq!(admitted(&mut TokenBucket::new(1, 3), Timestamp::ORIGIN, 10), 3);
+    }
+
+    #[test]
+    fn a_token_in_advance_is_there_when_its_turn_comes() {
+        let mut bucket = TokenBucket::new(10, 2);
+        let after = [0, 0, 100, 200].map(Duration::from_millis);
+        assert_eq!([(); 4].map(|()| bucket.reserve(START)), after.map(|after| START + after));
+        assert!(!bucket.take(START + Duration::from_millis(299)), "those in advance are owed");
+        assert!(bucket.take(START + Duration::from_millis(300)));
     }
 
     #[test]

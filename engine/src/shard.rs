@@ -22,8 +22,7 @@ use crate::drop_reason::DropReason;
 use crate::external::ExternalGateway;
 use crate::external::packet_socket::Frame;
 use crate::external::reservation::{PendingRequests, ReserverHandle};
-use crate::handoffs::Handoff;
-use crate::handoffs::Handoffs;
+use crate::handoffs::{BegunSessions, Handoff, Handoffs};
 use crate::intake::Intake;
 use crate::messages::{Command, EventKind, Events};
 use crate::outbox::{Outbox, TrainBuffer};
@@ -76,6 +75,8 @@ pub struct Links {
     pub commands: Receiver<Command>,
     /// What other shards found to belong here.
     pub handoffs: Handoffs,
+    /// What sessions began there.
+    pub begun: BegunSessions,
     /// The other shards, by number.
     pub shards: Vec<HandoffSender>,
     /// Whom to ask for external ports, once it has been started.
@@ -89,6 +90,8 @@ pub struct Links {
 pub struct HandoffSender {
     /// Its queue.
     pub queue: SyncSender<Handoff>,
+    /// What it is told of sessions.
+    pub begun: BegunSessions,
     /// Its alarm clock.
     pub wake: EventFdHandle,
 }
@@ -372,6 +375,9 @@ impl<C: Core> Shard<C> {
             }
         }
         self.links.handoffs.collect(now);
+        for remote_index in self.links.begun.take() {
+            self.core.tunnel().set_begun_elsewhere(remote_index, now);
+        }
         Turn::Again
     }
 
@@ -479,11 +485,13 @@ impl<C: Core> Shard<C> {
 
     fn serve_external(&mut self, now: Timestamp) {
         while let Some(frame) = self.frames.next(now) {
-            match frame.header.offload_of(self.arena.get_mut(frame.span)) {
-                Some(offload) => {
-                    self.core.receive_external(now, &mut self.arena, frame.span, offload, &mut self.outbox);
-                }
-                None => self.core.drops().count(DropReason::UnknownOffload),
+            let Self { core, arena, outbox, .. } = self;
+            if let Some(offload) = frame.header.offload_of(arena.get_mut(frame.span)) {
+                core.receive_external(now, arena, frame.span, offload, outbox);
+            } else if let Some(segments) = frame.header.split_encapsulated(arena.get(frame.span)) {
+                core.receive_external_segments(now, arena, segments, outbox);
+            } else {
+                core.drops().count(DropReason::UnknownOffload);
             }
         }
     }

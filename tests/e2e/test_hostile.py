@@ -22,7 +22,7 @@ import pytest
 from tidegate.control.commands import NatList
 from tidegate.lab import checks, forge, udpecho
 from tidegate.lab.stacks import INNER_GATEWAY, LISTEN_PORT, TidegateGateway, WireguardGoClient
-from tidegate.lab.topology import BEYOND, GATEWAY_ACCESS, GATEWAY_EXTERNAL, INTERNET, Lab
+from tidegate.lab.topology import BEYOND, GATEWAY_ACCESS, GATEWAY_EXTERNAL, INTERNET, Lab, Namespace
 from tidegate.lab.waiting import WaitTimeoutError, pause, wait_until
 
 from .conftest import MakeWorld
@@ -156,6 +156,41 @@ def test_a_peer_inside_the_vpn_makes_no_storm(siege: Siege) -> None:
     assert siege.gateway.process.cpu_seconds() - cpu < 0.3
     siege.grows(before, "bogon_source", by=len(sources))
     assert checks.ping(lab.client, INTERNET, count=5).complete, "the peer is where it was"
+
+
+def sealed_for(host: Namespace) -> bytes:
+    """A datagram that the gateway has sealed for the client at `host`."""
+    with host.call(
+        lambda: socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL))
+    ) as wire:
+        wire.settimeout(5)
+        host.run(["ping", "-c", "1", "-W", "1", INNER_GATEWAY])
+        while True:
+            packet, about = wire.recvfrom(2_000)
+            is_datagram = packet[9] == socket.IPPROTO_UDP and packet[28:32] == DATA_MESSAGE
+            if is_datagram and about[2] == socket.PACKET_HOST:
+                return packet[28:]
+
+
+def test_what_is_sealed_for_a_client_of_one_shard_is_known_on_the_other(make_world: MakeWorld) -> None:
+    """What comes back as a client's packet, as through a router that sends it back, would be sealed anew each time."""
+    world = make_world(clients=2, config="[gateway]\nshards = 2\n")
+    alice, bob = world.lab.clients
+    world.connect(alice, name="alice")
+    world.connect(bob, name="bob")
+
+    def died() -> int:
+        return int(world.tidegate.status()["drops"].get("own_datagram", 0))
+
+    def comes_back(host: Namespace, other: str) -> None:
+        before, own = died(), sealed_for(host)
+        with host.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sender:
+            sender.sendto(own, (other, 9))
+        wait_until(lambda: died() == before + 1, "the gateway to know its own datagram")
+
+    comes_back(alice, "10.66.77.3")
+    comes_back(bob, "10.66.77.2")
+    world.tidegate.stop()
 
 
 def test_an_inner_source_that_is_not_the_peers_own_is_dropped(siege: Siege) -> None:

@@ -28,6 +28,15 @@ pub fn run(input: &[u8]) {
 
 // ---- One packet, with whatever offload metadata.
 
+/// What a tunnel carried in one packet.
+fn check_segments(segments: Option<Vec<Vec<u8>>>) {
+    for mut segment in segments.into_iter().flatten() {
+        let len = segment.len();
+        let total_len = Ipv4Packet::parse(&mut segment, 0, Offload::NONE).map(|packet| packet.total_len());
+        assert_eq!(total_len, Ok(len));
+    }
+}
+
 fn one_packet(mut script: Script<'_>) {
     let is_mended = script.byte() % 4 != 0;
     let virtio = match script.byte() % 2 {
@@ -39,7 +48,9 @@ fn one_packet(mut script: Script<'_>) {
     if is_mended {
         mend(&mut bytes);
     }
-    let Some(offload) = virtio.offload_of(&mut bytes) else { return };
+    let Some(offload) = virtio.offload_of(&mut bytes) else {
+        return check_segments(virtio.split_encapsulated(&bytes));
+    };
     let in_head = bytes.len().saturating_sub(in_tail);
     let (head, tail) = bytes.split_at_mut(in_head);
     let Ok(mut packet) = Ipv4Packet::parse(head, tail.len(), offload) else { return };

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::EngineError;
 use crate::clock::monotonic_now;
 use crate::core::Core;
-use crate::handoffs::{HANDOFF_QUEUE, Handoffs};
+use crate::handoffs::{BegunSessions, HANDOFF_QUEUE, Handoffs};
 use crate::messages::{Command, EventKind, Events};
 use crate::shard::{HandoffSender, Links, Shard};
 use crate::sys::DeviceError;
@@ -171,16 +171,18 @@ pub(super) fn link_up(shards: u8, events: &Events) -> Result<Vec<(Links, Command
     for _ in 0..shards {
         let wake = Arc::new(EventFd::new()?);
         let (queue, handoffs) = mpsc::sync_channel(HANDOFF_QUEUE);
-        handoff_senders.push(HandoffSender { queue, wake: Arc::clone(&wake) });
-        receivers.push((wake, Handoffs::new(handoffs)));
+        let begun = BegunSessions::default();
+        handoff_senders.push(HandoffSender { queue, begun: begun.clone(), wake: Arc::clone(&wake) });
+        receivers.push((wake, Handoffs::new(handoffs), begun));
     }
     Ok(receivers
         .into_iter()
-        .map(|(wake, handoffs)| {
+        .map(|(wake, handoffs, begun)| {
             let (queue, commands) = mpsc::channel();
             let sender = CommandSender { queue, wake: Arc::clone(&wake) };
             let shards = handoff_senders.clone();
-            (Links { wake, commands, handoffs, shards, reserver: None, events: events.clone() }, sender)
+            let events = events.clone();
+            (Links { wake, commands, handoffs, begun, shards, reserver: None, events }, sender)
         })
         .collect())
 }

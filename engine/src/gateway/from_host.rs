@@ -58,11 +58,9 @@ impl Gateway {
                         self.route_misdirected(now, arena, packet, peer, outbox);
                     }
                     Received::Drop(reason) => self.drops.count(reason),
-                    Received::Handshake { .. } => self.tell_what_began(outbox),
-                    Received::Keepalive { .. } | Received::OtherShard(_) => {}
+                    Received::Handshake { .. } | Received::Keepalive { .. } | Received::OtherShard(_) => {}
                 }
             }
-            Handoff::Begun { remote_index } => self.tunnel.set_begun_elsewhere(remote_index, now),
             Handoff::ToPeer { mut packet, offload, client } => {
                 let decision = Ipv4Packet::parse(&mut packet, 0, offload)
                     .and_then(|packet| self.decide_from_shard(&packet, client));

@@ -38,25 +38,13 @@ impl Gateway {
                 let packet = datagram.skip(plaintext.start).take(plaintext.len());
                 self.coalescer.push(arena, packet, peer)
             }
-            Received::Keepalive { .. } => Ok(()),
-            Received::Handshake { .. } => {
-                self.tell_what_began(outbox);
-                Ok(())
-            }
+            Received::Keepalive { .. } | Received::Handshake { .. } => Ok(()),
             Received::OtherShard(shard) => {
                 let handoff = Self::handoff_of(bytes, from, &mut outbox.misdirected)?;
                 outbox.handoffs.push((shard, handoff));
                 Ok(())
             }
             Received::Drop(reason) => Err(reason),
-        }
-    }
-
-    /// Tells the other shards by which index they know what is sealed for a peer of ours: see [`Tunnel::is_own`].
-    pub(super) fn tell_what_began(&mut self, outbox: &mut Outbox) {
-        let others = (0..self.shards).filter(|&shard| shard != self.shard);
-        for remote_index in self.tunnel.take_begun() {
-            outbox.handoffs.extend(others.clone().map(|shard| (shard, Handoff::Begun { remote_index })));
         }
     }
 

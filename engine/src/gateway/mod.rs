@@ -252,6 +252,19 @@ impl Core for Gateway {
         self.route_from_external(now, arena, origin, offload, Entrance::Interface, outbox);
     }
 
+    fn receive_external_segments(
+        &mut self,
+        now: Timestamp,
+        arena: &mut Arena,
+        segments: Vec<Vec<u8>>,
+        outbox: &mut Outbox,
+    ) {
+        for segment in segments {
+            let origin = Origin::Owned(segment);
+            self.route_from_external(now, arena, origin, Offload::NONE, Entrance::Interface, outbox);
+        }
+    }
+
     fn receive_arp(&mut self, now: Timestamp, frame: &[u8], outbox: &mut Outbox) {
         // An unsolicited or malformed reply teaches nothing: that is what keeps the cache from being poisoned.
         let neighbor = match self.neighbors.receive(frame, now) {

@@ -4,6 +4,7 @@
 //! room for dies and is counted.
 
 use std::io;
+use std::sync::Arc;
 
 use super::Shard;
 use crate::clock::Timestamp;
@@ -17,11 +18,27 @@ use crate::wire::{Offload, VirtioNetHeader};
 impl<C: Core> Shard<C> {
     /// Sends all that the core put into the outbox.
     pub(super) fn send(&mut self, now: Timestamp) {
+        self.tell_what_began();
         self.send_external();
         self.send_tun();
         self.send_peers(now);
         self.send_handoffs();
         self.outbox.clear();
+    }
+
+    /// Tells the other shards by which indices they know what is sealed here, before the first of it leaves: see
+    /// [`Tunnel::is_own`](crate::tunnel::Tunnel::is_own).
+    fn tell_what_began(&mut self) {
+        let Self { core, links, .. } = self;
+        for remote_index in core.tunnel().take_begun() {
+            for other in links.shards.iter().filter(|other| !Arc::ptr_eq(&other.wake, &links.wake)) {
+                other.begun.tell(remote_index);
+                if let Err(error) = other.wake.notify() {
+                    let detail = format!("a shard cannot wake another: {error}");
+                    links.events.push(EventKind::ShardFailed, detail);
+                }
+            }
+        }
     }
 
     fn send_external(&mut self) {

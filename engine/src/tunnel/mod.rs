@@ -30,6 +30,7 @@ use hashbrown::HashMap;
 use crate::clock::Timestamp;
 use crate::drop_reason::{DropCounters, DropReason};
 use crate::path::Path;
+use crate::rate_limit::TokenBucket;
 
 mod aead;
 mod cipher;
@@ -51,6 +52,7 @@ mod tests;
 pub use aead::Library;
 pub use cipher::Cipher;
 pub use handshake::public_key;
+pub use own_datagrams::OWN_SESSIONS;
 pub use peer::{PeerConfig, PeerStats, PeerTraffic};
 pub use receive::{Received, is_initiation};
 pub use send::{QUEUE_LIMIT, Sealer};
@@ -117,6 +119,8 @@ pub struct Tunnel {
     /// Indices of peers' that the other shards are to be told of, see [`Self::take_begun`].
     begun: Vec<u32>,
     admission: Admission,
+    /// Of the handshakes that we begin.
+    pace: TokenBucket,
     schedule: Schedule,
     /// What was read of handshakes, see [`Self::take_work`].
     work: usize,
@@ -143,6 +147,7 @@ impl Tunnel {
             indices: IndexTable::new(config.shard),
             own_datagrams: OwnDatagrams::default(),
             begun: Vec::new(),
+            pace: TokenBucket::new(send::INITIATION_RATE, send::INITIATION_BURST),
             schedule: Schedule::default(),
             work: 0,
             due: Vec::new(),

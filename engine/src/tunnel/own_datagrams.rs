@@ -15,7 +15,7 @@ use super::timers::REJECT_AFTER_TIME;
 use crate::clock::Timestamp;
 
 /// Indices of one generation. A thousand peers have 1,500 sessions in its time; one peer that does nothing but begin new ones, 9,000.
-const BOUND: usize = 65_536;
+pub const OWN_SESSIONS: usize = 65_536;
 const LIFETIME: Duration = REJECT_AFTER_TIME;
 
 /// The remote indices of the sessions of late.
@@ -30,7 +30,7 @@ pub struct OwnDatagrams {
 impl OwnDatagrams {
     /// Notes the index that a peer gave out for a session.
     pub fn add(&mut self, remote_index: u32, now: Timestamp) {
-        if now.since(self.since) >= LIFETIME || self.recent.len() >= BOUND {
+        if now.since(self.since) >= LIFETIME || self.recent.len() >= OWN_SESSIONS {
             std::mem::swap(&mut self.older, &mut self.recent);
             self.recent.clear();
             self.since = now;
@@ -65,8 +65,8 @@ mod tests {
     #[test]
     fn no_more_are_remembered_than_fit() {
         let mut own = OwnDatagrams::default();
-        (0..10 * BOUND as u32).for_each(|index| own.add(index, NOW));
-        assert!(own.recent.len() + own.older.len() <= 2 * BOUND);
-        assert!((9 * BOUND as u32..10 * BOUND as u32).all(|index| own.name(index)));
+        (0..10 * OWN_SESSIONS as u32).for_each(|index| own.add(index, NOW));
+        assert!(own.recent.len() + own.older.len() <= 2 * OWN_SESSIONS);
+        assert!((9 * OWN_SESSIONS as u32..10 * OWN_SESSIONS as u32).all(|index| own.name(index)));
     }
 }

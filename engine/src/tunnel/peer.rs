@@ -141,7 +141,7 @@ impl Peer {
         if let Some(pending) = self.pending.take() {
             indices.release(pending.local_index);
         }
-        self.timers.handshake = None;
+        self.timers.forget_handshake();
     }
 
     /// An authentic message came from `from`: the peer is there now (§2.1), unless it was somewhere new too often lately.

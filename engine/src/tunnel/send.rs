@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::cookie::LOAD_THRESHOLD;
 use super::handshake::{after_tai64n, random_bytes, tai64n};
 use super::messages::{DATA_HEADER_LEN, Initiation, TAG_LEN};
 use super::peer::{Peer, PeerTraffic, Pending};
@@ -14,6 +15,11 @@ use crate::path::Path;
 
 /// Packets that may wait for a session with one peer (as in Linux: `MAX_STAGED_PACKETS`).
 pub const QUEUE_LIMIT: usize = 128;
+/// Handshakes per second that we begin, with all peers together: half of what puts us under load, so that their responses
+/// alone do not make us ask for cookies.
+pub const INITIATION_RATE: u32 = LOAD_THRESHOLD / 2;
+/// How many at once: each costs two Diffie-Hellmans and a key pair, some 130 us of a turn that nobody can interrupt.
+pub const INITIATION_BURST: u32 = 16;
 /// Data messages are padded to a multiple of this many bytes (whitepaper §5.4.6).
 const PADDING_MULTIPLE: usize = 16;
 
@@ -142,17 +148,32 @@ impl Tunnel {
         self.want_handshake(peer, now, out);
     }
 
-    /// Begins a handshake now, if the last one is not too recent; otherwise when it no longer is.
+    /// Begins a handshake now, if the last one is not too recent; otherwise when it no longer is. It may have to wait for
+    /// those of other peers.
     pub(super) fn want_handshake(&mut self, id: PeerId, now: Timestamp, out: &mut Outgoing) {
         let Some(peer) = self.peers.get_mut(id) else { return };
         peer.timers.want_handshake(now);
         if peer.timers.handshake_due(now) {
-            if let Err(reason) = self.initiate(id, now, out) {
-                self.drops.count(reason);
-            }
+            self.begin_handshake(id, now, out);
         }
         if let Some(peer) = self.peers.get_mut(id) {
             self.schedule.update(peer);
+        }
+    }
+
+    /// Begins the handshake that is due, or leaves it to [`Self::poll`] to begin it in its turn: a packet to each of a
+    /// thousand idle peers, which one client can send within a turn, would otherwise hold everybody up for 130 ms.
+    pub(super) fn begin_handshake(&mut self, id: PeerId, now: Timestamp, out: &mut Outgoing) {
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        if peer.timers.has_to_wait(&mut self.pace, now) {
+            return;
+        }
+        if peer.pending.is_some() {
+            // Nobody answered: perhaps the way from the address that the peer knew us by is cut (as in Linux).
+            peer.forget_local();
+        }
+        if let Err(reason) = self.initiate(id, now, out) {
+            self.drops.count(reason);
         }
     }
 
@@ -160,12 +181,7 @@ impl Tunnel {
     ///
     /// # Errors
     /// Why none was sent: [`DropReason::NoEndpoint`], a public key that is none, no randomness. It is tried again.
-    pub(super) fn initiate(
-        &mut self,
-        id: PeerId,
-        now: Timestamp,
-        out: &mut Outgoing,
-    ) -> Result<(), DropReason> {
+    fn initiate(&mut self, id: PeerId, now: Timestamp, out: &mut Outgoing) -> Result<(), DropReason> {
         let peer = self.peers.get_mut(id).ok_or(DropReason::NoSuchPeer)?;
         peer.forget_pending(&mut self.indices);
         let endpoint = peer.endpoint.ok_or(DropReason::NoEndpoint)?;

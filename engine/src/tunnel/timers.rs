@@ -19,6 +19,7 @@ use super::peer::Peer;
 use super::{Outgoing, PeerId, Tunnel};
 use crate::clock::Timestamp;
 use crate::drop_reason::DropReason;
+use crate::rate_limit::TokenBucket;
 
 /// Messages after which a session is renewed (whitepaper §6.1); see [`super::cipher`] for AES-256-GCM.
 pub const REKEY_AFTER_MESSAGES: u64 = 1 << 60;
@@ -49,7 +50,9 @@ pub struct Timers {
     /// Its entry in the schedule.
     wakeup: Option<Timestamp>,
     /// Begin a handshake, or begin it anew for want of an answer.
-    pub handshake: Option<Timestamp>,
+    handshake: Option<Timestamp>,
+    /// That is the peer's place among the handshakes of all peers, see [`Self::has_to_wait`].
+    has_place: bool,
     /// When to stop trying.
     attempt_until: Timestamp,
     /// When the last initiation was sent.
@@ -88,6 +91,22 @@ impl Timers {
         self.jitter = jitter;
         self.last_initiation = Some(now);
         self.handshake = Some(now + REKEY_TIMEOUT + jitter);
+        self.has_place = false;
+    }
+
+    /// There is no handshake to begin any more.
+    pub fn forget_handshake(&mut self) {
+        self.handshake = None;
+        self.has_place = false;
+    }
+
+    /// Whether a handshake that is due has to wait: until its place among those of all peers, which is taken here.
+    pub fn has_to_wait(&mut self, pace: &mut TokenBucket, now: Timestamp) -> bool {
+        if !self.has_place {
+            self.handshake = Some(pace.reserve(now));
+            self.has_place = true;
+        }
+        !self.handshake_due(now)
     }
 
     /// A data message with a packet goes out.
@@ -232,13 +251,7 @@ impl Tunnel {
                 self.drops.add(DropReason::HandshakeTimeout, peer.queue.len() as u64);
                 peer.queue.clear();
             } else {
-                if peer.pending.is_some() {
-                    // Nobody answered: perhaps the way from the address that the peer knew us by is cut (as in Linux).
-                    peer.forget_local();
-                }
-                if let Err(reason) = self.initiate(id, now, out) {
-                    self.drops.count(reason);
-                }
+                self.begin_handshake(id, now, out);
             }
         }
         if let Some(peer) = self.peers.get_mut(id) {

@@ -7,6 +7,8 @@ use super::checksum;
 use super::ipv4::{Ipv4Packet, Transport, protocol, put_u16};
 use super::shape::Shape;
 
+mod encapsulated;
+
 /// How a superpacket is to be split.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Gso {
@@ -65,6 +67,7 @@ pub struct VirtioNetHeader {
 const F_NEEDS_CSUM: u8 = 1;
 const GSO_NONE: u8 = 0;
 const GSO_TCPV4: u8 = 1;
+const GSO_TCPV6: u8 = 4;
 const GSO_UDP_L4: u8 = 5;
 const GSO_ECN: u8 = 0x80;
 
@@ -96,14 +99,15 @@ impl VirtioNetHeader {
         b
     }
 
-    /// The metadata of `packet`, an IPv4 packet that came with this header; `None` for a kind that Tidegate never asked for.
+    /// The metadata of `packet`, an IPv4 packet that came with this header; `None` for a kind that Tidegate never asked for,
+    /// and for what has to be split first ([`Self::split_encapsulated`]).
     ///
     /// A partial checksum that is not the packet's own, but of what it carries (in GRE, say), is finished here: from here
     /// on a packet's checksum is that of its transport header, and nobody would know of another.
     pub fn offload_of(self, packet: &mut [u8]) -> Option<Offload> {
         let offload = self.offload()?;
         if let Some(gso) = offload.gso {
-            // Segments of what a packet carries, which a kernel merged although it forwards nothing: not ours to split.
+            // Merged segments of what a packet carries are for `split_encapsulated`.
             let own = if gso.kind == GsoKind::Udp4 { protocol::UDP } else { protocol::TCP };
             return (*packet.get(9)? == own).then_some(offload);
         }

@@ -469,3 +469,22 @@ fn wireguard_inside_the_tunnel_passes_and_what_is_our_own_dies_alone() {
     world.dies(DropReason::OwnDatagram, |world| world.send_from_host(&to_client(GATEWAY)));
     world.dies(DropReason::OwnDatagram, |world| world.send(2, &to_client(client_address(2))));
 }
+
+#[test]
+fn what_is_our_own_is_known_on_every_shard_however_full_the_queues_between_them_were() {
+    let mut world = World::with_shards(2).connected();
+    let (client, other, stranger) = (1, 0, endpoint(SERVER, 51_820));
+    world.send(client, &Ip::udp(endpoint(client_address(client), 5_000), stranger, b"from inside"));
+    let inside = world.take_one_outside().from();
+    // The other client, of the other shard, renews its session.
+    world.pass(Duration::from_secs(121));
+    world.handoffs_are_full = true;
+    world.ping(other, GATEWAY);
+    world.pass(Duration::from_secs(1));
+    world.handoffs_are_full = false;
+    assert!(world.drops().is_empty(), "no packet had to cross: {:?}", world.drops());
+    world.move_client(other, endpoint([192, 0, 2, 66].into(), 1));
+    world.send_from_host(&Ip::udp(endpoint(GATEWAY, 9), endpoint(client_address(other), 9), &[0x55; 30]));
+    let own = world.lost.pop().unwrap();
+    world.dies(DropReason::OwnDatagram, |world| world.arrive(&Ip::udp(stranger, inside, &own)));
+}

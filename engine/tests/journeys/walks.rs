@@ -331,6 +331,55 @@ fn a_protocol_without_ports_is_one_clients_both_ways_and_nobody_elses() {
 }
 
 #[test]
+fn what_was_merged_inside_a_tunnel_that_passes_arrives_as_it_was_sent() {
+    const GRE: u8 = 47;
+    let mut world = World::with_shards(2).connected();
+    let owner = 1;
+    world.tell_all(|| Command::PassProtocols(vec![(GRE, client_address(owner))]));
+    // TCP between networks of which the gateway knows nothing.
+    let (from, to) = (endpoint([172, 16, 0, 1].into(), 443), endpoint([172, 16, 1, 1].into(), 50_000));
+    let data = payload(3_000);
+    let segment = |n: usize, data: &[u8], flags| {
+        let header = Tcp { sequence: 7_000 + 1_000 * n as u32, flags, ..Tcp::default() };
+        Ip::tcp(from, to, &header, data).with(|ip| ip.identification = 100 + n as u16)
+    };
+    let gre = |inner: &Ip| {
+        let body = [&[0, 0, 8, 0][..], &inner.bytes()].concat();
+        Ip::new(SERVER, EXTERNAL, GRE, body).with(|ip| ip.identification = 20).dont_fragment()
+    };
+    let superpacket = gre(&segment(0, &data, ACK | PSH).partial());
+    let virtio = |superpacket: &Ip, gso_size: u16| {
+        let words = [superpacket.len() as u16, gso_size, 20 + 4 + 20, 16].map(u16::to_ne_bytes).concat();
+        [&[1, 1][..], &words].concat().try_into().unwrap() // F_NEEDS_CSUM, GSO_TCPV4
+    };
+    world.arrive_bytes(superpacket.bytes(), virtio(&superpacket, 1_000));
+    world.settle();
+    assert!(world.drops().is_empty(), "{:?}", world.drops());
+
+    let received = world.take(owner);
+    let flags = [ACK, ACK, ACK | PSH];
+    assert_eq!(received.len(), flags.len());
+    for (n, (received, flags)) in received.iter().zip(flags).enumerate() {
+        assert_eq!((received.source, received.destination), (SERVER, client_address(owner)));
+        assert_eq!(received.identification, 20 + n as u16);
+        let inner = segment(n, &data[1_000 * n..][..1_000], flags);
+        assert_eq!(received.body, gre(&inner).body, "segment {n}");
+        Ip::verify(&received.body[4..]);
+    }
+    // Nobody else's, and not what is no whole superpacket.
+    let mut short = superpacket.bytes();
+    short.truncate(2_000);
+    world.dies(DropReason::UnknownOffload, |world| world.arrive_bytes(short, virtio(&superpacket, 1_000)));
+    world.dies(DropReason::UnknownOffload, |world| {
+        world.arrive_bytes(superpacket.bytes(), virtio(&superpacket, 0));
+    });
+    world.tell_all(|| Command::PassProtocols(Vec::new()));
+    world.dies_times(DropReason::UnsupportedProtocol, 3, |world| {
+        world.arrive_bytes(superpacket.bytes(), virtio(&superpacket, 1_000));
+    });
+}
+
+#[test]
 fn what_crosses_from_outside_or_from_the_host_is_the_clients_for_whom_it_is() {
     const GRE: u8 = 47;
     let mut world = World::of(Plan { clients: 4, shards: 2, ..Plan::default() }).connected();

@@ -155,6 +155,8 @@ pub struct World {
     pub arp_is_silent: bool,
     pub arp_requests: Vec<Ipv4Addr>,
     pub reserve_requests: usize,
+    /// The queues between the shards are full.
+    pub handoffs_are_full: bool,
     /// Whose packets have crossed shards.
     pub crossed: Vec<Owner<Ipv4Addr>>,
     /// To which shard initiations go, as the kernel's hash would have it.
@@ -238,6 +240,7 @@ impl World {
             arp_is_silent: false,
             arp_requests: Vec::new(),
             reserve_requests: 0,
+            handoffs_are_full: false,
             crossed: Vec::new(),
             initiations_to: 0,
             all_datagrams_to: None,
@@ -422,11 +425,14 @@ impl World {
     fn receive_external(&mut self, shard: usize, packet: &DevicePacket) {
         let node = &mut self.shards[shard];
         let span = node.store(0, &packet.bytes);
-        match VirtioNetHeader::from_bytes(packet.virtio).offload_of(node.arena.get_mut(span)) {
-            Some(offload) => {
-                node.core.receive_external(self.now, &mut node.arena, span, offload, &mut node.outbox);
-            }
-            None => node.core.drops().count(DropReason::UnknownOffload),
+        let header = VirtioNetHeader::from_bytes(packet.virtio);
+        let Node { core, arena, outbox, .. } = node;
+        if let Some(offload) = header.offload_of(arena.get_mut(span)) {
+            core.receive_external(self.now, arena, span, offload, outbox);
+        } else if let Some(segments) = header.split_encapsulated(arena.get(span)) {
+            core.receive_external_segments(self.now, arena, segments, outbox);
+        } else {
+            core.drops().count(DropReason::UnknownOffload);
         }
         self.finish_shard(shard);
     }
@@ -434,6 +440,7 @@ impl World {
     // ---- What goes out.
 
     fn finish_shard(&mut self, shard: usize) {
+        self.tell_what_began(shard);
         let output = self.shards[shard].finish(self.now);
         self.reserve(shard);
         for frame in output.arp {
@@ -479,8 +486,20 @@ impl World {
         }
         for (to, handoff) in output.handoffs {
             assert_ne!(usize::from(to), shard, "a handoff to oneself");
+            if self.handoffs_are_full {
+                self.shards[shard].core.drops().count(DropReason::QueueFull);
+                continue;
+            }
             self.crossed.push(handoff.owner());
             self.events.push_back(Event::Handoff(usize::from(to), handoff));
+        }
+    }
+
+    /// Word of sessions goes beside the handoffs, and before what is sealed in them.
+    fn tell_what_began(&mut self, shard: usize) {
+        let begun: Vec<u32> = self.shards[shard].core.tunnel().take_begun().collect();
+        for (_, other) in self.shards.iter_mut().enumerate().filter(|(other, _)| *other != shard) {
+            begun.iter().for_each(|&index| other.core.tunnel().set_begun_elsewhere(index, self.now));
         }
     }
 

@@ -8,6 +8,8 @@ use super::super::cookie::{
 use super::super::messages::{Initiation, Message};
 use super::super::peer::MOVES_AT_ONCE;
 use super::super::receive::HANDSHAKE_WORK;
+use super::super::send::{INITIATION_BURST, INITIATION_RATE};
+use super::super::timers::REKEY_TIMEOUT;
 use super::*;
 use crate::fair_queue::Owner;
 
@@ -450,4 +452,64 @@ fn only_a_datagram_from_where_a_peer_is_seems_to_be_the_peers() {
         "a handshake, wherever it comes from"
     );
     assert_eq!(sender(&data[..20], ALICE), Owner::Unknown);
+}
+
+const NOW: Timestamp = Timestamp::from_secs(1_000);
+
+/// The private key of one of many peers.
+fn key_of(n: u16) -> [u8; 32] {
+    let mut private_key = ALICE_KEY;
+    private_key[1..3].copy_from_slice(&n.to_be_bytes());
+    private_key
+}
+
+/// Where it is.
+fn endpoint_of(n: u16) -> SocketAddrV4 {
+    SocketAddrV4::new(*ALICE.ip(), 1_024 + n)
+}
+
+/// A tunnel with `count` peers whose endpoints are known, and no session.
+fn with_idle_peers(count: u16) -> (Tunnel, Vec<PeerId>) {
+    let mut tunnel = tunnel(BOB_KEY);
+    let config = |n| peer_config(key_of(n), Some(endpoint_of(n)));
+    let peers = (0..count).map(|n| tunnel.set_peer(&config(n), NOW)).collect();
+    (tunnel, peers)
+}
+
+#[test]
+fn a_packet_to_each_of_a_thousand_idle_peers_begins_few_handshakes_at_once_and_each_in_its_turn() {
+    let (mut tunnel, peers) = with_idle_peers(1_000);
+    let mut out = Outgoing::default();
+    peers.iter().for_each(|&peer| tunnel.enqueue(peer, b"is anybody there?", NOW, &mut out).unwrap());
+    assert_eq!(out.datagrams.len(), INITIATION_BURST as usize, "each costs some 100 us of one turn");
+    let mut now = NOW;
+    let mut called: Vec<_> = out.datagrams.drain(..).map(|(to, _)| to.remote).collect();
+    while called.len() < peers.len() {
+        now = tunnel.next_wakeup().unwrap();
+        tunnel.poll(now, &mut out);
+        assert!(out.datagrams.len() <= INITIATION_BURST as usize, "{} in one turn", out.datagrams.len());
+        called.extend(out.datagrams.drain(..).map(|(to, _)| to.remote));
+    }
+    assert_eq!(
+        called,
+        (0..1_000).map(endpoint_of).collect::<Vec<_>>(),
+        "first come, first served, and nobody is called twice before everybody was once"
+    );
+    let took = now.since(NOW);
+    assert!(took <= Duration::from_secs(1_000 / u64::from(INITIATION_RATE)), "{took:?}");
+}
+
+#[test]
+fn the_only_handshake_never_waits_for_its_turn() {
+    let (mut tunnel, peers) = with_idle_peers(1);
+    let mut out = Outgoing::default();
+    for round in 0..100 {
+        let now = NOW + REKEY_TIMEOUT * round;
+        // Another key each time, so that nothing is left of the last handshake.
+        let preshared_key = Some([round as u8 + 1; 32].into());
+        let config = PeerConfig { preshared_key, ..peer_config(key_of(0), Some(endpoint_of(0))) };
+        tunnel.set_peer(&config, now);
+        tunnel.enqueue(peers[0], b"hello", now, &mut out).unwrap();
+        assert_eq!(out.datagrams.drain(..).count(), 1, "round {round}");
+    }
 }
