@@ -121,11 +121,21 @@ class DnsProxy:
 
     async def answer(self, wire: bytes, source: str, *, over_tcp: bool) -> bytes | None:
         """The answer to a query that came from the address `source`; `None`: send none."""
-        self.counters["queries_tcp" if over_tcp else "queries_udp"] += 1
-        # Before anything is parsed: that, too, is work for the one who asks.
-        if (refusal := self._in_flight.take(source)) is not None:
-            self.counters["over_share" if refusal == "over_share" else "overloaded"] += 1
+        if not self.admit(source, over_tcp=over_tcp):
             return None
+        return await self.answer_admitted(wire, source, over_tcp=over_tcp)
+
+    def admit(self, source: str, *, over_tcp: bool) -> bool:
+        """Whether there is a place for a query from the address `source`; if so, `answer_admitted` has to follow, which
+        gives it back. To be asked before anything is parsed or put off: that, too, is work for the one who asks."""
+        self.counters["queries_tcp" if over_tcp else "queries_udp"] += 1
+        refusal = self._in_flight.take(source)
+        if refusal is not None:
+            self.counters["over_share" if refusal == "over_share" else "overloaded"] += 1
+        return refusal is None
+
+    async def answer_admitted(self, wire: bytes, source: str, *, over_tcp: bool) -> bytes | None:
+        """As `answer`, for a query that was admitted."""
         try:
             query = parse_query(wire)
             found = await self._forward(query, over_tcp)

@@ -27,6 +27,10 @@ TCP_IDLE_TIMEOUT = 10.0  # seconds, RFC 7766 §6.2.3: a few seconds
 MAX_TCP_CONNECTIONS = 128
 MAX_PIPELINED = 16
 """Queries of one TCP connection that are forwarded at the same time (RFC 7766 §6.2.1.1)."""
+RECEIVE_BUFFER = 1 << 20
+"""Bytes that the UDP socket asks for; the kernel doubles them, and charges a short query some 800. So some twenty
+clients can ask for as much at once as the engine lets one (`DNS_BURST`, engine/src/gateway/from_peers.rs)."""
+_SO_RCVBUFFORCE = 33  # asm-generic/socket.h; Python has no name for it
 
 _WITHOUT_DNS = "turn the DNS proxy off with [dns] enabled = false"
 _HINTS = {
@@ -61,6 +65,7 @@ class DnsServer:
         """Binds both sockets, or neither. Raises the error that `explain_bind` returns."""
         with contextlib.ExitStack() as undo:
             self._udp = undo.enter_context(self._bound(socket.SOCK_DGRAM))
+            _enlarge(self._udp)
             self._port = self._udp.getsockname()[1]  # TCP uses the same one, even if the kernel chose it
             self._tcp = undo.enter_context(self._bound(socket.SOCK_STREAM))
             self._tcp.listen()
@@ -120,12 +125,13 @@ class DnsServer:
         self, data: bytes, source: tuple[str, int], transport: asyncio.DatagramTransport
     ) -> None:
         """Forwards one UDP query; the proxy bounds how many there are."""
-        self._keep(asyncio.create_task(self._answer_datagram(data, source, transport)))
+        if self._proxy.admit(source[0], over_tcp=False):
+            self._keep(asyncio.create_task(self._answer_datagram(data, source, transport)))
 
     async def _answer_datagram(
         self, data: bytes, source: tuple[str, int], transport: asyncio.DatagramTransport
     ) -> None:
-        answer = await self._proxy.answer(data, source[0], over_tcp=False)
+        answer = await self._proxy.answer_admitted(data, source[0], over_tcp=False)
         if answer is not None and not transport.is_closing():
             transport.sendto(answer, source)
 
@@ -189,6 +195,15 @@ class DnsServer:
                     await writer.drain()
         finally:
             pipeline.release()
+
+
+def _enlarge(udp: socket.socket) -> None:
+    """Gives the socket its receive buffer; no more than net.core.rmem_max where the process may not exceed that, as in
+    a user namespace."""
+    try:
+        udp.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
+    except PermissionError:
+        udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
 
 
 async def _read_query(reader: asyncio.StreamReader) -> bytes | None:

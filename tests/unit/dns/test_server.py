@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 from functools import cache
@@ -171,6 +172,28 @@ def test_a_client_that_does_not_take_its_answers_is_gone_before_its_place_is_ano
                 assert await is_refused(server, "127.0.0.1")
                 await until(lambda: open_sockets() <= before, seconds=20)
                 assert not await is_refused(server, "127.0.0.1")
+
+    run(scenario)
+
+
+def test_bursts_of_several_clients_wait_for_the_proxy() -> None:
+    clients, burst = 8, 128
+
+    async def scenario() -> None:
+        server = DnsServer(DnsProxy([]), IPv4Address("127.0.0.1"), LOOPBACK, port=0)
+        server.open()
+        with contextlib.closing(server):
+            for number in range(clients):
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+                    client.bind((f"127.0.0.{2 + number}", 0))
+                    for _ in range(burst):
+                        client.sendto(b"no query", ("127.0.0.1", server.port))
+            task = asyncio.create_task(server.run())
+            try:
+                await until(lambda: server.counters().get("queries_udp") == clients * burst)
+            finally:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
 
     run(scenario)
 
