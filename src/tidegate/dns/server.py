@@ -189,10 +189,14 @@ class DnsServer:
     ) -> None:
         try:
             answer = await self._proxy.answer(query, source, over_tcp=True)
-            if answer is not None:
-                writer.write(struct.pack("!H", len(answer)) + answer)
-                async with asyncio.timeout(TCP_IDLE_TIMEOUT):
-                    await writer.drain()
+            if answer is None:
+                return
+            if writer.transport.is_closing():
+                # The client waits for the other answers no more than for this one, whose writing asyncio would log.
+                raise ConnectionResetError("the client has reset the connection")
+            writer.write(struct.pack("!H", len(answer)) + answer)
+            async with asyncio.timeout(TCP_IDLE_TIMEOUT):
+                await writer.drain()
         finally:
             pipeline.release()
 

@@ -54,6 +54,9 @@ class Resolver:
         self.answer = answer
         self.tcp = tcp
         self.before = before
+        self.gate = asyncio.Event()
+        """Closed, it holds back what is answered over TCP."""
+        self.gate.set()
         self.ids: list[int] = []
         self.ports: list[int] = []
         self.address: tuple[str, int] = ("127.0.0.1", 0)
@@ -77,6 +80,7 @@ class Resolver:
         async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             (length,) = struct.unpack("!H", await reader.readexactly(2))
             told = resolver.answer(dns.message.from_wire(await reader.readexactly(length)))
+            await resolver.gate.wait()
             if told is not None:
                 writer.write(struct.pack("!H", len(told)) + told)
             writer.close()

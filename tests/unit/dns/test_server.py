@@ -18,6 +18,7 @@ from tests.unit.running import open_sockets, until
 from tidegate.dns import DnsProxy, DnsServer
 from tidegate.dns.message import replace_id
 from tidegate.dns.places import SHARES
+from tidegate.dns.server import MAX_PIPELINED
 from tidegate.errors import ConflictError, HostNetworkError
 
 
@@ -174,6 +175,33 @@ def test_a_client_that_does_not_take_its_answers_is_gone_before_its_place_is_ano
                 assert not await is_refused(server, "127.0.0.1")
 
     run(scenario)
+
+
+def test_answers_to_a_client_that_has_reset_its_connection_are_no_news(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """For each of them, asyncio would have a line in the log, which any client could have filled with these."""
+
+    async def scenario() -> None:
+        resolver = Resolver(good)
+        resolver.gate.clear()
+        async with proxy(resolver) as server:
+            before = open_sockets()
+            _, writer = await connect(server, "127.0.0.1")
+            wire = query().to_wire()
+            writer.write((struct.pack("!H", len(wire)) + wire) * MAX_PIPELINED)
+            await until(lambda: server.counters().get("queries_tcp") == MAX_PIPELINED)
+            await asyncio.sleep(0.1)  # and they have reached the resolver
+            at_once = struct.pack("ii", 1, 0)  # with RST (SO_LINGER, socket(7))
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+            writer.transport.abort()
+            await asyncio.sleep(0.05)
+            resolver.gate.set()
+            await until(lambda: open_sockets() <= before)
+            assert server.counters()["answered"] > 0
+
+    run(scenario)
+    assert caplog.messages == []
 
 
 def test_bursts_of_several_clients_wait_for_the_proxy() -> None:
