@@ -57,6 +57,8 @@ class Resolver:
         self.gate = asyncio.Event()
         """Closed, it holds back what is answered over TCP."""
         self.gate.set()
+        self.probes = 0
+        """How often it was asked whether it is there. What follows is of clients' queries."""
         self.ids: list[int] = []
         self.ports: list[int] = []
         self.address: tuple[str, int] = ("127.0.0.1", 0)
@@ -71,8 +73,11 @@ class Resolver:
 
             def datagram_received(self, data: bytes, source: tuple[str, int]) -> None:
                 query = dns.message.from_wire(data, keyring=resolver.keyring)
-                resolver.ids.append(query.id)
-                resolver.ports.append(source[1])
+                if query.question[0].name == dns.name.root:
+                    resolver.probes += 1
+                else:
+                    resolver.ids.append(query.id)
+                    resolver.ports.append(source[1])
                 for told in (resolver.before(query), resolver.answer(query)):
                     if told is not None:
                         self.transport.sendto(told, source)
