@@ -104,7 +104,7 @@ class DnsProxy:
         self.max_in_flight = max_in_flight
         self._in_flight = Places(max_in_flight)
         self.counters: Counter[str] = Counter()
-        """queries_udp, queries_tcp, answered, malformed, servfail, truncated, overloaded, over_share,
+        """queries_udp, queries_tcp, answered, unsent, malformed, servfail, truncated, overloaded, over_share,
         refused_source, upstream_timeout, upstream_error, upstream_mismatch, tcp_connections_refused,
         tcp_connections_over_share."""
         self.set_upstreams(upstreams)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import struct
+from collections.abc import Callable
 from functools import cache
 from ipaddress import IPv4Address, IPv4Network
 
@@ -18,7 +19,7 @@ from tests.unit.running import open_sockets, until
 from tidegate.dns import DnsProxy, DnsServer
 from tidegate.dns.message import replace_id
 from tidegate.dns.places import SHARES
-from tidegate.dns.server import MAX_PIPELINED
+from tidegate.dns.server import DATAGRAMS_PER_TURN, MAX_PIPELINED
 from tidegate.errors import ConflictError, HostNetworkError
 
 
@@ -222,6 +223,45 @@ def test_bursts_of_several_clients_wait_for_the_proxy() -> None:
             finally:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
+
+    run(scenario)
+
+
+async def turns_until(holds: Callable[[], bool]) -> int:
+    """How many turns of the event loop it takes until the condition holds."""
+    turns = 0
+    async with asyncio.timeout(5):
+        while not holds():
+            await asyncio.sleep(0)
+            turns += 1
+    return turns
+
+
+def test_datagrams_do_not_wait_for_a_turn_of_the_loop_each() -> None:
+    """What one client asks over TCP can make turns long."""
+
+    async def scenario() -> None:
+        async with proxy() as server:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+                for _ in range(2 * DATAGRAMS_PER_TURN):
+                    client.sendto(b"no query", ("127.0.0.1", server.port))
+            sent = 2 * DATAGRAMS_PER_TURN
+            turns = await turns_until(lambda: server.counters().get("queries_udp") == sent)
+            assert 2 <= turns <= 4, "all that have come, but a bounded number"
+
+    run(scenario)
+
+
+def test_a_tcp_connection_takes_a_turn_of_the_loop_for_each_query() -> None:
+    async def scenario() -> None:
+        async with proxy() as server:
+            _, writer = await connect(server, "127.0.0.1")
+            await asyncio.sleep(0.05)
+            wire = b"\0" * 12  # answered at once
+            writer.write((struct.pack("!H", len(wire)) + wire) * MAX_PIPELINED)
+            turns = await turns_until(lambda: server.counters().get("queries_tcp") == MAX_PIPELINED)
+            assert turns >= MAX_PIPELINED
+            writer.close()
 
     run(scenario)
 
