@@ -19,7 +19,7 @@ from tests.unit.running import open_sockets, until
 from tidegate.dns import DnsProxy, DnsServer
 from tidegate.dns.message import replace_id
 from tidegate.dns.places import SHARES
-from tidegate.dns.server import DATAGRAMS_PER_TURN, MAX_PIPELINED
+from tidegate.dns.server import DATAGRAMS_PER_TURN, MAX_PIPELINED, _enlarge
 from tidegate.errors import ConflictError, HostNetworkError
 
 
@@ -223,6 +223,31 @@ def test_bursts_of_several_clients_wait_for_the_proxy() -> None:
             finally:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
+
+    run(scenario)
+
+
+def test_a_process_without_privileges_gets_as_large_a_buffer_as_it_may() -> None:
+    class Unprivileged(socket.socket):
+        def setsockopt(self, level: int, option: int, value: int) -> None:  # type: ignore[override]
+            if option != socket.SO_RCVBUF:
+                raise PermissionError("Operation not permitted")
+            super().setsockopt(level, option, value)
+
+    with Unprivileged(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        before = udp.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        _enlarge(udp)
+        assert udp.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) > before
+
+
+def test_an_answer_that_the_kernel_refuses_is_counted() -> None:
+    async def scenario() -> None:
+        async with proxy(Resolver(good)) as server:
+            assert server._udp is not None
+            nowhere = ("127.0.0.1", 0)
+            assert server._proxy.admit(nowhere[0], over_tcp=False)
+            await server._answer_datagram(query().to_wire(), nowhere, server._udp)
+            assert server.counters()["unsent"] == 1
 
     run(scenario)
 
