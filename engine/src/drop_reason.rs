@@ -94,6 +94,8 @@ drop_reasons! {
     NextHopUnresolved = "next_hop_unresolved",
     /// There is no route to the destination.
     NoRoute = "no_route",
+    /// The client asks the gateway's DNS faster than it may.
+    ClientDnsRate = "client_dns_rate",
 
     // The NAT.
     /// A packet from outside without a mapping.

@@ -1,4 +1,5 @@
-"""Logging: events with fields, on stderr; readable on a terminal, as logfmt or JSON elsewhere.
+"""Logging: events with fields, on stderr; readable on a terminal, as logfmt or JSON elsewhere. What libraries log comes
+here, too.
 
 Secrets never get here: the `repr` of values that hold keys (`Peer`, `Profile`) does not show them.
 """
@@ -9,6 +10,7 @@ import contextlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
 
 import structlog
@@ -41,6 +43,7 @@ def configure_logging(settings: LogSettings) -> None:
         logger_factory=lambda *_: _StderrLogger(),
         cache_logger_on_first_use=False,
     )
+    logging.getLogger().addHandler(_LIBRARIES)  # once: the second time, it is there
 
 
 def _colours_are_wanted() -> bool:
@@ -83,3 +86,22 @@ class RateLimit:
             return None
         self._seen[kind] = (began, count + 1)
         return suppressed if count < self._burst else None
+
+
+class _LibraryHandler(logging.Handler):
+    """Takes the warnings and errors of libraries, asyncio above all, to our own log. At a bounded rate: it may be
+    somebody outside who provokes them."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._admit = RateLimit(time.monotonic).admit
+
+    def emit(self, record: logging.LogRecord) -> None:
+        suppressed = self._admit(f"{record.name} {record.levelname}")
+        if suppressed is not None:
+            log = structlog.get_logger()
+            complain = log.error if record.levelno >= logging.ERROR else log.warning
+            complain(record.getMessage(), logger=record.name, exc_info=record.exc_info, suppressed=suppressed)
+
+
+_LIBRARIES = _LibraryHandler()

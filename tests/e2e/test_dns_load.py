@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,12 @@ PART = 64
 """A quarter of the 256 that the ports leave of these."""
 NOBODY = "203.0.113.77"
 """An address that no host has: who is asked there is silent."""
+FLOOD_RATE = 20_000  # datagrams per second: more than the proxy can look at
+FLOOD_SECONDS = 3.0
+RATE, BURST = 500, 128 + 63
+"""What the engine lets a client ask: queries per second, and at once; the last of these may be the first of a
+superpacket of 64, the rest of which it owes then."""
+LOOK_UPS = 20
 
 
 def status_takes(gateway: TidegateGateway) -> float:
@@ -74,6 +82,65 @@ def test_a_query_of_colliding_names_holds_nobody_up(world: World, count: int) ->
     assert taken < PROMISED
     assert names == [INTERNET]
     assert answer[-12:][3] & 15 == 1, "FORMERR"
+
+
+def flood(sender: socket.socket, wire: bytes) -> int:
+    """Sends at `FLOOD_RATE` for `FLOOD_SECONDS`. Returns how many datagrams it sent."""
+    begun, sent = time.monotonic(), 0
+    while (passed := time.monotonic() - begun) < FLOOD_SECONDS:
+        for _ in range(int(passed * FLOOD_RATE) - sent):
+            sender.send(wire)
+            sent += 1
+        pause(0.002)
+    return sent
+
+
+def test_a_client_that_floods_the_proxy_does_not_keep_another_from_dns(world: World) -> None:
+    """The proxy's socket has one queue for all clients: what overflows it is anybody's."""
+    lab, gateway = world.lab, world.tidegate
+
+    def counted() -> tuple[int, int]:
+        """How many queries have come to the proxy, and how many have not."""
+        status = gateway.status()
+        return status["dns"].get("queries_udp", 0), status["drops"].get("client_dns_rate", 0)
+
+    def connected() -> socket.socket:
+        made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        made.connect((INNER_GATEWAY, 53))
+        return made
+
+    def look_up(asking: socket.socket) -> int:
+        """How many queries, each sent once, are answered."""
+        question = costly.name("www.example")
+        for number in range(LOOK_UPS):
+            asking.send(costly.message(costly.QUERY, question, [], costly.ANSWER, number))
+            pause(0.1)
+        answered = set()
+        asking.settimeout(1.0)
+        with contextlib.suppress(TimeoutError):
+            while len(answered) < LOOK_UPS:
+                answered.add(asking.recv(512)[:2])
+        return len(answered)
+
+    with (
+        lab.client.call(connected) as sender,
+        lab.clients[1].call(connected) as asking,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        before, begun = counted(), time.monotonic()
+        flooding = pool.submit(flood, sender, b"\0" * 12)
+        pause(0.2)
+        answered = look_up(asking)
+        sent = flooding.result()
+    asked, dropped = (after - earlier for after, earlier in zip(counted(), before, strict=True))
+    took = time.monotonic() - begun
+    print(
+        f"\n{answered} of {LOOK_UPS} look-ups answered; of {sent} others {asked} were asked, {dropped} dropped"
+    )
+    assert sent > FLOOD_RATE * FLOOD_SECONDS / 2, "no flood"
+    assert answered >= LOOK_UPS - 1
+    assert asked <= RATE * took + BURST + LOOK_UPS
+    assert dropped > sent / 2
 
 
 def open_files(gateway: TidegateGateway) -> int:

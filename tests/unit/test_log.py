@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
+import subprocess
+import sys
 
 import pytest
 import structlog
@@ -40,3 +43,33 @@ def test_a_terminal_without_colours_gets_none(
 def test_any_other_gets_colours(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
     # https://no-color.org: "when present and not an empty string"
     assert "\x1b" in logged_on_a_terminal(monkeypatch, **variables)
+
+
+LIBRARY = """
+import asyncio, logging
+from tidegate.log import configure_logging
+from tidegate.settings import LogSettings
+
+for level in ("info", "warning"):  # set again, as by a reload
+    configure_logging(LogSettings(level=level, format="json"))
+asyncio_log = logging.getLogger("asyncio")
+asyncio_log.info("no news")
+for _ in range(100):
+    asyncio_log.warning("%s() raised exception.", "socket.send")
+try:
+    raise ZeroDivisionError("of nothing")
+except ZeroDivisionError:
+    asyncio_log.exception("a task failed")
+"""
+
+
+def test_what_libraries_log_is_logged_as_our_own_and_at_a_bounded_rate() -> None:
+    """Without a handler, `logging` prints it past the log, as often as a client may provoke it."""
+    done = subprocess.run([sys.executable, "-c", LIBRARY], capture_output=True, text=True, check=True)
+    *warnings, failed = map(json.loads, done.stderr.splitlines())
+    assert len(warnings) == 5
+    for line in warnings:
+        assert (line["event"], line["level"]) == ("socket.send() raised exception.", "warning")
+        assert line["logger"] == "asyncio"
+    assert (failed["event"], failed["level"]) == ("a task failed", "error")
+    assert "ZeroDivisionError: of nothing" in failed["exception"]

@@ -3,6 +3,7 @@
 //! Everything here happens between two turns of the loop: peers come, change and go, and nobody else notices.
 
 use super::*;
+use crate::gateway::from_peers::{DNS_BURST, DNS_RATE};
 use crate::messages::PeerSnapshot;
 use crate::nat::PublishError;
 
@@ -66,13 +67,14 @@ impl Gateway {
     /// mappings of the former address must not speak for the new one.)
     fn set_peer(&mut self, config: &PeerConfig, address: Ipv4Addr, now: Timestamp) {
         let peer = self.tunnel.set_peer(config, now);
-        self.addresses.insert(peer, address);
+        let queries = TokenBucket::new(DNS_RATE, DNS_BURST);
+        self.local_peers.insert(peer, LocalPeer { address, queries });
         self.places.insert(address, Home::Here(peer));
     }
 
     fn remove_peer(&mut self, public_key: &[u8; 32], address: Ipv4Addr, now: Timestamp, outbox: &mut Outbox) {
         if let Some(peer) = self.tunnel.remove_peer(public_key) {
-            self.addresses.remove(&peer);
+            self.local_peers.remove(&peer);
             // Its number is free: what this turn has for it must not be sealed for the next who gets that.
             let before = outbox.peers.len();
             outbox.peers.retain(|frame| frame.peer != peer);
@@ -133,7 +135,7 @@ impl Gateway {
         let mut drops = self.drops.clone();
         drops.merge(self.tunnel.drops());
         let peers = self.tunnel.peers().map(|stats| {
-            let address = self.addresses.get(&stats.id).copied();
+            let address = self.local_peers.get(&stats.id).map(|peer| peer.address);
             let mappings = address.map_or(0, |address| self.nat.mappings_of(address));
             PeerSnapshot::new(&stats, address, mappings, now)
         });

@@ -5,11 +5,18 @@ use crate::external::reservation::PortProtocol;
 use crate::tcp_reset;
 use crate::transport::MAX_TRAIN_SEGMENTS;
 use crate::tunnel::is_initiation;
+use crate::wire::ipv4::tcp_flags;
 use crate::wire::protocol;
 
 /// Messages for sessions of other shards that one turn hands over at most: one train, should the kernel deliver a whole one to
 /// the wrong shard.
 const MISDIRECTED_PER_TURN: usize = MAX_TRAIN_SEGMENTS;
+/// Where the gateway's DNS proxy listens (RFC 1035 §4.2).
+const DNS_PORT: u16 = 53;
+/// Queries over UDP and connections over TCP, together, that a peer may send the DNS proxy: per second, and at once, which is as
+/// many as it may have in flight (`MAX_IN_FLIGHT` and `SHARES` in src/tidegate/dns).
+pub(super) const DNS_RATE: u32 = 500;
+pub(super) const DNS_BURST: u32 = 128;
 
 impl Gateway {
     /// Where no peer can be, whatever it knows. Were it taken for a peer's endpoint, what is sealed for an address of the VPN
@@ -107,7 +114,7 @@ impl Gateway {
         }
         let octets: [u8; 4] =
             packet.get(12..16).and_then(|source| source.try_into().ok()).ok_or(DropReason::Truncated)?;
-        if self.addresses.get(&peer) == Some(&Ipv4Addr::from(octets)) {
+        if self.local_peers.get(&peer).is_some_and(|peer| peer.address == Ipv4Addr::from(octets)) {
             Ok(())
         } else {
             Err(DropReason::WrongInnerSource)
@@ -134,9 +141,13 @@ impl Gateway {
         outbox: &mut Outbox,
     ) {
         let tail_len = origin.tail_len();
+        let mut shape = None;
         let decision = Ipv4Packet::parse(origin.head_mut(arena), tail_len, offload)
             .map_err(Refusal::from)
-            .and_then(|mut packet| self.decide_from_peer(now, &mut packet));
+            .and_then(|mut packet| {
+                shape = Some(packet.shape());
+                self.decide_from_peer(now, &mut packet, peer)
+            });
         match decision {
             Ok(Decision { exit: Exit::Reassembled(datagram), .. }) => {
                 self.route_unverified(now, arena, datagram, peer, outbox);
@@ -149,7 +160,7 @@ impl Gateway {
                 self.leave(now, arena, origin, decision, outbox);
             }
             Err(refusal) => {
-                self.drops.count(refusal.reason);
+                self.drops.add(refusal.reason, shape.map_or(1, Shape::segment_count) as u64);
                 if let Some(answer) = refusal.answer {
                     self.answer_peer(peer, answer, outbox);
                 }
@@ -157,7 +168,12 @@ impl Gateway {
         }
     }
 
-    fn decide_from_peer(&mut self, now: Timestamp, packet: &mut Ipv4Packet<'_>) -> Result<Decision, Refusal> {
+    fn decide_from_peer(
+        &mut self,
+        now: Timestamp,
+        packet: &mut Ipv4Packet<'_>,
+        peer: PeerId,
+    ) -> Result<Decision, Refusal> {
         let (client, destination) = (packet.source(), packet.destination());
         if packet.is_fragment() {
             let exit = match self.from_peers.push(packet, now)? {
@@ -181,7 +197,10 @@ impl Gateway {
                 self.translate_outbound(now, packet)?;
                 self.hairpin(packet, client)
             }
-            Verdict::Host => Exit::Host,
+            Verdict::Host => {
+                self.check_dns_rate(now, packet, peer)?;
+                Exit::Host
+            }
             Verdict::External => {
                 if let Some(reason) = self.unreachable(packet) {
                     return Err(self.refuse(now, packet, reason, 0));
@@ -195,6 +214,26 @@ impl Gateway {
             Verdict::Drop(reason) => return Err(reason.into()),
         };
         Ok(Decision { exit, destination: packet.destination(), shape: packet.shape() })
+    }
+
+    /// Whether a packet for the host asks the DNS proxy no faster than its peer may. The kernel has one queue of datagrams, and
+    /// one of connections, for what all clients ask: what overflows it might be anybody's.
+    fn check_dns_rate(
+        &mut self,
+        now: Timestamp,
+        packet: &Ipv4Packet<'_>,
+        peer: PeerId,
+    ) -> Result<(), DropReason> {
+        let is_for_dns = packet.destination() == self.gateway_address
+            && packet.ports().is_some_and(|(_, port)| port == DNS_PORT);
+        let begins = |flags: u8| flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
+        if !is_for_dns || packet.tcp().is_some_and(|tcp| !begins(tcp.flags)) {
+            return Ok(());
+        }
+        let queries = packet.shape().segment_count() as u32;
+        let peer = self.local_peers.get_mut(&peer);
+        let is_admitted = peer.is_some_and(|peer| peer.queries.take_cost(now, queries));
+        is_admitted.then_some(()).ok_or(DropReason::ClientDnsRate)
     }
 
     /// The way of a client's packet, translated, to a port of ours.

@@ -45,6 +45,7 @@ use crate::nat::{Endpoint, Nat, NatConfig, Outbound, Proto, ShardSlice};
 use crate::outbox::{Bytes, DeviceFrame, Gather, Outbox, PeerFrame};
 use crate::path::Path;
 use crate::prefix::Prefix;
+use crate::rate_limit::TokenBucket;
 use crate::router::{PacketRouter, Verdict};
 use crate::traffic::{Direction, Traffic};
 use crate::tunnel::{PeerConfig, PeerId, Received, Tunnel, TunnelConfig};
@@ -99,6 +100,14 @@ enum Home {
     OnShard(u8),
 }
 
+/// A peer that lives on this shard.
+#[derive(Clone, Copy, Debug)]
+struct LocalPeer {
+    address: Ipv4Addr,
+    /// What it asks of the gateway's DNS.
+    queries: TokenBucket,
+}
+
 /// One shard of the gateway.
 pub struct Gateway {
     shard: u8,
@@ -118,7 +127,7 @@ pub struct Gateway {
     published: HashMap<(Proto, Endpoint), Publication>,
     neighbors: NeighborCache<HeldFrame>,
     places: HashMap<Ipv4Addr, Home>,
-    addresses: HashMap<PeerId, Ipv4Addr>,
+    local_peers: HashMap<PeerId, LocalPeer>,
     coalescer: Coalescer<PeerId>,
     from_peers: Reassembly,
     from_external: Reassembly,
@@ -158,7 +167,7 @@ impl Gateway {
             mapping_log: config.mapping_log,
             published: HashMap::default(),
             places: HashMap::default(),
-            addresses: HashMap::default(),
+            local_peers: HashMap::default(),
             coalescer: Coalescer::new(config.coalesce),
             from_peers: Reassembly::default(),
             from_external: Reassembly::default(),

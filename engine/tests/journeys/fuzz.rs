@@ -26,12 +26,13 @@ const MAX_MAPPINGS_PER_CLIENT: usize = 10;
 const PORTS: (u16, u16) = (40_000, 40_015);
 /// What no walk here comes to: it takes floods, or two clients on the last port, or a router that sends back, or a kernel, or the
 /// loop around the core.
-const OUT_OF_REACH: [DropReason; 15] = [
+const OUT_OF_REACH: [DropReason; 16] = [
     DropReason::CookieRequired,
     DropReason::HandshakeRateLimited,
     DropReason::NoRandomness,
     DropReason::OwnDatagram,
     DropReason::NoRoute,
+    DropReason::ClientDnsRate,
     DropReason::SharedPortTaken,
     DropReason::ClientMappingRate,
     DropReason::ClientShare,

@@ -488,3 +488,55 @@ fn what_is_our_own_is_known_on_every_shard_however_full_the_queues_between_them_
     let own = world.lost.pop().unwrap();
     world.dies(DropReason::OwnDatagram, |world| world.arrive(&Ip::udp(stranger, inside, &own)));
 }
+
+#[test]
+fn a_client_asks_the_gateways_dns_at_a_rate_of_its_own() {
+    const BURST: usize = 128;
+    const RATE: usize = 500;
+    let dns = endpoint(GATEWAY, 53);
+    let from = |client: usize| endpoint(client_address(client), 5_353);
+    let tcp = |flags: u8| Ip::tcp(from(0), dns, &Tcp { flags, ..Tcp::default() }, &[]);
+    for shards in [1, 2] {
+        let mut world = World::with_shards(shards).connected();
+        let ask = |world: &mut World, client: usize, times: usize| -> usize {
+            (0..times).for_each(|_| world.send(client, &Ip::udp(from(client), dns, b"a query")));
+            std::mem::take(&mut world.host).len()
+        };
+        assert_eq!(ask(&mut world, 0, BURST + 1_000), BURST);
+        assert_eq!(world.drops(), [("client_dns_rate", 1_000)].into());
+        world.dies(DropReason::ClientDnsRate, |world| world.send(0, &tcp(SYN)));
+        world.dies(DropReason::ClientDnsRate, |world| {
+            let fragments = Ip::udp(from(0), dns, &payload(4_000)).fragments(TUNNEL_MTU);
+            fragments.iter().for_each(|fragment| world.send(0, fragment));
+        });
+
+        // What is no query, what goes elsewhere, and what others ask passes.
+        world.send(0, &tcp(ACK));
+        world.send(0, &Ip::udp(from(0), endpoint(GATEWAY, 54), b"another service"));
+        world.send(0, &Ip::udp(from(0), endpoint(EXTERNAL, 53), b"another address"));
+        world.ping(0, GATEWAY);
+        assert_eq!(std::mem::take(&mut world.host).len(), 4);
+        world.send(0, &Ip::udp(from(0), endpoint(SERVER, 53), b"another resolver"));
+        world.take_one_outside();
+        for other in [1, 2] {
+            assert_eq!(ask(&mut world, other, BURST), BURST);
+        }
+
+        // It gets more as time passes, over TCP too, but never saves up more than a burst.
+        world.pass(Duration::from_millis(100));
+        world.send(0, &tcp(SYN));
+        assert_eq!(ask(&mut world, 0, 1_000), RATE / 10);
+        world.pass(Duration::from_secs(60));
+        assert_eq!(ask(&mut world, 0, 1_000), BURST);
+    }
+}
+
+#[test]
+fn every_query_of_a_superpacket_counts() {
+    let coalesce = CoalesceOptions { udp: true, ..CoalesceOptions::default() };
+    let mut world = World::of(Plan { coalesce, ..Plan::default() }).connected();
+    let train = Ip::udp(endpoint(client_address(0), 5_353), endpoint(GATEWAY, 53), &[0; 32 * 20]);
+    (0..10).for_each(|_| world.send_superpacket(0, &train, 20));
+    assert_eq!(world.host.len(), 128);
+    assert_eq!(world.drops(), [("client_dns_rate", 10 * 32 - 128)].into());
+}

@@ -18,6 +18,7 @@ import dns.message
 import dns.name
 import dns.opcode
 import dns.rcode
+import dns.rdatatype
 
 HEADER_BYTES = 12  # RFC 1035 §4.1.1
 MINIMUM_UDP_PAYLOAD = 512  # RFC 1035 §4.2.1
@@ -85,6 +86,10 @@ def parse_query(wire: bytes) -> Query:
         udp_payload=max(MINIMUM_UDP_PAYLOAD, message.payload) if message.edns >= 0 else MINIMUM_UDP_PAYLOAD,
         message=message,
     )
+
+
+PROBE = parse_query(dns.message.make_query(dns.name.root, dns.rdatatype.NS).to_wire())
+"""What any resolver can answer by itself: which are the root's name servers, from which it begins (RFC 9609)."""
 
 
 def answers(wire: bytes, query: Query, number: int) -> bool:

@@ -2,23 +2,27 @@
 
 Resolvers are asked in order, each for `timeout` seconds. Those that are silent or cannot be reached are passed over for
 the next half minute; what one answers never changes whom others' queries go to: one client may ask for a name for which
-the first resolver has only an error, and the second one need not know the names that the first one knows. If none
-answers, or none is known, the list is read again: the host may have moved to another network, or only just joined one.
-If that does not help either, the client gets SERVFAIL. Queries in flight are bounded, per source and in total; those
-beyond are dropped and counted: clients ask again.
+the first resolver has only an error, and the second one need not know the names that the first one knows. Nor does one
+name without an answer, whose servers may be to blame: silent is who answers nobody, and not our own probe either. If
+none answers, or none is known, the list is read again: the host may have moved to another network, or only just joined
+one. If that does not help either, the client gets SERVFAIL. Queries in flight are bounded, per source and in total;
+those beyond are dropped and counted: clients ask again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 
 import dns.rcode
 import structlog
 
 from tidegate.dns.message import (
+    PROBE,
     RETRY_ELSEWHERE,
     MalformedError,
     Query,
@@ -55,6 +59,8 @@ class _Upstreams:
         self._first = 0
         self._until = -math.inf
         self._heard_at = [-math.inf] * len(self.resolvers)
+        self.probed: set[int] = set()
+        """Those that a probe is under way to."""
 
     def in_turn(self, now: float) -> list[int]:
         """The indices of all, in the order in which to ask."""
@@ -98,7 +104,7 @@ class DnsProxy:
         self.max_in_flight = max_in_flight
         self._in_flight = Places(max_in_flight)
         self.counters: Counter[str] = Counter()
-        """queries_udp, queries_tcp, answered, malformed, servfail, truncated, overloaded, over_share,
+        """queries_udp, queries_tcp, answered, unsent, malformed, servfail, truncated, overloaded, over_share,
         refused_source, upstream_timeout, upstream_error, upstream_mismatch, tcp_connections_refused,
         tcp_connections_over_share."""
         self.set_upstreams(upstreams)
@@ -121,11 +127,21 @@ class DnsProxy:
 
     async def answer(self, wire: bytes, source: str, *, over_tcp: bool) -> bytes | None:
         """The answer to a query that came from the address `source`; `None`: send none."""
-        self.counters["queries_tcp" if over_tcp else "queries_udp"] += 1
-        # Before anything is parsed: that, too, is work for the one who asks.
-        if (refusal := self._in_flight.take(source)) is not None:
-            self.counters["over_share" if refusal == "over_share" else "overloaded"] += 1
+        if not self.admit(source, over_tcp=over_tcp):
             return None
+        return await self.answer_admitted(wire, source, over_tcp=over_tcp)
+
+    def admit(self, source: str, *, over_tcp: bool) -> bool:
+        """Whether there is a place for a query from the address `source`; if so, `answer_admitted` has to follow, which
+        gives it back. To be asked before anything is parsed or put off: that, too, is work for the one who asks."""
+        self.counters["queries_tcp" if over_tcp else "queries_udp"] += 1
+        refusal = self._in_flight.take(source)
+        if refusal is not None:
+            self.counters["over_share" if refusal == "over_share" else "overloaded"] += 1
+        return refusal is None
+
+    async def answer_admitted(self, wire: bytes, source: str, *, over_tcp: bool) -> bytes | None:
+        """As `answer`, for a query that was admitted."""
         try:
             query = parse_query(wire)
             found = await self._forward(query, over_tcp)
@@ -162,8 +178,10 @@ class DnsProxy:
         order = upstreams.in_turn(now())
         for index in order:
             begun = now()
+            matters = silent and index != order[-1]
+            probe = self._probe(upstreams, index, begun) if matters else None
             try:
-                async with asyncio.timeout(self._timeout):
+                async with asyncio.timeout(self._timeout), _beside(probe):
                     found = await ask(query, upstreams.resolvers[index], self.counters)
             except TimeoutError:
                 self.counters["upstream_timeout"] += 1
@@ -181,6 +199,35 @@ class DnsProxy:
                 continue
             silent = silent and not upstreams.has_been_heard(index, begun)
         return unsettling
+
+    async def _probe(self, upstreams: _Upstreams, index: int, begun: float) -> None:
+        """Where a resolver has answered nothing since `begun`, for half of its time: asks it what it can answer by
+        itself. One probe at a time is enough for all queries."""
+        now = asyncio.get_running_loop().time
+        await asyncio.sleep(begun + self._timeout / 2 - now())
+        if upstreams.has_been_heard(index, begun) or index in upstreams.probed:
+            return
+        upstreams.probed.add(index)
+        try:
+            with contextlib.suppress(OSError):
+                await ask_udp(PROBE, upstreams.resolvers[index], self.counters)
+                upstreams.heard(index, now())
+        finally:
+            upstreams.probed.discard(index)
+
+
+@asynccontextmanager
+async def _beside(work: Coroutine[None, None, None] | None) -> AsyncIterator[None]:
+    """Does the work, if there is any, beside the block, as long as that lasts."""
+    if work is None:
+        yield
+        return
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 def _settles(answer: bytes | None) -> bool:

@@ -12,7 +12,6 @@ import errno
 import socket
 import struct
 from ipaddress import AddressValueError, IPv4Address, IPv4Network
-from typing import cast
 
 import structlog
 
@@ -27,6 +26,14 @@ TCP_IDLE_TIMEOUT = 10.0  # seconds, RFC 7766 §6.2.3: a few seconds
 MAX_TCP_CONNECTIONS = 128
 MAX_PIPELINED = 16
 """Queries of one TCP connection that are forwarded at the same time (RFC 7766 §6.2.1.1)."""
+DATAGRAMS_PER_TURN = 16
+"""Datagrams that one turn of the event loop reads at most. asyncio's own transport reads one, and what a client asks
+over TCP makes turns long."""
+RECEIVE_BUFFER = 1 << 20
+"""Bytes that the UDP socket asks for; the kernel doubles them, and charges a short query some 800. So some twenty
+clients can ask for as much at once as the engine lets one (`DNS_BURST`, engine/src/gateway/from_peers.rs)."""
+MAX_DATAGRAM_BYTES = 65_535
+_SO_RCVBUFFORCE = 33  # asm-generic/socket.h; Python has no name for it
 
 _WITHOUT_DNS = "turn the DNS proxy off with [dns] enabled = false"
 _HINTS = {
@@ -61,6 +68,7 @@ class DnsServer:
         """Binds both sockets, or neither. Raises the error that `explain_bind` returns."""
         with contextlib.ExitStack() as undo:
             self._udp = undo.enter_context(self._bound(socket.SOCK_DGRAM))
+            _enlarge(self._udp)
             self._port = self._udp.getsockname()[1]  # TCP uses the same one, even if the kernel chose it
             self._tcp = undo.enter_context(self._bound(socket.SOCK_STREAM))
             self._tcp.listen()
@@ -85,13 +93,13 @@ class DnsServer:
         if self._udp is None or self._tcp is None:
             raise RuntimeError("DnsServer.run before open")
         loop = asyncio.get_running_loop()
-        transport, _ = await loop.create_datagram_endpoint(lambda: _UdpReceiver(self), sock=self._udp)
         server: asyncio.Server | None = None
+        loop.add_reader(self._udp, self._receive, self._udp)
         try:
             server = await asyncio.start_server(self._accept, sock=self._tcp)
             await loop.create_future()  # until cancelled
         finally:
-            transport.close()
+            loop.remove_reader(self._udp)
             if server is not None:
                 server.close()
             for task in self._tasks:
@@ -108,7 +116,7 @@ class DnsServer:
     def counters(self) -> dict[str, int]:
         return dict(self._proxy.counters)
 
-    def is_client(self, address: str) -> bool:
+    def _is_client(self, address: str) -> bool:
         """Whether a source is one of the VPN's addresses; others are counted, and get no answer."""
         with contextlib.suppress(AddressValueError):
             if IPv4Address(address) in self._clients:
@@ -116,18 +124,27 @@ class DnsServer:
         self._proxy.counters["refused_source"] += 1
         return False
 
-    def answer_datagram(
-        self, data: bytes, source: tuple[str, int], transport: asyncio.DatagramTransport
-    ) -> None:
-        """Forwards one UDP query; the proxy bounds how many there are."""
-        self._keep(asyncio.create_task(self._answer_datagram(data, source, transport)))
+    def _receive(self, udp: socket.socket) -> None:
+        """Takes up what has come over UDP; the proxy bounds how many queries there are."""
+        for _ in range(DATAGRAMS_PER_TURN):
+            try:
+                query, source = udp.recvfrom(MAX_DATAGRAM_BYTES)
+            except BlockingIOError:
+                return
+            except OSError as cause:
+                log.debug("a DNS query could not be received", cause=str(cause))
+                return
+            if self._is_client(source[0]) and self._proxy.admit(source[0], over_tcp=False):
+                self._keep(asyncio.create_task(self._answer_datagram(query, source, udp)))
 
-    async def _answer_datagram(
-        self, data: bytes, source: tuple[str, int], transport: asyncio.DatagramTransport
-    ) -> None:
-        answer = await self._proxy.answer(data, source[0], over_tcp=False)
-        if answer is not None and not transport.is_closing():
-            transport.sendto(answer, source)
+    async def _answer_datagram(self, query: bytes, source: tuple[str, int], udp: socket.socket) -> None:
+        answer = await self._proxy.answer_admitted(query, source[0], over_tcp=False)
+        if answer is not None:
+            try:
+                udp.sendto(answer, source)
+            except OSError as cause:  # its client asks again
+                self._proxy.counters["unsent"] += 1
+                log.debug("a DNS answer could not be sent", cause=str(cause))
 
     def _keep(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
@@ -143,7 +160,7 @@ class DnsServer:
         """Not a coroutine: asyncio would make a task of it, and Python 3.11 logs an error for each one that is
         cancelled."""
         peer = writer.get_extra_info("peername")
-        if not peer or not self.is_client(peer[0]):
+        if not peer or not self._is_client(peer[0]):
             self._proxy.counters["tcp_connections_refused"] += 1
             writer.close()
             return
@@ -172,6 +189,9 @@ class DnsServer:
                 while (query := await _read_query(reader)) is not None:
                     await pipeline.acquire()
                     answering.create_task(self._answer_over_tcp(query, source, writer, pipeline))
+                    await asyncio.sleep(
+                        0
+                    )  # one query in a turn of the loop, however many there are to be read
             writer.close()
             async with asyncio.timeout(TCP_IDLE_TIMEOUT):
                 await writer.wait_closed()  # keeps its place while there are answers to be read
@@ -183,12 +203,25 @@ class DnsServer:
     ) -> None:
         try:
             answer = await self._proxy.answer(query, source, over_tcp=True)
-            if answer is not None:
-                writer.write(struct.pack("!H", len(answer)) + answer)
-                async with asyncio.timeout(TCP_IDLE_TIMEOUT):
-                    await writer.drain()
+            if answer is None:
+                return
+            if writer.transport.is_closing():
+                # The client waits for the other answers no more than for this one, whose writing asyncio would log.
+                raise ConnectionResetError("the client has reset the connection")
+            writer.write(struct.pack("!H", len(answer)) + answer)
+            async with asyncio.timeout(TCP_IDLE_TIMEOUT):
+                await writer.drain()
         finally:
             pipeline.release()
+
+
+def _enlarge(udp: socket.socket) -> None:
+    """Gives the socket its receive buffer; no more than net.core.rmem_max where the process may not exceed that, as in
+    a user namespace."""
+    try:
+        udp.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
+    except PermissionError:
+        udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
 
 
 async def _read_query(reader: asyncio.StreamReader) -> bytes | None:
@@ -200,19 +233,3 @@ async def _read_query(reader: asyncio.StreamReader) -> bytes | None:
             return await reader.readexactly(length)
     except (OSError, TimeoutError, asyncio.IncompleteReadError):
         return None
-
-
-class _UdpReceiver(asyncio.DatagramProtocol):
-    def __init__(self, server: DnsServer) -> None:
-        self._server = server
-        self._transport: asyncio.DatagramTransport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.DatagramTransport, transport)  # no subclass of it in CPython
-
-    def datagram_received(self, data: bytes, source: tuple[str, int]) -> None:
-        if self._transport is not None and self._server.is_client(source[0]):
-            self._server.answer_datagram(data, source, self._transport)
-
-    def error_received(self, cause: Exception) -> None:
-        log.debug("a DNS answer could not be sent", cause=str(cause))

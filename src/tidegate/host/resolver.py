@@ -6,6 +6,7 @@ tunnel's record is named after a kind of interface that comes early there, as wg
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -21,7 +22,12 @@ import structlog
 
 log = structlog.get_logger("tidegate.resolver")
 
-SYSTEMD_RESOLVED = Path("/run/systemd/resolve/io.systemd.Resolve")
+RESOLVED_FILES = Path("/run/systemd/resolve")
+"""Where systemd-resolved keeps its own resolv.conf files, and its socket."""
+SYSTEMD_RESOLVED = RESOLVED_FILES / "io.systemd.Resolve"
+RESOLVED_STUBS = frozenset({"127.0.0.53", "127.0.0.54"})  # systemd-resolved(8)
+RESOLV_CONF = Path("/etc/resolv.conf")
+NSSWITCH = Path("/etc/nsswitch.conf")
 INTERFACE_ORDER = Path("/etc/resolvconf/interface-order")
 TIMEOUT = 10.0  # seconds for a helper command
 LEFTOVER_TIMEOUT = 2.0
@@ -29,7 +35,7 @@ LEFTOVER_TIMEOUT = 2.0
 
 DnsOutcome = Literal["applied", "refused", "unmanaged"]
 """What became of the tunnel's DNS servers: *applied*: they are in use; *refused*: the program that manages resolv.conf
-failed; *unmanaged*: there is no such program. In the last two cases DNS is unchanged."""
+failed; *unmanaged*: there is no such program, or programs do not ask it. In the last two cases DNS is unchanged."""
 
 
 @contextmanager
@@ -48,7 +54,7 @@ def configured_dns(
             "DNS is not restored: systemd-resolved asks the tunnel's DNS servers until its device is gone"
         )
         goes_with = tun_name
-    elif resolvconf := shutil.which("resolvconf"):
+    elif resolvconf := _resolvconf():
         text = "".join(f"nameserver {address}\n" for address in addresses)
         text += f"search {' '.join(search)}\n" if search else ""
         record = _record(Path(resolvconf), tun_name)
@@ -79,7 +85,7 @@ def remove_leftover_record(tun_name: str) -> None:
     gone. systemd-resolved forgets them by itself, with the device."""
     if _resolvectl() or _exists(tun_name):
         return
-    if resolvconf := shutil.which("resolvconf"):
+    if resolvconf := _resolvconf():
         # Usually there is nothing to remove; and a user who may not remove it could not have set it either.
         undo = [resolvconf, "-d", _record(Path(resolvconf), tun_name), "-f"]
         _run(undo, timeout=LEFTOVER_TIMEOUT, quietly=True)
@@ -94,7 +100,40 @@ def _exists(interface: str) -> bool:
 
 
 def _resolvectl() -> str | None:
-    return shutil.which("resolvectl") if SYSTEMD_RESOLVED.exists() else None
+    """What tells systemd-resolved, where it runs and is asked."""
+    return shutil.which("resolvectl") if SYSTEMD_RESOLVED.exists() and _resolved_is_asked() else None
+
+
+def _resolvconf() -> str | None:
+    """resolvconf(8); but not systemd's, which is resolvectl by another name, where nobody asks systemd-resolved."""
+    found = shutil.which("resolvconf")
+    if found and Path(os.path.realpath(found)).name == "resolvectl" and not _resolved_is_asked():
+        return None
+    return found
+
+
+def _resolved_is_asked() -> bool:
+    """Whether programs ask systemd-resolved for names (systemd-resolved(8), nss-resolve(8)). It may run where
+    resolv.conf is somebody else's and names other servers: these are asked then, whatever it is told."""
+    if Path(os.path.realpath(RESOLV_CONF)).is_relative_to(RESOLVED_FILES):
+        return True
+    for line in _lines(RESOLV_CONF):
+        keyword, *values = line.split() or [""]
+        if keyword == "nameserver" and RESOLVED_STUBS.intersection(values[:1]):
+            return True
+    for line in _lines(NSSWITCH):
+        database, _, services = line.partition("#")[0].partition(":")  # nsswitch.conf(5)
+        if database.strip() == "hosts" and "resolve" in re.split(r"[\s\[]", services):
+            return True
+    return False
+
+
+def _lines(path: Path) -> list[str]:
+    """Of a file that need not exist."""
+    try:
+        return path.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return []
 
 
 def _record(resolvconf: Path, tun_name: str) -> str:
@@ -103,10 +142,7 @@ def _record(resolvconf: Path, tun_name: str) -> str:
     name = f"{tun_name}.inet"
     if resolvconf.is_symlink():
         return name
-    try:
-        order = INTERFACE_ORDER.read_text("utf-8", "replace").splitlines()
-    except OSError:
-        return name
+    order = _lines(INTERFACE_ORDER)
     kind = next((line[:-1] for line in order if re.fullmatch(r"[A-Za-z0-9-]+\*", line)), None)
     return f"{kind}.{name}" if kind else name
 

@@ -54,6 +54,11 @@ class Resolver:
         self.answer = answer
         self.tcp = tcp
         self.before = before
+        self.gate = asyncio.Event()
+        """Closed, it holds back what is answered over TCP."""
+        self.gate.set()
+        self.probes = 0
+        """How often it was asked whether it is there. What follows is of clients' queries."""
         self.ids: list[int] = []
         self.ports: list[int] = []
         self.address: tuple[str, int] = ("127.0.0.1", 0)
@@ -68,8 +73,11 @@ class Resolver:
 
             def datagram_received(self, data: bytes, source: tuple[str, int]) -> None:
                 query = dns.message.from_wire(data, keyring=resolver.keyring)
-                resolver.ids.append(query.id)
-                resolver.ports.append(source[1])
+                if query.question[0].name == dns.name.root:
+                    resolver.probes += 1
+                else:
+                    resolver.ids.append(query.id)
+                    resolver.ports.append(source[1])
                 for told in (resolver.before(query), resolver.answer(query)):
                     if told is not None:
                         self.transport.sendto(told, source)
@@ -77,6 +85,7 @@ class Resolver:
         async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             (length,) = struct.unpack("!H", await reader.readexactly(2))
             told = resolver.answer(dns.message.from_wire(await reader.readexactly(length)))
+            await resolver.gate.wait()
             if told is not None:
                 writer.write(struct.pack("!H", len(told)) + told)
             writer.close()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import dns.flags
 import dns.message
+import dns.name
 import dns.rcode
 import dns.tsigkeyring
 import pytest
@@ -149,6 +150,41 @@ def test_a_resolver_that_answers_others_is_not_silent() -> None:
             assert await rcode(server, "intranet.corp.") == dns.rcode.NOERROR
             assert await slow == dns.rcode.NXDOMAIN
             assert await rcode(server, "intranet.corp.") == dns.rcode.NOERROR
+
+    run(scenario)
+
+
+def knows_the_root(otherwise: Answer) -> Answer:
+    """Knows the name servers of the root, as any resolver does."""
+    return lambda asked: (good if asked.question[0].name == dns.name.root else otherwise)(asked)
+
+
+def test_a_name_whose_servers_are_silent_does_not_make_its_resolver_silent() -> None:
+    """Any client can ask for one, when nobody else asks for anything."""
+
+    async def scenario() -> None:
+        internal = Resolver(knows_the_root(only("intranet.corp.", silent)))
+        public = Resolver(unknown)
+        async with proxy(internal, public, timeout=1) as server:
+            slow = (rcode(server, f"{number}.slow.example.") for number in range(20))
+            assert await asyncio.gather(*slow) == [dns.rcode.NXDOMAIN] * 20
+            assert await rcode(server, "intranet.corp.") == dns.rcode.NOERROR
+            assert internal.probes == 1, "for all of them"
+            assert public.probes == 0, "nobody comes after it"
+            assert server.counters()["upstream_timeout"] == 20
+
+    run(scenario)
+
+
+def test_a_resolver_is_probed_only_where_its_silence_matters() -> None:
+    async def scenario() -> None:
+        quick, alone = Resolver(good), Resolver(silent)
+        async with proxy(quick, Resolver(good), timeout=0.2) as server:
+            assert await rcode(server, "example.") == dns.rcode.NOERROR
+            await asyncio.sleep(0.3)
+        async with proxy(alone, timeout=0.2) as server:
+            assert await rcode(server, "example.") == dns.rcode.SERVFAIL
+        assert (quick.probes, alone.probes) == (0, 0)
 
     run(scenario)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
+from collections.abc import Callable
 from functools import cache
 from ipaddress import IPv4Address, IPv4Network
 
@@ -17,6 +19,7 @@ from tests.unit.running import open_sockets, until
 from tidegate.dns import DnsProxy, DnsServer
 from tidegate.dns.message import replace_id
 from tidegate.dns.places import SHARES
+from tidegate.dns.server import DATAGRAMS_PER_TURN, MAX_PIPELINED, _enlarge
 from tidegate.errors import ConflictError, HostNetworkError
 
 
@@ -171,6 +174,119 @@ def test_a_client_that_does_not_take_its_answers_is_gone_before_its_place_is_ano
                 assert await is_refused(server, "127.0.0.1")
                 await until(lambda: open_sockets() <= before, seconds=20)
                 assert not await is_refused(server, "127.0.0.1")
+
+    run(scenario)
+
+
+def test_answers_to_a_client_that_has_reset_its_connection_are_no_news(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """For each of them, asyncio would have a line in the log, which any client could have filled with these."""
+
+    async def scenario() -> None:
+        resolver = Resolver(good)
+        resolver.gate.clear()
+        async with proxy(resolver) as server:
+            before = open_sockets()
+            _, writer = await connect(server, "127.0.0.1")
+            wire = query().to_wire()
+            writer.write((struct.pack("!H", len(wire)) + wire) * MAX_PIPELINED)
+            await until(lambda: server.counters().get("queries_tcp") == MAX_PIPELINED)
+            await asyncio.sleep(0.1)  # and they have reached the resolver
+            at_once = struct.pack("ii", 1, 0)  # with RST (SO_LINGER, socket(7))
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+            writer.transport.abort()
+            await asyncio.sleep(0.05)
+            resolver.gate.set()
+            await until(lambda: open_sockets() <= before)
+            assert server.counters()["answered"] > 0
+
+    run(scenario)
+    assert caplog.messages == []
+
+
+def test_bursts_of_several_clients_wait_for_the_proxy() -> None:
+    clients, burst = 8, 128
+
+    async def scenario() -> None:
+        server = DnsServer(DnsProxy([]), IPv4Address("127.0.0.1"), LOOPBACK, port=0)
+        server.open()
+        with contextlib.closing(server):
+            for number in range(clients):
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+                    client.bind((f"127.0.0.{2 + number}", 0))
+                    for _ in range(burst):
+                        client.sendto(b"no query", ("127.0.0.1", server.port))
+            task = asyncio.create_task(server.run())
+            try:
+                await until(lambda: server.counters().get("queries_udp") == clients * burst)
+            finally:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    run(scenario)
+
+
+def test_a_process_without_privileges_gets_as_large_a_buffer_as_it_may() -> None:
+    class Unprivileged(socket.socket):
+        def setsockopt(self, level: int, option: int, value: int) -> None:  # type: ignore[override]
+            if option != socket.SO_RCVBUF:
+                raise PermissionError("Operation not permitted")
+            super().setsockopt(level, option, value)
+
+    with Unprivileged(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        before = udp.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        _enlarge(udp)
+        assert udp.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) > before
+
+
+def test_an_answer_that_the_kernel_refuses_is_counted() -> None:
+    async def scenario() -> None:
+        async with proxy(Resolver(good)) as server:
+            assert server._udp is not None
+            nowhere = ("127.0.0.1", 0)
+            assert server._proxy.admit(nowhere[0], over_tcp=False)
+            await server._answer_datagram(query().to_wire(), nowhere, server._udp)
+            assert server.counters()["unsent"] == 1
+
+    run(scenario)
+
+
+async def turns_until(holds: Callable[[], bool]) -> int:
+    """How many turns of the event loop it takes until the condition holds."""
+    turns = 0
+    async with asyncio.timeout(5):
+        while not holds():
+            await asyncio.sleep(0)
+            turns += 1
+    return turns
+
+
+def test_datagrams_do_not_wait_for_a_turn_of_the_loop_each() -> None:
+    """What one client asks over TCP can make turns long."""
+
+    async def scenario() -> None:
+        async with proxy() as server:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+                for _ in range(2 * DATAGRAMS_PER_TURN):
+                    client.sendto(b"no query", ("127.0.0.1", server.port))
+            sent = 2 * DATAGRAMS_PER_TURN
+            turns = await turns_until(lambda: server.counters().get("queries_udp") == sent)
+            assert 2 <= turns <= 4, "all that have come, but a bounded number"
+
+    run(scenario)
+
+
+def test_a_tcp_connection_takes_a_turn_of_the_loop_for_each_query() -> None:
+    async def scenario() -> None:
+        async with proxy() as server:
+            _, writer = await connect(server, "127.0.0.1")
+            await asyncio.sleep(0.05)
+            wire = b"\0" * 12  # answered at once
+            writer.write((struct.pack("!H", len(wire)) + wire) * MAX_PIPELINED)
+            turns = await turns_until(lambda: server.counters().get("queries_tcp") == MAX_PIPELINED)
+            assert turns >= MAX_PIPELINED
+            writer.close()
 
     run(scenario)
 

@@ -15,6 +15,8 @@ from tidegate.log import configure_logging
 from tidegate.settings import LogSettings
 
 SERVERS = (IPv4Address("10.66.77.1"), IPv4Address("192.0.2.53"))
+STUB = "nameserver 127.0.0.53\noptions edns0 trust-ad\n"
+STATIC = "# by hand\nnameserver 192.0.2.1\nsearch 127.0.0.53\n"
 DEBIAN_ORDER = "# interface-order(5)\nlo.inet6\nlo.@(dnsmasq|pdnsd)\nlo\ntun*\ntap*\neth*([^.]).inet6\n*\n"
 
 
@@ -26,7 +28,12 @@ class Host:
         self.programs.mkdir()
         self.calls_file = folder / "calls"
         self.order = folder / "interface-order"
-        self.resolved = folder / "resolved"
+        self.resolved_files = folder / "resolve"
+        self.resolved_files.mkdir()
+        self.resolved = self.resolved_files / "io.systemd.Resolve"
+        self.resolv_conf = folder / "resolv.conf"
+        self.resolv_conf.write_text(STUB)
+        self.nsswitch = folder / "nsswitch.conf"
 
     def install(self, name: str, *, fails: str = "") -> Path:
         """A program that fails when one of its arguments is `fails`."""
@@ -55,6 +62,9 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     made = Host(tmp_path)
     monkeypatch.setenv("PATH", str(made.programs))
     monkeypatch.setattr(resolver, "SYSTEMD_RESOLVED", made.resolved)
+    monkeypatch.setattr(resolver, "RESOLVED_FILES", made.resolved_files)
+    monkeypatch.setattr(resolver, "RESOLV_CONF", made.resolv_conf)
+    monkeypatch.setattr(resolver, "NSSWITCH", made.nsswitch)
     monkeypatch.setattr(resolver, "INTERFACE_ORDER", made.order)
     return made
 
@@ -70,6 +80,72 @@ def test_resolved_is_told_which_servers_and_that_they_are_for_every_name(host: H
             "resolvectl domain tun9 ~. corp.example",
         ]
     assert host.calls() == ["resolvectl revert tun9"]
+
+
+@pytest.mark.parametrize(
+    ("resolv_conf", "nsswitch"),
+    [
+        ("-> stub-resolv.conf", "hosts: files dns\n"),
+        ("-> resolv.conf", ""),
+        (STUB, ""),
+        ("nameserver 192.0.2.1\nnameserver 127.0.0.54\n", ""),
+        (STATIC, "passwd: files\nhosts: mymachines resolve [!UNAVAIL=return] files dns # as shipped\n"),
+        (STATIC, "hosts:resolve[!UNAVAIL=return] dns\n"),
+        ("", "hosts: resolve\n"),
+    ],
+    ids=[
+        "stub's file",
+        "servers' file",
+        "stub",
+        "other stub",
+        "NSS",
+        "NSS without spaces",
+        "no file, but NSS",
+    ],
+)
+def test_resolved_is_told_where_programs_ask_it(host: Host, resolv_conf: str, nsswitch: str) -> None:
+    host.resolved.touch()
+    host.install("resolvectl")
+    host.nsswitch.write_text(nsswitch)
+    host.resolv_conf.unlink()
+    if resolv_conf.startswith("-> "):
+        (host.resolved_files / resolv_conf[3:]).write_text(STATIC)
+        host.resolv_conf.symlink_to(f"resolve/{resolv_conf[3:]}")
+    elif resolv_conf:
+        host.resolv_conf.write_text(resolv_conf)
+    with configured_dns("tun9", SERVERS[:1], ()) as outcome:
+        assert outcome == "applied"
+        assert host.calls()[0] == "resolvectl dns tun9 10.66.77.1"
+
+
+@pytest.mark.parametrize(
+    "nsswitch",
+    [None, "hosts: files dns # not resolve\n", "networks: resolve\n"],
+    ids=["none", "hosts", "networks"],
+)
+def test_resolved_is_not_told_where_nobody_asks_it(host: Host, nsswitch: str | None) -> None:
+    """It runs, but the host's file names other servers: these go on being asked."""
+    host.resolved.touch()
+    resolvectl = host.install("resolvectl")
+    host.resolv_conf.write_text(STATIC)
+    if nsswitch is not None:
+        host.nsswitch.write_text(nsswitch)
+    with configured_dns("tun9", SERVERS[:1], ()) as outcome:
+        assert outcome == "unmanaged"
+    resolvconf = host.programs / "resolvconf"
+    resolvconf.symlink_to(resolvectl)  # systemd's, which tells nobody else
+    with configured_dns("tun9", SERVERS[:1], ()) as outcome:
+        assert outcome == "unmanaged"
+    remove_leftover_record("gone9")
+    assert host.calls() == []
+    resolvconf.unlink()
+    host.install("resolvconf")
+    with configured_dns("tun9", SERVERS[:1], ()) as outcome:
+        assert outcome == "applied"
+        assert host.calls()[0] == "resolvconf -a tun9.inet -m 0 -x"
+    host.calls()
+    remove_leftover_record("gone9")
+    assert host.calls() == ["resolvconf -d gone9.inet -f"]
 
 
 def test_resolvconf_gets_a_record_of_its_own_that_keeps_all_others_out(host: Host) -> None:
