@@ -17,6 +17,8 @@ from structlog.typing import Processor
 from tidegate.settings import LogSettings
 from tidegate.streams import is_terminal, say
 
+log = structlog.get_logger("tidegate.log")
+
 
 def configure_logging(settings: LogSettings) -> None:
     """Sets level and format. To be called before the first event, and again when the settings change."""
@@ -41,6 +43,11 @@ def configure_logging(settings: LogSettings) -> None:
         logger_factory=lambda *_: _StderrLogger(),
         cache_logger_on_first_use=False,
     )
+
+
+def report_lost_lines(count: int) -> None:
+    """For `saying_in_background`. An error, so that every level shows it: lines of any level are missing."""
+    log.error("lines were lost: nobody read them", count=count)
 
 
 def _colours_are_wanted() -> bool:

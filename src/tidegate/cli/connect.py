@@ -44,10 +44,10 @@ def connect(
     from tidegate.client import Client, ClientEvent
     from tidegate.errors import UsageError
     from tidegate.identity import others_can_read, read_profile
-    from tidegate.log import configure_logging
+    from tidegate.log import configure_logging, report_lost_lines
     from tidegate.settings import LogSettings, OffloadSettings
     from tidegate.settings.model import parse_interface
-    from tidegate.streams import say
+    from tidegate.streams import say, saying_in_background
 
     def report(event: ClientEvent) -> None:
         if json:
@@ -75,5 +75,6 @@ def connect(
         use_routes=routes,
         report=report,
     )
-    stopped_by = asyncio.run(client.run())
+    with saying_in_background(report_lost_lines):
+        stopped_by = asyncio.run(client.run())
     return EXIT_INTERRUPTED if stopped_by == signal.SIGINT else EXIT_OK
