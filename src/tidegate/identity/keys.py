@@ -61,17 +61,27 @@ def load_or_make_private_key(path: Path, peers: Callable[[], Sequence[str]] = tu
     except FileNotFoundError:
         pass
     except OSError as cause:
-        raise StoreError(f"{path}: the gateway's key cannot be read: {cause.strerror}") from cause
+        raise _unreadable(path, cause) from cause
     if names := peers():
         raise _gone(path, names)
     try:
         with atomic_write(path, replace=False) as file:
             file.write(encode_key(make_private_key()) + "\n")
     except FileExistsError:
-        pass  # another process made one meanwhile: use that one
+        pass  # another process made one meanwhile: use that one; or it is a link to nothing
     except OSError as cause:
         raise StoreError(f"{path}: the gateway's key cannot be written: {cause.strerror}") from cause
-    return _load(path)
+    try:
+        return _load(path)
+    except OSError as cause:
+        raise _unreadable(path, cause) from cause
+
+
+def _unreadable(path: Path, cause: OSError) -> StoreError:
+    return StoreError(
+        f"{path}: the gateway's key cannot be read: {cause.strerror}",
+        hint=f"it is a symbolic link to {path.readlink()}" if path.is_symlink() else None,
+    )
 
 
 def _gone(path: Path, peers: Sequence[str]) -> StoreError:

@@ -59,3 +59,13 @@ def test_a_damaged_key_is_refused_and_left_as_it_is(tmp_path: Path, content: str
     with pytest.raises(StoreError, match="damaged"):
         load_or_make_private_key(path)
     assert path.read_text() == content
+
+
+def test_a_key_file_that_is_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "gateway.key"
+    path.symlink_to(tmp_path / "unmounted" / "gateway.key")
+    reason = r"gateway\.key: the gateway's key cannot be read: No such file"
+    with pytest.raises(StoreError, match=reason) as refused:
+        load_or_make_private_key(path)
+    assert refused.value.hint == f"it is a symbolic link to {path.readlink()}"
+    assert path.is_symlink()
