@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Interface
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -20,8 +21,9 @@ from tidegate.control.commands import AnswerT, Command, PeerAdd, PeerList
 from tidegate.errors import EngineError, StoreError, UnansweredError
 from tidegate.gateway import Gateway
 from tidegate.identity import parse_profile, read_profile
+from tidegate.log import configure_logging
 from tidegate.net import Endpoint
-from tidegate.settings import Settings
+from tidegate.settings import LogSettings, Settings
 from tidegate.store.sqlite import SqliteStore
 
 
@@ -200,6 +202,44 @@ def test_a_failure_with_advice_of_its_own_keeps_it_while_the_peer_is_taken_back(
             assert code == 2
             assert line.endswith("choose another --out, or add --force")
             assert running.packets.peers == {}
+
+    asyncio.run(scenario())
+
+
+def test_each_change_has_a_line_in_the_log_with_names_and_addresses_and_without_secrets(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            configure_logging(LogSettings(format="json"))
+
+            async def logged(*command: str) -> dict[str, Any]:
+                code, _, err = await running.cli(*command)
+                assert code == 0, err
+                line = only([json.loads(line) for line in err.splitlines() if line.startswith("{")])
+                assert line.pop("level") == "info"
+                del line["timestamp"]
+                return line
+
+            added = await logged("peer", "add", "alice")
+            key = (await running.answer("peer", "show", "alice"))["public_key"]
+            alice = {"name": "alice", "address": "10.66.77.2", "public_key": key}
+            assert added == {"event": "peer added", **alice, "cipher": "chacha20-poly1305"}
+            web, dns = (
+                {"external": port, "to": f"alice:{inner}"}
+                for port, inner in (("tcp/80", 8080), ("udp/53", 53))
+            )
+            assert await logged("publish", "add", "tcp/80", "--to", "alice:8080") == {
+                "event": "port published",
+                **web,
+            }
+            assert await logged("publish", "remove", "tcp/80") == {"event": "port no longer published", **web}
+            assert await logged("publish", "add", "udp/53", "--to", "alice:53") == {
+                "event": "port published",
+                **dns,
+            }
+            removed = await logged("peer", "remove", "alice")
+            assert removed == {"event": "peer removed", **alice, "no_longer_published": "udp/53"}
 
     asyncio.run(scenario())
 

@@ -191,6 +191,7 @@ class Administration:
                 if not isinstance(cause, OSError | ValueError | RuntimeError):
                     raise
                 raise EngineError(f"the engine refuses peer {name!r}: {cause}") from cause
+            log.info("peer added", **_for_the_log(peer), cipher=peer.cipher)
             self._pass_protocols_and_log()
         endpoint = gateway.endpoint or self._context.suggested_endpoint()
         return PeerAdded(
@@ -246,6 +247,8 @@ class Administration:
                 number: holder for number, holder in self._passed.items() if holder != str(peer.address)
             }
             self._publications.withdraw(publications)
+            ports = ",".join(publication.external_text for publication in publications)
+            log.info("peer removed", **_for_the_log(peer), no_longer_published=ports or "none")
             self._pass_protocols_and_log()
         return PeerRemoved(
             peer=_peer_view(peer, None),
@@ -375,6 +378,10 @@ class Administration:
 
 def _pair(endpoint: tuple[str, int]) -> str:
     return f"{endpoint[0]}:{endpoint[1]}"
+
+
+def _for_the_log(peer: Peer) -> dict[str, str]:
+    return {"name": peer.name, "address": str(peer.address), "public_key": encode_key(peer.public_key)}
 
 
 def _peer_view(peer: Peer, counters: PeerStatus | None) -> PeerView:
