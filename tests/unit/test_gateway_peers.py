@@ -206,6 +206,28 @@ def test_a_failure_with_advice_of_its_own_keeps_it_while_the_peer_is_taken_back(
     asyncio.run(scenario())
 
 
+def test_one_of_more_peers_than_fit_in_an_answer_is_shown_and_taken_back(
+    settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tidegate.control.server.MAX_ANSWER_BYTES", 2000)
+
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            for number in range(8):
+                assert (await running.cli("peer", "add", f"peer-{number}"))[0] == 0
+            for all_of_them in (["status"], ["peer", "list"]):
+                code, _, err = await running.cli(*all_of_them)
+                assert (code, "`tidegate peer show NAME`" in err) == (1, True), err
+            assert (await running.answer("peer", "show", "peer-5"))["address"] == "10.66.77.7"
+            assert "no peer named 'eve'" in (await running.cli("peer", "show", "eve"))[2]
+            with monkeypatch.context() as patch:
+                deafen(patch, {PeerAdd}, UnansweredError("no word"))
+                assert "alice was not added" in (await running.cli("peer", "add", "alice"))[2]
+            assert len(running.packets.peers) == 8
+
+    asyncio.run(scenario())
+
+
 def test_each_change_has_a_line_in_the_log_with_names_and_addresses_and_without_secrets(
     settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -137,8 +137,8 @@ def _take_back(
     name = command.name
     try:
         with asking() as executor:
-            peers = executor.execute(PeerList()).peers
-            if any((peer.name, peer.public_key) == (name, command.public_key) for peer in peers):
+            peers = executor.execute(PeerList(name=name)).peers
+            if any(peer.public_key == command.public_key for peer in peers):
                 executor.execute(PeerRemove(name=name))
         removed = True
     except (TidegateError, KeyboardInterrupt):

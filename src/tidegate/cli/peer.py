@@ -303,11 +303,13 @@ def show(
     from tidegate.errors import NotFoundError
 
     settings = read_settings(context, config, state_dir)
+    with given_as(name="NAME"):
+        command = PeerList(name=name)
     with administration(settings, runtime_of(context).host(), make=False) as executor:
-        answer = executor.execute(PeerList())
-    peer = next((peer for peer in answer.peers if peer.name == name), None)
-    if peer is None:
+        answer = executor.execute(command)
+    if not answer.peers:
         raise NotFoundError(f"there is no peer named {name!r}", hint="see `tidegate peer list`")
+    (peer,) = answer.peers
     if json:
         print_json(peer)
         return

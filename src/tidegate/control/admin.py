@@ -117,7 +117,7 @@ class Administration:
             case PeerAdd():
                 return self._peer_add(command)
             case PeerList():
-                return self._peer_list()
+                return self._peer_list(command)
             case PeerRemove():
                 return self._peer_remove(command)
             case PublishAdd():
@@ -230,13 +230,18 @@ class Administration:
         except ValueError as cause:
             raise UsageError(str(cause)) from None
 
-    def _peer_list(self) -> PeerListed:
+    def _peer_list(self, command: PeerList) -> PeerListed:
         status = self._live.engine.status() if self._live is not None else None
-        return PeerListed(running=status is not None, peers=self._peer_views(status))
+        return PeerListed(running=status is not None, peers=self._peer_views(status, command.name))
 
-    def _peer_views(self, status: EngineStatus | None) -> list[PeerView]:
+    def _peer_views(self, status: EngineStatus | None, name: str | None = None) -> list[PeerView]:
+        """Of the peer with that name, or of all."""
         counters = {entry.public_key: entry for entry in status.peers} if status is not None else {}
-        return [_peer_view(peer, counters.get(peer.public_key)) for peer in self._store.peers()]
+        return [
+            _peer_view(peer, counters.get(peer.public_key))
+            for peer in self._store.peers()
+            if name in (None, peer.name)
+        ]
 
     def _peer_remove(self, command: PeerRemove) -> PeerRemoved:
         peer, publications = self._store.remove_peer(command.name)
