@@ -20,7 +20,7 @@ from tidegate.control.client import ControlClient
 from tidegate.control.commands import AnswerT, Command, PeerAdd, PeerList
 from tidegate.errors import EngineError, StoreError, UnansweredError
 from tidegate.gateway import Gateway
-from tidegate.identity import parse_profile, read_profile
+from tidegate.identity import encode_key, make_private_key, parse_profile, public_key_of, read_profile
 from tidegate.log import configure_logging
 from tidegate.net import Endpoint
 from tidegate.settings import LogSettings, Settings
@@ -136,6 +136,24 @@ def test_a_peer_whose_adding_is_not_answered_is_taken_back(
                 deafen(patch, {PeerAdd}, cause)
                 assert (await running.cli("peer", "add", "alice"))[0] == code
             assert len(running.packets.peers) == 1, "the alice of before has another key"
+
+    asyncio.run(scenario())
+
+
+def test_a_peer_with_a_key_that_was_given_is_not_taken_for_the_new_one(
+    settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have been there before, with this very key."""
+    command = ("peer", "add", "alice", "--public-key", encode_key(public_key_of(make_private_key())))
+
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            assert (await running.cli(*command))[0] == 0
+            with monkeypatch.context() as patch:
+                deafen(patch, {PeerAdd}, UnansweredError("no word"))
+                told = "tidegate: no word; alice may have been added: see `tidegate peer show alice`\n"
+                assert await running.cli(*command) == (1, "", told)
+            assert len(running.packets.peers) == 1
 
     asyncio.run(scenario())
 

@@ -43,7 +43,7 @@ from tidegate.control.commands import (
 from tidegate.control.publications import Publications
 from tidegate.engine import EngineGateway, EngineStatus, ExternalLink, PeerStatus
 from tidegate.errors import EngineError, NotRunningError, SettingsError, StoreError, UsageError
-from tidegate.identity.keys import decode_key, encode_key
+from tidegate.identity.keys import decode_key, encode_key, parse_public_key
 from tidegate.ip_protocols import protocol_name
 from tidegate.net import Endpoint, parse_peer_address
 from tidegate.settings import Key, Settings
@@ -164,14 +164,18 @@ class Administration:
         name = check_peer_name(command.name)
         gateway = self._context.settings.gateway
         try:
-            public_key = decode_key(command.public_key)
+            public_key = parse_public_key(command.public_key)
             preshared_key = decode_key(command.preshared_key) if command.preshared_key is not None else None
         except ValueError as cause:
             raise UsageError(f"the key of {name!r} {cause}") from None
         self._check_cipher(command.cipher, name, "add the peer without --cipher")
         if self._live is None:  # a running gateway has checked already
             self._check_subnet(self._store.peers())
-        gateway_public_key = encode_key(self._context.public_key())
+        own_key = self._context.public_key()
+        if public_key == own_key:
+            raise UsageError(
+                f"the key of {name!r} is the gateway's own", hint="give the public key of the peer's device"
+            )
         peer = self._store.add_peer(
             name,
             public_key,
@@ -196,7 +200,7 @@ class Administration:
         endpoint = gateway.endpoint or self._context.suggested_endpoint()
         return PeerAdded(
             peer=_peer_view(peer, None),
-            gateway_public_key=gateway_public_key,
+            gateway_public_key=encode_key(own_key),
             gateway_address=str(gateway.address),
             listen_port=gateway.listen.port,
             endpoint=str(endpoint) if endpoint else None,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from tidegate.errors import StoreError
 from tidegate.files import PRIVATE_FILE, atomic_write
@@ -33,6 +33,17 @@ def decode_key(text: str) -> bytes:
     # The round trip refuses a second spelling of the same key (unused bits of the last character).
     if len(key) != KEY_BYTES or encode_key(key) != text:
         raise ValueError(f"is not a key (32 bytes in base64, {KEY_TEXT_LENGTH} characters)")
+    return key
+
+
+def parse_public_key(text: str) -> bytes:
+    """A public key that somebody has given. Raises `ValueError`, whose message does not repeat it: people mistake their
+    private key for it."""
+    key = decode_key(text)
+    try:
+        X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(key))
+    except ValueError:  # the shared secret is zero (RFC 7748 §6.1): everybody knows it
+        raise ValueError("is no public key: a point of low order") from None
     return key
 
 
