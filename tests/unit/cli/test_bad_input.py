@@ -61,6 +61,14 @@ USAGE, FAILURE = 2, 1
             ["peer", "add", "alice", "--public-key", "A" * 43 + "="],
             "--public-key is no public key: a point of low",
         ),
+        (
+            ["connect", "a.conf", "--log-level", "loud"],
+            "--log-level: must be 'debug', 'info', 'warning' or 'error'",
+        ),
+        (
+            ["connect", "a.conf", "--log-format", "xml"],
+            "--log-format: must be 'auto', 'console', 'json' or 'logfmt'",
+        ),
         (["publish", "add", "sctp/80", "--to", "alice"], "sctp/80"),
         (["publish", "add", "tcp/90-80", "--to", "alice"], "ports 90-80: the range ends before it starts"),
         (["publish", "add", "tcp/0", "--to", "alice"], "'0'"),
