@@ -57,8 +57,11 @@ class Publications:
                 continue
             try:
                 self._publish(publication)
-            except (ConflictError, EngineError, StoreError) as refused:
+            except (ConflictError, StoreError) as refused:
                 self._failed[publication.external_text] = str(refused)
+            except EngineError as silence:
+                self._failed[publication.external_text] = str(silence)
+                break  # each of the others would wait as long for the same shard
             else:
                 del self._failed[publication.external_text]
         return list(self._failed.values())
