@@ -184,6 +184,7 @@ class Client:
 
     async def _open_engine(self, endpoint: IPv4Address, plan: RoutePlan) -> EngineClient:
         profile = self._profile
+        assert profile.private_key is not None, "a profile that was read has one"
         options = ClientOptions(
             private_key=profile.private_key,
             address=str(profile.address.ip),

@@ -19,6 +19,8 @@ from structlog.typing import Processor
 from tidegate.settings import LogSettings
 from tidegate.streams import is_terminal, say
 
+log = structlog.get_logger("tidegate.log")
+
 
 def configure_logging(settings: LogSettings) -> None:
     """Sets level and format. To be called before the first event, and again when the settings change."""
@@ -44,6 +46,11 @@ def configure_logging(settings: LogSettings) -> None:
         cache_logger_on_first_use=False,
     )
     logging.getLogger().addHandler(_LIBRARIES)  # once: the second time, it is there
+
+
+def report_lost_lines(count: int) -> None:
+    """For `saying_in_background`. An error, so that every level shows it: lines of any level are missing."""
+    log.error("lines were lost: nobody read them", count=count)
 
 
 def _colours_are_wanted() -> bool:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import time
 from socket import AF_INET, SOCK_DGRAM, socket
@@ -19,6 +20,7 @@ from tidegate.lab.blob import blob_sha256
 from tidegate.lab.services import start_services
 from tidegate.lab.stacks import (
     INNER_GATEWAY,
+    LISTEN_PORT,
     TidegateClient,
     TidegateGateway,
     WireguardGoClient,
@@ -63,6 +65,30 @@ def test_a_client_may_change_its_source_address_in_the_middle_of_a_download(
     assert checks.ping(host, INTERNET, count=5).complete
     client.stop()
     world.gateway.stop()
+
+
+def test_a_device_that_made_its_own_keys_connects_with_its_completed_profile(
+    request: pytest.FixtureRequest,
+) -> None:
+    if request.config.getoption("--reference"):
+        pytest.skip("about Tidegate only")
+    with Lab() as lab:
+        start_services(lab)
+        gateway = TidegateGateway(lab)
+        gateway.start()
+        private = subprocess.check_output(["wg", "genkey"], text=True).strip()
+        public = subprocess.check_output(["wg", "pubkey"], input=private, text=True).strip()
+        file = lab.scratch / "alice.conf"
+        where = ("--endpoint", f"{GATEWAY_ACCESS}:{LISTEN_PORT}", "--out", str(file))
+        gateway.command("peer", "add", "alice", "--public-key", public, *where)
+        profile = file.read_text()
+        assert private not in profile
+        file.write_text(re.sub(r"^# PrivateKey = .*", f"PrivateKey = {private}", profile, flags=re.MULTILINE))
+        client = WireguardGoClient(lab.client, file)
+        client.start()
+        assert checks.ping(lab.client, INTERNET, count=5).complete
+        client.stop()
+        gateway.stop()
 
 
 @pytest.mark.parametrize("ours", ["client", "gateway"])

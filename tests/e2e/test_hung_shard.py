@@ -14,16 +14,18 @@ from collections.abc import Iterator
 
 import pytest
 
+from tidegate.control.commands import PublicationView, PublishAdd, PublishList
 from tidegate.lab import checks
 from tidegate.lab.halt import halted
 from tidegate.lab.hoststate import tun_devices
 from tidegate.lab.services import start_services
 from tidegate.lab.stacks import INNER_GATEWAY, TidegateClient, TidegateGateway, tidegate_command
-from tidegate.lab.topology import GATEWAY_ACCESS, INTERNET, Lab
+from tidegate.lab.topology import GATEWAY_ACCESS, GATEWAY_EXTERNAL, INTERNET, Lab
 from tidegate.lab.waiting import wait_until
 
 pytestmark = pytest.mark.namespaces
 
+OTHER_FACE = "203.0.113.77"
 ANSWER_SECONDS = 5.0
 """The engine waits 2 s for a shard; the rest is for a command to start on a busy machine."""
 END_SECONDS = 10.0
@@ -70,6 +72,39 @@ def test_a_hung_shard_is_reported_and_the_others_go_on(lab: Lab, gateway: Tidega
         assert reached(lab, 0)
     wait_until(lambda: reached(lab, 1), "the shard to go on", timeout=10.0)
     lab.gateway.run(status)
+
+
+def test_ports_that_move_to_another_address_wait_for_a_hung_shard_once_and_not_each(
+    lab: Lab, gateway: TidegateGateway
+) -> None:
+    first, count = 9000, 30
+    gateway.ask(
+        PublishAdd(
+            protocol="tcp",
+            first_port=first,
+            last_port=first + count - 1,
+            peer=lab.clients[0].role,
+            internal_port=first,
+        )
+    )
+
+    def published() -> PublicationView:
+        (view,) = gateway.ask(PublishList()).publications
+        return view
+
+    with halted(lab.gateway, gateway.process, "shard-1"):
+        lab.gateway.sysctl("net.ipv4.conf.external.promote_secondaries", "1")
+        lab.gateway.ip(f"address add {OTHER_FACE}/24 dev external")
+        lab.gateway.ip(f"address delete {GATEWAY_EXTERNAL}/24 dev external")
+        lab.gateway.ip(f"route replace default via {INTERNET}")
+        wait_until(lambda: "publication failed" in gateway.process.output(), "the first port to fail")
+        asked = time.monotonic()
+        told = published()
+        assert time.monotonic() - asked < ANSWER_SECONDS
+        assert told.detail == f"tcp/{first} on {OTHER_FACE}: shard 1 did not answer within 2s"
+    wait_until(lambda: reached(lab, 1), "the shard to go on", timeout=10.0)
+    lab.gateway.ip(f"address add {GATEWAY_EXTERNAL}/24 dev external")  # any change of the link
+    wait_until(lambda: published().state == "active", "all ports to be published")
 
 
 def test_a_gateway_ends_although_a_shard_does_not(lab: Lab, gateway: TidegateGateway) -> None:

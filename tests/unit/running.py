@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from tests.unit.fakes import FakeEngine, FakeGateway, FakeHost
 from tidegate.cli import main
@@ -67,6 +69,8 @@ async def serving(
         said.append(line)
         ready.set()
 
+    if not structlog.is_configured():  # what only informs would be in the answers of the command line, too
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     engine, host = engine or FakeEngine(), host or FakeHost()
     gateway = Gateway(settings, engine, host, ready=is_ready, reread=reread)
     task = asyncio.create_task(gateway.run())

@@ -21,7 +21,7 @@ import pytest
 
 from tests.unit.conftest import CommandLine
 from tests.unit.connecting import PROFILE, WHOLE, made, until_connected
-from tests.unit.fakes import FakeClient, FakeClientHost, FakeEngine, FakeEvent, FakePeerStatus
+from tests.unit.fakes import FakeClient, FakeClientHost, FakeEngine, FakeEvent, FakePeerStatus, FakeStatus
 from tests.unit.running import until
 from tidegate.client import Client, ClientEvent
 from tidegate.errors import EngineError, HostNetworkError
@@ -462,6 +462,33 @@ def test_a_profile_that_everybody_can_read_is_mentioned(
     outcome = tidegate("connect", file)
     assert outcome.code == 130
     assert (f"{file}: every user of this machine can read its keys" in outcome.err) == said
+
+
+@pytest.mark.parametrize("level", ["debug", "info"])
+def test_what_only_helps_to_find_faults_is_logged_when_asked_for(
+    end_when_connected: EndWhenConnected,
+    tidegate: CommandLine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    level: str,
+) -> None:
+    status = FakeClient.status
+
+    def busy_at_first(client: FakeClient) -> FakeStatus:
+        answer = status(client)
+        if client.looks == 1:
+            raise RuntimeError("the engine is busy")
+        return answer
+
+    monkeypatch.setattr(FakeClient, "status", busy_at_first)
+    file = tmp_path / "alice.conf"
+    file.write_text(PROFILE.render())
+    end_when_connected(signal.SIGINT)
+    outcome = tidegate("connect", file, "--log-level", level, "--log-format", "json")
+    assert outcome.code == 130
+    events = [json.loads(line) for line in outcome.err.splitlines() if line.startswith("{")]
+    causes = [event["cause"] for event in events if event["level"] == "debug"]
+    assert causes == (["the engine is busy"] if level == "debug" else [])
 
 
 def test_a_broken_profile_is_a_usage_error(tidegate: CommandLine, tmp_path: Path) -> None:

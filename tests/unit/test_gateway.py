@@ -144,6 +144,37 @@ def test_a_publication_that_a_shard_does_not_answer_for_is_taken_back_as_a_whole
     asyncio.run(scenario())
 
 
+def test_ports_are_not_each_tried_again_while_a_shard_does_not_answer(
+    settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ports = (8080, 8081, 8082)
+    asked: list[int] = []
+
+    def late(_protocol: str, port: int, _internal: tuple[str, int]) -> None:
+        asked.append(port)
+        raise RuntimeError("shard 1 did not answer within 2s")
+
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            await running.cli("peer", "add", "alice")
+            for port in ports:
+                assert (await running.cli("publish", "add", f"tcp/{port}", "--to", "alice"))[0] == 0
+        engine = FakeEngine()
+        engine.prepare = lambda packets: packets.held.update(ports)
+        async with serving(settings, capsys, engine) as again:
+            with monkeypatch.context() as patch:
+                patch.setattr(again.packets, "publish", late)
+                warnings = (await again.answer("reload"))["warnings"]
+            assert asked == [8080], "the engine waits 2 s for each"
+            assert "did not answer" in warnings[0]
+            assert len(warnings) == 3
+            again.packets.held.clear()
+            assert (await again.answer("reload"))["warnings"] == []
+            assert [port for _, port in again.packets.published] == list(ports)
+
+    asyncio.run(scenario())
+
+
 def test_a_port_that_is_taken_at_start_is_told_and_does_not_stop_the_gateway(
     settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Interface
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -19,9 +20,10 @@ from tidegate.control.client import ControlClient
 from tidegate.control.commands import AnswerT, Command, PeerAdd, PeerList
 from tidegate.errors import EngineError, StoreError, UnansweredError
 from tidegate.gateway import Gateway
-from tidegate.identity import parse_profile, read_profile
+from tidegate.identity import encode_key, make_private_key, parse_profile, public_key_of, read_profile
+from tidegate.log import configure_logging
 from tidegate.net import Endpoint
-from tidegate.settings import Settings
+from tidegate.settings import LogSettings, Settings
 from tidegate.store.sqlite import SqliteStore
 
 
@@ -138,6 +140,24 @@ def test_a_peer_whose_adding_is_not_answered_is_taken_back(
     asyncio.run(scenario())
 
 
+def test_a_peer_with_a_key_that_was_given_is_not_taken_for_the_new_one(
+    settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have been there before, with this very key."""
+    command = ("peer", "add", "alice", "--public-key", encode_key(public_key_of(make_private_key())))
+
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            assert (await running.cli(*command))[0] == 0
+            with monkeypatch.context() as patch:
+                deafen(patch, {PeerAdd}, UnansweredError("no word"))
+                told = "tidegate: no word; alice may have been added: see `tidegate peer show alice`\n"
+                assert await running.cli(*command) == (1, "", told)
+            assert len(running.packets.peers) == 1
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize(
     ("cause", "code"), [(UnansweredError("no word"), 1), (KeyboardInterrupt(), 130)], ids=["", "Ctrl-C"]
 )
@@ -200,6 +220,66 @@ def test_a_failure_with_advice_of_its_own_keeps_it_while_the_peer_is_taken_back(
             assert code == 2
             assert line.endswith("choose another --out, or add --force")
             assert running.packets.peers == {}
+
+    asyncio.run(scenario())
+
+
+def test_one_of_more_peers_than_fit_in_an_answer_is_shown_and_taken_back(
+    settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tidegate.control.server.MAX_ANSWER_BYTES", 2000)
+
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            for number in range(8):
+                assert (await running.cli("peer", "add", f"peer-{number}"))[0] == 0
+            for all_of_them in (["status"], ["peer", "list"]):
+                code, _, err = await running.cli(*all_of_them)
+                assert (code, "`tidegate peer show NAME`" in err) == (1, True), err
+            assert (await running.answer("peer", "show", "peer-5"))["address"] == "10.66.77.7"
+            assert "no peer named 'eve'" in (await running.cli("peer", "show", "eve"))[2]
+            with monkeypatch.context() as patch:
+                deafen(patch, {PeerAdd}, UnansweredError("no word"))
+                assert "alice was not added" in (await running.cli("peer", "add", "alice"))[2]
+            assert len(running.packets.peers) == 8
+
+    asyncio.run(scenario())
+
+
+def test_each_change_has_a_line_in_the_log_with_names_and_addresses_and_without_secrets(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            configure_logging(LogSettings(format="json"))
+
+            async def logged(*command: str) -> dict[str, Any]:
+                code, _, err = await running.cli(*command)
+                assert code == 0, err
+                line = only([json.loads(line) for line in err.splitlines() if line.startswith("{")])
+                assert line.pop("level") == "info"
+                del line["timestamp"]
+                return line
+
+            added = await logged("peer", "add", "alice")
+            key = (await running.answer("peer", "show", "alice"))["public_key"]
+            alice = {"name": "alice", "address": "10.66.77.2", "public_key": key}
+            assert added == {"event": "peer added", **alice, "cipher": "chacha20-poly1305"}
+            web, dns = (
+                {"external": port, "to": f"alice:{inner}"}
+                for port, inner in (("tcp/80", 8080), ("udp/53", 53))
+            )
+            assert await logged("publish", "add", "tcp/80", "--to", "alice:8080") == {
+                "event": "port published",
+                **web,
+            }
+            assert await logged("publish", "remove", "tcp/80") == {"event": "port no longer published", **web}
+            assert await logged("publish", "add", "udp/53", "--to", "alice:53") == {
+                "event": "port published",
+                **dns,
+            }
+            removed = await logged("peer", "remove", "alice")
+            assert removed == {"event": "peer removed", **alice, "no_longer_published": "udp/53"}
 
     asyncio.run(scenario())
 

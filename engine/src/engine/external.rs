@@ -90,6 +90,7 @@ impl GatewayEngine {
             filter: filter.clone(),
         });
         let (former, address) = (before.first().copied(), link.addresses.first().copied());
+        let mut silence: Option<String> = None;
         for ((protocol, port), publication) in self.published.clone() {
             let moved = former.filter(|former| Some(*former) != address && link.addresses.contains(former));
             if let Some(former) = moved.filter(|&former| !failed.contains_key(&(protocol, port, former))) {
@@ -100,10 +101,19 @@ impl GatewayEngine {
             if former == Some(address) && !failed.contains_key(&external) {
                 continue; // there already
             }
-            if let Err(error) = self.publish_on(address, protocol, port, publication) {
-                let detail = format!("{}/{port} on {address}: {error}", protocol.name());
+            // Once a shard has not answered, no other port waits for it: whoever needs the engine would wait for them all.
+            let outcome = match &silence {
+                Some(silence) => Err(silence.clone()),
+                None => self.publish_on(address, protocol, port, publication).map_err(|error| {
+                    let why = error.to_string();
+                    silence = matches!(error, EngineError::State(_)).then(|| why.clone());
+                    why
+                }),
+            };
+            if let Err(why) = outcome {
+                let detail = format!("{}/{port} on {address}: {why}", protocol.name());
                 self.shards.events.push(EventKind::PublicationFailed, detail);
-                self.failed.insert(external, error.to_string());
+                self.failed.insert(external, why);
             }
         }
         Ok(())

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tidegate.cli.options import JsonOption, examples, file_named
+from tidegate.cli.options import JsonOption, examples, file_named, given_as
 from tidegate.cli.runtime import runtime_of
 
 DEFAULT_INTERFACE = "tidegate-client"
@@ -31,6 +31,11 @@ def connect(
     offloads: Annotated[
         bool, typer.Option("--offloads/--no-offloads", help="Whether to try the kernel's offloads.")
     ] = True,
+    log_level: Annotated[str, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")] = "info",
+    log_format: Annotated[
+        str,
+        typer.Option(metavar="FORMAT", help="auto, console, json or logfmt; auto: console on a terminal."),
+    ] = "auto",
     json: JsonOption = False,
 ) -> int:
     """Connect this machine to a gateway, until Ctrl-C."""
@@ -44,10 +49,10 @@ def connect(
     from tidegate.client import Client, ClientEvent
     from tidegate.errors import UsageError
     from tidegate.identity import others_can_read, read_profile
-    from tidegate.log import configure_logging
+    from tidegate.log import configure_logging, report_lost_lines
     from tidegate.settings import LogSettings, OffloadSettings
     from tidegate.settings.model import parse_interface
-    from tidegate.streams import say
+    from tidegate.streams import say, saying_in_background
 
     def report(event: ClientEvent) -> None:
         if json:
@@ -59,11 +64,13 @@ def connect(
         parse_interface(interface)
     except ValueError as cause:
         raise UsageError(f"--interface: {cause}") from None
+    with given_as(level="--log-level", format="--log-format"):
+        log_settings = LogSettings.model_validate({"level": log_level, "format": log_format})
     path = file_named(profile, "PROFILE")
     parsed = read_profile(path)
     if others_can_read(path):
         remark(f"{profile}: every user of this machine can read its keys; chmod 600 it")
-    configure_logging(LogSettings())
+    configure_logging(log_settings)
     runtime = runtime_of(context)
     client = Client(
         parsed,
@@ -75,5 +82,6 @@ def connect(
         use_routes=routes,
         report=report,
     )
-    stopped_by = asyncio.run(client.run())
+    with saying_in_background(report_lost_lines):
+        stopped_by = asyncio.run(client.run())
     return EXIT_INTERRUPTED if stopped_by == signal.SIGINT else EXIT_OK

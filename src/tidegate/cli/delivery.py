@@ -108,25 +108,35 @@ def adding(
     asking: Callable[[], AbstractContextManager[Executor]],
     way_out: Delivery,
     unwinding: Unwinding,
+    *,
+    new_key: bool,
 ) -> Iterator[PeerAdded]:
     """Adds a peer, which is permanent once its profile is delivered. If that fails, or if it is not known whether the
-    peer was added, it is removed again. `asking` opens a new connection to whatever carries out commands."""
-    refused = True
+    peer was added, it is removed again. `asking` opens a new connection to whatever carries out commands. `new_key`:
+    nobody else can have added a peer with this key."""
+    added: bool | None = False
+    """`None`: not known."""
     try:
         with asking() as executor:
             try:
                 answer = executor.execute(command)
             except (UnansweredError, KeyboardInterrupt):
-                refused = False
+                added = None
                 raise
-            refused = False
+            added = True
             yield answer
     except BaseException as failure:
         unwinding.begin()
         if way_out.arrived():
             _tell(f"{command.name} was added, and its profile is {way_out.where}", failure, always=True)
-        elif not refused:
+        elif added or (added is None and new_key):
             _take_back(command, asking, failure)
+        elif added is None:
+            _tell(
+                f"{command.name} may have been added: see `tidegate peer show {command.name}`",
+                failure,
+                always=True,
+            )
         raise
 
 
@@ -137,8 +147,8 @@ def _take_back(
     name = command.name
     try:
         with asking() as executor:
-            peers = executor.execute(PeerList()).peers
-            if any((peer.name, peer.public_key) == (name, command.public_key) for peer in peers):
+            peers = executor.execute(PeerList(name=name)).peers
+            if any(peer.public_key == command.public_key for peer in peers):
                 executor.execute(PeerRemove(name=name))
         removed = True
     except (TidegateError, KeyboardInterrupt):

@@ -44,6 +44,7 @@ _ADD_EXAMPLES = examples(
     ),
     ("tidegate peer add eve | qrencode -t ansiutf8", "as a QR code, for a phone's camera"),
     ("tidegate peer add carol --address 10.66.77.20", "with a chosen address"),
+    ("tidegate peer add frank --public-key KEY", "for a device that keeps its private key to itself"),
     ("tidegate peer add dave --cipher aes-256-gcm --out dave.conf", "faster, for Tidegate's own client only"),
 )
 
@@ -71,6 +72,14 @@ def add(
         str | None,
         typer.Option(metavar="A.B.C.D", help="The peer's address. [dim]\\[the lowest free one][/]"),
     ] = None,
+    public_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            help="The public key (base64) of a device that keeps its private key to itself. "
+            "[dim]\\[a new pair of keys][/]",
+        ),
+    ] = None,
     cipher: Annotated[
         CipherName,
         typer.Option(
@@ -84,7 +93,8 @@ def add(
     state_dir: StateDirOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Add a peer, and write its profile (wg-quick format). Its private key is in the profile and nowhere else."""
+    """Add a peer, and write its profile (wg-quick format). Its private key is in the profile and nowhere else; or, with
+    --public-key, on its device and nowhere else."""
     from functools import partial
 
     from tidegate.cli.administration import administration
@@ -100,14 +110,20 @@ def add(
     file = None if out == STDOUT else file_named(out, "--out")
     # A bad one is refused before anything is done.
     wanted = _endpoint(endpoint, settings.gateway.listen.port)
+    private_key: bytes | None = None
+    if public_key is not None:
+        key = _public_key(public_key)
+    else:
+        private_key = make_private_key()
+        key = public_key_of(private_key)
     runtime = runtime_of(context)
     if _is_missing(settings.state_dir):
         _refuse_early(wanted, address, settings, runtime)
-    private_key, preshared_key = make_private_key(), make_preshared_key()
+    preshared_key = make_preshared_key()
     with given_as(name="NAME", address="--address"):
         command = PeerAdd(
             name=name,
-            public_key=encode_key(public_key_of(private_key)),
+            public_key=encode_key(key),
             preshared_key=encode_key(preshared_key),
             address=address,
             cipher=cipher,
@@ -124,7 +140,7 @@ def add(
     with (
         interruptible() as unwinding,
         delivery(name, file, force) as way_out,
-        adding(command, asking, way_out, unwinding) as added,
+        adding(command, asking, way_out, unwinding, new_key=public_key is None) as added,
     ):
         wanted = _endpoint(endpoint, added.listen_port)
         _refuse_endpoint_inside(wanted, settings.gateway, added)
@@ -138,6 +154,8 @@ def add(
             print(answer, end="")
     elif file is not None:
         remark(done)
+    if private_key is None:
+        remark("the device's private key is to be put into the profile, where its comment says so")
     if profile.cipher != WIREGUARD_CIPHER:
         remark(
             f"{profile.cipher} works with `tidegate connect` only: other WireGuard programs will pass no data"
@@ -155,6 +173,16 @@ def _endpoint(text: str | None, default_port: int) -> Endpoint | None:
         return Endpoint.parse(text, default_port)
     except ValueError as cause:
         raise UsageError(f"--endpoint: {cause}") from None
+
+
+def _public_key(text: str) -> bytes:
+    from tidegate.errors import UsageError
+    from tidegate.identity import parse_public_key
+
+    try:
+        return parse_public_key(text)
+    except ValueError as cause:
+        raise UsageError(f"--public-key {cause}") from None
 
 
 def _is_missing(path: Path) -> bool:
@@ -214,7 +242,7 @@ def _endpoint_unknown() -> UsageError:
 
 
 def _profile(
-    added: PeerAdded, endpoint: Endpoint | None, private_key: bytes, preshared_key: bytes
+    added: PeerAdded, endpoint: Endpoint | None, private_key: bytes | None, preshared_key: bytes
 ) -> Profile:
     from tidegate.identity import Profile, decode_key
     from tidegate.net import Endpoint
@@ -303,11 +331,13 @@ def show(
     from tidegate.errors import NotFoundError
 
     settings = read_settings(context, config, state_dir)
+    with given_as(name="NAME"):
+        command = PeerList(name=name)
     with administration(settings, runtime_of(context).host(), make=False) as executor:
-        answer = executor.execute(PeerList())
-    peer = next((peer for peer in answer.peers if peer.name == name), None)
-    if peer is None:
+        answer = executor.execute(command)
+    if not answer.peers:
         raise NotFoundError(f"there is no peer named {name!r}", hint="see `tidegate peer list`")
+    (peer,) = answer.peers
     if json:
         print_json(peer)
         return

@@ -55,7 +55,8 @@ def serve(
 
     from tidegate.cli.output import remark
     from tidegate.gateway import Gateway
-    from tidegate.log import configure_logging
+    from tidegate.log import configure_logging, report_lost_lines
+    from tidegate.streams import saying_in_background
 
     flags: dict[tuple[str, ...], tuple[str, Any]] = {
         ("gateway", "listen"): ("--listen", listen),
@@ -74,4 +75,5 @@ def serve(
     # If the log is JSON, programs read it, and every line must be JSON.
     ready = structlog.get_logger("tidegate.gateway").info if settings.log.format == "json" else remark
     gateway = Gateway(settings, runtime.engine(), runtime.host(), ready=ready, reread=reread)
-    asyncio.run(gateway.run())
+    with saying_in_background(report_lost_lines):
+        asyncio.run(gateway.run())

@@ -43,7 +43,7 @@ from tidegate.control.commands import (
 from tidegate.control.publications import Publications
 from tidegate.engine import EngineGateway, EngineStatus, ExternalLink, PeerStatus
 from tidegate.errors import EngineError, NotRunningError, SettingsError, StoreError, UsageError
-from tidegate.identity.keys import decode_key, encode_key
+from tidegate.identity.keys import decode_key, encode_key, parse_public_key
 from tidegate.ip_protocols import protocol_name
 from tidegate.net import Endpoint, parse_peer_address
 from tidegate.settings import Key, Settings
@@ -117,7 +117,7 @@ class Administration:
             case PeerAdd():
                 return self._peer_add(command)
             case PeerList():
-                return self._peer_list()
+                return self._peer_list(command)
             case PeerRemove():
                 return self._peer_remove(command)
             case PublishAdd():
@@ -164,14 +164,18 @@ class Administration:
         name = check_peer_name(command.name)
         gateway = self._context.settings.gateway
         try:
-            public_key = decode_key(command.public_key)
+            public_key = parse_public_key(command.public_key)
             preshared_key = decode_key(command.preshared_key) if command.preshared_key is not None else None
         except ValueError as cause:
             raise UsageError(f"the key of {name!r} {cause}") from None
         self._check_cipher(command.cipher, name, "add the peer without --cipher")
         if self._live is None:  # a running gateway has checked already
             self._check_subnet(self._store.peers())
-        gateway_public_key = encode_key(self._context.public_key())
+        own_key = self._context.public_key()
+        if public_key == own_key:
+            raise UsageError(
+                f"the key of {name!r} is the gateway's own", hint="give the public key of the peer's device"
+            )
         peer = self._store.add_peer(
             name,
             public_key,
@@ -191,11 +195,12 @@ class Administration:
                 if not isinstance(cause, OSError | ValueError | RuntimeError):
                     raise
                 raise EngineError(f"the engine refuses peer {name!r}: {cause}") from cause
+            log.info("peer added", **_for_the_log(peer), cipher=peer.cipher)
             self._pass_protocols_and_log()
         endpoint = gateway.endpoint or self._context.suggested_endpoint()
         return PeerAdded(
             peer=_peer_view(peer, None),
-            gateway_public_key=gateway_public_key,
+            gateway_public_key=encode_key(own_key),
             gateway_address=str(gateway.address),
             listen_port=gateway.listen.port,
             endpoint=str(endpoint) if endpoint else None,
@@ -229,13 +234,18 @@ class Administration:
         except ValueError as cause:
             raise UsageError(str(cause)) from None
 
-    def _peer_list(self) -> PeerListed:
+    def _peer_list(self, command: PeerList) -> PeerListed:
         status = self._live.engine.status() if self._live is not None else None
-        return PeerListed(running=status is not None, peers=self._peer_views(status))
+        return PeerListed(running=status is not None, peers=self._peer_views(status, command.name))
 
-    def _peer_views(self, status: EngineStatus | None) -> list[PeerView]:
+    def _peer_views(self, status: EngineStatus | None, name: str | None = None) -> list[PeerView]:
+        """Of the peer with that name, or of all."""
         counters = {entry.public_key: entry for entry in status.peers} if status is not None else {}
-        return [_peer_view(peer, counters.get(peer.public_key)) for peer in self._store.peers()]
+        return [
+            _peer_view(peer, counters.get(peer.public_key))
+            for peer in self._store.peers()
+            if name in (None, peer.name)
+        ]
 
     def _peer_remove(self, command: PeerRemove) -> PeerRemoved:
         peer, publications = self._store.remove_peer(command.name)
@@ -246,6 +256,8 @@ class Administration:
                 number: holder for number, holder in self._passed.items() if holder != str(peer.address)
             }
             self._publications.withdraw(publications)
+            ports = ",".join(publication.external_text for publication in publications)
+            log.info("peer removed", **_for_the_log(peer), no_longer_published=ports or "none")
             self._pass_protocols_and_log()
         return PeerRemoved(
             peer=_peer_view(peer, None),
@@ -379,6 +391,10 @@ class Administration:
 
 def _pair(endpoint: tuple[str, int]) -> str:
     return f"{endpoint[0]}:{endpoint[1]}"
+
+
+def _for_the_log(peer: Peer) -> dict[str, str]:
+    return {"name": peer.name, "address": str(peer.address), "public_key": encode_key(peer.public_key)}
 
 
 def _peer_view(peer: Peer, counters: PeerStatus | None) -> PeerView:

@@ -82,6 +82,8 @@ class PeerListed(Answer):
 
 class PeerList(Command[PeerListed]):
     command: Literal["peer.list"] = "peer.list"
+    name: str | None = Field(default=None, max_length=256)
+    """Of the one peer to list; `None`: all."""
     answer = PeerListed
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import structlog
+
 from tidegate.control.commands import (
     PublicationView,
     PublishAdd,
@@ -16,6 +18,8 @@ from tidegate.engine import EngineGateway
 from tidegate.errors import ConflictError, EngineError, StoreError, UsageError
 from tidegate.net import MAX_PORT
 from tidegate.store import MAX_PUBLISHED_PORTS, Publication, Store
+
+log = structlog.get_logger("tidegate.control")
 
 
 class Publications:
@@ -53,8 +57,11 @@ class Publications:
                 continue
             try:
                 self._publish(publication)
-            except (ConflictError, EngineError, StoreError) as refused:
+            except (ConflictError, StoreError) as refused:
                 self._failed[publication.external_text] = str(refused)
+            except EngineError as silence:
+                self._failed[publication.external_text] = str(silence)
+                break  # each of the others would wait as long for the same shard
             else:
                 del self._failed[publication.external_text]
         return list(self._failed.values())
@@ -81,12 +88,14 @@ class Publications:
                 publication.protocol, publication.first_port, publication.last_port
             )
             raise
+        self._log("port published", publication)
         return PublishAdded(publication=self._view(publication))
 
     def remove(self, command: PublishRemove) -> PublishRemoved:
         publication = self._store.remove_publication(command.protocol, command.first_port, command.last_port)
         view = self._view(publication)
         self.withdraw([publication])
+        self._log("port no longer published", publication)
         return PublishRemoved(publication=view)
 
     def withdraw(self, publications: Iterable[Publication]) -> None:
@@ -122,6 +131,11 @@ class Publications:
             if isinstance(cause, RuntimeError):
                 raise EngineError(f"{failed}: {cause}") from cause
             raise
+
+    def _log(self, change: str, publication: Publication) -> None:
+        """In a gateway's log: a command that works alone has none."""
+        if self._engine is not None:
+            log.info(change, external=publication.external_text, to=publication.internal_text)
 
     def _view(self, publication: Publication) -> PublicationView:
         failure = self._failed.get(publication.external_text) or self._failure_since(publication)

@@ -26,6 +26,8 @@ log = structlog.get_logger("tidegate.control")
 
 MAX_CONNECTIONS = 32
 IDLE_TIMEOUT = 30.0  # seconds until a connection that says nothing is closed
+LESS = "ask about one peer, with `tidegate peer show NAME`"
+"""Only lists of peers can get too large: from about 50,000 on."""
 LAST_ANSWER = 1.0
 """Seconds that a command in progress has when the server stops; less than the Supervisor's `STOP_DEADLINE`."""
 
@@ -156,5 +158,5 @@ class ControlServer:
             log.exception("a command failed unexpectedly")
             return encode_error(ControlError(f"the gateway failed: {type(cause).__name__}: {cause}"))
         if len(encoded) > MAX_ANSWER_BYTES:
-            return encode_error(ControlError("the answer is too large", hint="ask for less, with --peer"))
+            return encode_error(ControlError("the answer is too large", hint=LESS))
         return encoded

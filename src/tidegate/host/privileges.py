@@ -37,7 +37,16 @@ def check_privileges(needed: tuple[int, ...] = (CAP_NET_ADMIN, CAP_NET_RAW)) -> 
 
 
 def raise_open_file_limit() -> int:
-    """Raises the soft limit of open files to the hard one (each NAT port is a socket), and returns it."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    """Raises the soft limit of open files to the hard one (each NAT port is a socket), if the kernel lets us. Returns
+    what the soft limit is then."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == hard:
+        return soft
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (
+        OSError,
+        ValueError,
+    ):  # the hard limit exceeds fs.nr_open (setrlimit(2)): Python makes a ValueError of that
+        return soft
     return hard

@@ -6,6 +6,7 @@ from tidegate.identity.keys import (
     load_or_make_private_key,
     make_preshared_key,
     make_private_key,
+    parse_public_key,
     public_key_of,
 )
 from tidegate.identity.profile import Profile, others_can_read, parse_profile, read_profile
@@ -19,6 +20,7 @@ __all__ = [
     "make_private_key",
     "others_can_read",
     "parse_profile",
+    "parse_public_key",
     "public_key_of",
     "read_profile",
 ]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from tidegate.errors import StoreError
 from tidegate.files import PRIVATE_FILE, atomic_write
@@ -33,6 +33,17 @@ def decode_key(text: str) -> bytes:
     # The round trip refuses a second spelling of the same key (unused bits of the last character).
     if len(key) != KEY_BYTES or encode_key(key) != text:
         raise ValueError(f"is not a key (32 bytes in base64, {KEY_TEXT_LENGTH} characters)")
+    return key
+
+
+def parse_public_key(text: str) -> bytes:
+    """A public key that somebody has given. Raises `ValueError`, whose message does not repeat it: people mistake their
+    private key for it."""
+    key = decode_key(text)
+    try:
+        X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(key))
+    except ValueError:  # the shared secret is zero (RFC 7748 §6.1): everybody knows it
+        raise ValueError("is no public key: a point of low order") from None
     return key
 
 
@@ -61,17 +72,27 @@ def load_or_make_private_key(path: Path, peers: Callable[[], Sequence[str]] = tu
     except FileNotFoundError:
         pass
     except OSError as cause:
-        raise StoreError(f"{path}: the gateway's key cannot be read: {cause.strerror}") from cause
+        raise _unreadable(path, cause) from cause
     if names := peers():
         raise _gone(path, names)
     try:
         with atomic_write(path, replace=False) as file:
             file.write(encode_key(make_private_key()) + "\n")
     except FileExistsError:
-        pass  # another process made one meanwhile: use that one
+        pass  # another process made one meanwhile: use that one; or it is a link to nothing
     except OSError as cause:
         raise StoreError(f"{path}: the gateway's key cannot be written: {cause.strerror}") from cause
-    return _load(path)
+    try:
+        return _load(path)
+    except OSError as cause:
+        raise _unreadable(path, cause) from cause
+
+
+def _unreadable(path: Path, cause: OSError) -> StoreError:
+    return StoreError(
+        f"{path}: the gateway's key cannot be read: {cause.strerror}",
+        hint=f"it is a symbolic link to {path.readlink()}" if path.is_symlink() else None,
+    )
 
 
 def _gone(path: Path, peers: Sequence[str]) -> StoreError:

@@ -50,7 +50,9 @@ _OF_WG_QUICK = ("table", "preup", "postup", "predown", "postdown", "saveconfig",
 class Profile:
     """Everything that a client needs to connect to a gateway."""
 
-    private_key: bytes
+    private_key: bytes | None
+    """`None`: the device keeps it to itself. Such a profile is to be completed there; nobody connects with it as it
+    is."""
     address: IPv4Interface
     peer_public_key: bytes
     endpoint: Endpoint
@@ -72,7 +74,12 @@ class Profile:
     def render(self, comment: str | None = None) -> str:
         """The profile as text, with its secrets."""
         lines = [f"# {line}" for line in (comment or "").splitlines()]
-        lines += ["[Interface]", f"PrivateKey = {encode_key(self.private_key)}", f"Address = {self.address}"]
+        private_key = (
+            f"PrivateKey = {encode_key(self.private_key)}"
+            if self.private_key is not None
+            else "# PrivateKey = (put the device's own private key here)"
+        )
+        lines += ["[Interface]", private_key, f"Address = {self.address}"]
         if self.dns or self.search:
             lines.append(f"DNS = {', '.join([*map(str, self.dns), *self.search])}")
         lines.append(f"MTU = {self.mtu}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from unicodedata import category
 
 from pydantic import (
     BaseModel,
@@ -47,18 +48,22 @@ def _parse_address(text: str) -> IPv4Address:
 def _parse_path(text: str) -> Path:
     if not text:  # which `Path` takes for the current directory
         raise ValueError("must not be empty")
+    if any(
+        category(c) == "Cc" for c in text
+    ):  # NUL, which no system call takes; and what would garble a message
+        raise ValueError(f"{text!r} has a control character, which is not allowed in a path")
     return Path(text)
 
 
 def parse_interface(text: str) -> str:
     if (
         not text
+        or any(c.isspace() or not c.isprintable() or c in NOT_IN_INTERFACE_NAMES for c in text)
         or len(text.encode()) > MAX_INTERFACE_NAME
-        or any(c.isspace() or c in NOT_IN_INTERFACE_NAMES for c in text)
         or text in {".", ".."}
     ):
         raise ValueError(
-            f"{text!r} is not an interface name (1 to {MAX_INTERFACE_NAME} bytes, no spaces, "
+            f"{text!r} is not an interface name (1 to {MAX_INTERFACE_NAME} bytes, printable, no spaces, "
             f"none of {' '.join(NOT_IN_INTERFACE_NAMES)})"
         )
     return text

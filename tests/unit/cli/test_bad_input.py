@@ -53,6 +53,22 @@ USAGE, FAILURE = 2, 1
         (["peer", "add", "alice", "--address", "10.66.77.300"], "10.66.77.300"),
         (["peer", "add", "alice", "--address", "10.66.77.1"], "10.66.77.1"),
         (["peer", "add", "alice", "--address", "192.0.2.9"], "10.66.77.0/24"),
+        (
+            ["peer", "add", "alice", "--public-key", "abc"],
+            "--public-key is not a key (32 bytes in base64, 44",
+        ),
+        (
+            ["peer", "add", "alice", "--public-key", "A" * 43 + "="],
+            "--public-key is no public key: a point of low",
+        ),
+        (
+            ["connect", "a.conf", "--log-level", "loud"],
+            "--log-level: must be 'debug', 'info', 'warning' or 'error'",
+        ),
+        (
+            ["connect", "a.conf", "--log-format", "xml"],
+            "--log-format: must be 'auto', 'console', 'json' or 'logfmt'",
+        ),
         (["publish", "add", "sctp/80", "--to", "alice"], "sctp/80"),
         (["publish", "add", "tcp/90-80", "--to", "alice"], "ports 90-80: the range ends before it starts"),
         (["publish", "add", "tcp/0", "--to", "alice"], "'0'"),
@@ -99,6 +115,7 @@ def test_an_argument_that_no_gateway_would_be_sent_is_named(
         ["--address", "10.66.77.1"],
         ["--address", "192.0.2.9"],
         ["--endpoint", "10.66.77.1"],
+        ["--public-key", "abc"],
         [],
     ],
     ids=" ".join,

@@ -90,6 +90,8 @@ USAGE, FAILURE = 2, 1
             ["external.deny: must have at most 256 items, not 257"],
         ),
         ('[gateway]\ntun_name = "tg%d"', 2, ["gateway.tun_name: 'tg%d' is not an interface name"]),
+        ('[gateway]\ntun_name = "tg\\u0000"', 2, [r"gateway.tun_name: 'tg\x00' is not an interface name"]),
+        ('[external]\ninterface = "eth\\u00070"', 2, [r"external.interface: 'eth\x070' is not an interface"]),
         (f"[gateway]\nshards = {'9' * 5000}", 2, ["has an integer that is too long"]),
         (f"[gateway]\nshards = 0x{'f' * 5000}", 2, ["gateway.shards: must be", "not an integer that long"]),
         (
@@ -143,6 +145,17 @@ def test_a_wrong_flag_is_named(tidegate: CommandLine, flag: str, value: str, wor
     message = tidegate.refused(USAGE, "serve", flag, value)
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize(("character", "shown"), [(r"\u0000", r"\x00"), (r"\n", r"\n"), (r"\u007f", r"\x7f")])
+def test_a_control_character_in_a_path_is_named(
+    tidegate: CommandLine, write: Write, tmp_path: Path, character: str, shown: str
+) -> None:
+    file = write(f'\nstate_dir = "{tmp_path}/a{character}b"')
+    message = tidegate.refused(USAGE, "peer", "list", "--config", file)
+    assert message == (
+        f"tidegate: {file}:2: state_dir: '{tmp_path}/a{shown}b' has a control character, which is not allowed in a path"
+    )
 
 
 def test_an_empty_state_directory_is_not_the_current_one(

@@ -22,8 +22,15 @@ from typing import NoReturn
 import pytest
 
 from tests.unit.conftest import CommandLine
-from tidegate.errors import StoreError
-from tidegate.identity import Profile, encode_key, parse_profile, public_key_of, read_profile
+from tidegate.errors import ProfileError, StoreError
+from tidegate.identity import (
+    Profile,
+    encode_key,
+    make_private_key,
+    parse_profile,
+    public_key_of,
+    read_profile,
+)
 from tidegate.state_dir import StateDir
 from tidegate.store.sqlite import SqliteStore
 
@@ -494,6 +501,41 @@ def test_the_private_key_of_a_client_is_stored_nowhere(tidegate: CommandLine, tm
         content = file.read_bytes()
         assert profile.private_key not in content
         assert encode_key(profile.private_key).encode() not in content
+
+
+def test_a_device_that_keeps_its_private_key_gets_a_profile_without_one(
+    tidegate: CommandLine, tmp_path: Path
+) -> None:
+    private = make_private_key()
+    public = encode_key(public_key_of(private))
+    state = ["--state-dir", tmp_path]
+    outcome = tidegate("peer", "add", "alice", "--public-key", public, *state)
+    assert outcome.code == 0
+    assert "private key" in outcome.err
+    with pytest.raises(ProfileError, match=r"has no PrivateKey"):
+        parse_profile(outcome.out)
+    comment, key_line = outcome.out.splitlines()[0], outcome.out.splitlines()[2]
+    assert comment.startswith("# ")
+    assert key_line == "# PrivateKey = (put the device's own private key here)"
+    profile = parse_profile(outcome.out.replace(key_line, f"PrivateKey = {encode_key(private)}"))
+    assert profile.private_key == private
+    assert profile.preshared_key is not None
+    assert json.loads(tidegate("peer", "show", "alice", *state, "--json").out)["public_key"] == public
+    other = encode_key(public_key_of(make_private_key()))
+    added = json.loads(tidegate("peer", "add", "bob", "--public-key", other, *state, "--json").out)
+    assert (added["public_key"], key_line in added["profile"]) == (other, True)
+    message = tidegate.refused(1, "peer", "add", "carol", "--public-key", public, *state)
+    assert message == "tidegate: peer 'alice' already has this public key"
+
+
+def test_a_peer_does_not_get_the_gateways_own_key(tidegate: CommandLine, tmp_path: Path) -> None:
+    state = ["--state-dir", tmp_path]
+    gateway = parse_profile(tidegate("peer", "add", "alice", *state).out).peer_public_key
+    message = tidegate.refused(2, "peer", "add", "bob", "--public-key", encode_key(gateway), *state)
+    assert (
+        message == "tidegate: the key of 'bob' is the gateway's own; give the public key of the peer's device"
+    )
+    assert _names_in_store(tmp_path) == ["alice"]
 
 
 def test_programs_get_json(tidegate: CommandLine, tmp_path: Path) -> None:

@@ -120,6 +120,31 @@ def test_an_open_connection_ends_with_the_server_and_without_complaint(tmp_path:
     assert complaints == []
 
 
+def test_an_answer_that_is_too_large_is_refused_with_a_way_to_ask_for_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tidegate.control.server.MAX_ANSWER_BYTES", 1000)
+    peers = [
+        PeerView(name=f"p{n}", address="10.66.77.2", public_key="k" * 44, created_at=0.0) for n in range(9)
+    ]
+
+    def listed(command: Command[Any]) -> Answer:
+        assert isinstance(command, PeerList)
+        return PeerListed(running=True, peers=[peer for peer in peers if command.name in (None, peer.name)])
+
+    async def scenario() -> None:
+        async with server(tmp_path, listed):
+            client = await asyncio.to_thread(ControlClient.connect, tmp_path)
+            with pytest.raises(RemoteError, match="too large") as refused:
+                await asyncio.to_thread(client.execute, PeerList())
+            assert refused.value.hint == "ask about one peer, with `tidegate peer show NAME`"
+            answer = await asyncio.to_thread(client.execute, PeerList(name="p3"))
+            assert [peer.name for peer in answer.peers] == ["p3"]
+            client.close()
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("then", ["waits", "says that it is done"])
 def test_one_who_does_not_take_an_answer_is_let_go_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str

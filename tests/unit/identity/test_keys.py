@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidegate.errors import StoreError
-from tidegate.identity import decode_key, encode_key, load_or_make_private_key, public_key_of
+from tidegate.identity import (
+    decode_key,
+    encode_key,
+    load_or_make_private_key,
+    parse_public_key,
+    public_key_of,
+)
 
 
 def test_a_public_key_is_that_of_rfc_7748() -> None:
@@ -29,6 +35,23 @@ def test_a_key_comes_back_from_its_text(key: bytes) -> None:
 def test_text_that_is_no_key_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a key"):
         decode_key(text)
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        # The points of order 1, 2, 4 and 8 (https://cr.yp.to/ecdh.html#validate): their shared secrets are no secrets.
+        bytes(32),
+        b"\1" + bytes(31),
+        bytes.fromhex("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800"),
+        b"\xec" + b"\xff" * 30 + b"\x7f",
+    ],
+)
+def test_a_point_of_low_order_is_no_public_key(point: bytes) -> None:
+    with pytest.raises(ValueError, match="is no public key: a point of low order"):
+        parse_public_key(encode_key(point))
+    public = public_key_of(bytes(range(32)))
+    assert parse_public_key(encode_key(public)) == public
 
 
 def test_a_second_spelling_of_a_key_is_refused() -> None:
@@ -59,3 +82,13 @@ def test_a_damaged_key_is_refused_and_left_as_it_is(tmp_path: Path, content: str
     with pytest.raises(StoreError, match="damaged"):
         load_or_make_private_key(path)
     assert path.read_text() == content
+
+
+def test_a_key_file_that_is_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "gateway.key"
+    path.symlink_to(tmp_path / "unmounted" / "gateway.key")
+    reason = r"gateway\.key: the gateway's key cannot be read: No such file"
+    with pytest.raises(StoreError, match=reason) as refused:
+        load_or_make_private_key(path)
+    assert refused.value.hint == f"it is a symbolic link to {path.readlink()}"
+    assert path.is_symlink()

@@ -1,0 +1,204 @@
+"""Standard streams whose reader lives but does not read: a paused pager, a log driver that hangs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from tests.unit.connecting import PROFILE
+from tidegate.control.client import ControlClient
+from tidegate.control.commands import PeerList
+from tidegate.errors import NotRunningError
+from tidegate.lab.waiting import wait_until
+from tidegate.log import configure_logging, report_lost_lines
+from tidegate.settings import LogSettings
+from tidegate.streams import MAX_WAITING_LINES, say, saying_in_background
+
+ROOT = Path(__file__).parents[2]
+STOP_SECONDS = 2.0
+
+SERVE = """
+import sys
+from pathlib import Path
+from tests.unit.fakes import FakeEngine, FakeHost, FakeRecord
+from tidegate.cli import main
+from tidegate.cli.runtime import Runtime
+
+state, port = sys.argv[1:]
+engine = FakeEngine()
+engine.prepare = lambda gateway: gateway.log_mappings(*(FakeRecord("created", ("10.66.77.2", n)) for n in range(300)))
+arguments = ["serve", "--state-dir", state, "--listen", f"127.0.0.1:{port}", "--no-dns"]
+code = main(arguments, Runtime(lambda: engine, FakeHost, default_config=Path("/nonexistent")))
+print("stopped", engine.gateways[0].stopped)
+sys.exit(code)
+"""
+CONNECT = """
+import sys
+from pathlib import Path
+from tests.unit.fakes import FakeClientHost, FakeEngine
+from tidegate.cli import main
+from tidegate.cli.runtime import Runtime
+
+class Host(FakeClientHost):
+    def dns(self, *arguments):
+        Path(sys.argv[2]).write_text("has come this far")
+        return super().dns(*arguments)
+
+engine, host = FakeEngine(), Host()
+code = main(["connect", *sys.argv[3:], sys.argv[1]], Runtime(lambda: engine, client_host=lambda: host))
+Path(sys.argv[2]).write_text(", ".join(host.journal[-2:]))
+sys.exit(code)
+"""
+
+LOGGING = """
+import asyncio, sys, structlog
+from tidegate.cli.output import remark
+from tidegate.log import configure_logging, report_lost_lines
+from tidegate.settings import LogSettings
+from tidegate.streams import saying_in_background
+
+async def work():
+    for number in range(int(sys.argv[1])):
+        structlog.get_logger().info("worked", number=number)
+        if number % 256 == 0:
+            await asyncio.sleep(0)
+    raise RuntimeError("crash")
+
+configure_logging(LogSettings(format="logfmt"))
+try:
+    with saying_in_background(report_lost_lines):
+        asyncio.run(work())
+except RuntimeError as crash:
+    remark(str(crash))
+"""
+
+
+@contextmanager
+def full_pipe() -> Iterator[tuple[int, int, int]]:
+    """A pipe without room for another byte: its two ends, and how many bytes are in it. Its writing end blocks."""
+    reading, writing = os.pipe()
+    # A description of its own, so that only our filling does not block.
+    filling = os.open(f"/proc/self/fd/{writing}", os.O_WRONLY | os.O_NONBLOCK)
+    filled = 0
+    with suppress(BlockingIOError):
+        while True:
+            filled += os.write(filling, b"#" * 4096)
+    os.close(filling)
+    try:
+        yield reading, writing, filled
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+@contextmanager
+def child(
+    code: str, *arguments: object, stderr: int, stdout: int = subprocess.PIPE
+) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    with subprocess.Popen(command, stdout=stdout, stderr=stderr, text=True, cwd=ROOT) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def stop(process: subprocess.Popen[str]) -> int:
+    """The exit code after SIGTERM, which must not take longer than promised."""
+    asked = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    code = process.wait(STOP_SECONDS)
+    assert time.monotonic() - asked < STOP_SECONDS
+    return code
+
+
+def answers(state: Path) -> bool:
+    """Whether a gateway listens, and answers."""
+    try:
+        client = ControlClient.connect(state)
+    except NotRunningError:
+        return False
+    try:
+        return client.execute(PeerList()).running
+    finally:
+        client.close()
+
+
+def everything_in(pipe: int, after: int) -> str:
+    """What a pipe holds whose writers are gone, without the first `after` bytes."""
+    with open(pipe, "rb", closefd=False) as stream:
+        return stream.read()[after:].decode()
+
+
+def test_a_gateway_whose_log_is_not_read_answers_and_stops(tmp_path: Path, free_port: int) -> None:
+    state = tmp_path / "state"
+    with full_pipe() as (_, writing, _), child(SERVE, state, free_port, stderr=writing) as gateway:
+        wait_until(lambda: answers(state), "the gateway to answer")
+        assert stop(gateway) == 0
+        assert gateway.stdout is not None
+        assert gateway.stdout.read() == "stopped 1\n"
+        assert not (state / "control.sock").exists()
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["for people", "for programs"])
+def test_a_client_whose_output_is_not_read_takes_its_routes_back(tmp_path: Path, options: list[str]) -> None:
+    profile, journal = tmp_path / "alice.conf", tmp_path / "journal"
+    profile.write_text(PROFILE.render())
+    profile.chmod(0o600)
+    with (
+        full_pipe() as (_, writing, _),
+        child(CONNECT, profile, journal, *options, stderr=writing, stdout=writing) as client,
+    ):
+        wait_until(journal.exists, "the client to connect")
+        assert stop(client) == 0
+        assert journal.read_text() == "dns undone, routes undone"
+
+
+@pytest.mark.parametrize("blocking", [True, False], ids=["blocking", "made non-blocking"])
+def test_a_log_that_is_read_loses_no_line_and_no_order_whatever_the_event_loop_is_doing(
+    blocking: bool,
+) -> None:
+    count = 30_000  # more than may wait
+    reading, writing = os.pipe()
+    os.set_blocking(writing, blocking)
+    with child(LOGGING, count, stderr=writing) as process:
+        os.close(writing)
+        lines = everything_in(reading, 0).splitlines()
+        assert process.wait(10) == 0
+    os.close(reading)
+    assert lines.pop() == "tidegate: crash", "after everything that was logged before it"
+    assert [int(line.rpartition("number=")[2]) for line in lines] == list(range(count))
+
+
+def test_lines_that_find_no_room_are_counted_and_their_place_says_how_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = 3 * MAX_WAITING_LINES
+    with full_pipe() as (reading, writing, filled), open(writing, "w", closefd=False) as stream:
+        monkeypatch.setattr("sys.stderr", stream)
+        configure_logging(LogSettings(format="logfmt", level="error"))
+        with saying_in_background(report_lost_lines), open(reading, "rb", closefd=False) as pipe:
+            for number in range(said):
+                say(str(number), stream)
+            assert pipe.read(filled) == b"#" * filled
+            heard = []
+            while not (line := pipe.readline().decode()).startswith("timestamp"):
+                heard.append(int(line))
+            say("and on", stream)
+            assert pipe.readline() == b"and on\n"
+    assert heard == list(range(len(heard)))
+    assert len(heard) >= MAX_WAITING_LINES
+    assert line.endswith(f'event="lines were lost: nobody read them" count={said - len(heard)}\n')
+
+
+def test_a_crash_of_a_process_whose_log_is_not_read_ends_it() -> None:
+    with full_pipe() as (_, writing, _), child(LOGGING, 10, stderr=writing) as process:
+        assert process.wait(10) == 0
