@@ -12,8 +12,11 @@ from itertools import groupby
 from operator import itemgetter
 from typing import TextIO
 
-MAX_WAITING_LINES = 16_384
-"""Lines that wait for a reader, and as many that are being written; more are dropped and counted."""
+MAX_WAITING_LINES = 4_096
+"""Lines that wait for a reader, beside as many that are being written; more are dropped and counted."""
+PATIENCE = 0.1
+"""Seconds that one who finds no room for a line waits for the thread, to which a busy event loop hardly ever leaves the
+interpreter. If that was not enough, nobody waits again until the thread has come round."""
 LAST_LINES = 0.2
 """Seconds that waiting lines have at the end: the process must be gone 2 s after SIGTERM, and the Supervisor may have
 taken its `STOP_DEADLINE` by then."""
@@ -43,13 +46,14 @@ def discard(stream: TextIO) -> None:
 
 def say(text: str, stream: TextIO | None) -> None:
     """Prints one line, unbuffered. If nobody reads the stream any more, only the line is lost: the work goes on."""
-    if stream is None:  # closed before we were started; `print` would take standard output
+    if stream is None:  # closed before we were started
         return
     if _writer is not None:
         _writer.add(text, stream)
         return
     with _losing_only_lines(stream):
-        print(text, file=stream, flush=True)
+        stream.flush()
+        _write(f"{text}\n", stream)
 
 
 @contextmanager
@@ -77,6 +81,7 @@ class _LineWriter:
         self._changed = threading.Condition()
         self._lines: list[tuple[str, TextIO]] = []
         self._lost = 0
+        self._late = False
         self._ending = False
         self._writing_to: TextIO | None = None
         self._thread = threading.Thread(target=self._run, name="lines", daemon=True)
@@ -84,17 +89,22 @@ class _LineWriter:
 
     def add(self, text: str, stream: TextIO) -> None:
         with self._changed:
-            if len(self._lines) >= MAX_WAITING_LINES:
+            if not (self._has_room() or self._late):
+                self._late = not self._changed.wait_for(self._has_room, PATIENCE)
+            if not self._has_room():
                 self._lost += 1
                 return
             self._lines.append((text, stream))
-            self._changed.notify()
+            self._changed.notify_all()
+
+    def _has_room(self) -> bool:
+        return len(self._lines) < MAX_WAITING_LINES
 
     def end(self) -> None:
         """Joins the thread once everything is written, or leaves it to the end of the process if it hangs."""
         with self._changed:
             self._ending = True
-            self._changed.notify()
+            self._changed.notify_all()
         self._thread.join(LAST_LINES)
         if self._thread.is_alive() and self._writing_to is not None:
             discard(self._writing_to)  # nothing that is still to be said must hang on it
@@ -107,11 +117,12 @@ class _LineWriter:
                     _write("".join(f"{text}\n" for text, _ in together), stream)
 
     def _take(self) -> list[tuple[str, TextIO]]:
-        """Waits for lines; none at the end. It takes all that wait: after each write a busy event loop keeps the
-        interpreter for a while, and has said hundreds of lines by then."""
+        """Waits for lines, and takes all of them: it may not come round again before hundreds more were said. None at
+        the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._lines or self._ending)
-            taken, self._lines = self._lines, []
+            taken, self._lines, self._late = self._lines, [], False
+            self._changed.notify_all()
             lost, self._lost = self._lost, 0
             if lost:
                 self._on_loss(lost)
@@ -120,11 +131,12 @@ class _LineWriter:
 
 def _write(text: str, stream: TextIO) -> None:
     """Writes to the stream's descriptor, past its buffer: a thread that hangs in a write to the buffer keeps it locked,
-    so that the interpreter could not end."""
+    so that the interpreter could not end; and a buffer cannot wait where the descriptor is non-blocking."""
     try:
         descriptor = stream.fileno()
     except OSError:  # in memory, as in tests
         stream.write(text)
+        stream.flush()
         return
     left = memoryview(text.encode(stream.encoding, "backslashreplace"))
     while left:

@@ -20,7 +20,7 @@ from tidegate.errors import NotRunningError
 from tidegate.lab.waiting import wait_until
 from tidegate.log import configure_logging, report_lost_lines
 from tidegate.settings import LogSettings
-from tidegate.streams import MAX_WAITING_LINES, say, saying_in_background
+from tidegate.streams import LAST_LINES, MAX_WAITING_LINES, say, saying_in_background
 
 ROOT = Path(__file__).parents[2]
 STOP_SECONDS = 2.0
@@ -60,6 +60,7 @@ sys.exit(code)
 
 LOGGING = """
 import asyncio, sys, structlog
+from tidegate import streams
 from tidegate.cli.output import remark
 from tidegate.log import configure_logging, report_lost_lines
 from tidegate.settings import LogSettings
@@ -73,6 +74,7 @@ async def work():
     raise RuntimeError("crash")
 
 configure_logging(LogSettings(format="logfmt"))
+streams.PATIENCE = streams.LAST_LINES = float(sys.argv[2])
 try:
     with saying_in_background(report_lost_lines):
         asyncio.run(work())
@@ -132,12 +134,6 @@ def answers(state: Path) -> bool:
         client.close()
 
 
-def everything_in(pipe: int, after: int) -> str:
-    """What a pipe holds whose writers are gone, without the first `after` bytes."""
-    with open(pipe, "rb", closefd=False) as stream:
-        return stream.read()[after:].decode()
-
-
 def test_a_gateway_whose_log_is_not_read_answers_and_stops(tmp_path: Path, free_port: int) -> None:
     state = tmp_path / "state"
     with full_pipe() as (_, writing, _), child(SERVE, state, free_port, stderr=writing) as gateway:
@@ -166,16 +162,32 @@ def test_a_client_whose_output_is_not_read_takes_its_routes_back(tmp_path: Path,
 def test_a_log_that_is_read_loses_no_line_and_no_order_whatever_the_event_loop_is_doing(
     blocking: bool,
 ) -> None:
-    count = 30_000  # more than may wait
+    count, patience = (
+        5 * MAX_WAITING_LINES,
+        10.0,
+    )  # a busy machine may not let anybody read for longer than usual
     reading, writing = os.pipe()
     os.set_blocking(writing, blocking)
-    with child(LOGGING, count, stderr=writing) as process:
+    with child(LOGGING, count, patience, stderr=writing) as process:
         os.close(writing)
-        lines = everything_in(reading, 0).splitlines()
+        with open(reading) as log:  # noqa: PTH123 -- a descriptor
+            lines = log.read().splitlines()
         assert process.wait(10) == 0
-    os.close(reading)
     assert lines.pop() == "tidegate: crash", "after everything that was logged before it"
     assert [int(line.rpartition("number=")[2]) for line in lines] == list(range(count))
+
+
+def test_a_line_waits_for_room_also_where_somebody_has_made_the_stream_non_blocking() -> None:
+    with full_pipe() as (reading, writing, filled):
+        os.set_blocking(writing, False)
+        code = "from tidegate.cli.output import remark; remark('low tide')"
+        with child(code, stderr=writing) as process:
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(1)
+            with open(reading, "rb", closefd=False) as pipe:
+                assert pipe.read(filled) == b"#" * filled
+                assert pipe.readline() == b"tidegate: low tide\n"
+            assert process.wait(10) == 0
 
 
 def test_lines_that_find_no_room_are_counted_and_their_place_says_how_many(
@@ -200,5 +212,5 @@ def test_lines_that_find_no_room_are_counted_and_their_place_says_how_many(
 
 
 def test_a_crash_of_a_process_whose_log_is_not_read_ends_it() -> None:
-    with full_pipe() as (_, writing, _), child(LOGGING, 10, stderr=writing) as process:
+    with full_pipe() as (_, writing, _), child(LOGGING, 10, LAST_LINES, stderr=writing) as process:
         assert process.wait(10) == 0
