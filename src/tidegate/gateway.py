@@ -129,7 +129,7 @@ class Gateway:
         wanted = self._reread()
         changed = changed_keys(self._settings, wanted)
         settings = with_live_changes(self._settings, wanted)
-        if settings.external != self._settings.external:
+        if settings.external.addresses != self._settings.external.addresses:
             external_link(self._host.read_network(), settings.external)  # raises if the host lacks an address
         kept_ports = self._ports_to_keep(settings)
         if (settings.nat, kept_ports) != (self._settings.nat, self._kept_ports):
