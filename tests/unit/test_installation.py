@@ -143,6 +143,25 @@ def test_an_environment_for_a_new_python_takes_the_place_of_the_old_one_only_whe
     }
 
 
+def test_pip_runs_nothing_that_is_not_pinned_and_takes_from_the_caller_only_where_packages_are(
+    machine: Machine,
+) -> None:
+    machine.environment = {
+        "PIP_INDEX_URL": "https://mirror.example/simple",
+        "PIP_CERT": "/etc/ssl/mirror.pem",
+        "PIP_NO_BINARY": ":all:",
+    }
+    assert machine.install().returncode == 0
+    calls = [call.split() for call in machine.noted() if call.startswith("pip ")]
+    assert len(calls) == 2
+    for call in calls:
+        assert "--isolated" in call
+        assert call[call.index("--only-binary") + 1] == ":all:", "a source package runs what builds it"
+        assert call[call.index("--index-url") + 1] == "https://mirror.example/simple"
+        assert call[call.index("--cert") + 1] == "/etc/ssl/mirror.pem"
+        assert not any("no-binary" in option for option in call)
+
+
 def test_a_folder_of_somebody_else_is_neither_filled_nor_removed(machine: Machine) -> None:
     machine.prefix.mkdir(parents=True)
     (machine.prefix / "theirs").touch()
