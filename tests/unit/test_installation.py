@@ -179,6 +179,45 @@ def test_a_command_of_somebody_else_is_not_replaced(machine: Machine) -> None:
     assert machine.command.read_text() == "theirs"
 
 
+@pytest.mark.parametrize("theirs", ["/opt/pipx/venvs/tidegate/bin/tidegate", "/nowhere"])
+def test_a_link_of_somebody_else_is_neither_replaced_nor_removed(machine: Machine, theirs: str) -> None:
+    machine.bin.mkdir(parents=True)
+    machine.command.symlink_to(theirs)
+    done = machine.install()
+    assert done.returncode == 1
+    assert f"{machine.command} points to {theirs}" in done.stderr
+    assert not machine.prefix.exists()
+
+    machine.command.unlink()
+    assert machine.install().returncode == 0
+    machine.command.unlink()
+    machine.command.symlink_to(theirs)
+    assert machine.install("--remove").returncode == 0
+    assert not machine.prefix.exists()
+    assert machine.command.readlink() == Path(theirs)
+
+
+def test_what_was_installed_elsewhere_is_not_said_to_be_removed(machine: Machine) -> None:
+    assert machine.install().returncode == 0
+    installed, machine.prefix = machine.prefix, machine.prefix.with_name("other")
+    done = machine.install("--remove")
+    assert done.returncode == 1
+    assert f"points to {installed}/bin/tidegate" in done.stderr and "name its PREFIX" in done.stderr
+    assert machine.command.exists()
+    machine.command.unlink()
+    done = machine.install("--remove")
+    assert f"There is nothing in {machine.prefix}, {machine.bin} or" in done.stdout
+    assert "removed" not in done.stdout
+    assert (installed / "bin" / "tidegate").exists()
+
+
+def test_services_are_disabled_also_where_systemd_does_not_run(machine: Machine) -> None:
+    assert machine.install().returncode == 0
+    assert machine.install("--remove").returncode == 0
+    for unit in UNITS:
+        assert f"systemctl disable --quiet {unit.name}" in machine.noted()
+
+
 def test_what_was_installed_is_removed_and_nothing_else(machine: Machine) -> None:
     assert machine.install().returncode == 0
     theirs = [machine.bin / "other", machine.units / "other.service", machine.units / UNITS[0].name]
