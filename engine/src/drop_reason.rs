@@ -86,6 +86,8 @@ drop_reasons! {
     BogonDestination = "bogon_destination",
     /// A source (an address, or a datagram's port 0) that must not appear on this interface.
     BogonSource = "bogon_source",
+    /// A packet that names the routers by which it wants to travel (IPv4's source routes).
+    SourceRoute = "source_route",
     /// The TTL reached zero.
     TtlExceeded = "ttl_exceeded",
     /// Too big for the next hop, and DF is set.

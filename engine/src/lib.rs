@@ -31,6 +31,7 @@ pub mod nat;
 pub mod outbox;
 pub mod rate_limit;
 pub mod router;
+pub mod source_route;
 pub mod tcp_reset;
 pub mod traffic;
 pub mod tunnel;

@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from ipaddress import IPv4Interface
 
@@ -129,7 +129,7 @@ class Gateway:
         wanted = self._reread()
         changed = changed_keys(self._settings, wanted)
         settings = with_live_changes(self._settings, wanted)
-        if settings.external != self._settings.external:
+        if settings.external.addresses != self._settings.external.addresses:
             external_link(self._host.read_network(), settings.external)  # raises if the host lacks an address
         kept_ports = self._ports_to_keep(settings)
         if (settings.nat, kept_ports) != (self._settings.nat, self._kept_ports):
@@ -379,12 +379,13 @@ class Gateway:
 
     async def _follow_link(self, network: HostNetwork, was_away: bool) -> bool:
         """Whether the engine has the link as it is now."""
+        own = host_addresses(network, tun_name=self._settings.gateway.tun_name)
         try:
             link = external_link(network, self._settings.external)
         except HostNetworkError as cause:
             self._link_is_unusable(cause.message)
+            await self._tell_own_addresses(own)
             return False
-        own = host_addresses(network, tun_name=self._settings.gateway.tun_name)
         if (link, own) == (self._external, self._own_addresses) and not was_away:
             return True
         try:
@@ -401,6 +402,17 @@ class Gateway:
         self._external, self._own_addresses = link, own
         self.external_trouble = None
         return True
+
+    async def _tell_own_addresses(self, own: tuple[str, ...]) -> None:
+        """Gives the engine the host's own addresses, which clients reach without the external link, and the link that
+        it has, whose addresses stay the host's as long as they are translated to. Where the link's interface is gone
+        the engine refuses, and is told both when there is one."""
+        own = tuple(dict.fromkeys((*self.external.addresses, *own)))
+        if own == self._own_addresses:
+            return
+        with suppress(OSError):
+            await asyncio.to_thread(self.engine.set_external, self.external, own)
+            self._own_addresses = own
 
     def _link_is_unusable(self, cause: str) -> None:
         if cause != self.external_trouble:

@@ -84,6 +84,39 @@ def test_a_network_that_cannot_be_read_is_read_again_in_a_minute_at_the_latest(
     asyncio.run(scenario())
 
 
+def test_the_hosts_own_addresses_reach_the_engine_while_the_link_cannot_be_used(
+    settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tidegate.upkeep.SETTLE", 0.01)
+    monkeypatch.setattr("tidegate.upkeep.FIRST_RETRY", 0.02)
+    bridge = Interface(7, "docker0", b"\x02\x00\x00\x00\x00\x07", 1500, True, True)
+    own = InterfaceAddress(7, IPv4Interface("172.17.0.1/16"))
+
+    def with_bridge(*, usable: bool) -> HostNetwork:
+        network = ordinary_network(interfaces=(bridge,), addresses=(own,))
+        eth0 = network.interface_named("eth0")
+        interfaces = (replace(each, up=usable) if each == eth0 else each for each in network.interfaces)
+        return replace(network, interfaces=tuple(interfaces))
+
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            packets = running.packets
+            running.host.network = with_bridge(usable=False)
+            assert running.host.changed is not None
+            running.host.changed()
+            await until(lambda: packets.host_addresses == ("192.0.2.2", "172.17.0.1"))
+            assert running.gateway.external_trouble == "the external interface eth0 is down"
+            assert packets.links == [packets.options.external], "the link is the one that it had"
+            await asyncio.sleep(0.2)
+            assert len(packets.links) == 1, "it is told once"
+
+            running.host.network = with_bridge(usable=True)
+            await until(lambda: running.gateway.external_trouble is None)
+            assert len(packets.links) == 2, "and the link again, since it was away"
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("up", [True, False])
 def test_the_tun_device_gets_its_address_back_and_a_program_that_takes_it_again_some_time(
     settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, up: bool

@@ -19,13 +19,19 @@ PYTHON = """#!/bin/bash
 case "$*" in
     *sys.version_info*) cat {version} ;;
     "-I -m venv "*)
-        mkdir -p "$4/bin"
+        mkdir -p "$4/bin" "$4/lib/python$(cat {version})"
+        ln -s lib "$4/lib64" || exit 1
         ln -s "$0" "$4/bin/python"
         ln -s "$0" "$4/bin/pip"
         echo "version = $(cat {version}).2" >"$4/pyvenv.cfg"
         echo venv >>{calls} ;;
-    *--require-hashes*) echo locked >>{calls} ;;
-    *.whl) printf '#!/bin/sh\\necho tidegate 0.1.0\\n' >"${{0%/*}}/tidegate" && chmod 755 "${{0%/*}}/tidegate" ;;
+    *--require-hashes*)
+        echo "pip $*" >>{calls}
+        [ ! -e {offline} ] || exit 1
+        echo locked >>{calls} ;;
+    *.whl)
+        echo "pip $*" >>{calls}
+        printf '#!/bin/sh\\necho tidegate 0.1.0\\n' >"${{0%/*}}/tidegate" && chmod 755 "${{0%/*}}/tidegate" ;;
 esac
 """
 
@@ -38,7 +44,8 @@ class Machine:
         self.prefix, self.bin = folder / "opt" / "tidegate", folder / "local" / "bin"
         self.units = folder / "units"
         self.command = self.bin / "tidegate"
-        self.calls, self.version = folder / "calls", folder / "version"
+        self.calls, self.version, self.offline = folder / "calls", folder / "version", folder / "offline"
+        self.environment: dict[str, str] = {}
         self.calls.touch()
         self.version.write_text("3.11\n")
         (self.checkout / "scripts").mkdir(parents=True)
@@ -49,7 +56,7 @@ class Machine:
         wheel.touch()
         self.programs = folder / "programs"
         self.programs.mkdir()
-        self._program("python3", PYTHON.format(version=self.version, calls=self.calls))
+        self._program("python3", PYTHON.format(version=self.version, calls=self.calls, offline=self.offline))
         self._program("systemctl", f'#!/bin/sh\necho "systemctl $*" >>{self.calls}\n[ "$1" != is-active ]\n')
 
     def install(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -61,6 +68,7 @@ class Machine:
                 "BINDIR": str(self.bin),
                 "UNITDIR": str(self.units),
                 "PYTHON": str(self.programs / "python3"),
+                **self.environment,
             },
             capture_output=True,
             text=True,
@@ -107,6 +115,53 @@ def test_installing_again_upgrades_in_place_and_a_new_python_gets_an_environment
     assert machine.noted().count("locked") == 3
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_an_environment_for_a_new_python_takes_the_place_of_the_old_one_only_when_it_is_complete(
+    machine: Machine, killed: bool
+) -> None:
+    assert machine.install().returncode == 0
+    before = sorted(machine.prefix.rglob("*"))
+    machine.version.write_text("3.13\n")
+    machine.offline.touch()
+    if killed:  # so that it cannot restore anything itself
+        pip = (machine.programs / "python3").read_text().replace("|| exit 1", "|| kill -9 $PPID")
+        (machine.programs / "python3").write_text(pip)
+        assert machine.install().returncode == -9
+        (machine.programs / "python3").write_text(pip.replace("|| kill -9 $PPID", "|| exit 1"))
+    assert machine.install().returncode == 1
+    assert sorted(machine.prefix.rglob("*")) == before
+    assert (machine.prefix / "pyvenv.cfg").read_text() == "version = 3.11.2\n"
+    said = subprocess.run([machine.command, "--version"], capture_output=True, text=True, check=True)
+    assert said.stdout == "tidegate 0.1.0\n"
+
+    machine.offline.unlink()
+    assert machine.install().returncode == 0
+    assert (machine.prefix / "pyvenv.cfg").read_text() == "version = 3.13.2\n"
+    assert [entry.name for entry in (machine.prefix / "lib").iterdir()] == ["python3.13"]
+    assert {entry.name for entry in machine.prefix.iterdir()} == {
+        *(".installed-by-tidegate", "bin", "lib", "lib64", "pyvenv.cfg")
+    }
+
+
+def test_pip_runs_nothing_that_is_not_pinned_and_takes_from_the_caller_only_where_packages_are(
+    machine: Machine,
+) -> None:
+    machine.environment = {
+        "PIP_INDEX_URL": "https://mirror.example/simple",
+        "PIP_CERT": "/etc/ssl/mirror.pem",
+        "PIP_NO_BINARY": ":all:",
+    }
+    assert machine.install().returncode == 0
+    calls = [call.split() for call in machine.noted() if call.startswith("pip ")]
+    assert len(calls) == 2
+    for call in calls:
+        assert "--isolated" in call
+        assert call[call.index("--only-binary") + 1] == ":all:", "a source package runs what builds it"
+        assert call[call.index("--index-url") + 1] == "https://mirror.example/simple"
+        assert call[call.index("--cert") + 1] == "/etc/ssl/mirror.pem"
+        assert not any("no-binary" in option for option in call)
+
+
 def test_a_folder_of_somebody_else_is_neither_filled_nor_removed(machine: Machine) -> None:
     machine.prefix.mkdir(parents=True)
     (machine.prefix / "theirs").touch()
@@ -122,6 +177,45 @@ def test_a_command_of_somebody_else_is_not_replaced(machine: Machine) -> None:
     machine.command.write_text("theirs")
     assert f"{machine.command} is there" in machine.install().stderr
     assert machine.command.read_text() == "theirs"
+
+
+@pytest.mark.parametrize("theirs", ["/opt/pipx/venvs/tidegate/bin/tidegate", "/nowhere"])
+def test_a_link_of_somebody_else_is_neither_replaced_nor_removed(machine: Machine, theirs: str) -> None:
+    machine.bin.mkdir(parents=True)
+    machine.command.symlink_to(theirs)
+    done = machine.install()
+    assert done.returncode == 1
+    assert f"{machine.command} points to {theirs}" in done.stderr
+    assert not machine.prefix.exists()
+
+    machine.command.unlink()
+    assert machine.install().returncode == 0
+    machine.command.unlink()
+    machine.command.symlink_to(theirs)
+    assert machine.install("--remove").returncode == 0
+    assert not machine.prefix.exists()
+    assert machine.command.readlink() == Path(theirs)
+
+
+def test_what_was_installed_elsewhere_is_not_said_to_be_removed(machine: Machine) -> None:
+    assert machine.install().returncode == 0
+    installed, machine.prefix = machine.prefix, machine.prefix.with_name("other")
+    done = machine.install("--remove")
+    assert done.returncode == 1
+    assert f"points to {installed}/bin/tidegate" in done.stderr and "name its PREFIX" in done.stderr
+    assert machine.command.exists()
+    machine.command.unlink()
+    done = machine.install("--remove")
+    assert f"There is nothing in {machine.prefix}, {machine.bin} or" in done.stdout
+    assert "removed" not in done.stdout
+    assert (installed / "bin" / "tidegate").exists()
+
+
+def test_services_are_disabled_also_where_systemd_does_not_run(machine: Machine) -> None:
+    assert machine.install().returncode == 0
+    assert machine.install("--remove").returncode == 0
+    for unit in UNITS:
+        assert f"systemctl disable --quiet {unit.name}" in machine.noted()
 
 
 def test_what_was_installed_is_removed_and_nothing_else(machine: Machine) -> None:

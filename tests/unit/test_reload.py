@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import Any, NoReturn
@@ -222,6 +222,24 @@ def test_what_clients_may_reach_changes_in_the_engine_with_the_rest_or_not_at_al
 
             await editor.change("")
             assert packets.access == AccessPolicy()
+
+    asyncio.run(scenario())
+
+
+def test_what_clients_may_not_reach_is_denied_although_the_link_cannot_be_used(
+    tmp_path: Path, free_port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def scenario() -> None:
+        async with edited(tmp_path, free_port, capsys) as editor:
+            network = editor.running.host.network
+            editor.running.host.network = replace(
+                network, interfaces=tuple(replace(each, up=False) for each in network.interfaces)
+            )
+            answer = await editor.change('[external]\ndeny = ["10.0.0.0/8"]\n')
+            assert answer["applied"] == ["external.deny"]
+            assert editor.running.packets.access == AccessPolicy(denied=("10.0.0.0/8",))
+            code, message = await editor.refused('[external]\naddresses = ["192.0.2.2"]\n')
+            assert code == FAILURE and "eth0 is down" in message
 
     asyncio.run(scenario())
 

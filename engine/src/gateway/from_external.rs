@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::router::is_bogon;
+use crate::source_route;
 
 /// How a packet came to be judged as one from outside.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,6 +62,7 @@ impl Gateway {
         if self.router.is_inner(source) || is_bogon(source) || is_ours {
             return Err(DropReason::BogonSource.into());
         }
+        source_route::refuse(packet)?;
         if packet.is_fragment() {
             let exit = match self.from_external.push(packet, now)? {
                 Some(datagram) => Exit::Reassembled(datagram),

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::external::reservation::PortProtocol;
+use crate::source_route;
 use crate::tcp_reset;
 use crate::transport::MAX_TRAIN_SEGMENTS;
 use crate::tunnel::is_initiation;
@@ -174,6 +175,7 @@ impl Gateway {
         packet: &mut Ipv4Packet<'_>,
         peer: PeerId,
     ) -> Result<Decision, Refusal> {
+        source_route::refuse(packet)?;
         let (client, destination) = (packet.source(), packet.destination());
         if packet.is_fragment() {
             let exit = match self.from_peers.push(packet, now)? {

@@ -99,6 +99,12 @@ impl Segment {
         self.flags & MASK == tcp_flags::SYN
     }
 
+    /// Whether its receiver may take it for a call: SYN without ACK, whatever else it has, for that may be processed after
+    /// the SYN has been answered (RFC 9293 §3.10.7.2).
+    pub(super) fn may_open(&self) -> bool {
+        self.has(tcp_flags::SYN) && !self.has(tcp_flags::ACK)
+    }
+
     /// Whether it ends its connection.
     pub(super) fn resets(&self) -> bool {
         self.has(tcp_flags::RST)

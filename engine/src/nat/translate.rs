@@ -110,15 +110,15 @@ impl Nat {
         }
     }
 
-    /// Whether a packet from a client belongs to a TCP connection that somebody outside has begun, and does not begin it
-    /// anew. UDP has no connections, so none of it does. Changes nothing.
+    /// Whether a packet from a client belongs to a TCP connection that somebody outside has begun, and nobody can take it
+    /// for the begin of another. UDP has no connections, so none of it does. Changes nothing.
     pub fn answers_visitor(&self, packet: &Ipv4Packet<'_>) -> bool {
         let (Some(fields), Some((from, to))) = (packet.tcp(), packet.ports()) else { return false };
         let internal = Endpoint::new(packet.source(), from);
         let remote = Endpoint::new(packet.destination(), to);
         let session = self.table.find_outbound(Proto::Tcp, internal, remote);
         let connection = session.and_then(|id| self.table.sessions[id as usize].tcp);
-        connection.is_some_and(|connection| connection.is_visit()) && !Segment::of(packet, fields).opens()
+        connection.is_some_and(|connection| connection.is_visit()) && !Segment::of(packet, fields).may_open()
     }
 
     /// Whether the datagram from outside that begins with this first fragment would have been let in. Changes nothing.

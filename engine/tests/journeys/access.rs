@@ -236,6 +236,18 @@ fn somebody_who_forges_a_call_from_a_denied_network_does_not_let_a_client_in_the
     world.arrive(&Ip::tcp(LAN_WEB, endpoint(EXTERNAL, PORT), &syn(70), &[]));
     assert_eq!(world.take_one(0).from(), LAN_WEB);
     world.is_denied(0, &Ip::tcp(service, LAN_WEB, &syn(1), &[]));
+
+    // Nor after an answer, which the true server refuses; nor with what else it might take for a call: it may answer a SYN
+    // whatever comes with it (RFC 9293 §3.10.7.2).
+    let answer = Tcp { acknowledgment: 71, flags: SYN | ACK, ..syn(500) };
+    world.send(0, &Ip::tcp(service, LAN_WEB, &answer, &[]));
+    assert_eq!(world.take_one_outside().to(), LAN_WEB);
+    let refusal = Tcp { sequence: 71, flags: RST, ..Tcp::default() };
+    world.arrive(&Ip::tcp(LAN_WEB, endpoint(EXTERNAL, PORT), &refusal, &[]));
+    assert_eq!(world.take_one(0).from(), LAN_WEB);
+    for flags in [SYN, SYN | FIN, SYN | RST, SYN | PSH, SYN | FIN | PSH] {
+        world.is_denied(0, &Ip::tcp(service, LAN_WEB, &Tcp { flags, ..syn(9_000) }, &[]));
+    }
 }
 
 #[test]

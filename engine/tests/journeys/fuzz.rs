@@ -307,7 +307,8 @@ impl Dice {
         ip.fragment = *self.choose(&[0, 0, 0, DF, DF, MF, MF | 1, 1, 175, 0x1fff, DF | MF, 0x8000]);
         ip.identification = self.below(3) as u16;
         ip.ttl = *self.choose(&[64, 64, 64, 2, 1, 0]);
-        ip.options = vec![1; 4 * *self.choose(&[0, 0, 0, 0, 1, 10])];
+        // None, a source route that is cut off, or nothing but no-operations.
+        ip.options = self.choose(&[&[][..], &[], &[], &[], &[1, 1, 1, 131], &[1; 40]]).to_vec();
         if ip.body.len() >= 20 && self.below(2) == 0 {
             ip = ip.summed();
         }

@@ -123,6 +123,42 @@ fn bogons_are_neither_sent_to_nor_believed() {
     }
 }
 
+/// A router that obeys it would take it from a destination that is permitted to one that is not (RFC 7126 §4.3, §4.4).
+#[test]
+fn what_names_its_own_route_goes_nowhere_and_other_options_do_no_harm() {
+    const NOP: u8 = 1;
+    let routed = |option: u8, packet: &Ip| {
+        let options = [&[NOP, option, 7, 4][..], &NEIGHBOUR.octets()].concat();
+        packet.clone().with(|ip| ip.options = options)
+    };
+    let mut world = World::new().connected();
+    world.publish(tidegate_engine::nat::Proto::Udp, 45_000, endpoint(client_address(0), 53)).unwrap();
+    let from_outside = Ip::udp(endpoint(SERVER, 9), endpoint(EXTERNAL, 45_000), &payload(1_200));
+    for option in [131, 137] {
+        for to in [SERVER, client_address(1), GATEWAY, EXTERNAL] {
+            let packet = Ip::udp(endpoint(client_address(0), 5_000), endpoint(to, 9), &payload(1_200));
+            world
+                .dies(DropReason::SourceRoute, |world| from_peer(world, 0, &routed(option, &packet).bytes()));
+            for piece in packet.fragments(576) {
+                world.dies(DropReason::SourceRoute, |world| {
+                    from_peer(world, 0, &routed(option, &piece).bytes());
+                });
+            }
+        }
+        world.dies(DropReason::SourceRoute, |world| world.arrive(&routed(option, &from_outside)));
+        for piece in from_outside.fragments(576) {
+            world.dies(DropReason::SourceRoute, |world| world.arrive(&routed(option, &piece)));
+        }
+    }
+    for record_route in [vec![7, 7, 4, 0, 0, 0, 0, 0], vec![NOP; 40]] {
+        let packet = to_server(0).with(|ip| ip.options = record_route.clone());
+        world.send(0, &packet);
+        assert_eq!(world.take_one_outside().options, record_route);
+        world.arrive(&from_outside.clone().with(|ip| ip.options = record_route.clone()));
+        assert_eq!(world.take_one(0).options, record_route);
+    }
+}
+
 /// A kernel with `ip_forward` takes what its neighbours send to the clients to the gateway's TUN device.
 #[test]
 fn what_the_hosts_kernel_forwards_does_not_reach_a_client_past_the_nat() {
