@@ -189,9 +189,8 @@ class DnsServer:
                 while (query := await _read_query(reader)) is not None:
                     await pipeline.acquire()
                     answering.create_task(self._answer_over_tcp(query, source, writer, pipeline))
-                    await asyncio.sleep(
-                        0
-                    )  # one query in a turn of the loop, however many there are to be read
+                    # One query in a turn of the event loop, however many there are to be read.
+                    await asyncio.sleep(0)
             writer.close()
             async with asyncio.timeout(TCP_IDLE_TIMEOUT):
                 await writer.wait_closed()  # keeps its place while there are answers to be read
