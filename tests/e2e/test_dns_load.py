@@ -115,7 +115,7 @@ def test_a_client_that_floods_the_proxy_does_not_keep_another_from_dns(world: Wo
         for number in range(LOOK_UPS):
             asking.send(costly.message(costly.QUERY, question, [], costly.ANSWER, number))
             pause(0.1)
-        answered = set()
+        answered: set[bytes] = set()
         asking.settimeout(1.0)
         with contextlib.suppress(TimeoutError):
             while len(answered) < LOOK_UPS:

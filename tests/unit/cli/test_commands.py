@@ -244,6 +244,7 @@ def _keys_in_list(tidegate: CommandLine, state: Path) -> list[str]:
 
 
 def _key_of(profile: Profile) -> str:
+    assert profile.private_key is not None
     return encode_key(public_key_of(profile.private_key))
 
 
@@ -497,6 +498,7 @@ def test_the_private_key_of_a_client_is_stored_nowhere(tidegate: CommandLine, tm
     profile = parse_profile(tidegate("peer", "add", "alice", "--state-dir", tmp_path).out)
     from tidegate.identity import encode_key
 
+    assert profile.private_key is not None
     for file in tmp_path.iterdir():
         content = file.read_bytes()
         assert profile.private_key not in content

@@ -170,6 +170,7 @@ def test_another_cipher_is_a_comment_to_other_programs_and_a_key_to_ours() -> No
 
 
 def test_a_secret_is_in_no_error_and_no_repr() -> None:
+    assert GOOD.private_key is not None
     secret = encode_key(GOOD.private_key)[:-1]
     with pytest.raises(ProfileError) as refused:
         parse_profile(GOOD.render().replace(encode_key(GOOD.private_key), secret))
