@@ -471,7 +471,7 @@ fn wireguard_inside_the_tunnel_passes_and_what_is_our_own_dies_alone() {
 }
 
 #[test]
-fn what_is_our_own_is_known_on_every_shard_however_full_the_queues_between_them_were() {
+fn what_another_shard_has_sealed_is_our_own_too_though_no_packet_has_crossed() {
     let mut world = World::with_shards(2).connected();
     let (client, other, stranger) = (1, 0, endpoint(SERVER, 51_820));
     world.send(client, &Ip::udp(endpoint(client_address(client), 5_000), stranger, b"from inside"));
