@@ -540,3 +540,18 @@ fn every_query_of_a_superpacket_counts() {
     assert_eq!(world.host.len(), 128);
     assert_eq!(world.drops(), [("client_dns_rate", 10 * 32 - 128)].into());
 }
+
+#[test]
+fn a_superpacket_of_queries_that_begins_within_the_burst_passes_whole_and_the_rest_is_owed() {
+    let coalesce = CoalesceOptions { udp: true, ..CoalesceOptions::default() };
+    let mut world = World::of(Plan { coalesce, ..Plan::default() }).connected();
+    let train = Ip::udp(endpoint(client_address(0), 5_353), endpoint(GATEWAY, 53), &[0; 50 * 20]);
+    (0..10).for_each(|_| world.send_superpacket(0, &train, 20));
+    assert_eq!(std::mem::take(&mut world.host).len(), 150, "128 and the rest of the third superpacket");
+    assert_eq!(world.drops(), [("client_dns_rate", 10 * 50 - 150)].into());
+    // 22 are owed: after 50 ms, 3 of the next 25 are there.
+    world.pass(Duration::from_millis(50));
+    let query = Ip::udp(endpoint(client_address(0), 5_353), endpoint(GATEWAY, 53), b"a query");
+    (0..25).for_each(|_| world.send(0, &query));
+    assert_eq!(world.host.len(), 3);
+}
