@@ -42,8 +42,15 @@ impl TokenBucket {
 
     /// Takes one token, in advance where there is none, and tells when it is there. Not for a rate of zero, which has none.
     pub fn reserve(&mut self, now: Timestamp) -> Timestamp {
+        let at = self.next(now);
         self.full_at = self.full_at.max(now) + Duration::from_nanos(self.interval);
-        now.max(self.full_at - Duration::from_nanos(self.depth))
+        at
+    }
+
+    /// When the next token is there that nobody has taken.
+    pub fn next(&self, now: Timestamp) -> Timestamp {
+        let full_at = self.full_at.max(now) + Duration::from_nanos(self.interval);
+        now.max(full_at - Duration::from_nanos(self.depth))
     }
 
     /// Whether it holds all its tokens, and so remembers nothing.
@@ -100,6 +107,7 @@ mod tests {
         let mut bucket = TokenBucket::new(10, 2);
         let after = [0, 0, 100, 200].map(Duration::from_millis);
         assert_eq!([(); 4].map(|()| bucket.reserve(START)), after.map(|after| START + after));
+        assert_eq!(bucket.next(START), START + Duration::from_millis(300));
         assert!(!bucket.take(START + Duration::from_millis(299)), "those in advance are owed");
         assert!(bucket.take(START + Duration::from_millis(300)));
     }

@@ -53,6 +53,11 @@ const ASK_AGAIN: Duration = Duration::from_millis(10);
 /// Commands, or ARP messages, that one turn carries out, at most.
 const MESSAGES_PER_TURN: usize = 64;
 
+/// What a segment that is split off a frame costs beyond its bytes, in bytes of bulk: it is a packet that is routed on its own, and
+/// handed to another shard as often as not. With that, what one turn splits fills at most three quarters of the queue before
+/// that shard, and leaves the rest to handshakes and other clients.
+const SEGMENT_WORK: usize = 2 * 1024;
+
 /// The devices of one shard.
 pub struct Devices {
     /// Where sealed datagrams travel.
@@ -484,16 +489,7 @@ impl<C: Core> Shard<C> {
     }
 
     fn serve_external(&mut self, now: Timestamp) {
-        while let Some(frame) = self.frames.next(now) {
-            let Self { core, arena, outbox, .. } = self;
-            if let Some(offload) = frame.header.offload_of(arena.get_mut(frame.span)) {
-                core.receive_external(now, arena, frame.span, offload, outbox);
-            } else if let Some(segments) = frame.header.split_encapsulated(arena.get(frame.span)) {
-                core.receive_external_segments(now, arena, segments, outbox);
-            } else {
-                core.drops().count(DropReason::UnknownOffload);
-            }
-        }
+        serve_frames(now, &mut self.frames, &mut self.core, &mut self.arena, &mut self.outbox);
     }
 
     fn serve_handoffs(&mut self, now: Timestamp) {
@@ -510,3 +506,26 @@ impl<C: Core> Shard<C> {
         }
     }
 }
+
+/// Hands the core what waits in `frames`, as much as the turn may serve.
+fn serve_frames(
+    now: Timestamp,
+    frames: &mut Intake<Ipv4Addr, Frame>,
+    core: &mut impl Core,
+    arena: &mut Arena,
+    outbox: &mut Outbox,
+) {
+    while let Some(frame) = frames.next(now) {
+        if let Some(offload) = frame.header.offload_of(arena.get_mut(frame.span)) {
+            core.receive_external(now, arena, frame.span, offload, outbox);
+        } else if let Some(segments) = frame.header.split_encapsulated(arena.get(frame.span)) {
+            frames.charge(segments.len() * SEGMENT_WORK);
+            core.receive_external_segments(now, arena, segments, outbox);
+        } else {
+            core.drops().count(DropReason::UnknownOffload);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

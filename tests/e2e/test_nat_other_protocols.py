@@ -16,6 +16,7 @@ import pytest
 from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import GRE as Gre
+from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
 from tidegate.lab.topology import GATEWAY_EXTERNAL, INTERNET, Lab, Namespace
@@ -28,6 +29,7 @@ pytestmark = pytest.mark.namespaces
 GRE = 47
 UNREACHABLE = "icmp[0] == 3 and icmp[1] == 2"
 HEADER = 20
+ONE_MAC, OTHER_MAC = "02:00:00:00:00:01", "02:00:00:00:00:02"
 
 
 def raw(host: Namespace, protocol: int) -> socket.socket:
@@ -107,10 +109,11 @@ def inner_ipv6(_n: int) -> Packet:
     [
         ("gre", GRE, lambda n: Gre() / inner_ipv4(n)),
         ("gre", GRE, lambda n: Gre(key_present=1, key=7, proto=0x86DD) / inner_ipv6(n)),
+        ("gre", GRE, lambda n: Gre(proto=0x6558) / Ether(src=ONE_MAC, dst=OTHER_MAC) / inner_ipv4(n)),
         ("ipip", 4, inner_ipv4),
         ("ipv6", 41, inner_ipv6),
     ],
-    ids=["gre", "gre-key-ipv6", "ipip", "6in4"],
+    ids=["gre", "gre-key-ipv6", "gre-bridged", "ipip", "6in4"],
 )
 def test_tcp_that_the_kernel_merges_inside_a_tunnel_arrives_as_it_was_sent(
     make_world: MakeWorld, name: str, protocol: int, layers: Callable[[int], Packet]

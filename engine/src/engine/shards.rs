@@ -186,3 +186,50 @@ pub(super) fn link_up(shards: u8, events: &Events) -> Result<Vec<(Links, Command
         })
         .collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+    use crate::handoffs::Handoff;
+    use crate::tunnel::OWN_SESSIONS;
+
+    fn three_shards() -> Vec<Links> {
+        let events = Events::new(EventFd::new().unwrap());
+        link_up(3, &events).unwrap().into_iter().map(|(links, _)| links).collect()
+    }
+
+    #[test]
+    fn word_of_sessions_reaches_every_other_shard_however_full_the_queue_before_it_is() {
+        let shards = three_shards();
+        let handoff = || Handoff::Misdirected {
+            from: std::net::SocketAddrV4::new([192, 0, 2, 1].into(), 1).into(),
+            datagram: vec![4; 32],
+        };
+        while shards[0].shards[1].queue.try_send(handoff()).is_ok() {}
+        shards[0].tell_what_began([7, 8]);
+        let heard: Vec<_> = shards.iter().map(|links| Vec::from(links.begun.take())).collect();
+        assert_eq!(heard, [vec![], vec![7, 8], vec![7, 8]], "all but the one where they began");
+    }
+
+    #[test]
+    fn word_of_the_sessions_of_a_turn_wakes_each_other_shard_once_and_nobody_if_there_is_none() {
+        let shards = three_shards();
+        shards[0].tell_what_began([]);
+        let wakes = || -> Vec<u64> {
+            let count = |links: &Links| {
+                let mut count = [0; 8];
+                // An error: it was not woken.
+                _ = crate::sys::read(links.wake.as_fd(), &mut count);
+                u64::from_ne_bytes(count)
+            };
+            shards.iter().map(count).collect()
+        };
+        assert_eq!(wakes(), [0, 0, 0]);
+        shards[0].tell_what_began(0..OWN_SESSIONS as u32);
+        assert_eq!(wakes(), [0, 1, 1]);
+        shards[2].tell_what_began([7]);
+        assert_eq!(wakes(), [1, 1, 0]);
+    }
+}

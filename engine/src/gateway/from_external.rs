@@ -27,9 +27,13 @@ impl Gateway {
         entrance: Entrance,
         outbox: &mut Outbox,
     ) {
-        let decision = Ipv4Packet::parse(origin.head_mut(arena), 0, offload)
-            .map_err(Refusal::from)
-            .and_then(|mut packet| self.decide_from_external(now, &mut packet, entrance));
+        let mut shape = None;
+        let decision = Ipv4Packet::parse(origin.head_mut(arena), 0, offload).map_err(Refusal::from).and_then(
+            |mut packet| {
+                shape = Some(packet.shape());
+                self.decide_from_external(now, &mut packet, entrance)
+            },
+        );
         match decision {
             Ok(Decision { exit: Exit::Reassembled(datagram), .. }) => {
                 let origin = Origin::Owned(datagram);
@@ -42,7 +46,7 @@ impl Gateway {
                 self.leave(now, arena, origin, decision, outbox);
             }
             Err(refusal) => {
-                self.drops.count(refusal.reason);
+                self.drops.add(refusal.reason, shape.map_or(1, Shape::segment_count) as u64);
                 if let Some(answer) = refusal.answer {
                     self.answer_external(now, arena, answer, outbox);
                 }

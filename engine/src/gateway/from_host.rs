@@ -12,7 +12,9 @@ impl Gateway {
         offload: Offload,
         outbox: &mut Outbox,
     ) {
+        let mut shape = None;
         let decision = Ipv4Packet::parse(arena.get_mut(packet), 0, offload).and_then(|packet| {
+            shape = Some(packet.shape());
             // With `ip_forward`, the kernel also brings what its neighbours send to clients, past the NAT.
             if !self.router.is_the_hosts(packet.source()) {
                 return Err(DropReason::BogonSource);
@@ -38,7 +40,7 @@ impl Gateway {
                 self.traffic.count(Direction::FromHost, decision.shape);
                 self.leave(now, arena, Origin::Arena { head: packet, tails: &[] }, decision, outbox);
             }
-            Err(reason) => self.drops.count(reason),
+            Err(reason) => self.drops.add(reason, shape.map_or(1, Shape::segment_count) as u64),
         }
     }
 
@@ -62,11 +64,14 @@ impl Gateway {
                 }
             }
             Handoff::ToPeer { mut packet, offload, client } => {
-                let decision = Ipv4Packet::parse(&mut packet, 0, offload)
-                    .and_then(|packet| self.decide_from_shard(&packet, client));
+                let mut shape = None;
+                let decision = Ipv4Packet::parse(&mut packet, 0, offload).and_then(|packet| {
+                    shape = Some(packet.shape());
+                    self.decide_from_shard(&packet, client)
+                });
                 match decision {
                     Ok(decision) => self.leave(now, arena, Origin::Owned(packet), decision, outbox),
-                    Err(reason) => self.drops.count(reason),
+                    Err(reason) => self.drops.add(reason, shape.map_or(1, Shape::segment_count) as u64),
                 }
             }
             Handoff::Inbound { packet, offload, .. } => {

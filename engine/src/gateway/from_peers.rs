@@ -15,7 +15,8 @@ const MISDIRECTED_PER_TURN: usize = MAX_TRAIN_SEGMENTS;
 /// Where the gateway's DNS proxy listens (RFC 1035 §4.2).
 const DNS_PORT: u16 = 53;
 /// Queries over UDP and connections over TCP, together, that a peer may send the DNS proxy: per second, and at once, which is as
-/// many as it may have in flight (`MAX_IN_FLIGHT` and `SHARES` in src/tidegate/dns).
+/// many as it may have in flight (`MAX_IN_FLIGHT` and `SHARES` in src/tidegate/dns). A superpacket that begins within the burst
+/// passes whole, and what is beyond is owed.
 pub(super) const DNS_RATE: u32 = 500;
 pub(super) const DNS_BURST: u32 = 128;
 

@@ -300,7 +300,7 @@ impl Core for Gateway {
         self.neighbors.poll(
             now,
             |request| outbox.arp.push(request),
-            |_held| drops.count(DropReason::NextHopUnresolved),
+            |held| drops.add(DropReason::NextHopUnresolved, held.shape.segment_count() as u64),
         );
     }
 

@@ -19,7 +19,8 @@
 //! The calls of a client are a list, threaded through their links in the order in which they became calls; and where a
 //! session becomes one, it becomes the newest of its mapping as well. A session enters and leaves it when it becomes a call
 //! or is one no longer ([`Nat::note_call`]), also while the state of its connection stays the same: the client's own SYN
-//! makes it the client's, and a SYN-ACK of another number takes that back.
+//! makes it the client's, and a SYN-ACK of another number takes that back. A visitor that calls again from the same port is
+//! the newest again ([`Nat::renew_call`]).
 
 use std::net::Ipv4Addr;
 
@@ -105,6 +106,14 @@ impl Nat {
         } else {
             client.calls.unlink(id, sessions);
         }
+    }
+
+    /// A call begins anew: it is the newest.
+    pub(super) fn renew_call(&mut self, id: u32) {
+        if let Some(client) = self.clients.get_mut(self.table.sessions[id as usize].internal.address) {
+            client.calls.unlink(id, &mut self.table.session_links);
+        }
+        self.note_call(id);
     }
 
     /// The oldest call of a client, if it has any.

@@ -55,6 +55,8 @@ pub(super) enum SegmentVerdict {
     Refresh,
     /// Translate it, but it proves nothing.
     Pass,
+    /// The same, and it is a call with which the connection begins anew.
+    Call,
     /// Drop it: a forged RST.
     Refuse,
 }
@@ -356,7 +358,7 @@ impl Connection {
             return self.inbound_reset(segment);
         }
         if segment.has(tcp_flags::SYN) && self.inbound_syn(segment) {
-            return SegmentVerdict::Pass; // as with every call, it is the client's answer that counts
+            return SegmentVerdict::Call; // as with every call, it is the client's answer that counts
         }
         if !self.client.has(Progress::STARTED) {
             return SegmentVerdict::Pass; // a stranger may knock as often as it likes

@@ -245,6 +245,7 @@ impl Nat {
         match verdict {
             SegmentVerdict::Refresh => session.last_activity = now,
             SegmentVerdict::Pass => {}
+            SegmentVerdict::Call => self.renew_call(id),
             SegmentVerdict::Refuse => return Err(DropReason::TcpOutOfState),
         }
         if changed {

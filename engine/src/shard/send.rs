@@ -6,7 +6,7 @@
 use std::io;
 use std::sync::Arc;
 
-use super::Shard;
+use super::{Links, Shard};
 use crate::clock::Timestamp;
 use crate::core::Core;
 use crate::drop_reason::DropReason;
@@ -15,30 +15,34 @@ use crate::outbox::send_to_peers;
 use crate::transport::{SendTrain, Transport};
 use crate::wire::{Offload, VirtioNetHeader};
 
+impl Links {
+    /// Tells the other shards by which indices they know what is sealed here: see
+    /// [`Tunnel::is_own`](crate::tunnel::Tunnel::is_own).
+    pub(crate) fn tell_what_began(&self, remote_indices: impl IntoIterator<Item = u32>) {
+        let remote_indices: Vec<u32> = remote_indices.into_iter().collect();
+        if remote_indices.is_empty() {
+            return;
+        }
+        for other in self.shards.iter().filter(|other| !Arc::ptr_eq(&other.wake, &self.wake)) {
+            remote_indices.iter().for_each(|&index| other.begun.tell(index));
+            if let Err(error) = other.wake.notify() {
+                let detail = format!("a shard cannot wake another: {error}");
+                self.events.push(EventKind::ShardFailed, detail);
+            }
+        }
+    }
+}
+
 impl<C: Core> Shard<C> {
     /// Sends all that the core put into the outbox.
     pub(super) fn send(&mut self, now: Timestamp) {
-        self.tell_what_began();
+        // Before the first of it leaves.
+        self.links.tell_what_began(self.core.tunnel().take_begun());
         self.send_external();
         self.send_tun();
         self.send_peers(now);
         self.send_handoffs();
         self.outbox.clear();
-    }
-
-    /// Tells the other shards by which indices they know what is sealed here, before the first of it leaves: see
-    /// [`Tunnel::is_own`](crate::tunnel::Tunnel::is_own).
-    fn tell_what_began(&mut self) {
-        let Self { core, links, .. } = self;
-        for remote_index in core.tunnel().take_begun() {
-            for other in links.shards.iter().filter(|other| !Arc::ptr_eq(&other.wake, &links.wake)) {
-                other.begun.tell(remote_index);
-                if let Err(error) = other.wake.notify() {
-                    let detail = format!("a shard cannot wake another: {error}");
-                    links.events.push(EventKind::ShardFailed, detail);
-                }
-            }
-        }
     }
 
     fn send_external(&mut self) {

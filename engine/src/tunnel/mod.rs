@@ -30,7 +30,6 @@ use hashbrown::HashMap;
 use crate::clock::Timestamp;
 use crate::drop_reason::{DropCounters, DropReason};
 use crate::path::Path;
-use crate::rate_limit::TokenBucket;
 
 mod aead;
 mod cipher;
@@ -62,7 +61,7 @@ use handshake::Identity;
 use index::IndexTable;
 use own_datagrams::OwnDatagrams;
 use peer::Peer;
-use timers::Schedule;
+use timers::{Pace, Schedule};
 use zeroize::Zeroize;
 
 /// A peer of this tunnel: a small number, good as an index into an array. It is given to another peer after this one
@@ -120,7 +119,7 @@ pub struct Tunnel {
     begun: Vec<u32>,
     admission: Admission,
     /// Of the handshakes that we begin.
-    pace: TokenBucket,
+    pace: Pace,
     schedule: Schedule,
     /// What was read of handshakes, see [`Self::take_work`].
     work: usize,
@@ -147,7 +146,7 @@ impl Tunnel {
             indices: IndexTable::new(config.shard),
             own_datagrams: OwnDatagrams::default(),
             begun: Vec::new(),
-            pace: TokenBucket::new(send::INITIATION_RATE, send::INITIATION_BURST),
+            pace: Pace::default(),
             schedule: Schedule::default(),
             work: 0,
             due: Vec::new(),

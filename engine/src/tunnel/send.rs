@@ -16,10 +16,15 @@ use crate::path::Path;
 /// Packets that may wait for a session with one peer (as in Linux: `MAX_STAGED_PACKETS`).
 pub const QUEUE_LIMIT: usize = 128;
 /// Handshakes per second that we begin, with all peers together: half of what puts us under load, so that their responses
-/// alone do not make us ask for cookies.
+/// alone, those to retries included, do not make us ask for cookies.
 pub const INITIATION_RATE: u32 = LOAD_THRESHOLD / 2;
 /// How many at once: each costs two Diffie-Hellmans and a key pair, some 130 us of a turn that nobody can interrupt.
 pub const INITIATION_BURST: u32 = 16;
+/// How many of them are begun anew for want of an answer, per second, beside the others: nobody waits for a handshake behind
+/// those with peers that are not there.
+pub const RETRY_RATE: u32 = INITIATION_RATE / 2;
+/// And at once.
+pub const RETRY_BURST: u32 = INITIATION_BURST / 2;
 /// Data messages are padded to a multiple of this many bytes (whitepaper §5.4.6).
 const PADDING_MULTIPLE: usize = 16;
 
@@ -165,10 +170,11 @@ impl Tunnel {
     /// thousand idle peers, which one client can send within a turn, would otherwise hold everybody up for 130 ms.
     pub(super) fn begin_handshake(&mut self, id: PeerId, now: Timestamp, out: &mut Outgoing) {
         let Some(peer) = self.peers.get_mut(id) else { return };
-        if peer.timers.has_to_wait(&mut self.pace, now) {
+        let is_retry = peer.pending.is_some();
+        if peer.timers.has_to_wait(&mut self.pace, is_retry, now) {
             return;
         }
-        if peer.pending.is_some() {
+        if is_retry {
             // Nobody answered: perhaps the way from the address that the peer knew us by is cut (as in Linux).
             peer.forget_local();
         }

@@ -16,6 +16,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::peer::Peer;
+use super::send::{INITIATION_BURST, INITIATION_RATE, RETRY_BURST, RETRY_RATE};
 use super::{Outgoing, PeerId, Tunnel};
 use crate::clock::Timestamp;
 use crate::drop_reason::DropReason;
@@ -43,6 +44,29 @@ pub const NO_REPLY_TIMEOUT: Duration = Duration::from_secs(10 + 5);
 pub const MAX_JITTER: Duration = Duration::from_nanos(333_333_333);
 /// The least time between two initiations of one peer that are answered: 50 a second (as in Linux).
 pub const MIN_INITIATION_INTERVAL: Duration = Duration::from_millis(20);
+
+/// The pace of the handshakes that we begin with all peers.
+pub struct Pace {
+    first: TokenBucket,
+    retries: TokenBucket,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            first: TokenBucket::new(INITIATION_RATE, INITIATION_BURST),
+            retries: TokenBucket::new(RETRY_RATE, RETRY_BURST),
+        }
+    }
+}
+
+impl Pace {
+    /// Takes the next place, and tells when it comes. A retry comes behind all that wait to be begun for the first time, which
+    /// never wait for retries.
+    fn reserve(&mut self, is_retry: bool, now: Timestamp) -> Timestamp {
+        if is_retry { self.retries.reserve(self.first.next(now)) } else { self.first.reserve(now) }
+    }
+}
 
 /// The deadlines of one peer.
 #[derive(Default)]
@@ -101,9 +125,9 @@ impl Timers {
     }
 
     /// Whether a handshake that is due has to wait: until its place among those of all peers, which is taken here.
-    pub fn has_to_wait(&mut self, pace: &mut TokenBucket, now: Timestamp) -> bool {
+    pub fn has_to_wait(&mut self, pace: &mut Pace, is_retry: bool, now: Timestamp) -> bool {
         if !self.has_place {
-            self.handshake = Some(pace.reserve(now));
+            self.handshake = Some(pace.reserve(is_retry, now));
             self.has_place = true;
         }
         !self.handshake_due(now)

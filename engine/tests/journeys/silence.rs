@@ -12,6 +12,7 @@ use tidegate_engine::messages::PeerSnapshot;
 use tidegate_engine::wire::CoalesceOptions;
 
 use super::flow::{Flow, HTTPS};
+use super::kernel;
 use super::packets::*;
 use super::world::*;
 
@@ -507,7 +508,7 @@ fn wireguard_inside_the_tunnel_passes_and_what_is_our_own_dies_alone() {
 }
 
 #[test]
-fn what_is_our_own_is_known_on_every_shard_however_full_the_queues_between_them_were() {
+fn what_another_shard_has_sealed_is_our_own_too_though_no_packet_has_crossed() {
     let mut world = World::with_shards(2).connected();
     let (client, other, stranger) = (1, 0, endpoint(SERVER, 51_820));
     world.send(client, &Ip::udp(endpoint(client_address(client), 5_000), stranger, b"from inside"));
@@ -575,4 +576,44 @@ fn every_query_of_a_superpacket_counts() {
     (0..10).for_each(|_| world.send_superpacket(0, &train, 20));
     assert_eq!(world.host.len(), 128);
     assert_eq!(world.drops(), [("client_dns_rate", 10 * 32 - 128)].into());
+}
+
+#[test]
+fn a_superpacket_of_queries_that_begins_within_the_burst_passes_whole_and_the_rest_is_owed() {
+    let coalesce = CoalesceOptions { udp: true, ..CoalesceOptions::default() };
+    let mut world = World::of(Plan { coalesce, ..Plan::default() }).connected();
+    let train = Ip::udp(endpoint(client_address(0), 5_353), endpoint(GATEWAY, 53), &[0; 50 * 20]);
+    (0..10).for_each(|_| world.send_superpacket(0, &train, 20));
+    assert_eq!(std::mem::take(&mut world.host).len(), 150, "128 and the rest of the third superpacket");
+    assert_eq!(world.drops(), [("client_dns_rate", 10 * 50 - 150)].into());
+    // 22 are owed: after 50 ms, 3 of the next 25 are there.
+    world.pass(Duration::from_millis(50));
+    let query = Ip::udp(endpoint(client_address(0), 5_353), endpoint(GATEWAY, 53), b"a query");
+    (0..25).for_each(|_| world.send(0, &query));
+    assert_eq!(world.host.len(), 3);
+}
+
+#[test]
+fn a_refused_superpacket_counts_as_the_packets_that_it_stands_for_wherever_it_comes_from() {
+    let coalesce = CoalesceOptions { udp: true, ..CoalesceOptions::default() };
+    for shards in [1, 2] {
+        let mut world = World::of(Plan { shards, coalesce, ..Plan::default() }).connected();
+        let tcp = Tcp { flags: ACK, ..Tcp::default() };
+        let stranger = endpoint(SERVER, 443);
+        // From outside, for a port that nobody has.
+        let inbound = Ip::tcp(stranger, endpoint(EXTERNAL, 9), &tcp, &payload(3_000));
+        world.dies_times(DropReason::NoMapping, 3, |world| world.arrive_superpacket(&inbound, 1_000));
+        // From the host, to an address that is no peer's.
+        let from_host = Ip::tcp(endpoint(GATEWAY, 9), endpoint(client_address(77), 9), &tcp, &payload(3_000));
+        let header = kernel::superpacket_header(&from_host, 1_000, 0);
+        world.dies_times(DropReason::NoSuchPeer, 3, |world| {
+            world.send_from_host_bytes(&from_host.clone().partial().bytes(), header);
+            world.settle();
+        });
+        // To a neighbour that does not answer.
+        world.arp_is_silent = true;
+        let out = Ip::udp(endpoint(client_address(0), 9), endpoint(NEIGHBOUR, 9), &payload(3_000));
+        world.send_superpacket(0, &out, 1_000);
+        world.dies_times(DropReason::NextHopUnresolved, 3, |world| world.pass(Duration::from_secs(60)));
+    }
 }

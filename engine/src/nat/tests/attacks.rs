@@ -207,6 +207,38 @@ fn a_flood_of_syns_that_the_server_answers_does_not_close_a_published_port_eithe
 }
 
 #[test]
+fn a_visitor_that_calls_again_from_the_same_port_is_the_newest_in_a_flood() {
+    let full = NatConfig { max_sessions_per_mapping: 64, ..NatConfig::default() };
+    let few = NatConfig { max_mappings_per_client: 16, ..NatConfig::default() }; // 64 sessions for the client in all
+    for (config, was_answered) in [(full.clone(), true), (full, false), (few.clone(), true), (few, false)] {
+        let mut world = World::with(config);
+        let (published, inner) = (Endpoint::new(EXTERNAL, 443), at("10.66.77.2:443"));
+        let visitor = at("198.51.100.1:2000");
+        world.nat.publish(Proto::Tcp, published, inner, world.now).unwrap();
+        world.receive(tcp(visitor, published, "S", 1, 0, b"")).unwrap();
+        if was_answered {
+            world.send(tcp(inner, visitor, "SA", 1, 2, b"")).unwrap();
+            world.receive(tcp(visitor, published, "FA", 2, 2, b"")).unwrap();
+            world.send(tcp(inner, visitor, "FA", 2, 3, b"")).unwrap();
+            world.receive(tcp(visitor, published, "A", 3, 3, b"")).unwrap();
+        }
+        let mut nobodies = (1..).map(|n| Endpoint::new(address("203.0.113.1"), n));
+        for nobody in nobodies.by_ref().take(63) {
+            world.receive(tcp(nobody, published, "S", 1, 0, b"")).unwrap();
+        }
+        world.receive(tcp(visitor, published, "S", 1_000, 0, b"")).unwrap();
+        for nobody in nobodies.take(63) {
+            world.receive(tcp(nobody, published, "S", 1, 0, b"")).unwrap();
+        }
+        let answer = world.send(tcp(inner, visitor, "SA", 5_000, 1_001, b"")).map(|packet| source(&packet));
+        assert_eq!(answer, Ok(published), "answered before: {was_answered}");
+        world.receive(tcp(visitor, published, "A", 1_001, 5_001, b"")).unwrap();
+        world.receive(tcp(visitor, published, "PA", 1_001, 5_001, b"hi")).unwrap();
+        assert!(world.nat.counts().sessions <= 64);
+    }
+}
+
+#[test]
 fn visitors_that_have_gone_do_not_close_a_published_port() {
     let config = NatConfig { max_sessions_per_mapping: 64, ..NatConfig::default() };
     let mut world = World::with(config);

@@ -8,7 +8,7 @@ use super::super::cookie::{
 use super::super::messages::{Initiation, Message};
 use super::super::peer::MOVES_AT_ONCE;
 use super::super::receive::HANDSHAKE_WORK;
-use super::super::send::{INITIATION_BURST, INITIATION_RATE};
+use super::super::send::{INITIATION_BURST, INITIATION_RATE, RETRY_BURST, RETRY_RATE};
 use super::super::timers::REKEY_TIMEOUT;
 use super::*;
 use crate::fair_queue::Owner;
@@ -512,4 +512,37 @@ fn the_only_handshake_never_waits_for_its_turn() {
         tunnel.enqueue(peers[0], b"hello", now, &mut out).unwrap();
         assert_eq!(out.datagrams.drain(..).count(), 1, "round {round}");
     }
+}
+
+#[test]
+fn who_is_called_for_the_first_time_does_not_wait_behind_calls_that_nobody_answers() {
+    let (mut tunnel, peers) = with_idle_peers(1_001);
+    let (&newcomer, silent) = peers.split_last().unwrap();
+    let mut out = Outgoing::default();
+    let mut most_at_once = 0;
+    let mut poll_until = |tunnel: &mut Tunnel, out: &mut Outgoing, end: Timestamp| {
+        let mut called = Vec::new();
+        while let Some(now) = tunnel.next_wakeup().filter(|&now| now <= end) {
+            tunnel.poll(now, out);
+            most_at_once = most_at_once.max(out.datagrams.len());
+            called.extend(out.datagrams.drain(..).map(|(to, _)| (to.remote, now)));
+        }
+        called
+    };
+    let mut calls = 0;
+    for second in 0..60 {
+        let now = NOW + Duration::from_secs(second);
+        silent.iter().for_each(|&peer| tunnel.enqueue(peer, b"is anybody there?", now, &mut out).unwrap());
+        calls += out.datagrams.drain(..).count();
+        calls += poll_until(&mut tunnel, &mut out, now + Duration::from_secs(1)).len();
+    }
+    let at_most = 60 * (INITIATION_RATE + RETRY_RATE) as usize;
+    assert!((3_000..at_most).contains(&calls), "{calls}: they are called again, but not all the time");
+    let now = NOW + Duration::from_secs(60);
+    tunnel.enqueue(newcomer, b"hello", now, &mut out).unwrap();
+    let mut called: Vec<_> = out.datagrams.drain(..).map(|(to, _)| (to.remote, now)).collect();
+    called.extend(poll_until(&mut tunnel, &mut out, now + Duration::from_secs(20)));
+    let at = called.iter().find(|(to, _)| *to == endpoint_of(1_000)).map(|&(_, at)| at.since(now));
+    assert!(at.is_some_and(|waited| waited <= Duration::from_secs(1)), "{at:?}");
+    assert!(most_at_once <= (INITIATION_BURST + RETRY_BURST) as usize, "{most_at_once} in one turn");
 }

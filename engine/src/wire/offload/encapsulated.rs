@@ -16,7 +16,8 @@
 //! | CWR | on the first only (RFC 3168 §6.1.2) |
 //! | checksums of TCP, IPv4, and of GRE if it has one | complete |
 //!
-//! Only what GRO merges is known here. What is built otherwise, or whose lengths do not agree, is refused.
+//! What GRO merges is known here, except for IPv6 with extension headers. What is built otherwise, or whose lengths do not
+//! agree, is refused; so is what has more segments than anybody makes ([`VirtioNetHeader::MAX_SPLIT_SEGMENTS`]).
 
 use super::{F_NEEDS_CSUM, GSO_ECN, GSO_TCPV4, GSO_TCPV6, VirtioNetHeader};
 use crate::wire::checksum::{Sum, checksum};
@@ -31,6 +32,11 @@ const GRE: u8 = 47;
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
+/// The tags of VLANs (IEEE 802.1Q, 802.1ad).
+const ETHERTYPE_VLAN: u16 = 0x8100;
+const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
+/// As many of them as a frame has in practice: the provider's, and the customer's.
+const MAX_VLAN_TAGS: usize = 2;
 /// Transparent Ethernet bridging: an Ethernet frame.
 const ETHERTYPE_BRIDGED: u16 = 0x6558;
 
@@ -43,11 +49,14 @@ const TCP_CHECKSUM: usize = 16;
 /// The least length of its header.
 const TCP_HEADER_LEN: usize = 20;
 
-/// Bytes that the segments of one superpacket may be together, headers included. Should they be more, they are so small that
-/// nobody sends them legitimately.
+/// Bytes that the segments of one superpacket may be together, headers included: they are all in memory at once.
 const MAX_BYTES: usize = 4 * MAX_PACKET_LEN;
 
 impl VirtioNetHeader {
+    /// Segments of one superpacket that [`Self::split_encapsulated`] makes, at most. Ethernet's frames make some 45, and an MSS of
+    /// 536, which is small, 123. Should they be many more, nobody sends them legitimately, and each is a packet to route.
+    pub const MAX_SPLIT_SEGMENTS: usize = 512;
+
     /// The segments of `packet`, an IPv4 packet that came with this header and carries a TCP superpacket in a tunnel; `None` if
     /// it is anything else, or its lengths do not agree.
     pub fn split_encapsulated(self, packet: &[u8]) -> Option<Vec<Vec<u8>>> {
@@ -68,7 +77,7 @@ impl VirtioNetHeader {
             return None;
         }
         let count = payload.len().div_ceil(size);
-        if count * headers.len() + payload.len() > MAX_BYTES {
+        if count > Self::MAX_SPLIT_SEGMENTS || count * headers.len() + payload.len() > MAX_BYTES {
             return None;
         }
         let segments = payload.chunks(size).enumerate();
@@ -111,8 +120,15 @@ impl Layers {
                 summed_gre = (flags & GRE_CHECKSUM != 0).then_some(outer_len);
                 inner += 4 + 4 * flags.count_ones() as usize; // each flag stands for one more word
                 if kind == ETHERTYPE_BRIDGED {
-                    kind = u16_at(packet.get(inner + 12..inner + 14)?, 0);
-                    inner += 14;
+                    inner += 2 * 6; // the addresses
+                    kind = u16_at(packet.get(inner..inner + 2)?, 0);
+                    for _ in 0..MAX_VLAN_TAGS {
+                        if kind == ETHERTYPE_VLAN || kind == ETHERTYPE_SERVICE_VLAN {
+                            inner += 4;
+                            kind = u16_at(packet.get(inner..inner + 2)?, 0);
+                        }
+                    }
+                    inner += 2;
                 }
                 kind
             }

@@ -6,10 +6,15 @@ use crate::wire::test_packets::{Template, payload};
 enum Tunnel {
     Ipip,
     SixInFour,
-    Gre { flags: u16, kind: u16 },
+    Gre {
+        flags: u16,
+        kind: u16,
+    },
+    /// Bridged, with VLAN tags (IEEE 802.1Q, 802.1ad).
+    Tagged(&'static [u16]),
 }
 
-const TUNNELS: [Tunnel; 7] = [
+const TUNNELS: [Tunnel; 9] = [
     Tunnel::Ipip,
     Tunnel::SixInFour,
     Tunnel::Gre { flags: 0, kind: ETHERTYPE_IPV4 },
@@ -17,6 +22,8 @@ const TUNNELS: [Tunnel; 7] = [
     Tunnel::Gre { flags: GRE_KEY, kind: ETHERTYPE_IPV4 },
     Tunnel::Gre { flags: GRE_KEY | GRE_CHECKSUM, kind: ETHERTYPE_IPV6 },
     Tunnel::Gre { flags: GRE_CHECKSUM, kind: ETHERTYPE_BRIDGED },
+    Tunnel::Tagged(&[ETHERTYPE_VLAN]),
+    Tunnel::Tagged(&[ETHERTYPE_SERVICE_VLAN, ETHERTYPE_VLAN]),
 ];
 
 const PLAIN_GRE: Tunnel = TUNNELS[2];
@@ -45,7 +52,8 @@ impl Tunnel {
         match self {
             Self::Ipip => outer.ip(IPIP, &inner),
             Self::SixInFour => outer.ip(IPV6, &inner),
-            Self::Gre { flags, kind } => outer.ip(GRE, &gre(flags, kind, &inner)),
+            Self::Gre { flags, kind } => outer.ip(GRE, &gre(flags, kind, &[], &inner)),
+            Self::Tagged(tags) => outer.ip(GRE, &gre(0, ETHERTYPE_BRIDGED, tags, &inner)),
         }
     }
 
@@ -78,12 +86,13 @@ fn in_ipv6(packet: &[u8]) -> Vec<u8> {
     [&[0x60, 0, 0, 0][..], &len, &[protocol::TCP, 64], &addresses, &tcp].concat()
 }
 
-fn gre(flags: u16, kind: u16, inner: &[u8]) -> Vec<u8> {
+fn gre(flags: u16, kind: u16, tags: &[u16], inner: &[u8]) -> Vec<u8> {
     let mut packet = [flags, kind].map(u16::to_be_bytes).concat();
     packet.extend(vec![0; if flags & GRE_CHECKSUM != 0 { 4 } else { 0 }]);
     packet.extend(vec![9; if flags & GRE_KEY != 0 { 4 } else { 0 }]);
     if kind == ETHERTYPE_BRIDGED {
         packet.extend([2; 12]);
+        tags.iter().for_each(|tag| packet.extend([tag.to_be_bytes(), [0x60, 42]].concat()));
         packet.extend(ETHERTYPE_IPV4.to_be_bytes());
     }
     packet.extend(inner);
@@ -148,6 +157,25 @@ fn whatever_a_header_says_the_segments_carry_what_there_was() {
             }
         }
     }
+}
+
+#[test]
+fn a_superpacket_is_of_so_many_segments_as_somebody_sends_legitimately() {
+    let split = |len, size| {
+        let merged = PLAIN_GRE.merges(&payload(len));
+        PLAIN_GRE.header(&merged, size).split_encapsulated(&merged).map(|segments| segments.len())
+    };
+    assert_eq!(split(65_000, 536), Some(122), "the MSS that every host takes (RFC 9293 §3.7.1)");
+    let most = VirtioNetHeader::MAX_SPLIT_SEGMENTS;
+    assert_eq!(split(most * 10, 10), Some(most));
+    assert_eq!(split(most * 10 + 1, 10), None);
+    assert_eq!(split(1_000, 1), None);
+}
+
+#[test]
+fn a_frame_with_more_tags_than_there_are_is_refused() {
+    let tunnel = Tunnel::Tagged(&[ETHERTYPE_SERVICE_VLAN, ETHERTYPE_VLAN, ETHERTYPE_VLAN]);
+    assert!(Layers::parse(&tunnel.merges(&payload(3_000))).is_none());
 }
 
 #[test]
