@@ -50,7 +50,7 @@ def configure_logging(settings: LogSettings) -> None:
 
 def report_lost_lines(count: int) -> None:
     """For `saying_in_background`. An error, so that every level shows it: lines of any level are missing."""
-    log.error("lines were lost: nobody read them", count=count)
+    log.error("lines were lost: nobody read them, or they could not be written", count=count)
 
 
 def _colours_are_wanted() -> bool:
