@@ -50,7 +50,7 @@ def configure_logging(settings: LogSettings) -> None:
 
 def report_lost_lines(count: int) -> None:
     """For `saying_in_background`. An error, so that every level shows it: lines of any level are missing."""
-    log.error("lines were lost: nobody read them", count=count)
+    log.error("lines were lost: nobody read them, or they could not be written", count=count)
 
 
 def _colours_are_wanted() -> bool:
@@ -108,7 +108,26 @@ class _LibraryHandler(logging.Handler):
         if suppressed is not None:
             log = structlog.get_logger()
             complain = log.error if record.levelno >= logging.ERROR else log.warning
-            complain(record.getMessage(), logger=record.name, exc_info=record.exc_info, suppressed=suppressed)
+            fields = {"logger": record.name, "suppressed": suppressed}
+            if record.exc_info:
+                fields["exception"] = _printable(_FORMATTER.formatException(record.exc_info), keep="\n")
+            complain(_printable(_message(record)), **fields)
+
+
+_FORMATTER = logging.Formatter()
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except Exception:  # noqa: BLE001 -- the library's mistake (arguments that do not fit) must not become its failure
+        return str(record.msg)
+
+
+def _printable(text: str, keep: str = "") -> str:
+    """The text with its control characters escaped: a library may repeat what somebody outside has sent, and the log is
+    read on terminals."""
+    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
 
 
 _LIBRARIES = _LibraryHandler()

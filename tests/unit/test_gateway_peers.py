@@ -206,6 +206,27 @@ def test_a_profile_that_cannot_be_printed_leaves_one_thing_said_of_its_peer(
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("given", [True, False], ids=["key given", "new key"])
+def test_whether_anybody_has_the_key_of_a_peer_that_could_not_be_taken_back_is_told(
+    settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, given: bool
+) -> None:
+    def full(_: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    option = ["--public-key", encode_key(public_key_of(make_private_key()))] if given else []
+
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            with monkeypatch.context() as patch:
+                patch.setattr("tidegate.cli.output.Handout.print", full)
+                deafen(patch, {PeerList}, UnansweredError("no word"))
+                _, _, err = await running.cli("peer", "add", "alice", *option)
+            assert "alice may have been added" in err and "`tidegate peer show alice`" in err
+            assert ("a key that nobody has" in err) is not given
+
+    asyncio.run(scenario())
+
+
 def test_a_failure_with_advice_of_its_own_keeps_it_while_the_peer_is_taken_back(
     settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import subprocess
 import sys
+from typing import Literal
+from uuid import uuid4
 
 import pytest
 import structlog
@@ -73,3 +76,34 @@ def test_what_libraries_log_is_logged_as_our_own_and_at_a_bounded_rate() -> None
         assert line["logger"] == "asyncio"
     assert (failed["event"], failed["level"]) == ("a task failed", "error")
     assert "ZeroDivisionError: of nothing" in failed["exception"]
+
+
+def library_says(
+    monkeypatch: pytest.MonkeyPatch, form: Literal["console", "logfmt", "json"], *message: object
+) -> str:
+    stream = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's own is strict
+    configure_logging(LogSettings(format=form))
+    try:
+        raise ValueError("of \x1b[31mcolour")
+    except ValueError:
+        logging.getLogger(f"library.{uuid4()}").warning(*message, exc_info=True)  # each at a rate of its own
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("form", ["console", "logfmt", "json"])
+def test_a_librarys_message_whose_arguments_do_not_fit_is_logged_without_them(
+    monkeypatch: pytest.MonkeyPatch, form: Literal["console", "logfmt", "json"]
+) -> None:
+    assert "%d low tides" in library_says(monkeypatch, form, "%d low tides", "three")
+
+
+@pytest.mark.parametrize("form", ["console", "logfmt", "json"])
+def test_control_characters_in_what_a_library_logs_reach_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, form: Literal["console", "logfmt", "json"]
+) -> None:
+    said = library_says(monkeypatch, form, "bad request: %s", "\x1b[2J\n12:00:00 [info] all is well\x9b")
+    assert "\x1b" not in said and "\x9b" not in said
+    assert "all is well" in said.splitlines()[0]
+    assert "[31mcolour" in said

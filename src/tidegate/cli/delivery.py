@@ -130,7 +130,7 @@ def adding(
         if way_out.arrived():
             _tell(f"{command.name} was added, and its profile is {way_out.where}", failure, always=True)
         elif added or (added is None and new_key):
-            _take_back(command, asking, failure)
+            _take_back(command, asking, failure, new_key=new_key)
         elif added is None:
             _tell(
                 f"{command.name} may have been added: see `tidegate peer show {command.name}`",
@@ -141,7 +141,11 @@ def adding(
 
 
 def _take_back(
-    command: PeerAdd, asking: Callable[[], AbstractContextManager[Executor]], failure: BaseException
+    command: PeerAdd,
+    asking: Callable[[], AbstractContextManager[Executor]],
+    failure: BaseException,
+    *,
+    new_key: bool,
 ) -> None:
     """Removes the peer if it has our key: ours may have been refused because another has its name."""
     name = command.name
@@ -153,10 +157,11 @@ def _take_back(
         removed = True
     except (TidegateError, KeyboardInterrupt):
         removed = False
+    lost = ", with a key that nobody has" if new_key else ""
     fate = (
         f"{name} was not added"
         if removed
-        else f"{name} may have been added, with a key that nobody has: see `tidegate peer show {name}`"
+        else f"{name} may have been added{lost}: see `tidegate peer show {name}`"
     )
     _tell(fate, failure, always=not removed)
 

@@ -50,7 +50,10 @@ class RemoteError(ControlError):
 
 
 def encode_request(command: Command[Any]) -> bytes:
-    return _line(_Request(version=PROTOCOL_VERSION, request=command.model_dump(mode="json")))
+    """Without what is not asked for (`None` is the default of every field that can be `None`): a gateway that was not
+    restarted after an upgrade refuses fields that it does not know."""
+    request = command.model_dump(mode="json", exclude_none=True)
+    return _line(_Request(version=PROTOCOL_VERSION, request=request))
 
 
 def decode_request(line: bytes) -> Command[Any]:

@@ -3,10 +3,12 @@
 Resolvers are asked in order, each for `timeout` seconds. Those that are silent or cannot be reached are passed over for
 the next half minute; what one answers never changes whom others' queries go to: one client may ask for a name for which
 the first resolver has only an error, and the second one need not know the names that the first one knows. Nor does one
-name without an answer, whose servers may be to blame: silent is who answers nobody, and not our own probe either. If
-none answers, or none is known, the list is read again: the host may have moved to another network, or only just joined
-one. If that does not help either, the client gets SERVFAIL. Queries in flight are bounded, per source and in total;
-those beyond are dropped and counted: clients ask again.
+name without an answer, whose servers may be to blame: silent is who answers nobody, and not our own probe either. (So
+one that has lost its way out, and answers nothing but the probe, out of its cache, is not passed over: its names take
+`timeout` longer. Otherwise one client's name could move everybody on a quiet gateway.) If none
+answers, or none is known, the list is read again: the host may have moved to another network, or only just joined one.
+If that does not help either, the client gets SERVFAIL. Queries in flight are bounded, per source and in total; those
+beyond are dropped and counted: clients ask again.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv4Network
 
 import structlog
 
-from tidegate.dns.places import Places
+from tidegate.dns.places import Places, Turns
 from tidegate.dns.proxy import DnsProxy
 from tidegate.dns.resolvers import DNS_PORT
 from tidegate.host.ports import explain_bind
@@ -26,6 +26,11 @@ TCP_IDLE_TIMEOUT = 10.0  # seconds, RFC 7766 §6.2.3: a few seconds
 MAX_TCP_CONNECTIONS = 128
 MAX_PIPELINED = 16
 """Queries of one TCP connection that are forwarded at the same time (RFC 7766 §6.2.1.1)."""
+TCP_QUERY_RATE = 500.0
+TCP_QUERY_BURST = 128
+"""Queries that all TCP connections of a source ask, per second and at once; the others wait, and the client in the end
+with them. The engine allows a client as many over UDP (`DNS_RATE`, engine/src/gateway/from_peers.rs), but does not see
+queries inside connections."""
 DATAGRAMS_PER_TURN = 16
 """Datagrams that one turn of the event loop reads at most. asyncio's own transport reads one, and what a client asks
 over TCP makes turns long."""
@@ -59,6 +64,7 @@ class DnsServer:
         self._tasks: set[asyncio.Task[None]] = set()
         # The bound on queries says how many files may be open, and connections need some as well.
         self._connections = Places(min(MAX_TCP_CONNECTIONS, proxy.max_in_flight))
+        self._turns = Turns(TCP_QUERY_RATE, TCP_QUERY_BURST)
 
     @property
     def port(self) -> int:
@@ -188,9 +194,9 @@ class DnsServer:
             async with asyncio.TaskGroup() as answering:
                 while (query := await _read_query(reader)) is not None:
                     await pipeline.acquire()
+                    # Zero seconds are a turn of the event loop, too: no more than one query in each.
+                    await asyncio.sleep(self._turns.take(source, asyncio.get_running_loop().time()))
                     answering.create_task(self._answer_over_tcp(query, source, writer, pipeline))
-                    # One query in a turn of the event loop, however many there are to be read.
-                    await asyncio.sleep(0)
             writer.close()
             async with asyncio.timeout(TCP_IDLE_TIMEOUT):
                 await writer.wait_closed()  # keeps its place while there are answers to be read

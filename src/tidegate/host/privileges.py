@@ -4,10 +4,15 @@ import os
 import resource
 from pathlib import Path
 
+import structlog
+
 from tidegate.errors import PrivilegeError
+
+log = structlog.get_logger("tidegate.host")
 
 CAP_NET_ADMIN, CAP_NET_RAW = 12, 13  # linux/capability.h
 TUN_DEVICE = Path("/dev/net/tun")
+NR_OPEN = Path("/proc/sys/fs/nr_open")
 
 _NAMES = {CAP_NET_ADMIN: "CAP_NET_ADMIN", CAP_NET_RAW: "CAP_NET_RAW"}
 
@@ -37,16 +42,39 @@ def check_privileges(needed: tuple[int, ...] = (CAP_NET_ADMIN, CAP_NET_RAW)) -> 
 
 
 def raise_open_file_limit() -> int:
-    """Raises the soft limit of open files to the hard one (each NAT port is a socket), if the kernel lets us. Returns
-    what the soft limit is then."""
+    """Raises the soft limit of open files (each NAT port is a socket, and so is each DNS query) to the hard one, or, if
+    that exceeds what the kernel gives one process, both to that. Returns what the soft limit is then; logs it if it
+    could not be raised."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == hard:
         return soft
+    if _set_open_file_limit(hard):
+        return hard
+    most = _most_open_files()
+    if soft < most < hard and _set_open_file_limit(most):
+        return most
+    log.warning(
+        "the limit of open files could not be raised: there are fewer external ports and DNS queries",
+        open_files=soft,
+        hard_limit=hard,
+    )
+    return soft
+
+
+def _set_open_file_limit(limit: int) -> bool:
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     except (
         OSError,
         ValueError,
-    ):  # the hard limit exceeds fs.nr_open (setrlimit(2)): Python makes a ValueError of that
-        return soft
-    return hard
+    ):  # above fs.nr_open it is EPERM (setrlimit(2)): Python makes a ValueError of that
+        return False
+    return True
+
+
+def _most_open_files() -> int:
+    """What the kernel gives one process at most; zero if that cannot be read."""
+    try:
+        return int(NR_OPEN.read_text())
+    except (OSError, ValueError):
+        return 0

@@ -89,10 +89,11 @@ def load_or_make_private_key(path: Path, peers: Callable[[], Sequence[str]] = tu
 
 
 def _unreadable(path: Path, cause: OSError) -> StoreError:
-    return StoreError(
-        f"{path}: the gateway's key cannot be read: {cause.strerror}",
-        hint=f"it is a symbolic link to {path.readlink()}" if path.is_symlink() else None,
-    )
+    try:
+        hint = f"it is a symbolic link to {path.readlink()}"
+    except OSError:  # it is none, or its directory may not be searched
+        hint = None
+    return StoreError(f"{path}: the gateway's key cannot be read: {cause.strerror}", hint=hint)
 
 
 def _gone(path: Path, peers: Sequence[str]) -> StoreError:

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from tests.unit.running import open_sockets, until
 from tidegate.control.client import ControlClient
-from tidegate.control.commands import Answer, Command, PeerList, PeerListed, PeerRemove, PeerView
+from tidegate.control.commands import Answer, Command, NatList, PeerList, PeerListed, PeerRemove, PeerView
 from tidegate.control.server import LAST_ANSWER, ControlServer
-from tidegate.control.wire import MAX_REQUEST_BYTES, RemoteError, decode_request
+from tidegate.control.wire import MAX_REQUEST_BYTES, RemoteError, decode_request, encode_request
 from tidegate.errors import ControlError, NotFoundError, NotRunningError, PrivilegeError, UnansweredError
 from tidegate.lifecycle import STOP_DEADLINE
 
@@ -299,3 +299,18 @@ def test_an_answer_that_breaks_off_is_told(tmp_path: Path) -> None:
 def test_any_bytes_are_a_request_or_a_control_error(line: bytes) -> None:
     with pytest.raises(ControlError):
         decode_request(line)
+
+
+def test_a_request_says_nothing_of_what_it_does_not_ask_for() -> None:
+    """A gateway that was not restarted after an upgrade refuses fields that it does not know."""
+    assert json.loads(encode_request(PeerList()))["request"] == {"command": "peer.list"}
+    assert json.loads(encode_request(NatList(limit=5)))["request"] == {"command": "nat.list", "limit": 5}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [PeerList(), PeerList(name="alice"), NatList(), NatList(peer="alice", external=(None, 443))],
+    ids=str,
+)
+def test_a_request_arrives_as_it_was_sent(command: Command[Any]) -> None:
+    assert decode_request(encode_request(command)) == command

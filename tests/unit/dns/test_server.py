@@ -291,6 +291,32 @@ def test_a_tcp_connection_takes_a_turn_of_the_loop_for_each_query() -> None:
     run(scenario)
 
 
+def test_the_tcp_connections_of_one_source_ask_no_faster_than_it_may_and_lose_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The engine sees their connections, not their queries."""
+    monkeypatch.setattr("tidegate.dns.server.TCP_QUERY_RATE", 100.0)
+    monkeypatch.setattr("tidegate.dns.server.TCP_QUERY_BURST", 10)
+
+    async def scenario() -> None:
+        async with proxy(Resolver(good)) as server:
+            began = asyncio.get_running_loop().time()
+            wires = [query(f"host{number}.example.").to_wire() for number in range(30)]
+            greedy = asyncio.gather(*(ask_over_tcp(server, *wires) for _ in range(2)))
+            await until(lambda: server.counters().get("queries_tcp", 0) >= 10)
+            _, writer = await connect(server, "127.0.0.2")
+            writer.write((struct.pack("!H", 12) + b"\0" * 12) * 10)
+            await until(
+                lambda: server.counters().get("malformed") == 10
+            )  # who is another, and waits for nobody
+            assert not greedy.done()
+            assert [len(answers) for answers in await greedy] == [30, 30]
+            assert asyncio.get_running_loop().time() - began >= (60 - 10) / 100
+            writer.close()
+
+    run(scenario)
+
+
 def test_sources_outside_the_vpn_get_silence() -> None:
     async def scenario() -> None:
         async with proxy(Resolver(good), clients=IPv4Network("10.66.77.0/24")) as server:

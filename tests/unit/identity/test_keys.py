@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import given
@@ -92,3 +95,19 @@ def test_a_key_file_that_is_a_link_to_nothing_is_named(tmp_path: Path) -> None:
         load_or_make_private_key(path)
     assert refused.value.hint == f"it is a symbolic link to {path.readlink()}"
     assert path.is_symlink()
+
+
+def test_a_key_in_a_folder_that_may_not_be_searched_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(
+        path: Path, **_: bool
+    ) -> NoReturn:  # root, who runs some of the tests, may search any folder
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "stat", forbidden)
+    monkeypatch.setattr(Path, "lstat", forbidden)
+    with pytest.raises(
+        StoreError, match=r"gateway\.key: the gateway's key cannot be read: Permission denied"
+    ):
+        load_or_make_private_key(tmp_path / "gateway.key")
