@@ -21,9 +21,10 @@ from tidegate.control.commands import PeerList
 from tidegate.errors import NotRunningError
 from tidegate.lab.waiting import wait_until
 from tidegate.lifecycle import STOP_DEADLINE
+from tidegate.line_writer import LAST_LINES, MAX_WAITING_LINES
 from tidegate.log import configure_logging, report_lost_lines
 from tidegate.settings import LogSettings
-from tidegate.streams import LAST_LINES, MAX_WAITING_LINES, say, saying_in_background
+from tidegate.streams import say, saying_in_background
 
 ROOT = Path(__file__).parents[2]
 STOP_SECONDS = 2.0
@@ -65,7 +66,7 @@ sys.exit(code)
 
 LOGGING = """
 import asyncio, sys, structlog
-from tidegate import streams
+from tidegate import line_writer
 from tidegate.cli.output import remark
 from tidegate.log import configure_logging, report_lost_lines
 from tidegate.settings import LogSettings
@@ -80,7 +81,7 @@ async def work():
 
 configure_logging(LogSettings(format="logfmt"))
 if len(sys.argv) > 2:
-    streams.PATIENCE = streams.LAST_LINES = float(sys.argv[2])
+    line_writer.PATIENCE = line_writer.LAST_LINES = float(sys.argv[2])
 try:
     with saying_in_background(report_lost_lines):
         asyncio.run(work())
