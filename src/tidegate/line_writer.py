@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, TextIO
 
-MAX_WAITING_LINES = 4_096
+MAX_WAITING_LINES = 16_384
 """Lines that wait for a reader, beside as many that are being written; more are dropped and counted."""
 MAX_WRITE = select.PIPE_BUF
 """Bytes that the thread writes at a time, if a single line is not longer: few, so that each write tells that there is a
@@ -41,8 +41,6 @@ class LineWriter:
         """From those that waited, to be written before any other is taken."""
         self._writing: list[_Line] = []
         self._lost = 0
-        self._reporting = 1
-        """What a line stands for that is added now: all those that were lost, while `on_loss` says so."""
         self._late = False
         self._ending = False
         self._torn = False
@@ -51,14 +49,15 @@ class LineWriter:
         self._thread = threading.Thread(target=self._run, name="lines", daemon=True)
         self._thread.start()
 
-    def add(self, text: str, stream: TextIO) -> None:
+    def add(self, text: str, stream: TextIO, stands_for: int) -> None:
+        """`stands_for` is how many lines are lost if this one is: it may say how many others were."""
         with self._changed:
             if not (self._has_room() or self._late):
                 self._late = not self._changed.wait_for(self._has_room, PATIENCE)
             if not self._has_room():
-                self._lost += 1
+                self._lost += stands_for
                 return
-            self._waiting.append(_Line(encoded(text, stream), stream, self._reporting))
+            self._waiting.append(_Line(encoded(text, stream), stream, stands_for))
             self._changed.notify_all()
 
     def _has_room(self) -> bool:
@@ -117,9 +116,8 @@ class LineWriter:
         self._late = False
         self._changed.notify_all()
         if self._taken and self._lost:
-            self._reporting, self._lost = self._lost, 0
-            self._on_loss(self._reporting)
-            self._reporting = 1
+            lost, self._lost = self._lost, 0
+            self._on_loss(lost)
             self._take_waiting()
 
     def _take_waiting(self) -> None:

@@ -4,10 +4,11 @@ that does not read."""
 from __future__ import annotations
 
 import os
+import select
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TextIO
@@ -19,6 +20,8 @@ LAST_LINES_OF_A_STOP = 0.2
 Supervisor may have taken its `STOP_DEADLINE` by then."""
 LAST_LINES_OF_A_FAILURE = 10.0
 """Seconds that they have in all when something failed: the last of them say why. SIGTERM still ends it at once."""
+LAST_REPORT = 0.05
+"""Seconds that standard error has at least, to say what was lost elsewhere."""
 LAST_WRITE = 0.1
 """Seconds that a write has to come back, once the lines behind it are given up because that time is over."""
 
@@ -88,7 +91,7 @@ def saying_in_background(on_loss: Callable[[int], None]) -> Iterator[None]:
             background.end(seconds)
         finally:
             _background = None
-        if lost := background.lost():
+        if lost := background.unreported():
             on_loss(lost)
 
 
@@ -97,8 +100,12 @@ class _Background:
 
     def __init__(self, on_loss: Callable[[int], None]) -> None:
         self._on_loss = on_loss
+        self._reporting = threading.local()
+        """In `lines`: how many lines one stands for that this thread adds now: more while it reports a loss."""
+        self._unreported = 0
         self._nowhere = os.open(os.devnull, os.O_WRONLY)  # now: later the process may have no descriptor left
-        self._lock = threading.Lock()
+        # Re-entrant: whatever runs within it, a library may log in its destructors, when Python collects garbage.
+        self._lock = threading.RLock()
         self._files: dict[TextIO, object] = {}
         """Where each stream leads; as it was at first: afterwards it may have been discarded."""
         self._writers: dict[object, LineWriter] = {}
@@ -108,7 +115,14 @@ class _Background:
                 self._files[stream] = _file_of(stream)
 
     def add(self, text: str, stream: TextIO) -> None:
-        self._writer_for(stream).add(text, stream)
+        self._writer_for(stream).add(text, stream, getattr(self._reporting, "lines", 1))
+
+    def _report(self, lost: int) -> None:
+        self._reporting.lines = lost
+        try:
+            self._on_loss(lost)
+        finally:
+            self._reporting.lines = 1
 
     def _writer_for(self, stream: TextIO) -> LineWriter:
         with self._lock:
@@ -116,7 +130,7 @@ class _Background:
             if file is None:
                 file = self._files[stream] = _file_of(stream)
             if file not in self._writers:
-                self._writers[file] = LineWriter(self._on_loss, partial(self._discard, file))
+                self._writers[file] = LineWriter(self._report, partial(self._discard, file))
             return self._writers[file]
 
     def _discard(self, file: object) -> None:
@@ -128,19 +142,21 @@ class _Background:
                     os.dup2(self._nowhere, stream.fileno())
 
     def end(self, seconds: float) -> None:
-        """Joins the threads once everything is written, or leaves those that hang to the end of the process."""
-        writers = self._writers.values()
+        """Joins the threads once everything is written, or leaves those that hang to the end of the process. Standard
+        error, where losses are reported, is the last to end."""
         until = time.monotonic() + seconds
+        errors = self._files.get(sys.stderr) if sys.stderr is not None else None
         try:
-            for writer in writers:
-                writer.finish()
-            for writer in writers:
-                writer.join(until)
-            for writer in writers:
-                writer.give_up_the_rest()
+            others = [writer for file, writer in list(self._writers.items()) if file != errors]
+            self._finish(others, until)
+            if lost := sum(writer.lost for writer in others):
+                self._report(lost)
+            last = [writer for writer in self._writers.values() if writer not in others]
+            self._finish(last, max(until, time.monotonic() + LAST_REPORT))
             until = time.monotonic() + LAST_WRITE
-            for writer in writers:
+            for writer in (*others, *last):
                 writer.join(until)
+            self._unreported = sum(writer.lost for writer in last)
         finally:  # also if Ctrl-C cuts it short
             stuck = [file for file, writer in self._writers.items() if writer.is_alive()]
             for file in stuck:
@@ -148,9 +164,21 @@ class _Background:
             if not stuck:  # one that comes back may still need it
                 os.close(self._nowhere)
 
-    def lost(self) -> int:
-        """How many lines were lost that `on_loss` does not know of. After `end`."""
-        return sum(writer.lost for writer in self._writers.values())
+    @staticmethod
+    def _finish(writers: Sequence[LineWriter], until: float) -> None:
+        for writer in writers:
+            writer.finish()
+        for writer in writers:
+            writer.join(until)
+        for writer in writers:
+            writer.give_up_the_rest()
+
+    def unreported(self) -> int:
+        """After `end`: how many lines were lost on standard error that can be reported there now."""
+        with suppress(OSError, ValueError):  # in memory, or closed
+            if self._unreported and not select.select((), (sys.stderr.fileno(),), (), LAST_WRITE)[1]:
+                return 0
+        return self._unreported
 
 
 def _file_of(stream: TextIO) -> object:

@@ -12,10 +12,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
+from typing import TextIO
 
 import pytest
 
 from tests.unit.connecting import PROFILE
+from tidegate import streams
 from tidegate.control.client import ControlClient
 from tidegate.control.commands import PeerList
 from tidegate.errors import NotRunningError
@@ -406,3 +408,56 @@ def test_lines_that_a_full_disk_does_not_take_are_counted_and_the_next_one_begin
     assert numbers[999:] == list(range(2_000 - len(numbers[999:]), 2_000)), "for which there was room again"
     assert last == "and on"
     assert report.endswith(f"count={2_000 - len(numbers)}")
+
+
+SLOW_DISK = """
+import errno, sys, threading
+from tidegate import line_writer
+from tidegate.log import configure_logging, report_lost_lines
+from tidegate.settings import LogSettings
+from tidegate.streams import say, saying_in_background
+
+write, taken = line_writer.write, threading.Event()
+
+def refuse(data, stream):
+    if stream is not sys.stdout:
+        return write(data, stream)
+    taken.set()
+    threading.Event().wait(0.05)
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+line_writer.write = refuse
+configure_logging(LogSettings(format="logfmt"))
+with saying_in_background(report_lost_lines):
+    say("first", sys.stdout)
+    taken.wait()
+    say("second", sys.stdout)
+"""
+
+
+def test_what_standard_output_loses_at_the_end_is_reported_on_standard_error(tmp_path: Path) -> None:
+    errors = tmp_path / "errors"
+    with errors.open("wb") as file, child(SLOW_DISK, stderr=file.fileno()) as process:
+        assert process.wait(30) == 0, errors.read_text()
+    reports = errors.read_text().splitlines()
+    assert sum(int(report.rpartition("count=")[2]) for report in reports) == 2
+
+
+def test_a_library_that_logs_in_a_destructor_does_not_hang_the_line_that_is_being_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As asyncio does, wherever Python happens to collect garbage."""
+    file_of = streams._file_of
+
+    def collect_garbage(stream: TextIO) -> object:
+        monkeypatch.setattr(streams, "_file_of", file_of)
+        say("of the library", stream)
+        return file_of(stream)
+
+    with (tmp_path / "log").open("w") as stream, saying_in_background(lambda _: None):
+        monkeypatch.setattr(streams, "_file_of", collect_garbage)
+        saying = Thread(target=lambda: say("ours", stream), daemon=True)
+        saying.start()
+        saying.join(5)
+        assert not saying.is_alive()
+    assert (tmp_path / "log").read_text() == "of the library\nours\n"

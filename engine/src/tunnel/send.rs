@@ -170,11 +170,13 @@ impl Tunnel {
     /// thousand idle peers, which one client can send within a turn, would otherwise hold everybody up for 130 ms.
     pub(super) fn begin_handshake(&mut self, id: PeerId, now: Timestamp, out: &mut Outgoing) {
         let Some(peer) = self.peers.get_mut(id) else { return };
-        let is_retry = peer.pending.is_some();
-        if peer.timers.has_to_wait(&mut self.pace, is_retry, now) {
+        // The first retry goes with the first calls: a datagram may be lost, and who is there is not to wait for it
+        // behind all those who are not.
+        let in_vain_before = peer.pending.is_some() && peer.unanswered > 1;
+        if peer.timers.has_to_wait(&mut self.pace, in_vain_before, now) {
             return;
         }
-        if is_retry {
+        if peer.pending.is_some() {
             // Nobody answered: perhaps the way from the address that the peer knew us by is cut (as in Linux).
             peer.forget_local();
         }

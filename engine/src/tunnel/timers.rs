@@ -61,10 +61,10 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// Takes the next place, and tells when it comes. A retry comes behind all that wait to be begun for the first time, which
-    /// never wait for retries.
-    fn reserve(&mut self, is_retry: bool, now: Timestamp) -> Timestamp {
-        if is_retry { self.retries.reserve(self.first.next(now)) } else { self.first.reserve(now) }
+    /// Takes the next place, and tells when it comes. A call that was in vain before comes behind all the others, which never
+    /// wait for such.
+    fn reserve(&mut self, in_vain_before: bool, now: Timestamp) -> Timestamp {
+        if in_vain_before { self.retries.reserve(self.first.next(now)) } else { self.first.reserve(now) }
     }
 }
 
@@ -125,9 +125,9 @@ impl Timers {
     }
 
     /// Whether a handshake that is due has to wait: until its place among those of all peers, which is taken here.
-    pub fn has_to_wait(&mut self, pace: &mut Pace, is_retry: bool, now: Timestamp) -> bool {
+    pub fn has_to_wait(&mut self, pace: &mut Pace, in_vain_before: bool, now: Timestamp) -> bool {
         if !self.has_place {
-            self.handshake = Some(pace.reserve(is_retry, now));
+            self.handshake = Some(pace.reserve(in_vain_before, now));
             self.has_place = true;
         }
         !self.handshake_due(now)

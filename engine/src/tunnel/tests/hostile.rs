@@ -542,7 +542,9 @@ fn who_is_called_for_the_first_time_does_not_wait_behind_calls_that_nobody_answe
     tunnel.enqueue(newcomer, b"hello", now, &mut out).unwrap();
     let mut called: Vec<_> = out.datagrams.drain(..).map(|(to, _)| (to.remote, now)).collect();
     called.extend(poll_until(&mut tunnel, &mut out, now + Duration::from_secs(20)));
-    let at = called.iter().find(|(to, _)| *to == endpoint_of(1_000)).map(|&(_, at)| at.since(now));
-    assert!(at.is_some_and(|waited| waited <= Duration::from_secs(1)), "{at:?}");
+    called.retain(|&(to, _)| to == endpoint_of(1_000));
+    let waited: Vec<_> = called.into_iter().map(|(_, at)| at.since(now)).collect();
+    assert!(waited[0] <= Duration::from_secs(1), "{waited:?}");
+    assert!(waited[1] <= Duration::from_secs(7), "{waited:?}: the first datagram may have been lost");
     assert!(most_at_once <= (INITIATION_BURST + RETRY_BURST) as usize, "{most_at_once} in one turn");
 }
