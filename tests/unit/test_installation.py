@@ -26,11 +26,11 @@ case "$*" in
         echo "version = $(cat {version}).2" >"$4/pyvenv.cfg"
         echo venv >>{calls} ;;
     *--require-hashes*)
-        echo "pip $*" >>{calls}
+        echo "pip $* ${{PIP_CONFIG_FILE-}}" >>{calls}
         [ ! -e {offline} ] || exit 1
         echo locked >>{calls} ;;
     *.whl)
-        echo "pip $*" >>{calls}
+        echo "pip $* ${{PIP_CONFIG_FILE-}}" >>{calls}
         printf '#!/bin/sh\\necho tidegate 0.1.0\\n' >"${{0%/*}}/tidegate" && chmod 755 "${{0%/*}}/tidegate" ;;
 esac
 """
@@ -150,6 +150,7 @@ def test_pip_runs_nothing_that_is_not_pinned_and_takes_from_the_caller_only_wher
         "PIP_INDEX_URL": "https://mirror.example/simple",
         "PIP_CERT": "/etc/ssl/mirror.pem",
         "PIP_NO_BINARY": ":all:",
+        "PIP_CONFIG_FILE": "/home/mallory/pip.conf",
     }
     assert machine.install().returncode == 0
     calls = [call.split() for call in machine.noted() if call.startswith("pip ")]
@@ -159,7 +160,7 @@ def test_pip_runs_nothing_that_is_not_pinned_and_takes_from_the_caller_only_wher
         assert call[call.index("--only-binary") + 1] == ":all:", "a source package runs what builds it"
         assert call[call.index("--index-url") + 1] == "https://mirror.example/simple"
         assert call[call.index("--cert") + 1] == "/etc/ssl/mirror.pem"
-        assert not any("no-binary" in option for option in call)
+        assert not any("no-binary" in option or "mallory" in option for option in call)
 
 
 def test_a_folder_of_somebody_else_is_neither_filled_nor_removed(machine: Machine) -> None:
