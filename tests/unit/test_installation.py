@@ -284,7 +284,7 @@ def test_an_installation_has_the_versions_that_were_tested() -> None:
 
 def test_clean_removes_what_the_tests_left_as_root() -> None:
     commands = subprocess.run(
-        ["make", "--dry-run", "AS_ROOT=as-root", "clean"],
+        ["make", "--no-print-directory", "--dry-run", "AS_ROOT=as-root", "clean"],
         cwd=ROOT,
         capture_output=True,
         text=True,
