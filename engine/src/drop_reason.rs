@@ -2,6 +2,8 @@
 //!
 //! A packet that is not delivered is counted under exactly one [`DropReason`]; `tidegate status` prints the names.
 
+use crate::wire::Shape;
+
 macro_rules! drop_reasons {
     ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
         /// Why a packet (or datagram) was not delivered.
@@ -173,6 +175,11 @@ impl DropCounters {
     /// Counts several packets.
     pub fn add(&mut self, reason: DropReason, packets: u64) {
         self.0[reason as usize] = self.0[reason as usize].wrapping_add(packets);
+    }
+
+    /// Counts the packets that one stands for, which may be a superpacket; `None` is one whose shape is not known.
+    pub fn count_segments(&mut self, reason: DropReason, shape: impl Into<Option<Shape>>) {
+        self.add(reason, shape.into().map_or(1, Shape::segment_count) as u64);
     }
 
     /// Adds another set of counters, as of another shard.

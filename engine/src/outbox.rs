@@ -327,7 +327,7 @@ pub fn seal_frames(
         *next += 1;
         if worst > buffer.bytes.len() {
             // Segments so small that their headers outweigh them a hundred times: nobody sends that legitimately.
-            drops.add(DropReason::TooBig, shape.segment_count() as u64);
+            drops.count_segments(DropReason::TooBig, shape);
             continue;
         }
         let Some(mut sealer) = tunnel.sealer(peer, now) else {

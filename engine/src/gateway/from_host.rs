@@ -40,7 +40,7 @@ impl Gateway {
                 self.traffic.count(Direction::FromHost, decision.shape);
                 self.leave(now, arena, Origin::Arena { head: packet, tails: &[] }, decision, outbox);
             }
-            Err(reason) => self.drops.add(reason, shape.map_or(1, Shape::segment_count) as u64),
+            Err(reason) => self.drops.count_segments(reason, shape),
         }
     }
 
@@ -71,7 +71,7 @@ impl Gateway {
                 });
                 match decision {
                     Ok(decision) => self.leave(now, arena, Origin::Owned(packet), decision, outbox),
-                    Err(reason) => self.drops.add(reason, shape.map_or(1, Shape::segment_count) as u64),
+                    Err(reason) => self.drops.count_segments(reason, shape),
                 }
             }
             Handoff::Inbound { packet, offload, .. } => {

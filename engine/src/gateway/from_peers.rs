@@ -162,7 +162,7 @@ impl Gateway {
                 self.leave(now, arena, origin, decision, outbox);
             }
             Err(refusal) => {
-                self.drops.add(refusal.reason, shape.map_or(1, Shape::segment_count) as u64);
+                self.drops.count_segments(refusal.reason, shape);
                 if let Some(answer) = refusal.answer {
                     self.answer_peer(peer, answer, outbox);
                 }

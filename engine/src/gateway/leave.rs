@@ -155,7 +155,7 @@ impl Gateway {
                 let handoff = Handoff::ToPeer { packet: bytes, offload: shape.offload(), client };
                 outbox.handoffs.push((shard, handoff));
             }
-            None => self.drops.add(DropReason::NoSuchPeer, shape.segment_count() as u64),
+            None => self.drops.count_segments(DropReason::NoSuchPeer, shape),
         }
     }
 
@@ -202,7 +202,7 @@ impl Gateway {
     ) {
         let next_hop = match self.external.next_hop(destination) {
             Ok(NextHop(neighbor)) => neighbor,
-            Err(reason) => return self.drops.add(reason, leaving.shape.segment_count() as u64),
+            Err(reason) => return self.drops.count_segments(reason, leaving.shape),
         };
         self.traffic.count(Direction::ToExternal, leaving.shape);
         if leaving.shape.segment_len() <= self.external.mtu {
@@ -234,11 +234,11 @@ impl Gateway {
                 let bytes = packet.len();
                 let held = HeldFrame { packet, header, shape };
                 if self.neighbors.hold(next_hop, asker, held, bytes).is_err() {
-                    self.drops.add(DropReason::NextHopUnresolved, shape.segment_count() as u64);
+                    self.drops.count_segments(DropReason::NextHopUnresolved, shape);
                 }
             }
             Resolution::Failed => {
-                self.drops.add(DropReason::NextHopUnresolved, shape.segment_count() as u64);
+                self.drops.count_segments(DropReason::NextHopUnresolved, shape);
             }
         }
     }
@@ -258,7 +258,7 @@ impl Gateway {
                 outbox.external.push(DeviceFrame { packet, header, shape, destination_mac });
             }
             Resolution::Pending | Resolution::Failed => {
-                self.drops.add(DropReason::NextHopUnresolved, shape.segment_count() as u64);
+                self.drops.count_segments(DropReason::NextHopUnresolved, shape);
             }
         }
     }

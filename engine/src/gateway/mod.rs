@@ -300,7 +300,7 @@ impl Core for Gateway {
         self.neighbors.poll(
             now,
             |request| outbox.arp.push(request),
-            |held| drops.add(DropReason::NextHopUnresolved, held.shape.segment_count() as u64),
+            |held| drops.count_segments(DropReason::NextHopUnresolved, held.shape),
         );
     }
 

@@ -81,7 +81,7 @@ impl<C: Core> Shard<C> {
             };
             let Err(error) = sent else { continue };
             if error.raw_os_error() != Some(libc::EINVAL) || frame.shape.offload() == Offload::NONE {
-                self.core.drops().add(DropReason::SendFailed, frame.shape.segment_count() as u64);
+                self.core.drops().count_segments(DropReason::SendFailed, frame.shape);
                 continue;
             }
             if self.devices.tun_offload {
