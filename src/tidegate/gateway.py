@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from functools import partial
 from ipaddress import IPv4Interface
 
@@ -410,8 +410,11 @@ class Gateway:
         own = tuple(dict.fromkeys((*self.external.addresses, *own)))
         if own == self._own_addresses:
             return
-        with suppress(OSError):
+        try:
             await asyncio.to_thread(self.engine.set_external, self.external, own)
+        except OSError as cause:
+            log.debug("the engine does not take the host's addresses yet", cause=str(cause.strerror or cause))
+        else:
             self._own_addresses = own
 
     def _link_is_unusable(self, cause: str) -> None:

@@ -106,7 +106,6 @@ class _LibraryHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         suppressed = self._admit(f"{record.name} {record.levelname}")
         if suppressed is not None:
-            log = structlog.get_logger()
             complain = log.error if record.levelno >= logging.ERROR else log.warning
             fields = {"logger": record.name, "suppressed": suppressed}
             if record.exc_info:

@@ -16,7 +16,7 @@ from typing import TextIO
 from tidegate.line_writer import LineWriter, encoded, write
 
 LAST_LINES_OF_A_STOP = 0.2
-"""Seconds that they have in all when the process was asked to stop: it must be gone 2 s after SIGTERM, and the
+"""Seconds that waiting lines have in all when the process was asked to stop: it must be gone 2 s after SIGTERM, and the
 Supervisor may have taken its `STOP_DEADLINE` by then."""
 LAST_LINES_OF_A_FAILURE = 10.0
 """Seconds that they have in all when something failed: the last of them say why. SIGTERM still ends it at once."""
@@ -74,8 +74,8 @@ def saying_in_background(on_loss: Callable[[int], None]) -> Iterator[None]:
 
     Lines that find no room are dropped, and those that cannot be written (a full disk) are lost; `on_loss` is called
     with their number once it can be said, in their place if there is one. At the end of the block all lines are out,
-    unless their reader takes none for `LAST_LINES`, or they take longer than the end of a process may. Then they are
-    lost, too; and a stream that is stuck is given up, for good."""
+    unless their reader takes none for `line_writer.LAST_LINES`, or they take longer than the end of a process may. Then
+    they are lost, too; and a stream that is stuck is given up, for good."""
     global _background  # noqa: PLW0603 -- as the standard streams themselves, it is the process's
     if _background is not None:
         raise RuntimeError("the process's lines are written in the background already")

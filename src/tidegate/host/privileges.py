@@ -64,11 +64,8 @@ def raise_open_file_limit() -> int:
 def _set_open_file_limit(limit: int) -> bool:
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-    except (
-        OSError,
-        ValueError,
-    ):  # above fs.nr_open it is EPERM (setrlimit(2)): Python makes a ValueError of that
-        return False
+    except (OSError, ValueError):
+        return False  # above fs.nr_open it is EPERM (setrlimit(2)), of which Python makes a ValueError
     return True
 
 

@@ -48,9 +48,8 @@ def _parse_address(text: str) -> IPv4Address:
 def _parse_path(text: str) -> Path:
     if not text:  # which `Path` takes for the current directory
         raise ValueError("must not be empty")
-    if any(
-        category(c) == "Cc" for c in text
-    ):  # NUL, which no system call takes; and what would garble a message
+    # NUL, which no system call takes; and what would garble a message.
+    if any(category(c) == "Cc" for c in text):
         raise ValueError(f"{text!r} has a control character, which is not allowed in a path")
     return Path(text)
 
