@@ -10,6 +10,8 @@ VENV := .venv
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 
 FUZZ_SECONDS ?= 60
+# One more than there are processors: the tests of namespaces wait a good part of their time.
+TEST_WORKERS ?= $(shell echo $$(($$(nproc) + 1)))
 
 .PHONY: help build install uninstall demo guard test test-rust test-python check format bench fuzz mutants lock clean
 
@@ -38,7 +40,8 @@ test-rust: build
 	cargo test --locked --workspace --lib --tests --example crowd --quiet
 
 test-python: build
-	$(AS_ROOT) $(VENV)/bin/pytest
+	$(AS_ROOT) $(VENV)/bin/pytest -m "not alone" -n $(TEST_WORKERS) --dist loadgroup --no-loadscope-reorder
+	$(AS_ROOT) $(VENV)/bin/pytest -m alone
 
 check: build ## formatters, linters, types, the declared border against the built one, breakages that fit
 	$(VENV)/bin/ruff check .

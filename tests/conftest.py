@@ -35,6 +35,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What mostly waits comes first: where several workers share the tests, one waits while the others work.
+
+    The tests of a file stay with one worker, because they share fixtures (xdist's ``--dist loadgroup``).
+    """
+    items.sort(key=lambda item: item.get_closest_marker("waits") is None)
+    for item in items:
+        group = "waits" if item.get_closest_marker("waits") else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("namespaces") is None:
         return

@@ -8,17 +8,12 @@ With ``--offloads-off``, every offload of the gateway and of its own client is o
 from __future__ import annotations
 
 import os
-import re
-import signal
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 import pytest
 
-from tidegate.lab.processes import Process
 from tidegate.lab.services import start_services
 from tidegate.lab.stacks import (
     WITHOUT_OFFLOADS,
@@ -29,7 +24,7 @@ from tidegate.lab.stacks import (
     WireguardGoClient,
     WireguardGoGateway,
 )
-from tidegate.lab.topology import INTERNET, Lab, Namespace
+from tidegate.lab.topology import Lab, Namespace
 
 # Another user, who may read the working tree wherever it lies, and nothing else that root may.
 AS_NOBODY = (
@@ -128,76 +123,6 @@ def make_world(request: pytest.FixtureRequest) -> Iterator[MakeWorld]:
             return world
 
         yield make
-
-
-@dataclass
-class LongSession:
-    """A wireguard-go client that has been connected since the beginning of the end-to-end tests, pinging."""
-
-    world: World
-    client: WireguardGoClient
-    pings: Process
-    since: float
-    first_handshake: int
-
-    def finish_pings(self) -> tuple[int, int]:
-        """How many pings were sent, and how many answered."""
-        self.pings.stop(signal.SIGINT)
-        counted = re.search(r"(\d+) packets transmitted, (\d+) received", self.pings.output())
-        assert counted is not None, self.pings.output()[-500:]
-        return int(counted[1]), int(counted[2])
-
-
-@pytest.fixture(scope="session")
-def long_session(request: pytest.FixtureRequest) -> Iterator[LongSession]:
-    reference = bool(request.config.getoption("--reference"))
-    with Lab() as lab:
-        start_services(lab)
-        gateway = WireguardGoGateway(lab) if reference else TidegateGateway(lab)
-        gateway.start()
-        world = World(lab, gateway, reference)
-        client = WireguardGoClient(lab.client, gateway.add_peer("long"))
-        client.start()
-        pings = lab.client.popen(["ping", "-n", "-i", "1", INTERNET])
-        yield LongSession(world, client, pings, time.monotonic(), client.latest_handshake())
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _the_long_session_begins_first(request: pytest.FixtureRequest) -> None:
-    """So that three minutes pass during the other tests, not after them."""
-    if any(item.get_closest_marker("rekey") for item in request.session.items):
-        request.getfixturevalue("long_session")
-
-
-Scenario = Callable[[pytest.Config], None]
-"""A whole test that mostly waits. It has a lab of its own, and raises what the test is to raise."""
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "markers", "beside(scenario): the scenario runs beside the other tests, from the first of them on"
-    )
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _scenarios(request: pytest.FixtureRequest) -> Iterator[dict[Scenario, Future[None]]]:
-    """Begins the scenarios of the tests that were chosen, so that their waiting costs no time."""
-    marks = [item.get_closest_marker("beside") for item in request.session.items]
-    scenarios: list[Scenario] = [mark.kwargs["scenario"] for mark in marks if mark is not None]
-    with ThreadPoolExecutor(max(1, len(scenarios)), thread_name_prefix="scenario") as pool:
-        yield {scenario: pool.submit(scenario, request.config) for scenario in scenarios}
-
-
-@pytest.fixture
-def outcome(request: pytest.FixtureRequest, _scenarios: dict[Scenario, Future[None]]) -> Callable[[], None]:
-    """Waits for the end of the test's scenario, and raises what it raised."""
-    mark = request.node.get_closest_marker("beside")
-    return _scenarios[mark.kwargs["scenario"]].result
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What waits for the long session comes last."""
-    items.sort(key=lambda item: item.get_closest_marker("rekey") is not None)
 
 
 _WORLDS = pytest.StashKey[list[World]]()

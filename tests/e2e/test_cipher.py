@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,15 +11,13 @@ import pytest
 from tidegate.engine import load
 from tidegate.lab import checks
 from tidegate.lab.blob import blob_sha256
-from tidegate.lab.services import start_services
 from tidegate.lab.stacks import (
     LISTEN_PORT,
-    WITHOUT_OFFLOADS,
     TidegateClient,
     TidegateGateway,
     tidegate_command,
 )
-from tidegate.lab.topology import GATEWAY_ACCESS, INTERNET, Lab
+from tidegate.lab.topology import GATEWAY_ACCESS, INTERNET
 from tidegate.lab.waiting import wait_until
 
 from .conftest import MakeWorld
@@ -65,37 +62,26 @@ def test_data_passes_where_both_ends_have_the_cipher(make_world: MakeWorld) -> N
     gateway.stop()
 
 
-def only_the_gateway_has_it(config: pytest.Config) -> None:
-    if config.getoption("--reference"):
-        pytest.skip("about Tidegate only")
-    with Lab() as lab:
-        start_services(lab)
-        gateway = TidegateGateway(
-            lab, config=WITHOUT_OFFLOADS if config.getoption("--offloads-off") else None
-        )
-        gateway.start()
-        host = lab.client
-        profile = profile_with_aes(gateway, lab.scratch / "stubborn.conf")
-        profile.write_text(
-            "".join(line for line in profile.read_text().splitlines(True) if "Tidegate-Cipher" not in line)
-        )
-        command = [*tidegate_command(), "connect", str(profile), "--json"]
-        process = host.popen(command, name="tidegate-connect")
-        wait_until(lambda: '"connected"' in process.output(), "the handshake", timeout=10.0)
-        assert checks.ping(host, INTERNET, count=3).round_trips == []
-        assert _refused(gateway) > 0
-        (peer,) = gateway.status()["peers"]
-        assert (peer["received_packets"], peer["sent_packets"]) == (0, 0)
-        wait_until(lambda: '"silent"' in process.output(), "the client's remark", timeout=30.0)
-        process.stop()
-        gateway.stop()
-
-
-@pytest.mark.beside(scenario=only_the_gateway_has_it)
+@pytest.mark.waits
 def test_nothing_passes_where_only_the_gateway_has_it_and_the_gateway_counts_it(
-    outcome: Callable[[], None],
+    make_world: MakeWorld,
 ) -> None:
-    outcome()
+    world = make_world()
+    gateway, host = world.tidegate, world.lab.client
+    profile = profile_with_aes(gateway, world.lab.scratch / "stubborn.conf")
+    profile.write_text(
+        "".join(line for line in profile.read_text().splitlines(True) if "Tidegate-Cipher" not in line)
+    )
+    command = [*tidegate_command(), "connect", str(profile), "--json"]
+    process = host.popen(command, name="tidegate-connect")
+    wait_until(lambda: '"connected"' in process.output(), "the handshake", timeout=10.0)
+    assert checks.ping(host, INTERNET, count=3).round_trips == []
+    assert _refused(gateway) > 0
+    (peer,) = gateway.status()["peers"]
+    assert (peer["received_packets"], peer["sent_packets"]) == (0, 0)
+    wait_until(lambda: '"silent"' in process.output(), "the client's remark", timeout=30.0)
+    process.stop()
+    gateway.stop()
 
 
 def _refused(gateway: TidegateGateway) -> int:

@@ -31,6 +31,7 @@ def traces(pid: int) -> list[str]:
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.alone
 def test_the_demo_is_green_within_a_minute(request: pytest.FixtureRequest) -> None:
     if request.config.getoption("--reference"):
         pytest.skip("about Tidegate only")

@@ -23,7 +23,7 @@ from tidegate.lab.waiting import pause, wait_until
 
 from .conftest import MakeWorld, World
 
-pytestmark = pytest.mark.namespaces
+pytestmark = [pytest.mark.namespaces, pytest.mark.alone]
 
 PROMISED = 1.0
 """Seconds within which `status` answers, on a machine that does other things as well."""

@@ -26,7 +26,7 @@ from tidegate.lab.waiting import pause, wait_until
 
 from .conftest import MakeWorld
 
-pytestmark = pytest.mark.namespaces
+pytestmark = [pytest.mark.namespaces, pytest.mark.alone]
 
 MANY = 8
 """Flows of a client that wants more than its share. First come, first served, it would get as many shares."""

@@ -28,7 +28,7 @@ from tidegate.lab.waiting import pause
 
 from .conftest import MakeWorld, World
 
-pytestmark = pytest.mark.namespaces
+pytestmark = [pytest.mark.namespaces, pytest.mark.alone]
 
 SECONDS = 8
 SIZE = 64  # bytes of payload: what costs is packets

@@ -9,8 +9,8 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
-import time
 from socket import AF_INET, SOCK_DGRAM, socket
 
 import pytest
@@ -29,7 +29,7 @@ from tidegate.lab.stacks import (
 from tidegate.lab.topology import GATEWAY_ACCESS, INTERNET, Lab
 from tidegate.lab.waiting import pause, wait_until
 
-from .conftest import ClientKind, LongSession, MakeWorld
+from .conftest import ClientKind, MakeWorld
 
 pytestmark = pytest.mark.namespaces
 
@@ -116,15 +116,21 @@ def test_wireguard_go_cuts_off_what_small_packets_are_padded_with(
         gateway.stop()
 
 
-@pytest.mark.rekey
+@pytest.mark.waits
 @pytest.mark.timeout(400)
-def test_wireguard_go_changes_keys_without_losing_a_packet(long_session: LongSession) -> None:
-    # The session was begun with the first end-to-end test and has been pinged since; see conftest.
-    rest = REJECT_AFTER_TIME + 10 - (time.monotonic() - long_session.since)
-    pause(max(0.0, rest))
-    client, host = long_session.client, long_session.world.lab.client
-    assert client.latest_handshake() > long_session.first_handshake, "no new handshake in 190 s"
-    sent, received = long_session.finish_pings()
+def test_wireguard_go_changes_keys_without_losing_a_packet(make_world: MakeWorld) -> None:
+    world = make_world()
+    host = world.lab.client
+    client = WireguardGoClient(host, world.gateway.add_peer("long"))
+    client.start()
+    first_handshake = client.latest_handshake()
+    pings = host.popen(["ping", "-n", "-i", "1", INTERNET])
+    pause(REJECT_AFTER_TIME + 10)
+    assert client.latest_handshake() > first_handshake, "no new handshake in 190 s"
+    pings.stop(signal.SIGINT)
+    counted = re.search(r"(\d+) packets transmitted, (\d+) received", pings.output())
+    assert counted is not None, pings.output()[-500:]
+    sent, received = map(int, counted.groups())
     assert sent > REJECT_AFTER_TIME
     assert received == sent
     assert checks.lookup(host, "www.example", INNER_GATEWAY) == [INTERNET]

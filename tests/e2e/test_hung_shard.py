@@ -23,7 +23,7 @@ from tidegate.lab.stacks import INNER_GATEWAY, TidegateClient, TidegateGateway, 
 from tidegate.lab.topology import GATEWAY_ACCESS, GATEWAY_EXTERNAL, INTERNET, Lab
 from tidegate.lab.waiting import wait_until
 
-pytestmark = pytest.mark.namespaces
+pytestmark = [pytest.mark.namespaces, pytest.mark.alone]
 
 OTHER_FACE = "203.0.113.77"
 ANSWER_SECONDS = 5.0

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,16 +33,10 @@ pytestmark = pytest.mark.namespaces
 STOP_SECONDS = 2.0
 
 
-@contextmanager
-def served_lab() -> Iterator[Lab]:
-    with Lab() as built:
-        start_services(built)
-        yield built
-
-
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    with served_lab() as built:
+    with Lab() as built:
+        start_services(built)
         yield built
 
 
@@ -109,31 +102,26 @@ def test_the_client_leaves_its_own_host_as_it_was(lab: Lab, number: signal.Signa
     assert lab.client.run(["cat", "/etc/resolv.conf"]).stdout == resolver
 
 
-def killed_and_started_again(_: pytest.Config) -> None:
-    with served_lab() as lab:
-        gateway = TidegateGateway(lab)
-        gateway.start()
-        client = TidegateClient(lab.client, gateway.add_peer("alice"))
-        client.start()
-        assert hoststate.tun_devices(lab.gateway) != set()
-        gateway.process.stop(signal.SIGKILL)
-        assert gateway.process.returncode == -signal.SIGKILL
-        wait_until(lambda: hoststate.tun_devices(lab.gateway) == set(), "the kernel to remove the TUN device")
-        again = TidegateGateway(lab, state=gateway.state)
-        again.start()
-        # A client notices that nobody answers after 15 s (KEEPALIVE_TIMEOUT + REKEY_TIMEOUT) and shakes hands again.
-        wait_until(
-            lambda: checks.ping(lab.client, INTERNET, count=2).complete, "the client to return", timeout=60
-        )
-        assert again.status()["peers"], "the peers were forgotten"
-        again.stop()
-
-
-@pytest.mark.beside(scenario=killed_and_started_again)
+@pytest.mark.waits
 def test_after_sigkill_the_tun_device_is_gone_the_next_start_works_and_the_client_returns_by_itself(
-    outcome: Callable[[], None],
+    lab: Lab,
 ) -> None:
-    outcome()
+    gateway = TidegateGateway(lab)
+    gateway.start()
+    client = TidegateClient(lab.client, gateway.add_peer("alice"))
+    client.start()
+    assert hoststate.tun_devices(lab.gateway) != set()
+    gateway.process.stop(signal.SIGKILL)
+    assert gateway.process.returncode == -signal.SIGKILL
+    wait_until(lambda: hoststate.tun_devices(lab.gateway) == set(), "the kernel to remove the TUN device")
+    again = TidegateGateway(lab, state=gateway.state)
+    again.start()
+    # A client notices that nobody answers after 15 s (KEEPALIVE_TIMEOUT + REKEY_TIMEOUT) and shakes hands again.
+    wait_until(
+        lambda: checks.ping(lab.client, INTERNET, count=2).complete, "the client to return", timeout=60
+    )
+    assert again.status()["peers"], "the peers were forgotten"
+    again.stop()
 
 
 def test_a_client_that_was_killed_does_not_stand_in_the_way_of_the_next(lab: Lab) -> None:
@@ -150,56 +138,49 @@ def test_a_client_that_was_killed_does_not_stand_in_the_way_of_the_next(lab: Lab
     gateway.stop()
 
 
-def named_gateway_moves(_: pytest.Config) -> None:
+@pytest.mark.waits
+def test_a_client_finds_its_gateway_again_when_its_name_means_another_address(lab: Lab) -> None:
     """As with dynamic DNS. The tunnel takes everything, what its client asks its resolver included: so it is asked
     past the tunnel."""
-    with served_lab() as lab:
-        name, moved, resolver = "gateway.example", "198.51.100.77", "198.18.0.53"
+    name, moved, resolver = "gateway.example", "198.51.100.77", "198.18.0.53"
 
-        def name_server(address: str) -> Process:
-            options = [
-                "--keep-in-foreground",
-                "--conf-file=/dev/null",
-                "--no-resolv",
-                "--no-hosts",
-                "--pid-file=",
-            ]
-            options += ["--bind-interfaces", f"--listen-address={resolver}", f"--address=/{name}/{address}"]
-            return lab.gateway.popen(["dnsmasq", *options])
+    def name_server(address: str) -> Process:
+        options = [
+            "--keep-in-foreground",
+            "--conf-file=/dev/null",
+            "--no-resolv",
+            "--no-hosts",
+            "--pid-file=",
+        ]
+        options += ["--bind-interfaces", f"--listen-address={resolver}", f"--address=/{name}/{address}"]
+        return lab.gateway.popen(["dnsmasq", *options])
 
-        lab.gateway.ip(f"address add {resolver}/32 dev lo")
-        names = name_server(GATEWAY_ACCESS)
-        lab.client.resolve_with(resolver)
-        gateway = TidegateGateway(lab)
-        gateway.start()
-        profile = gateway.add_peer("alice")
-        profile.write_text(profile.read_text().replace(GATEWAY_ACCESS, name))
-        client = TidegateClient(lab.client, profile, set_resolver=False)
-        client.start()
-        gateway.stop()  # it would call its client from the new address, and be heard
-        lab.gateway.sysctl("net.ipv4.conf.access.promote_secondaries", "1")
-        lab.gateway.ip(f"address add {moved}/24 dev access")
-        lab.gateway.ip(f"address delete {GATEWAY_ACCESS}/24 dev access")
-        lab.client.ip(f"route replace default via {moved}")
-        names.stop()
-        name_server(moved)
-        again = TidegateGateway(lab, state=gateway.state)
-        again.start()
-        # 15 s until the client notices that nobody answers, 15 s and some until it looks the name up, 10 s without an
-        # answer.
-        wait_until(
-            lambda: checks.ping(lab.client, INTERNET, count=2).complete, "the client to return", timeout=90
-        )
-        assert re.search(rf"trying another address.*now={moved}", client.process.output())
-        client.stop()
-        again.stop()
-
-
-@pytest.mark.beside(scenario=named_gateway_moves)
-def test_a_client_finds_its_gateway_again_when_its_name_means_another_address(
-    outcome: Callable[[], None],
-) -> None:
-    outcome()
+    lab.gateway.ip(f"address add {resolver}/32 dev lo")
+    names = name_server(GATEWAY_ACCESS)
+    lab.client.resolve_with(resolver)
+    gateway = TidegateGateway(lab)
+    gateway.start()
+    profile = gateway.add_peer("alice")
+    profile.write_text(profile.read_text().replace(GATEWAY_ACCESS, name))
+    client = TidegateClient(lab.client, profile, set_resolver=False)
+    client.start()
+    gateway.stop()  # it would call its client from the new address, and be heard
+    lab.gateway.sysctl("net.ipv4.conf.access.promote_secondaries", "1")
+    lab.gateway.ip(f"address add {moved}/24 dev access")
+    lab.gateway.ip(f"address delete {GATEWAY_ACCESS}/24 dev access")
+    lab.client.ip(f"route replace default via {moved}")
+    names.stop()
+    name_server(moved)
+    again = TidegateGateway(lab, state=gateway.state)
+    again.start()
+    # 15 s until the client notices that nobody answers, 15 s and some until it looks the name up, 10 s without an
+    # answer.
+    wait_until(
+        lambda: checks.ping(lab.client, INTERNET, count=2).complete, "the client to return", timeout=90
+    )
+    assert re.search(rf"trying another address.*now={moved}", client.process.output())
+    client.stop()
+    again.stop()
 
 
 def test_a_second_gateway_on_the_same_state_is_refused_and_disturbs_nobody(lab: Lab) -> None:
@@ -287,6 +268,7 @@ def test_whose_tun_device_is_deleted_says_so_and_ends(lab: Lab) -> None:
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.alone
 def test_an_idle_gateway_uses_no_cpu_with_peers_connected(lab: Lab, scale: Scale) -> None:
     gateway = TidegateGateway(lab)
     gateway.start()
