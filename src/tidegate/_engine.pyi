@@ -109,7 +109,6 @@ class ClientOptions:
         cls,
         *,
         private_key: bytes,
-        address: str,
         tun_name: str,
         mtu: int,
         peer_public_key: bytes,

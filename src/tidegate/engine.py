@@ -75,7 +75,6 @@ class ClientOptions:
     """What a client's engine needs at start; see `_engine.ClientOptions`."""
 
     private_key: bytes
-    address: str
     tun_name: str
     mtu: int
     peer_public_key: bytes

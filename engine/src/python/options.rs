@@ -173,12 +173,11 @@ pub(super) struct ClientOptions(pub(super) ClientSettings);
 #[pymethods]
 impl ClientOptions {
     #[new]
-    #[pyo3(signature = (*, private_key, address, tun_name, mtu, peer_public_key, preshared_key, endpoint,
+    #[pyo3(signature = (*, private_key, tun_name, mtu, peer_public_key, preshared_key, endpoint,
         allowed_ips, persistent_keepalive, listen_port, fwmark, offloads, cipher="chacha20-poly1305"))]
     #[allow(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn new(
         private_key: &[u8],
-        address: &str,
         tun_name: String,
         mtu: usize,
         peer_public_key: &[u8],
@@ -193,7 +192,6 @@ impl ClientOptions {
     ) -> PyResult<Self> {
         Ok(Self(ClientSettings {
             private_key: key("private_key", private_key)?,
-            address: arguments::address(address)?,
             tun_name,
             mtu,
             peer_public_key: key("peer_public_key", peer_public_key)?,
