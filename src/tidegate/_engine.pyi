@@ -47,21 +47,21 @@ class Offloads:
 
 @final
 class NatOptions:
-    """Behaviour of the NAT; the defaults are those of docs/nat.md. Times in seconds."""
+    """Behaviour of the NAT. What is not given, or `None`, is as in docs/nat.md. Times in seconds."""
 
     def __new__(
         cls,
         *,
-        filtering: str = "address-dependent",  # or "endpoint-independent", "address-and-port-dependent"
-        udp_timeout: float = 300.0,  # RFC 4787 REQ-5
-        tcp_established_timeout: float = 7440.0,  # RFC 5382 REQ-5: at least 2 h 4 min
-        tcp_opening_timeout: float = 240.0,  # RFC 5382 REQ-5: at least 4 min
-        tcp_closing_timeout: float = 240.0,  # RFC 7857 section 2.1 keeps the two apart
-        icmp_timeout: float = 60.0,  # RFC 5508 REQ-2
-        max_mappings: int = 200_000,  # the whole gateway
-        max_mappings_per_client: int = 16_384,
-        max_new_mappings_per_second: int = 2_000,  # per client, with a burst of as many
-        max_sessions_per_mapping: int = 4_096,
+        filtering: str | None = None,  # "endpoint-independent", "address-dependent", "address-and-port-dependent"
+        udp_timeout: float | None = None,  # idle time of a session, as all these timeouts
+        tcp_established_timeout: float | None = None,
+        tcp_opening_timeout: float | None = None,
+        tcp_closing_timeout: float | None = None,
+        icmp_timeout: float | None = None,
+        max_mappings: int | None = None,  # the whole gateway
+        max_mappings_per_client: int | None = None,
+        max_new_mappings_per_second: int | None = None,  # per client, with a burst of as many
+        max_sessions_per_mapping: int | None = None,  # remote endpoints that one mapping talks to
         port_range: tuple[int, int] = ...,  # (1024, 65535)  # external ports, inclusive
         kept_ports: tuple[int, int] | None = None,  # left to the host's programs, inclusive: a gateway takes none
         log_mappings: bool = False,  # whether `Gateway.poll_mapping_log` returns anything
