@@ -80,7 +80,7 @@ class ExternalLink:
         mtu: int,
         addresses: list[str],  # external addresses to translate to; the gateway itself speaks from the first
         on_link: list[str],  # prefixes reached without a router
-        next_hop: str | None,  # the default router; None: only on-link destinations
+        router: str | None,  # the default router; None: only on-link destinations
     ) -> Self: ...
 
 @final

@@ -36,7 +36,7 @@ class ExternalLink:
     """External addresses to translate to; the gateway itself speaks from the first."""
     on_link: tuple[str, ...]
     """Prefixes reached without a router."""
-    next_hop: str | None
+    router: str | None
     """The default router; `None`: only on-link destinations."""
 
 

@@ -397,7 +397,7 @@ class Gateway:
             "the external link is back" if was_away else "the host's network changed",
             interface=link.interface,
             addresses=",".join(link.addresses),
-            next_hop=link.next_hop,
+            next_hop=link.router,
         )
         self._external, self._own_addresses = link, own
         self.external_trouble = None

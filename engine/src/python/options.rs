@@ -107,7 +107,7 @@ pub(super) struct ExternalLink(pub(super) Link);
 #[pymethods]
 impl ExternalLink {
     #[new]
-    #[pyo3(signature = (*, interface, index, mac, mtu, addresses, on_link, next_hop))]
+    #[pyo3(signature = (*, interface, index, mac, mtu, addresses, on_link, router))]
     fn new(
         interface: String,
         index: u32,
@@ -115,7 +115,7 @@ impl ExternalLink {
         mtu: usize,
         addresses: Vec<String>,
         on_link: Vec<String>,
-        next_hop: Option<String>,
+        router: Option<String>,
     ) -> PyResult<Self> {
         let mac = mac.try_into().map_err(|_| value_error("mac must be 6 bytes"))?;
         let addresses = arguments::addresses(&addresses)?;
@@ -129,7 +129,7 @@ impl ExternalLink {
             mtu,
             addresses,
             on_link: prefixes(&on_link)?,
-            router: next_hop.as_deref().map(address).transpose()?,
+            router: router.as_deref().map(address).transpose()?,
         }))
     }
 }

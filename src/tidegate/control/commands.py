@@ -210,6 +210,7 @@ class GatewayStatus(Answer):
     external_interface: str
     external_addresses: list[str]
     next_hop: str | None
+    """The default router; `None`: only on-link destinations."""
     external_trouble: str | None = None
     """Why the external link cannot be used at the moment; the other fields show it as it was before."""
     shards: int

@@ -72,7 +72,7 @@ async def scenario():
         await asyncio.sleep(0.05)
         if packets.links:
             break
-    told["next hops"] = [packets.options.external.next_hop, *(link.next_hop for link in packets.links)]
+    told["next hops"] = [packets.options.external.router, *(link.router for link in packets.links)]
     await asyncio.sleep(0.5)
     idle = time.process_time()
     await asyncio.sleep(1)
