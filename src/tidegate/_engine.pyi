@@ -170,7 +170,7 @@ class Status:
     clients: int  # clients with mappings
     drops: dict[str, int]  # by reason
     explanations: dict[str, str]  # what these reasons mean, one sentence each
-    packets: dict[str, int]  # by direction: "from_peers", "to_peers", "from_external", "to_external", "from_host", "to_host", "between_peers"
+    packets: dict[str, int]  # by direction: "from_peers", "to_peers", "from_external", "to_external", "from_host", "to_host"
     bytes: dict[str, int]
     offloads: dict[str, bool]  # those in use
     shards: int
