@@ -228,8 +228,8 @@ class Gateway:
             lambda: watch_engine(
                 engine,
                 self._supervisor,
-                mapping_log.write,
-                listeners={"external_down": self._external_is_down},
+                handlers={"external_down": self._external_is_down},
+                read_log=mapping_log.write,
             ),
         )
         self._supervisor.start("link-watch", lambda: self._watch_link(changed))
