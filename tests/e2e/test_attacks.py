@@ -28,13 +28,14 @@ from pathlib import Path
 import pytest
 
 from tidegate.control.commands import NatList
-from tidegate.lab import checks, connections, forge, udpecho
+from tidegate.lab import checks, udpecho
 from tidegate.lab.processes import Process
 from tidegate.lab.stacks import INNER_GATEWAY, TidegateClient, TidegateGateway, WireguardGoClient
 from tidegate.lab.topology import BEYOND, GATEWAY_EXTERNAL, INTERNET, Capture, Lab, Namespace
 from tidegate.lab.waiting import pause, wait_until
 
 from .conftest import MakeWorld
+from .lab import connections, forge
 
 pytestmark = pytest.mark.namespaces
 
@@ -149,7 +150,7 @@ def all_is_well_afterwards(battle: Battle) -> Iterator[None]:
 
 
 def start_echo(host: Namespace, address: str) -> Process:
-    command = [sys.executable, "-m", connections.__name__, "serve", address, str(ECHO[1])]
+    command = [sys.executable, connections.__file__, "serve", address, str(ECHO[1])]
     return host.popen(command, name="connections-serve")
 
 
