@@ -47,21 +47,21 @@ class Offloads:
 
 @final
 class NatOptions:
-    """Behaviour of the NAT; the defaults are those of docs/nat.md. Times in seconds."""
+    """Behaviour of the NAT. What is not given, or `None`, is as in docs/nat.md. Times in seconds."""
 
     def __new__(
         cls,
         *,
-        filtering: str = "address-dependent",  # or "endpoint-independent", "address-and-port-dependent"
-        udp_timeout: float = 300.0,  # RFC 4787 REQ-5
-        tcp_established_timeout: float = 7440.0,  # RFC 5382 REQ-5: at least 2 h 4 min
-        tcp_opening_timeout: float = 240.0,  # RFC 5382 REQ-5: at least 4 min
-        tcp_closing_timeout: float = 240.0,  # RFC 7857 section 2.1 keeps the two apart
-        icmp_timeout: float = 60.0,  # RFC 5508 REQ-2
-        max_mappings: int = 200_000,  # the whole gateway
-        max_mappings_per_client: int = 16_384,
-        max_new_mappings_per_second: int = 2_000,  # per client, with a burst of as many
-        max_sessions_per_mapping: int = 4_096,
+        filtering: str | None = None,  # "endpoint-independent", "address-dependent", "address-and-port-dependent"
+        udp_timeout: float | None = None,  # idle time of a session, as all these timeouts
+        tcp_established_timeout: float | None = None,
+        tcp_opening_timeout: float | None = None,
+        tcp_closing_timeout: float | None = None,
+        icmp_timeout: float | None = None,
+        max_mappings: int | None = None,  # the whole gateway
+        max_mappings_per_client: int | None = None,
+        max_new_mappings_per_second: int | None = None,  # per client, with a burst of as many
+        max_sessions_per_mapping: int | None = None,  # remote endpoints that one mapping talks to
         port_range: tuple[int, int] = ...,  # (1024, 65535)  # external ports, inclusive
         kept_ports: tuple[int, int] | None = None,  # left to the host's programs, inclusive: a gateway takes none
         log_mappings: bool = False,  # whether `Gateway.poll_mapping_log` returns anything
@@ -80,20 +80,22 @@ class ExternalLink:
         mtu: int,
         addresses: list[str],  # external addresses to translate to; the gateway itself speaks from the first
         on_link: list[str],  # prefixes reached without a router
-        next_hop: str | None,  # the default router; None: only on-link destinations
+        router: str | None,  # the default router; None: only on-link destinations
     ) -> Self: ...
 
 @final
 class GatewayOptions:
+    """What a gateway is made of. `ValueError` for a key, address, prefix or number that is none."""
+
     def __new__(
         cls,
         *,
-        private_key: bytes,
-        listen: tuple[str, int],
-        subnet: str,
-        gateway_address: str,
+        private_key: bytes,  # the gateway's WireGuard key (X25519)
+        listen: tuple[str, int],  # address and UDP port of the transport; "0.0.0.0": every address of the host
+        subnet: str,  # of the clients' addresses
+        gateway_address: str,  # the gateway's own address in the subnet
         tun_name: str,  # at most 15 bytes
-        tunnel_mtu: int,
+        tunnel_mtu: int,  # in bytes of inner packet: a larger one is fragmented, or answered with "fragmentation needed"
         external: ExternalLink,
         host_addresses: list[str],  # the host's own addresses: delivered through the TUN device
         between_clients: bool,  # whether clients may reach each other at their addresses in the subnet
@@ -105,16 +107,17 @@ class GatewayOptions:
 
 @final
 class ClientOptions:
+    """What a client is made of: a profile, resolved. `ValueError` for a key, address, prefix or number that is none."""
+
     def __new__(
         cls,
         *,
-        private_key: bytes,
-        address: str,
-        tun_name: str,
-        mtu: int,
-        peer_public_key: bytes,
-        preshared_key: bytes | None,
-        endpoint: tuple[str, int],
+        private_key: bytes,  # the client's WireGuard key (X25519)
+        tun_name: str,  # at most 15 bytes
+        mtu: int,  # of the tunnel, in bytes of inner packet
+        peer_public_key: bytes,  # the gateway's
+        preshared_key: bytes | None,  # mixed into the handshake, as on the gateway; None: none
+        endpoint: tuple[str, int],  # the gateway's address and UDP port; `Client.set_endpoint` changes it
         allowed_ips: list[str],  # inner sources accepted from the gateway
         persistent_keepalive: int,  # seconds, 0: off
         listen_port: int,  # 0: any
@@ -125,15 +128,17 @@ class ClientOptions:
 
 @final
 class PeerStatus:
+    """One peer and its counters, which begin at 0 when it is added."""
+
     public_key: bytes
-    address: str
-    endpoint: tuple[str, int] | None
-    last_handshake: float | None  # seconds ago
+    address: str | None  # in the VPN subnet; None: the gateway, as a client sees it
+    endpoint: tuple[str, int] | None  # where its datagrams come from; None: not known yet
+    last_handshake: float | None  # seconds ago; None: never
     received_bytes: int  # inner bytes received from the peer
-    sent_bytes: int
-    received_packets: int
+    sent_bytes: int  # inner bytes sent to it
+    received_packets: int  # inner packets: a superpacket counts as its segments
     sent_packets: int
-    mappings: int
+    mappings: int  # its NAT mappings; 0 on a client
 
 @final
 class Mapping:
@@ -171,7 +176,7 @@ class Status:
     clients: int  # clients with mappings
     drops: dict[str, int]  # by reason
     explanations: dict[str, str]  # what these reasons mean, one sentence each
-    packets: dict[str, int]  # by direction: "from_peers", "to_peers", "from_external", "to_external", "from_host", "to_host", "between_peers"
+    packets: dict[str, int]  # by direction: "from_peers", "to_peers", "from_external", "to_external", "from_host", "to_host"
     bytes: dict[str, int]
     offloads: dict[str, bool]  # those in use
     shards: int
@@ -196,7 +201,9 @@ class Gateway:
         keeps its sockets until the process ends."""
     def event_fd(self) -> int:
         """A descriptor that is readable (level-triggered) while there are events, or records of mappings."""
-    def poll_events(self) -> list[Event]: ...
+    def poll_events(self) -> list[Event]:
+        """Takes what has happened since the last call, oldest first; never blocks. Of more than 256 that nobody took,
+        the newest are lost, but for the failure of a shard."""
     def poll_mapping_log(self, limit: int) -> tuple[list[MappingRecord], int]:
         """The oldest records, at most `limit`, and how many were lost since the last call because the queue was full.
         The descriptor of `event_fd` is readable while there are more."""
@@ -210,7 +217,9 @@ class Gateway:
     ) -> None:
         """Adds the peer, or changes its address, preshared key and cipher; sessions of other peers are not disturbed.
         Raises `RuntimeError` once the engine has been stopped."""
-    def remove_peer(self, public_key: bytes) -> bool: ...
+    def remove_peer(self, public_key: bytes) -> bool:
+        """Ends the peer's session and its mappings, and what is published or passed to it. `False` if there is no such
+        peer."""
     def set_external(self, link: ExternalLink, host_addresses: list[str]) -> None:
         """Call this when the kernel's view of the link has changed (next hop, address, MTU or interface), or when the
         interface was away: it then needs new sockets even if it looks the same. `OSError` if they cannot be opened;
@@ -228,11 +237,13 @@ class Gateway:
         answering them; nothing has changed then."""
     def publish(self, protocol: str, external_port: int, internal: tuple[str, int]) -> None:
         """Forwards an external port to a client. `OSError` (EADDRINUSE) if a program on the host holds the port."""
-    def unpublish(self, protocol: str, external_port: int) -> bool: ...
+    def unpublish(self, protocol: str, external_port: int) -> bool:
+        """Ends the forwarding, and its sessions; the port is the host's again. `False` if it was not published."""
     def failed_publications(self) -> list[tuple[str, int, str, str]]:
         """Published ports that could not be published on an external address that was added later: protocol, port,
         address and reason. They are tried again at the next `set_external`."""
-    def status(self) -> Status: ...
+    def status(self) -> Status:
+        """Asks every shard. `RuntimeError` if one does not answer within 2 s, or the engine is not running."""
     def mappings(
         self,
         address: str | None = None,
@@ -248,11 +259,15 @@ class Client:
     """One client's packet engine. The TUN device exists once constructed; Python gives it its address and routes."""
 
     def __new__(cls, options: ClientOptions) -> Self: ...
-    def start(self) -> None: ...
+    def start(self) -> None:
+        """Starts the shard, and the first handshake without waiting for a packet. Raises `RuntimeError` if it has
+        already been started."""
     def stop(self) -> None:
         """As in `Gateway`."""
-    def event_fd(self) -> int: ...
-    def poll_events(self) -> list[Event]: ...
+    def event_fd(self) -> int:
+        """A descriptor that is readable (level-triggered) while there are events."""
+    def poll_events(self) -> list[Event]:
+        """As in `Gateway`."""
     def set_endpoint(self, endpoint: tuple[str, int]) -> None:
         """Sets the gateway's endpoint; the next handshake goes there."""
     def status(self) -> Status:

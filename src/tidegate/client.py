@@ -187,7 +187,6 @@ class Client:
         assert profile.private_key is not None, "a profile that was read has one"
         options = ClientOptions(
             private_key=profile.private_key,
-            address=str(profile.address.ip),
             tun_name=self._tun_name,
             mtu=profile.mtu,
             peer_public_key=profile.peer_public_key,

@@ -36,7 +36,7 @@ class ExternalLink:
     """External addresses to translate to; the gateway itself speaks from the first."""
     on_link: tuple[str, ...]
     """Prefixes reached without a router."""
-    next_hop: str | None
+    router: str | None
     """The default router; `None`: only on-link destinations."""
 
 
@@ -75,7 +75,6 @@ class ClientOptions:
     """What a client's engine needs at start; see `_engine.ClientOptions`."""
 
     private_key: bytes
-    address: str
     tun_name: str
     mtu: int
     peer_public_key: bytes
@@ -90,12 +89,13 @@ class ClientOptions:
 
 
 class PeerStatus(Protocol):
-    """One peer's counters. `last_handshake` is in seconds before now; bytes are inner bytes."""
+    """One peer's counters. `last_handshake` is in seconds before now; bytes are inner bytes. A client's one peer, the
+    gateway, has no `address`."""
 
     @property
     def public_key(self) -> bytes: ...
     @property
-    def address(self) -> str: ...
+    def address(self) -> str | None: ...
     @property
     def endpoint(self) -> tuple[str, int] | None: ...
     @property
@@ -191,18 +191,26 @@ class MappingRecord(Protocol):
 
 class EngineLifecycle(Protocol):
     """What a gateway's and a client's engine have in common. If a thread hangs, queries and `stop` raise
-    `EngineUnresponsiveError` after a few seconds."""
+    `EngineUnresponsiveError` after a few seconds.
 
+    What the methods here and below mean, their units and their errors are in `_engine.pyi`."""
+
+    # Packets move from `start`, once, until `stop`, which closes everything and may be called again.
     def start(self) -> None: ...
     def stop(self) -> None: ...
+
+    # Wait until the descriptor is readable, then take the events (`watch_engine`).
     def event_fd(self) -> int: ...
     def poll_events(self) -> Sequence[EngineEvent]: ...
+
+    # Counters at this moment.
     def status(self) -> EngineStatus: ...
 
 
 class EngineGateway(EngineLifecycle, Protocol):
     """A gateway's packet engine; every method may be called from any thread."""
 
+    # Who may connect, from the next handshake on; a removed peer's sessions end at once.
     def set_peer(
         self,
         public_key: bytes,
@@ -212,14 +220,19 @@ class EngineGateway(EngineLifecycle, Protocol):
         cipher: CipherName = WIREGUARD_CIPHER,
     ) -> None: ...
     def remove_peer(self, public_key: bytes) -> bool: ...
+
+    # What a reload, or a change of the host's network, changes while packets move; no client's session ends by it.
     def set_external(self, link: ExternalLink, host_addresses: Sequence[str]) -> None: ...
     def set_nat(self, nat: NatSettings, kept_ports: tuple[int, int] | None) -> None: ...
     def set_access(self, access: AccessPolicy) -> None: ...
-    def poll_mapping_log(self, limit: int) -> tuple[Sequence[MappingRecord], int]: ...
+
+    # Which clients get what arrives from outside unasked: protocols without ports, and published ports.
     def pass_protocols(self, clients: dict[int, str]) -> None: ...
     def publish(self, protocol: str, external_port: int, internal: tuple[str, int]) -> None: ...
     def unpublish(self, protocol: str, external_port: int) -> bool: ...
     def failed_publications(self) -> Sequence[tuple[str, int, str, str]]: ...
+
+    # Who has which external port now, and who had it when.
     def mappings(
         self,
         address: str | None = None,
@@ -227,11 +240,13 @@ class EngineGateway(EngineLifecycle, Protocol):
         *,
         external: tuple[str | None, int] | None = None,
     ) -> Sequence[NatMapping]: ...
+    def poll_mapping_log(self, limit: int) -> tuple[Sequence[MappingRecord], int]: ...
 
 
 class EngineClient(EngineLifecycle, Protocol):
     """A client's packet engine. The TUN device exists once constructed."""
 
+    # Where the next handshake goes, as when the gateway's name resolves to another address.
     def set_endpoint(self, endpoint: tuple[str, int]) -> None: ...
 
 
@@ -240,6 +255,8 @@ class Engine(Protocol):
 
     def gateway(self, options: GatewayOptions) -> EngineGateway: ...
     def client(self, options: ClientOptions) -> EngineClient: ...
+
+    # What this machine and this build can do.
     def aead_library(self, shards: int) -> str: ...
     def aes_available(self) -> bool: ...
     def version(self) -> str: ...

@@ -16,19 +16,22 @@ from tidegate.log import RateLimit
 
 log = structlog.get_logger("tidegate.engine")
 
+UNLOGGED = frozenset({"handshake_unanswered"})
+"""Events without a line in the log: each attempt tells this one again for as long as the gateway is away, and the
+search for it that the client begins (`Client._search`) logs what comes of it."""
+
 
 async def watch_engine(
     engine: EngineLifecycle,
     supervisor: Supervisor,
-    also: Callable[[], None] = lambda: None,
     *,
     handlers: Mapping[str, Callable[[], None]] = MappingProxyType({}),
-    listeners: Mapping[str, Callable[[], None]] = MappingProxyType({}),
+    read_log: Callable[[], None] = lambda: None,
 ) -> None:
     """Logs the engine's events, at a bounded rate, until cancelled; a failed shard takes the process down.
 
-    `handlers` and `listeners` map kinds of events to what they call: a handler in place of a line in the log, a
-    listener as well as one. `also` reads whatever else the engine's descriptor announces."""
+    `handlers` maps kinds of events to what they call. `read_log` reads the records of mappings, which the engine's
+    descriptor announces as well."""
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     admit = RateLimit(loop.time).admit
@@ -46,13 +49,12 @@ async def watch_engine(
                 supervisor.fail(EngineError(f"the packet engine failed: {event.detail}"))
             if event.kind in handlers:
                 handlers[event.kind]()
+            if event.kind in UNLOGGED:
                 continue
-            if event.kind in listeners:
-                listeners[event.kind]()
             suppressed = admit(event.kind)
             if suppressed is not None:
                 log.warning(event.kind.replace("_", " "), detail=event.detail, suppressed=suppressed)
-        also()
+        read_log()
 
 
 def explain_engine(cause: OSError, tun_name: str, *, naming: str, port: str) -> TidegateError:

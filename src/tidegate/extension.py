@@ -76,7 +76,6 @@ class RustEngine:
         inner = _engine.Client(
             _engine.ClientOptions(
                 private_key=options.private_key,
-                address=options.address,
                 tun_name=options.tun_name,
                 mtu=options.mtu,
                 peer_public_key=options.peer_public_key,

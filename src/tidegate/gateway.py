@@ -188,25 +188,8 @@ class Gateway:
             self._host.configure_tun, gateway.tun_name, self._tun_address, gateway.tunnel_mtu
         )
 
-        admin = Administration(
-            store,
-            AdminContext(
-                settings,
-                partial(public_key_of, private_key),
-                self._suggested_endpoint,
-                time.time,
-                self._engines.aes_available,
-            ),
-            self,
-        )
-        try:
-            peers = await asyncio.to_thread(admin.restore)
-        except OSError as cause:
-            raise EngineError(f"the engine refuses a peer of the store: {cause.strerror or cause}") from cause
-        for warning in admin.pass_protocols():
-            log.warning(warning)
-        for external, why in admin.failed_publications.items():
-            log.warning("a port is not published", port=external, cause=why)
+        admin = self._administration(store, private_key)
+        peers = await self._restore(admin)
 
         self._open_dns(undo, open_files)
         control = ControlServer(state.control_socket, admin.execute)
@@ -222,14 +205,42 @@ class Gateway:
 
         undo.push_async_callback(self._supervisor.stop)  # last in, first out: tasks end before what they use
         engine.start()
-        mapping_log = MappingLog(engine, admin.name_at)
+        self._start_tasks(MappingLog(engine, admin.name_at), control, changed, hung_up)
+        self._announce(peers)
+
+    def _administration(self, store: SqliteStore, private_key: bytes) -> Administration:
+        context = AdminContext(
+            self._settings,
+            partial(public_key_of, private_key),
+            self._suggested_endpoint,
+            time.time,
+            self._engines.aes_available,
+        )
+        return Administration(store, context, self)
+
+    async def _restore(self, admin: Administration) -> int:
+        """Gives the engine the peers of the store, and what is published or passed to them. Returns how many peers
+        there are. A port or protocol that the engine refuses is logged, and the rest is served. Raises `EngineError` if
+        it refuses a peer."""
+        try:
+            peers = await asyncio.to_thread(admin.restore)
+        except OSError as cause:
+            raise EngineError(f"the engine refuses a peer of the store: {cause.strerror or cause}") from cause
+        for warning in admin.pass_protocols():
+            log.warning(warning)
+        for external, why in admin.failed_publications.items():
+            log.warning("a port is not published", port=external, cause=why)
+        return peers
+
+    def _start_tasks(
+        self, mapping_log: MappingLog, control: ControlServer, changed: asyncio.Event, hung_up: asyncio.Event
+    ) -> None:
+        """`changed` is set when the host's network has changed, `hung_up` on SIGHUP."""
+        handlers = {"external_down": self._external_is_down}
         self._supervisor.start(
             "engine-events",
             lambda: watch_engine(
-                engine,
-                self._supervisor,
-                mapping_log.write,
-                listeners={"external_down": self._external_is_down},
+                self.engine, self._supervisor, handlers=handlers, read_log=mapping_log.write
             ),
         )
         self._supervisor.start("link-watch", lambda: self._watch_link(changed))
@@ -237,7 +248,6 @@ class Gateway:
             self._supervisor.start("dns", self._dns.run)
         self._supervisor.start("control", control.run)
         self._supervisor.start("reload", lambda: self._reload_on(hung_up, control))
-        self._announce(peers)
 
     @property
     def _tun_address(self) -> IPv4Interface:
@@ -397,7 +407,7 @@ class Gateway:
             "the external link is back" if was_away else "the host's network changed",
             interface=link.interface,
             addresses=",".join(link.addresses),
-            next_hop=link.next_hop,
+            next_hop=link.router,
         )
         self._external, self._own_addresses = link, own
         self.external_trouble = None

@@ -20,12 +20,13 @@ from dataclasses import dataclass
 import pytest
 
 from tidegate.control.commands import NatList
-from tidegate.lab import checks, forge, udpecho
+from tidegate.lab import checks, udpecho
 from tidegate.lab.stacks import INNER_GATEWAY, LISTEN_PORT, TidegateGateway, WireguardGoClient
 from tidegate.lab.topology import BEYOND, GATEWAY_ACCESS, GATEWAY_EXTERNAL, INTERNET, Lab, Namespace
 from tidegate.lab.waiting import WaitTimeoutError, pause, wait_until
 
 from .conftest import MakeWorld
+from .lab import forge
 
 pytestmark = pytest.mark.namespaces
 

@@ -16,12 +16,13 @@ import pytest
 
 from tidegate.control.commands import PublicationView, PublishAdd, PublishList
 from tidegate.lab import checks
-from tidegate.lab.halt import halted
 from tidegate.lab.hoststate import tun_devices
 from tidegate.lab.services import start_services
 from tidegate.lab.stacks import INNER_GATEWAY, TidegateClient, TidegateGateway, tidegate_command
 from tidegate.lab.topology import GATEWAY_ACCESS, GATEWAY_EXTERNAL, INTERNET, Lab
 from tidegate.lab.waiting import wait_until
+
+from .lab.halt import halted
 
 pytestmark = [pytest.mark.namespaces, pytest.mark.alone]
 

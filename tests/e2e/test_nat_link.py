@@ -17,13 +17,14 @@ from dataclasses import dataclass
 
 import pytest
 
-from tidegate.lab import checks, connections, udpecho, webserver
+from tidegate.lab import checks, udpecho, webserver
 from tidegate.lab.processes import Process
 from tidegate.lab.stacks import INNER_GATEWAY, TidegateGateway
 from tidegate.lab.topology import BEYOND, GATEWAY_EXTERNAL, INTERNET, Lab, Namespace
 from tidegate.lab.waiting import wait_until
 
 from .conftest import MakeWorld
+from .lab import connections
 
 pytestmark = pytest.mark.namespaces
 
@@ -113,7 +114,7 @@ def scene(make_world: MakeWorld) -> Iterator[Scene]:
 
 
 def start_connection_server(lab: Lab) -> Process:
-    command = [sys.executable, "-m", connections.__name__, "serve", BEYOND, str(ECHO_PORT)]
+    command = [sys.executable, connections.__file__, "serve", BEYOND, str(ECHO_PORT)]
     return lab.beyond.popen(command, name="connections-serve")
 
 
@@ -318,7 +319,7 @@ def test_after_a_restart_nobody_gets_what_was_meant_for_an_old_connection(make_w
     lab, gateway = world.lab, world.tidegate
     alice, bob = (world.connect(host) for host in lab.clients)
     start_connection_server(lab).wait_for(connections.READY)
-    churn = [sys.executable, "-m", connections.__name__, "churn", BEYOND, str(ECHO_PORT), "200"]
+    churn = [sys.executable, connections.__file__, "churn", BEYOND, str(ECHO_PORT), "200"]
     with lab.clients[0].call(lambda: socket.create_connection((BEYOND, ECHO_PORT), timeout=5)) as old:
         old.sendall(b"said before")
         assert old.recv(100) == b"said before"

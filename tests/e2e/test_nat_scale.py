@@ -20,12 +20,12 @@ from dataclasses import dataclass
 
 import pytest
 
-from tidegate.lab import connections
 from tidegate.lab.processes import Process
 from tidegate.lab.stacks import TidegateGateway
 from tidegate.lab.topology import INTERNET, Lab, Namespace
 
 from .conftest import MakeWorld
+from .lab import connections
 
 pytestmark = pytest.mark.namespaces
 
@@ -61,7 +61,7 @@ def crowd(make_world: MakeWorld) -> Iterator[Crowd]:
 
 
 def start(host: Namespace, role: str, *numbers: int) -> Process:
-    command = [sys.executable, "-m", connections.__name__, role, INTERNET, *map(str, numbers)]
+    command = [sys.executable, connections.__file__, role, INTERNET, *map(str, numbers)]
     return host.popen(command, name=f"connections-{role}")
 
 

@@ -12,11 +12,11 @@ import sys
 
 import pytest
 
-from tidegate.lab import stun
-from tidegate.lab.stun import Behaviour
 from tidegate.lab.topology import GATEWAY_EXTERNAL, INTERNET
 
 from .conftest import MakeWorld
+from .lab import stun
+from .lab.stun import Behaviour
 
 pytestmark = pytest.mark.namespaces
 
@@ -39,7 +39,7 @@ def test_mapping_is_endpoint_independent_and_filtering_as_the_setting_says(
     gateway, lab = world.tidegate, world.lab
     world.connect(lab.client)
     lab.internet.ip(f"address add {OTHER_ADDRESS}/24 dev external")
-    server = lab.internet.popen([sys.executable, "-m", stun.__name__, INTERNET, OTHER_ADDRESS], name="stun")
+    server = lab.internet.popen([sys.executable, stun.__file__, INTERNET, OTHER_ADDRESS], name="stun")
     server.wait_for(stun.READY)
     found = lab.client.call(lambda: stun.discover((INTERNET, stun.PORT)))
     assert found.mapped[0] == GATEWAY_EXTERNAL

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
+import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -126,3 +128,9 @@ def settings(tmp_path: Path, free_port: int) -> Settings:
         gateway=GatewaySettings.model_validate({"listen": f"127.0.0.1:{free_port}"}),
         dns=DnsSettings(enabled=False),
     )
+
+
+def names_in_store(state: Path) -> list[str]:
+    """Reads the store although the process that adds a peer holds the lock."""
+    with contextlib.closing(sqlite3.connect(f"file:{state}/tidegate.db?mode=ro", uri=True)) as store:
+        return [name for (name,) in store.execute("SELECT name FROM peers")]

@@ -35,7 +35,7 @@ def test_a_gateway_says_that_it_is_ready_and_undoes_everything(
             assert running.said == [f"listening on {listen} (UDP), external eth0 192.0.2.2, 0 peers"]
             assert running.host.configured == [("tidegate0", IPv4Interface("10.66.77.1/24"), 1420)]
             options = running.packets.options
-            assert options.external.next_hop == "192.0.2.1"
+            assert options.external.router == "192.0.2.1"
             assert options.external.on_link == ("192.0.2.0/24",)
             assert options.host_addresses == ("192.0.2.2",)
             control = running.state / "control.sock"
@@ -326,7 +326,7 @@ def test_a_change_of_the_hosts_network_reaches_the_engine_once(
             running.host.changed()
             running.host.changed()
             await asyncio.sleep(0.15)
-            assert [link.next_hop for link in running.packets.links] == ["192.0.2.254"]
+            assert [link.router for link in running.packets.links] == ["192.0.2.254"]
             running.host.network = replace(
                 moved, addresses=moved.addresses[:1]
             )  # no address: keep what there was

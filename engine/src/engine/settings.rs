@@ -58,7 +58,6 @@ impl Drop for GatewaySettings {
 #[allow(missing_docs, reason = "described in _engine.pyi")]
 pub struct ClientSettings {
     pub private_key: [u8; 32],
-    pub address: Ipv4Addr,
     pub tun_name: String,
     pub mtu: usize,
     pub peer_public_key: [u8; 32],

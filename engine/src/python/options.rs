@@ -36,34 +36,37 @@ pub(super) struct NatOptions {
 #[pymethods]
 impl NatOptions {
     #[new]
-    #[pyo3(signature = (*, filtering="address-dependent", udp_timeout=300.0, tcp_established_timeout=7440.0,
-        tcp_opening_timeout=240.0, tcp_closing_timeout=240.0, icmp_timeout=60.0, max_mappings=200_000, max_mappings_per_client=16_384,
-        max_new_mappings_per_second=2_000, max_sessions_per_mapping=4_096, port_range=DEFAULT_PORT_RANGE,
+    #[pyo3(signature = (*, filtering=None, udp_timeout=None, tcp_established_timeout=None, tcp_opening_timeout=None,
+        tcp_closing_timeout=None, icmp_timeout=None, max_mappings=None, max_mappings_per_client=None,
+        max_new_mappings_per_second=None, max_sessions_per_mapping=None, port_range=DEFAULT_PORT_RANGE,
         kept_ports=None, log_mappings=false))]
     #[allow(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn new(
-        filtering: &str,
-        udp_timeout: f64,
-        tcp_established_timeout: f64,
-        tcp_opening_timeout: f64,
-        tcp_closing_timeout: f64,
-        icmp_timeout: f64,
-        max_mappings: usize,
-        max_mappings_per_client: usize,
-        max_new_mappings_per_second: u32,
-        max_sessions_per_mapping: usize,
+        filtering: Option<&str>,
+        udp_timeout: Option<f64>,
+        tcp_established_timeout: Option<f64>,
+        tcp_opening_timeout: Option<f64>,
+        tcp_closing_timeout: Option<f64>,
+        icmp_timeout: Option<f64>,
+        max_mappings: Option<usize>,
+        max_mappings_per_client: Option<usize>,
+        max_new_mappings_per_second: Option<u32>,
+        max_sessions_per_mapping: Option<usize>,
         port_range: (u16, u16),
         kept_ports: Option<(u16, u16)>,
         log_mappings: bool,
     ) -> PyResult<Self> {
-        let filtering = match filtering {
-            "endpoint-independent" => Filtering::EndpointIndependent,
-            "address-dependent" => Filtering::AddressDependent,
-            "address-and-port-dependent" => Filtering::AddressAndPortDependent,
-            other => {
-                return Err(value_error(format!("{other:?} is not a filtering behaviour (RFC 4787 §5)")));
-            }
-        };
+        let mut config = NatConfig { kept_ports, log_mappings, ..NatConfig::default() };
+        if let Some(name) = filtering {
+            config.filtering = match name {
+                "endpoint-independent" => Filtering::EndpointIndependent,
+                "address-dependent" => Filtering::AddressDependent,
+                "address-and-port-dependent" => Filtering::AddressAndPortDependent,
+                other => {
+                    return Err(value_error(format!("{other:?} is not a filtering behaviour (RFC 4787 §5)")));
+                }
+            };
+        }
         if port_range.0 < 1024 || port_range.0 > port_range.1 {
             return Err(value_error(format!(
                 "port_range must go upwards from at least 1024, not {}-{}",
@@ -73,20 +76,26 @@ impl NatOptions {
         if let Some((first, last)) = kept_ports.filter(|(first, last)| first > last) {
             return Err(value_error(format!("kept_ports must go upwards, not {first}-{last}")));
         }
-        let config = NatConfig {
-            filtering,
-            udp_timeout: seconds("udp_timeout", udp_timeout)?,
-            tcp_established_timeout: seconds("tcp_established_timeout", tcp_established_timeout)?,
-            tcp_opening_timeout: seconds("tcp_opening_timeout", tcp_opening_timeout)?,
-            tcp_closing_timeout: seconds("tcp_closing_timeout", tcp_closing_timeout)?,
-            icmp_timeout: seconds("icmp_timeout", icmp_timeout)?,
-            max_mappings,
-            max_mappings_per_client,
-            max_new_mappings_per_second,
-            max_sessions_per_mapping,
-            kept_ports,
-            log_mappings,
-        };
+        for (name, given, timeout) in [
+            ("udp_timeout", udp_timeout, &mut config.udp_timeout),
+            ("tcp_established_timeout", tcp_established_timeout, &mut config.tcp_established_timeout),
+            ("tcp_opening_timeout", tcp_opening_timeout, &mut config.tcp_opening_timeout),
+            ("tcp_closing_timeout", tcp_closing_timeout, &mut config.tcp_closing_timeout),
+            ("icmp_timeout", icmp_timeout, &mut config.icmp_timeout),
+        ] {
+            if let Some(given) = given {
+                *timeout = seconds(name, given)?;
+            }
+        }
+        for (given, limit) in [
+            (max_mappings, &mut config.max_mappings),
+            (max_mappings_per_client, &mut config.max_mappings_per_client),
+            (max_sessions_per_mapping, &mut config.max_sessions_per_mapping),
+        ] {
+            *limit = given.unwrap_or(*limit);
+        }
+        config.max_new_mappings_per_second =
+            max_new_mappings_per_second.unwrap_or(config.max_new_mappings_per_second);
         Ok(Self { config, port_range })
     }
 }
@@ -98,7 +107,7 @@ pub(super) struct ExternalLink(pub(super) Link);
 #[pymethods]
 impl ExternalLink {
     #[new]
-    #[pyo3(signature = (*, interface, index, mac, mtu, addresses, on_link, next_hop))]
+    #[pyo3(signature = (*, interface, index, mac, mtu, addresses, on_link, router))]
     fn new(
         interface: String,
         index: u32,
@@ -106,7 +115,7 @@ impl ExternalLink {
         mtu: usize,
         addresses: Vec<String>,
         on_link: Vec<String>,
-        next_hop: Option<String>,
+        router: Option<String>,
     ) -> PyResult<Self> {
         let mac = mac.try_into().map_err(|_| value_error("mac must be 6 bytes"))?;
         let addresses = arguments::addresses(&addresses)?;
@@ -120,7 +129,7 @@ impl ExternalLink {
             mtu,
             addresses,
             on_link: prefixes(&on_link)?,
-            router: next_hop.as_deref().map(address).transpose()?,
+            router: router.as_deref().map(address).transpose()?,
         }))
     }
 }
@@ -173,12 +182,11 @@ pub(super) struct ClientOptions(pub(super) ClientSettings);
 #[pymethods]
 impl ClientOptions {
     #[new]
-    #[pyo3(signature = (*, private_key, address, tun_name, mtu, peer_public_key, preshared_key, endpoint,
+    #[pyo3(signature = (*, private_key, tun_name, mtu, peer_public_key, preshared_key, endpoint,
         allowed_ips, persistent_keepalive, listen_port, fwmark, offloads, cipher="chacha20-poly1305"))]
     #[allow(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn new(
         private_key: &[u8],
-        address: &str,
         tun_name: String,
         mtu: usize,
         peer_public_key: &[u8],
@@ -193,7 +201,6 @@ impl ClientOptions {
     ) -> PyResult<Self> {
         Ok(Self(ClientSettings {
             private_key: key("private_key", private_key)?,
-            address: arguments::address(address)?,
             tun_name,
             mtu,
             peer_public_key: key("peer_public_key", peer_public_key)?,

@@ -127,8 +127,8 @@ def stats(
 ) -> None:
     """Show how full the NAT is, and what it dropped."""
     from tidegate.cli.administration import running_gateway
+    from tidegate.cli.counters import drops_table, ports_table
     from tidegate.cli.output import print_json, print_rich, table
-    from tidegate.cli.status import drops_table
     from tidegate.control.commands import NatStats
 
     settings = read_settings(context, config, state_dir)
@@ -137,17 +137,8 @@ def stats(
     if json:
         print_json(answer)
         return
-    protocols = sorted({*answer.mappings, *answer.reserved_ports})
     print_rich(
-        table(
-            None,
-            ("protocol", "mappings>", "reserved ports>"),
-            [
-                (name, str(answer.mappings.get(name, 0)), str(answer.reserved_ports.get(name, 0)))
-                for name in protocols
-            ],
-            empty="no mappings",
-        ),
+        ports_table(answer.mappings, answer.reserved_ports, "protocol"),
         f"{answer.sessions} sessions of {answer.clients} clients; {answer.resting_ports} ports resting\n",
         table(
             None, ("limit", "value>"), [(name, str(value)) for name, value in answer.limits.items()], empty=""

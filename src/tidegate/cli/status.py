@@ -9,8 +9,6 @@ import typer
 from tidegate.cli.options import ConfigOption, JsonOption, StateDirOption, examples, read_settings
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from tidegate.control.commands import GatewayStatus
 
 EXAMPLES = examples(
@@ -55,10 +53,10 @@ def status(
 def _print(answer: GatewayStatus) -> None:
     from rich.markup import escape
 
+    from tidegate.cli.counters import drops_table, ports_table
     from tidegate.cli.output import amount, duration, print_rich, table
     from tidegate.cli.peer import peer_table
 
-    protocols = sorted({*answer.mappings, *answer.reserved_ports})
     offloads = ", ".join(name for name, used in sorted(answer.offloads.items()) if used) or "none"
     print_rich(
         f"[bold]tidegate {answer.version}[/], up {duration(answer.uptime)} (pid {answer.pid}), "
@@ -70,15 +68,7 @@ def _print(answer: GatewayStatus) -> None:
         f"public key {answer.public_key}",
         "",
         peer_table(answer.peers, running=True),
-        table(
-            None,
-            ("NAT", "mappings>", "reserved ports>"),
-            [
-                (name, str(answer.mappings.get(name, 0)), str(answer.reserved_ports.get(name, 0)))
-                for name in protocols
-            ],
-            empty="no NAT mappings",
-        ),
+        ports_table(answer.mappings, answer.reserved_ports, "NAT"),
         table(
             None,
             ("traffic", "packets>", "bytes>"),
@@ -94,22 +84,3 @@ def _print(answer: GatewayStatus) -> None:
         print_rich(
             table(None, ("DNS", "count>"), [(n, str(c)) for n, c in sorted(answer.dns.items())], empty="")
         )
-
-
-def drops_table(drops: dict[str, int], explanations: dict[str, str] | None = None) -> RenderableType:
-    """Drops by reason, most frequent first; reasons that never occurred are left out. `explanations` fill a column of
-    their own."""
-    from tidegate.cli.output import table
-
-    rows = sorted(
-        ((name, count) for name, count in drops.items() if count), key=lambda row: (-row[1], row[0])
-    )
-    return table(
-        None,
-        ("dropped because", "packets>", *(() if explanations is None else ("which means",))),
-        [
-            (name, str(count), *(() if explanations is None else (explanations.get(name, ""),)))
-            for name, count in rows
-        ],
-        empty="nothing was dropped",
-    )

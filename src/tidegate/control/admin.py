@@ -375,7 +375,7 @@ class Administration:
             gateway_address=str(gateway.address),
             external_interface=live.external.interface,
             external_addresses=list(live.external.addresses),
-            next_hop=live.external.next_hop,
+            next_hop=live.external.router,
             external_trouble=live.external_trouble,
             shards=status.shards,
             offloads=dict(status.offloads),

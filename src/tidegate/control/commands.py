@@ -17,6 +17,8 @@ MAX_MAPPINGS = 10_000
 
 
 class Answer(BaseModel):
+    """What a command returns; `--json` prints it."""
+
     model_config = ConfigDict(frozen=True)
 
 
@@ -65,6 +67,8 @@ class PeerAdded(Answer):
 
 
 class PeerAdd(Command[PeerAdded]):
+    """Adds a peer. `public_key` and `preshared_key` are base64; without `address` it gets the first free one."""
+
     command: Literal["peer.add"] = "peer.add"
     name: str = Field(max_length=256)
     public_key: str = Field(max_length=64)
@@ -75,12 +79,16 @@ class PeerAdd(Command[PeerAdded]):
 
 
 class PeerListed(Answer):
+    """The peers that were asked for, in the order of their addresses."""
+
     running: bool
     """Whether a gateway runs, so that counters mean something."""
     peers: list[PeerView]
 
 
 class PeerList(Command[PeerListed]):
+    """Asks for one peer or all, also where no gateway runs."""
+
     command: Literal["peer.list"] = "peer.list"
     name: str | None = Field(default=None, max_length=256)
     """Of the one peer to list; `None`: all."""
@@ -88,18 +96,24 @@ class PeerList(Command[PeerListed]):
 
 
 class PeerRemoved(Answer):
+    """A peer that is no more."""
+
     peer: PeerView
     publications: list[str]
     """External ports that were published to it, and no longer are."""
 
 
 class PeerRemove(Command[PeerRemoved]):
+    """Removes a peer: its session, its mappings and what is published to it end at once."""
+
     command: Literal["peer.remove"] = "peer.remove"
     name: str = Field(max_length=256)
     answer = PeerRemoved
 
 
 class PublicationView(Answer):
+    """External ports that lead to a peer."""
+
     external: str
     """Such as ``tcp/8000-8010``."""
     to: str
@@ -110,10 +124,14 @@ class PublicationView(Answer):
 
 
 class PublishAdded(Answer):
+    """A new publication, and whether it is in force already."""
+
     publication: PublicationView
 
 
 class PublishAdd(Command[PublishAdded]):
+    """Publishes external ports, first to last, to as many ports of a peer from `internal_port` on."""
+
     command: Literal["publish.add"] = "publish.add"
     protocol: Literal["tcp", "udp"]
     first_port: int = Field(ge=1, le=65535)
@@ -124,10 +142,14 @@ class PublishAdd(Command[PublishAdded]):
 
 
 class PublishRemoved(Answer):
+    """A publication that is no more."""
+
     publication: PublicationView
 
 
 class PublishRemove(Command[PublishRemoved]):
+    """Ends a publication, named by exactly the external ports that it was added with."""
+
     command: Literal["publish.remove"] = "publish.remove"
     protocol: Literal["tcp", "udp"]
     first_port: int = Field(ge=1, le=65535)
@@ -136,10 +158,14 @@ class PublishRemove(Command[PublishRemoved]):
 
 
 class PublishListed(Answer):
+    """All publications."""
+
     publications: list[PublicationView]
 
 
 class PublishList(Command[PublishListed]):
+    """Asks for all publications, also where no gateway runs."""
+
     command: Literal["publish.list"] = "publish.list"
     answer = PublishListed
 
@@ -160,6 +186,8 @@ class MappingView(Answer):
 
 
 class NatListed(Answer):
+    """The mappings that were asked for."""
+
     mappings: list[MappingView]
     truncated: bool
     """Whether there are more than were asked for."""
@@ -177,6 +205,8 @@ class NatList(Command[NatListed]):
 
 
 class NatCounted(Answer):
+    """How full the NAT is, and what was dropped since the gateway was started. Counts by protocol or by reason."""
+
     mappings: dict[str, int]
     sessions: int
     """Remote endpoints that all mappings together talk to."""
@@ -192,6 +222,8 @@ class NatCounted(Answer):
 
 
 class NatStats(Command[NatCounted]):
+    """Asks how full the NAT is, and what was dropped."""
+
     command: Literal["nat.stats"] = "nat.stats"
     answer = NatCounted
 
@@ -210,6 +242,7 @@ class GatewayStatus(Answer):
     external_interface: str
     external_addresses: list[str]
     next_hop: str | None
+    """The default router; `None`: only on-link destinations."""
     external_trouble: str | None = None
     """Why the external link cannot be used at the moment; the other fields show it as it was before."""
     shards: int
@@ -225,6 +258,8 @@ class GatewayStatus(Answer):
 
 
 class StatusQuery(Command[GatewayStatus]):
+    """Asks for the whole gateway at this moment."""
+
     command: Literal["status"] = "status"
     answer = GatewayStatus
 
@@ -240,6 +275,8 @@ class SettingsReloaded(Answer):
 
 
 class ReloadSettings(Command[SettingsReloaded]):
+    """Reads the settings again and applies what needs no restart: all of it, or nothing if one is invalid."""
+
     command: Literal["reload"] = "reload"
     answer = SettingsReloaded
 

@@ -36,7 +36,7 @@ def external_link(network: HostNetwork, settings: ExternalSettings) -> ExternalL
         mtu=interface.mtu,
         addresses=tuple(map(str, addresses)),
         on_link=tuple(map(str, on_link)),
-        next_hop=str(default.gateway) if default is not None and default.gateway is not None else None,
+        router=str(default.gateway) if default is not None and default.gateway is not None else None,
     )
 
 

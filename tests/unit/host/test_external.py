@@ -29,7 +29,7 @@ def test_the_default_route_with_the_lowest_metric_leads_out() -> None:
     )
     assert external_link(network, settings()).interface == "eth0"
     link = external_link(network, settings(interface="wlan0"))
-    assert (link.interface, link.addresses, link.next_hop, link.mtu) == (
+    assert (link.interface, link.addresses, link.router, link.mtu) == (
         "wlan0",
         ("198.51.100.5",),
         "198.51.100.1",
@@ -47,14 +47,14 @@ def test_default_routes_of_other_tables_do_not_count() -> None:
 
 def test_a_named_interface_needs_no_default_route() -> None:
     link = external_link(ordinary_network(default=False), settings(interface="eth0"))
-    assert link.next_hop is None
+    assert link.router is None
     assert link.on_link == ("192.0.2.0/24",)
 
 
 def test_a_default_route_without_a_router_makes_everything_on_link() -> None:
     network = ordinary_network(default=False, routes=(Route(EVERYWHERE, None, 2, 0, MAIN_TABLE, None),))
     link = external_link(network, settings())
-    assert link.next_hop is None
+    assert link.router is None
     assert "0.0.0.0/0" in link.on_link
 
 

@@ -13,32 +13,19 @@ import sys
 
 import pytest
 
+from tests.unit.host.veth import setup
 from tidegate.host.netlink import superpacket_bytes
 
 pytestmark = pytest.mark.namespaces
-
-SETUP = """
-ip link set lo up
-ip link add eth0 type veth peer name other
-ip link set eth0 addrgenmode none
-ip link set other addrgenmode none
-ip addr add 192.0.2.2/24 dev eth0
-ip link set eth0 up
-ip link set other up
-ip route add default via 192.0.2.1
-ip tuntap add mode tun name tidegate0
-"""
 
 INSIDE = """
 import asyncio, json, os, signal, socket, subprocess, sys, tempfile, time
 from pathlib import Path
 from tests.unit.fakes import FakeEngine
+from tests.unit.host.veth import sh
 from tidegate.gateway import Gateway
 from tidegate.host.netlink import LinuxHost
 from tidegate.settings import GatewaySettings, Settings
-
-def sh(command):
-    return subprocess.run(command, shell=True, capture_output=True, text=True).stdout
 
 def host_state():
     routes = sh("ip route show table all; ip -6 route show table all; ip rule; ip -6 rule")
@@ -72,7 +59,7 @@ async def scenario():
         await asyncio.sleep(0.05)
         if packets.links:
             break
-    told["next hops"] = [packets.options.external.next_hop, *(link.next_hop for link in packets.links)]
+    told["next hops"] = [packets.options.external.router, *(link.router for link in packets.links)]
     await asyncio.sleep(0.5)
     idle = time.process_time()
     await asyncio.sleep(1)
@@ -89,7 +76,7 @@ print(json.dumps(told))
 
 
 def test_a_gateway_reads_its_host_and_changes_nothing_but_its_own_device() -> None:
-    script = f"set -e\n{SETUP}\nexec {sys.executable} -c '{INSIDE}'"
+    script = f"set -e\n{setup('tidegate0')}\nexec {sys.executable} -c '{INSIDE}'"
     done = subprocess.run(
         ["unshare", "--net", "sh", "-c", script], capture_output=True, text=True, timeout=90, check=False
     )

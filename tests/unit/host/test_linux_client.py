@@ -13,31 +13,19 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.namespaces
+from tests.unit.host.veth import setup
 
-SETUP = """
-ip link set lo up
-ip link add eth0 type veth peer name other
-ip link set eth0 addrgenmode none
-ip link set other addrgenmode none
-ip addr add 192.0.2.2/24 dev eth0
-ip link set eth0 up
-ip link set other up
-ip route add default via 192.0.2.1
-ip tuntap add mode tun name test0
-"""
+pytestmark = pytest.mark.namespaces
 
 INSIDE = """
 import asyncio, json, subprocess
 from tests.unit.fakes import FakeEngine, FakeEvent
+from tests.unit.host.veth import sh
 from tests.unit.test_client import PROFILE, until_connected
 from tidegate.client import Client
 from tidegate.errors import EngineError
 from tidegate.host.client import LinuxClientHost
 from tidegate.settings import OffloadSettings
-
-def sh(command):
-    return subprocess.run(command, shell=True, capture_output=True, text=True).stdout
 
 def host_state():
     return [sh(f"ip {v} {w}") for v in ("-4", "-6") for w in ("rule", "route show table all")] + [
@@ -89,7 +77,7 @@ print(json.dumps(told))
 
 
 def test_a_client_takes_everything_back_when_it_is_stopped_and_when_it_dies() -> None:
-    script = f"set -e\n{SETUP}\nexec {sys.executable} -c '{INSIDE}'"
+    script = f"set -e\n{setup('test0')}\nexec {sys.executable} -c '{INSIDE}'"
     done = subprocess.run(
         ["unshare", "--net", "sh", "-c", script], capture_output=True, text=True, timeout=60, check=False
     )

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.host.veth import setup
 from tidegate.host import MAIN_TABLE
 from tidegate.host.routes import FWMARK, TABLE, Rule, TunnelRoute, plan_routes, remove_leftovers
 
@@ -64,18 +65,10 @@ def test_leftovers_are_no_matter_where_nobody_can_tell_whose_they_are(
     remove_leftovers()
 
 
-SETUP = """
-ip link set lo up
-ip link add eth0 type veth peer name other
-ip link set eth0 addrgenmode none
-ip link set other addrgenmode none
-ip addr add 192.0.2.2/24 dev eth0
-ip link set eth0 up
-ip link set other up
-ip route add default via 192.0.2.1
+SETUP = f"""
+{setup("tun9")}
 ip -6 addr add 2001:db8::2/64 dev eth0 nodad
 ip -6 route add default via 2001:db8::1
-ip tuntap add mode tun name tun9
 ip addr add 10.66.77.2/32 dev tun9
 ip link set tun9 up
 """
@@ -96,12 +89,10 @@ import fcntl, json, os, struct, subprocess, sys, tempfile, time
 from contextlib import contextmanager
 from ipaddress import *
 from pathlib import Path
+from tests.unit.host.veth import sh
 from tidegate.host import routes, full_tunnel_lock
 from tidegate.errors import TidegateError
 from tidegate.host.routes import apply_routes, plan_routes, remove_leftovers, renew_routes, wide_routes
-
-def sh(command):
-    return subprocess.run(command, shell=True, capture_output=True, text=True).stdout
 
 def state():
     return [sh(f"ip {v} {w}") for v in ("-4", "-6") for w in ("rule", "route show table all")] + [

@@ -1,4 +1,4 @@
-"""What the NAT does unless told otherwise. The engine has defaults of its own, but a gateway always says these."""
+"""What the NAT does unless told otherwise. The engine's own defaults are the same (`test_engine_limits.py`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Halts one thread of a process, as if it hung: ``python -m tidegate.lab.halt THREAD``.
+"""Halts one thread of a process, as if it hung: ``python tests/e2e/lab/halt.py THREAD``.
 
 A signal would stop the whole process; a debugger can stop one thread (ptrace(2)). The thread goes on when this process
 ends.
@@ -26,7 +26,7 @@ def halted(host: Namespace, process: Process, thread: str) -> Iterator[None]:
     """Halts the thread of that name while the block lasts, or until the process is killed."""
     tasks = Path(f"/proc/{process.pid}/task").iterdir()
     number = next(task.name for task in tasks if (task / "comm").read_text().strip() == thread)
-    holder = host.popen([sys.executable, "-m", __spec__.name, number], name=f"halt-{thread}")
+    holder = host.popen([sys.executable, __file__, number], name=f"halt-{thread}")
     try:
         holder.wait_for(HALTED)
         yield

@@ -2,9 +2,9 @@
 
 ::
 
-    python -m tidegate.lab.connections serve ADDRESS PORT…
-    python -m tidegate.lab.connections hold ADDRESS PORT COUNT
-    python -m tidegate.lab.connections churn ADDRESS PORT COUNT
+    python tests/e2e/lab/connections.py serve ADDRESS PORT…
+    python tests/e2e/lab/connections.py hold ADDRESS PORT COUNT
+    python tests/e2e/lab/connections.py churn ADDRESS PORT COUNT
 
 ``hold`` prints how many connections it holds; on SIGUSR1 it sends something on each, and prints how many answered.
 ``churn`` prints how many succeeded, and why others did not. A process has few descriptors, so run several of them.

@@ -1,6 +1,6 @@
 """STUN for the lab (RFC 8489, RFC 5780): a server with two addresses and two ports, and behaviour discovery.
 
-``python -m tidegate.lab.stun ADDRESS OTHER_ADDRESS``. Only what discovery needs is here: binding requests with
+``python tests/e2e/lab/stun.py ADDRESS OTHER_ADDRESS``. Only what discovery needs is here: binding requests with
 ``CHANGE-REQUEST``, and answers with ``XOR-MAPPED-ADDRESS``, ``RESPONSE-ORIGIN`` and ``OTHER-ADDRESS``.
 """
 
