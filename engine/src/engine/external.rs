@@ -18,10 +18,7 @@ use super::*;
 use crate::external::ExternalGateway;
 use crate::external::packet_socket::{FilterRules, MAX_OTHER_PROTOCOLS};
 use crate::external::reservation::silence_protocol;
-use crate::nat::PublishError;
-
-/// The lowest of the privileged ports that the NAT reserves where clients use such source ports.
-const LOWEST_PORT: u16 = 512;
+use crate::nat::{PRIVILEGED_PORTS, PublishError};
 
 /// A published port.
 #[derive(Clone, Copy, Debug)]
@@ -222,8 +219,9 @@ impl GatewayEngine {
     /// What the external interface's sockets let through: packets for ports that the NAT may own.
     pub(super) fn filter(&self) -> FilterRules {
         let published = self.published.keys().map(|&(_, port)| port);
-        let lowest = published.clone().chain([LOWEST_PORT, self.heard_ports.0]).min().unwrap_or(LOWEST_PORT);
-        let highest = published.chain([self.heard_ports.1]).max().unwrap_or(u16::MAX);
+        let (first, last) = self.heard_ports;
+        let lowest = published.clone().fold(first.min(*PRIVILEGED_PORTS.start()), u16::min);
+        let highest = published.fold(last.max(*PRIVILEGED_PORTS.end()), u16::max);
         FilterRules {
             addresses: self.external_addresses.clone(),
             ports: lowest..=highest,

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::external::reservation::{Batch, PortProtocol, first_ports};
-use crate::nat::{PortClass, PortDemand, PortOutlook};
+use crate::nat::{PRIVILEGED_PORTS, PortClass, PortDemand, PortOutlook};
 
 /// TCP ports of the first batch at most: a burst of that many connections finds its ports made, instead of having them made
 /// in its midst. And of any batch: reserving one takes some 6 us of the reserver's time.
@@ -21,8 +21,8 @@ const FIRST_BATCH: usize = 256;
 /// Ports below 1024 that all shards together begin with, at most: few clients use such source ports (NTP, IKE), and the host's
 /// own programs have use for them.
 const PRIVILEGED_BATCH: usize = 16;
-/// How many of them the pools of all shards, addresses and protocols together may have. The host has 512 to give, and what a
-/// pool has, it keeps: who finds none gets another port.
+/// How many of them the pools of all shards, addresses and protocols together may have. The host has few to give
+/// ([`PRIVILEGED_PORTS`]), and a pool does not return those that it has: who finds none gets another port.
 const PRIVILEGED_MOST: usize = 64;
 /// A shard begins with that many at least, and may have them.
 const SMALLEST_PRIVILEGED_BATCH: usize = 2;
@@ -108,7 +108,7 @@ impl PortSupply {
 
     fn ports(&self, class: PortClass) -> RangeInclusive<u16> {
         match class {
-            PortClass::Privileged => 512..=1023,
+            PortClass::Privileged => PRIVILEGED_PORTS,
             PortClass::Unprivileged => self.range.0..=self.range.1,
         }
     }

@@ -24,7 +24,8 @@ pub(super) const REST: Duration = Duration::from_secs(120);
 /// A pool with fewer free ports than this, beside those that are kept if there are no more, asks for more: a tenth of a
 /// second's worth for a client that opens 2,000 connections per second, which the reserver needs on a busy machine.
 const LOW_WATER: usize = 224;
-/// The same for ports below 1024: few clients use them, and the host has 512 to give.
+/// The same for ports below 1024: few clients use them, and the host has few to give
+/// ([`PRIVILEGED_PORTS`](super::PRIVILEGED_PORTS)).
 const PRIVILEGED_LOW_WATER: usize = 4;
 /// When no more than this part of a pool's ports is free, and no more will come, they are for clients with few mappings.
 /// Likewise with a shard's mappings and sessions.
