@@ -2,10 +2,11 @@
 //!
 //! Theory of operation. A port is published on the first external address (what answers has one address to come from),
 //! and on every shard: that of the client's translates, the others send it what they get, and none lends the port to
-//! anybody. First the port is claimed, whether it is the NAT's already or not: by the thread that reserves ports, and so after
-//! all that it was to give back before. Then the shards are told; if one of them refuses, all take it back. Before the
-//! engine has been started they will find their orders waiting, and have no reason to refuse: so what was published before
-//! a restart is published before the first packet.
+//! anybody. First the port is claimed, whether it is the NAT's already or not: by the thread that reserves ports, and
+//! so after all that was returned to it before. Then the shards are told; if one of them refuses, all unpublish it
+//! again. Before the engine has been started they will find their orders waiting, and have no reason to refuse: so what
+//! was published before a restart is published before the first packet. ([`crate::external::reservation`] has a port's
+//! whole life.)
 //!
 //! When an address goes, so do its reserved ports; when another one is the first, everything is published there. What is
 //! refused there is remembered with its reason, and tried again at the next change. When the interface is another one,
@@ -260,31 +261,31 @@ impl GatewayEngine {
                 Ok(answers) => answers,
                 Err(silence) => {
                     // A shard that is late finds both orders, in their order. If the port was ours, one of its mappings may
-                    // have it: then it goes on being the NAT's. Else the shard has taken it out of its pool by then, and
-                    // is the one to give it back.
-                    self.shards.tell_all(|| Command::Unpublish { protocol, external, gives_back: true });
+                    // have it: then it goes on being the NAT's. Else the shard has ceded it by then, and is the one to
+                    // return it.
+                    self.shards.tell_all(|| Command::Unpublish { protocol, external, returns_port: true });
                     self.disclaim(reserved, place);
                     return Err(silence);
                 }
             }
         };
         let Some(refusal) = answers.iter().find_map(|answer| answer.err()) else { return Ok(()) };
-        self.shards.tell_all(|| Command::Unpublish { protocol, external, gives_back: false });
-        // The shard whose port it would be has either taken it out of its pool, or is one of those that refused.
+        self.shards.tell_all(|| Command::Unpublish { protocol, external, returns_port: false });
+        // The shard whose port it would be has either ceded it, or is one of those that refused.
         if answers[usize::from(port) % answers.len()].is_ok() {
-            self.release(reserved, place);
+            self.unreserve(reserved, place);
         } else {
             self.disclaim(reserved, place);
         }
         Err(in_use(protocol, port, refusal))
     }
 
-    /// Takes back a port that is published on `address`.
+    /// Unpublishes a port on `address`: it is the host's again.
     fn withdraw(&mut self, protocol: Proto, port: u16, address: Ipv4Addr) {
         let Some(reserved) = PortProtocol::of(protocol) else { return };
         let external = Endpoint::new(address, port);
-        self.shards.tell_all(|| Command::Unpublish { protocol, external, gives_back: false });
-        self.release(reserved, SocketAddrV4::new(address, port));
+        self.shards.tell_all(|| Command::Unpublish { protocol, external, returns_port: false });
+        self.unreserve(reserved, SocketAddrV4::new(address, port));
     }
 
     fn claim(&mut self, protocol: PortProtocol, port: SocketAddrV4) -> io::Result<()> {
@@ -303,11 +304,11 @@ impl GatewayEngine {
         }
     }
 
-    fn release(&mut self, protocol: PortProtocol, port: SocketAddrV4) {
+    fn unreserve(&mut self, protocol: PortProtocol, port: SocketAddrV4) {
         if let Some(reservation) = &mut self.reservation {
-            reservation.release(protocol, port);
+            reservation.unreserve(protocol, port);
         } else if let Some(reserver) = &self.reserver {
-            reserver.release(protocol, port);
+            reserver.unreserve(protocol, port);
         }
     }
 }

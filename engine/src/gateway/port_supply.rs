@@ -1,4 +1,5 @@
-//! How the NAT gets external ports: asked for at the reserver before they run low, and given back.
+//! How the NAT gets external ports: asked for at the reserver before they run low, and returned to it.
+//! [`crate::external::reservation`] has a port's whole life.
 //!
 //! Theory of operation. A *pool* is the ports of one protocol, address and class. Each asks for its first ports before the first
 //! packet ([`Gateway::port_requests`]), and for as many again whenever it runs low; what comes is added
@@ -42,7 +43,7 @@ pub(super) struct PortSupply {
     /// Pools for which there were fewer ports than were asked for the last time. They stay in `asked` until then; `None`:
     /// that is over, and whoever finds too few ports asks again.
     short: Vec<((Proto, Ipv4Addr, PortClass), Option<Timestamp>)>,
-    /// How many ports each pool has got, less those that it has given back.
+    /// How many ports each pool has got, less those that it has returned or, if privileged, ceded.
     granted: HashMap<(Proto, Ipv4Addr, PortClass), usize>,
     /// Whether the first ports of every pool were asked for: before the first packet, which should not have to wait.
     begun: bool,
@@ -151,14 +152,16 @@ impl PortSupply {
         self.granted.get(&pool).copied().unwrap_or(0)
     }
 
-    /// A port of a pool is published: it is the pool's no longer. (Of unprivileged ones, those that are given back count.)
+    /// A port of a pool is published: a privileged one is counted as the pool's no longer, an unprivileged one not
+    /// until it is returned.
     pub(super) fn cede(&mut self, protocol: Proto, Endpoint { address, port }: Endpoint) {
         if PortClass::of(port) == PortClass::Privileged {
-            self.take_back(protocol, address, PortClass::Privileged, 1);
+            self.uncount(protocol, address, PortClass::Privileged, 1);
         }
     }
 
-    fn take_back(&mut self, protocol: Proto, address: Ipv4Addr, class: PortClass, ports: usize) {
+    /// The pool has so many ports less.
+    fn uncount(&mut self, protocol: Proto, address: Ipv4Addr, class: PortClass, ports: usize) {
         if let Some(granted) = self.granted.get_mut(&(protocol, address, class)) {
             *granted = granted.saturating_sub(ports);
         }
@@ -197,8 +200,8 @@ impl Gateway {
         self.update_expectations();
     }
 
-    /// What the reserver should be asked for: the first ports of every pool, and more for those that run low. And what it
-    /// gets back.
+    /// What the reserver should be asked for: the first ports of every pool, and more for those that run low. And what
+    /// is returned to it.
     pub(super) fn port_requests(&mut self) -> Vec<ReserveRequest> {
         let mut requests = self.port_returns();
         if !self.supply.begun {
@@ -251,7 +254,7 @@ impl Gateway {
         })
     }
 
-    /// Gives the reserver what the NAT may lend no longer.
+    /// Returns to the reserver what the NAT may lend no longer.
     fn port_returns(&mut self) -> Vec<ReserveRequest> {
         let mut requests: Vec<ReserveRequest> = Vec::new();
         for (protocol, Endpoint { address, port }) in self.nat.take_returned_ports() {
@@ -281,7 +284,7 @@ impl Gateway {
             // A privileged one was published before, and has been counted then.
             let class = PortClass::Unprivileged;
             let ports = returned.iter().filter(|&&port| PortClass::of(port) == class).count();
-            self.supply.take_back(Proto::from(*protocol), *address, class, ports);
+            self.supply.uncount(Proto::from(*protocol), *address, class, ports);
         }
         requests
     }

@@ -209,7 +209,7 @@ impl PortClass {
 /// comes for a port that the filter does not know dies there, and no counter tells.
 pub const PRIVILEGED_PORTS: RangeInclusive<u16> = 512..=1023;
 
-/// A pool runs low: the shell should reserve more ports and hand them in with [`Nat::add_ports`](super::Nat::add_ports).
+/// A pool runs low: the shell should reserve more ports and add them with [`Nat::add_ports`](super::Nat::add_ports).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PortDemand {
     /// TCP or UDP.

@@ -282,7 +282,7 @@ impl Nat {
         let mut at = client.first_closed();
         for _ in 0..RECLAIM_ATTEMPTS {
             let Some(mapping) = self.table.mappings.get(at as usize) else { return false };
-            // Of use is what gives a port back to the pool from which the next one is drawn.
+            // Of use is what releases a port to the pool from which the next one is drawn.
             let useful = mapping.external.address == client.external
                 && PortClass::of(mapping.external.port) == PortClass::Unprivileged
                 && !self.table.is_shared(Proto::Tcp, mapping.external);

@@ -1,14 +1,16 @@
-//! The external ports: which are ours, which are free, which rest.
+//! The external ports: which are ours, which are free, which rest. [`crate::external::reservation`] has a port's whole
+//! life; this is the middle of it.
 //!
 //! # Theory of operation
 //!
-//! A TCP or UDP port becomes ours when the shell has reserved it with a socket and hands it in ([`Pools::add`]); ICMP
+//! A TCP or UDP port becomes ours when the shell has reserved it with a socket and adds it ([`Pools::add`]); ICMP
 //! identifiers need no reservation and are ours from the start. A new mapping draws a free port at random (RFC 6056
-//! §3.3.1, with a cryptographic generator), so that nobody outside can guess it. A port that a mapping gives back may
+//! §3.3.1, with a cryptographic generator), so that nobody outside can guess it. A port that a mapping releases may
 //! rest first ([`REST`]), so that packets that are still under way for its last user do not reach the next one.
 //!
 //! The range of ports may change while mappings live. What falls outside of it is never lent again: a port that is free
-//! is given back to the shell at once, one that is lent when its mapping has ended ([`Pools::take_returned`]).
+//! is returned to the shell at once, one that is lent when its mapping has ended and it has rested
+//! ([`Pools::take_returned`]).
 
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
@@ -45,7 +47,7 @@ pub(super) struct Pools {
     demand: bool,
     /// The unprivileged TCP and UDP ports that may be lent.
     lendable: Lendable,
-    /// Ports that are the shell's again. Bounded by the number of ports.
+    /// Ports that are the shell's again, until it takes them. Bounded by the number of ports.
     returned: Vec<(Proto, Endpoint)>,
 }
 
@@ -67,7 +69,7 @@ struct AddressPools {
 struct Pool {
     privileged: Vec<u16>,
     unprivileged: Vec<u16>,
-    /// Free, lent, resting or published.
+    /// Free, lent or resting.
     owned: PortSet,
     /// Asks for ports, by class.
     demand: [bool; 2],
@@ -96,8 +98,8 @@ impl Pools {
         }
     }
 
-    /// Lends ports of `range` without those that are `kept` from now on. Other free ones are the shell's again, and so will be
-    /// those that are lent or rest, when they are free.
+    /// Lends ports of `range` without those that are `kept` from now on. Other free ones are returned, and so will be
+    /// those that are lent or rest, when they would be free.
     pub(super) fn set_range(&mut self, range: RangeInclusive<u16>, kept: Option<(u16, u16)>) {
         self.lendable = Lendable { range, kept };
         for AddressPools { address, pools } in &mut self.addresses {
@@ -115,13 +117,13 @@ impl Pools {
         }
     }
 
-    /// The ports that have become the shell's again since the last call. Costs nothing if there are none.
+    /// The ports that were returned since the last call. Costs nothing if there are none.
     pub(super) fn take_returned(&mut self) -> Vec<(Proto, Endpoint)> {
         std::mem::take(&mut self.returned)
     }
 
-    /// A port that was taken out of its pool ([`Self::take`]) is the shell's again.
-    pub(super) fn give_back(&mut self, protocol: Proto, external: Endpoint) {
+    /// A port that is in no pool, as when it was ceded ([`Self::cede`]), is the shell's again.
+    pub(super) fn return_port(&mut self, protocol: Proto, external: Endpoint) {
         self.returned.push((protocol, external));
     }
 
@@ -164,11 +166,12 @@ impl Pools {
         self.addresses.len()
     }
 
-    /// Makes the port ours. False if it was before, or the address is unknown, or it may not be lent (any more).
+    /// Makes the port ours, and free. False if it was ours before, or the address is unknown, or it may not be lent
+    /// (any more): then it is returned.
     pub(super) fn add(&mut self, protocol: Proto, address: Ipv4Addr, port: u16) -> bool {
         let may_lend = self.may_lend(protocol, port);
         if !may_lend && !self.owns(protocol, address, port) && self.contains(address) {
-            self.returned.push((protocol, Endpoint::new(address, port)));
+            self.return_port(protocol, Endpoint::new(address, port));
         }
         let Some(pool) = self.pool_mut(protocol, address) else { return false };
         let new = may_lend && pool.owned.insert(port);
@@ -178,8 +181,9 @@ impl Pools {
         new
     }
 
-    /// Takes the port out of the pool for good, whether it was free, resting or never ours. False: a mapping has it.
-    pub(super) fn take(&mut self, protocol: Proto, address: Ipv4Addr, port: u16) -> bool {
+    /// Takes the port out of the pool for good, to be published, whether it was free, resting or never ours. False: a
+    /// mapping has it.
+    pub(super) fn cede(&mut self, protocol: Proto, address: Ipv4Addr, port: u16) -> bool {
         let Some(pool) = self.pool_mut(protocol, address) else { return false };
         if !pool.owned.contains(port) {
             return true;
@@ -298,7 +302,7 @@ impl Pools {
             .take(SHARING_ATTEMPTS)
     }
 
-    /// Gives a drawn port back.
+    /// A drawn port is lent no longer: from `rest_from` on it rests, or without that is free at once.
     pub(super) fn release(
         &mut self,
         protocol: Proto,
@@ -308,18 +312,18 @@ impl Pools {
     ) {
         match rest_from {
             Some(now) => self.resting.push_back(Resting { until: now + REST, protocol, address, port }),
-            None => self.put_back(protocol, address, port),
+            None => self.free_or_return(protocol, address, port),
         }
     }
 
-    /// Frees the ports that have rested enough.
+    /// The ports that have rested enough are free.
     pub(super) fn wake(&mut self, now: Timestamp) {
         while let Some(&Resting { until, protocol, address, port }) = self.resting.front() {
             if until > now {
                 return;
             }
             self.resting.pop_front();
-            self.put_back(protocol, address, port);
+            self.free_or_return(protocol, address, port);
         }
         if self.resting.is_empty() {
             self.resting = VecDeque::new();
@@ -354,7 +358,8 @@ impl Pools {
         None
     }
 
-    fn put_back(&mut self, protocol: Proto, address: Ipv4Addr, port: u16) {
+    /// A port that nobody uses any more is free; outside the range it is returned.
+    fn free_or_return(&mut self, protocol: Proto, address: Ipv4Addr, port: u16) {
         let may_lend = self.may_lend(protocol, port);
         // The address may have gone in the meantime, and its pool with it.
         if let Some(pool) = self.pool_mut(protocol, address) {
@@ -363,7 +368,7 @@ impl Pools {
                     pool.free_mut(protocol.class_of(port)).push(port);
                 } else {
                     pool.owned.remove(port);
-                    self.returned.push((protocol, Endpoint::new(address, port)));
+                    self.return_port(protocol, Endpoint::new(address, port));
                 }
             }
         }

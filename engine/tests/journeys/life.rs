@@ -123,7 +123,7 @@ fn a_client_with_a_thousand_ports_below_1024_takes_few_of_those_of_the_host() {
 }
 
 #[test]
-fn ports_that_are_kept_for_the_host_from_now_on_are_given_back_when_nobody_uses_them() {
+fn ports_that_are_kept_for_the_host_from_now_on_are_returned_when_nobody_uses_them() {
     let mut world = with_4096_ports();
     let kept = |world: &World, protocol| {
         (42_000..=44_095).filter(|&port| world.ownership.is_reserved(protocol, EXTERNAL, port)).count()
