@@ -219,14 +219,14 @@ impl PortReservation {
     /// the rest to the others: else the clients of one would take the ports of all.
     fn room(&self, shard: u8, shards: u8, count: usize) -> usize {
         let free = self.budget.saturating_sub(self.sockets.len());
-        let kept = self.budget / KEPT_PART;
-        if shards <= 1 || free >= kept + count {
+        let set_aside = self.budget / SET_ASIDE_PART;
+        if shards <= 1 || free >= set_aside + count {
             return count;
         }
         let (shard, shards) = (u16::from(shard), u16::from(shards));
         let held = self.sockets.keys().filter(|(_, port)| port.port() % shards == shard).count();
         let part = self.budget / usize::from(shards);
-        count.min(free.saturating_sub(kept).max(part.saturating_sub(held)))
+        count.min(free.saturating_sub(set_aside).max(part.saturating_sub(held)))
     }
 
     /// Claims one port, to publish it. It is reserved then, if it was not before.
@@ -373,8 +373,8 @@ pub fn silence_protocol(protocol: u8, address: Ipv4Addr) -> io::Result<OwnedFd> 
 const STEP_PART: usize = 8;
 /// But not by less than so many, while there are that many.
 const SMALLEST_STEP: usize = 16;
-/// This part of the budget is kept for shards that have less than their part of it.
-const KEPT_PART: usize = 8;
+/// This part of the budget is set aside for shards that have less than their part of it.
+const SET_ASIDE_PART: usize = 8;
 /// asm-generic/socket.h
 const SO_LOCK_FILTER: libc::c_int = 44;
 

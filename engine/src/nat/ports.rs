@@ -23,17 +23,18 @@ use crate::clock::Timestamp;
 
 /// How long a freed port rests (RFC 6888 REQ-8).
 pub(super) const REST: Duration = Duration::from_secs(120);
-/// A pool with fewer free ports than this, beside those that are kept if there are no more, asks for more: a tenth of a
-/// second's worth for a client that opens 2,000 connections per second, which the reserver needs on a busy machine.
+/// A pool with fewer free ports than this, beside those that are set aside if there are no more, asks for more: a tenth
+/// of a second's worth for a client that opens 2,000 connections per second, which the reserver needs on a busy
+/// machine.
 const LOW_WATER: usize = 224;
 /// The same for ports below 1024: few clients use them, and the host has few to give
 /// ([`PRIVILEGED_PORTS`](super::PRIVILEGED_PORTS)).
 const PRIVILEGED_LOW_WATER: usize = 4;
-/// When no more than this part of a pool's ports is free, and no more will come, they are for clients with few mappings.
-/// Likewise with a shard's mappings and sessions.
-pub(super) const KEPT_PART: usize = 8;
-/// Of a smaller pool nothing is kept.
-pub(super) const SMALLEST_TO_KEEP_OF: usize = 1024;
+/// This part of a pool is set aside: when no more of its ports are free, and no more will come, these are for clients
+/// with few mappings. Likewise with a shard's mappings and sessions. (What is *kept* is the host's.)
+pub(super) const SET_ASIDE_PART: usize = 8;
+/// Of a smaller pool nothing is set aside.
+pub(super) const SMALLEST_TO_SET_ASIDE_OF: usize = 1024;
 /// How many ports are looked at for one that may be shared.
 const SHARING_ATTEMPTS: usize = 32;
 
@@ -51,7 +52,7 @@ pub(super) struct Pools {
     returned: Vec<(Proto, Endpoint)>,
 }
 
-/// A range of ports without a part of it, first and last.
+/// A range of ports without those that are kept for the host's programs, first and last.
 #[derive(Debug)]
 struct Lendable {
     range: RangeInclusive<u16>,
@@ -227,9 +228,9 @@ impl Pools {
         self.pool(protocol, address).map_or(0, |pool| pool.free(class).len())
     }
 
-    /// Whether the unprivileged ports, or the identifiers, that are left are to be kept for clients that have few.
+    /// Whether the unprivileged ports, or the identifiers, that are left are set aside for clients that have few.
     pub(super) fn runs_low(&self, protocol: Proto, address: Ipv4Addr) -> bool {
-        let is_low = |pool: &Pool| pool.kept() > 0 && pool.unprivileged.len() <= pool.kept();
+        let is_low = |pool: &Pool| pool.set_aside() > 0 && pool.unprivileged.len() <= pool.set_aside();
         self.pool(protocol, address).is_some_and(|pool| pool.outlook != PortOutlook::More && is_low(pool))
     }
 
@@ -254,13 +255,13 @@ impl Pools {
     ) -> Option<u16> {
         let pool = self.addresses.iter_mut().find(|pools| pools.address == address)?;
         let pool = &mut pool.pools[protocol.index()];
-        let kept = pool.kept();
+        let set_aside = pool.set_aside();
         let mut draw = |class| {
             let free = pool.free_mut(class);
             let port = random.below(free.len()).map(|at| free.swap_remove(at));
             let low_water = match class {
                 PortClass::Privileged => PRIVILEGED_LOW_WATER,
-                PortClass::Unprivileged => LOW_WATER + kept,
+                PortClass::Unprivileged => LOW_WATER + set_aside,
             };
             if free.len() < low_water && protocol != Proto::Icmp {
                 pool.demand[class as usize] = true;
@@ -397,9 +398,9 @@ impl Lendable {
 
 impl Pool {
     /// How many of its ports, or identifiers, are for clients that have few, if they are the last ones.
-    fn kept(&self) -> usize {
+    fn set_aside(&self) -> usize {
         let owned = self.owned.len();
-        if owned >= SMALLEST_TO_KEEP_OF { owned / KEPT_PART } else { 0 }
+        if owned >= SMALLEST_TO_SET_ASIDE_OF { owned / SET_ASIDE_PART } else { 0 }
     }
 
     fn free(&self, class: PortClass) -> &Vec<u16> {

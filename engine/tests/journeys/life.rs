@@ -73,7 +73,7 @@ fn insist(world: &mut World, client: usize, ports: std::ops::Range<u16>) -> usiz
 }
 
 #[test]
-fn the_last_eighth_of_the_ports_is_kept_for_others_however_long_two_clients_insist() {
+fn the_last_eighth_of_the_ports_is_set_aside_for_others_however_long_two_clients_insist() {
     let mut world = with_4096_ports();
     let taken = insist(&mut world, 0, 2_000..4_500) + insist(&mut world, 1, 2_000..4_500);
     assert_eq!(taken, 4_096 - 512);

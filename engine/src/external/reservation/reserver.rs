@@ -179,8 +179,8 @@ impl ReserverHandle {
     }
 }
 
-/// Requests on their way to the thread. Every shard that asks counts on an answer, so what the thread has no room for is kept
-/// and asked for again.
+/// Requests on their way to the thread. Every shard that asks counts on an answer, so what the thread has no room for
+/// waits here, and is asked for again.
 #[derive(Debug, Default)]
 pub struct PendingRequests(VecDeque<ReserveRequest>);
 
@@ -190,8 +190,8 @@ impl PendingRequests {
         self.0.is_empty()
     }
 
-    /// Asks for what was kept and for `more`, in this order. Returns false if the thread has ended: then there is nobody to
-    /// ask any more.
+    /// Asks for what waits and for `more`, in this order. Returns false if the thread has ended: then there is nobody
+    /// to ask any more.
     pub fn send(&mut self, more: Vec<ReserveRequest>, reserver: &ReserverHandle) -> bool {
         self.0.extend(more);
         while let Some(request) = self.0.pop_front() {

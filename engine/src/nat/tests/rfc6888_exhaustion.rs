@@ -153,8 +153,8 @@ fn the_shell_is_told_when_a_pool_runs_low() {
 }
 
 #[test]
-fn the_shell_is_told_in_advance_when_a_pool_is_down_to_what_is_kept_of_it() {
-    let mut world = World::new(); // with 2,000 ports, of which 250 are kept
+fn the_shell_is_told_in_advance_when_a_pool_is_down_to_what_is_set_aside_of_it() {
+    let mut world = World::new(); // with 2,000 ports, of which 250 are set aside
     let mut demands = Vec::new();
     for port in 2_000..4_000 {
         let opened = open(&mut world, "10.66.77.2", port);
