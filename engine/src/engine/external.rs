@@ -77,11 +77,7 @@ impl GatewayEngine {
         let filter = self.filter();
         // First the sockets, so that no shard takes ports of an address that went for those of one that came back: what was
         // reserved of it before is in the shards' queues when this returns.
-        if let Some(reservation) = &mut self.reservation {
-            reservation.retain_addresses(&self.external_addresses);
-        } else if let Some(reserver) = &self.reserver {
-            reserver.retain_addresses(&self.external_addresses);
-        }
+        self.ports.retain_addresses(&self.external_addresses);
         self.shards.tell_all(|| Command::SetExternal {
             link: link.clone(),
             host_addresses: host_addresses.clone(),
@@ -249,14 +245,11 @@ impl GatewayEngine {
             PortProtocol::of(protocol).ok_or_else(|| in_use(protocol, port, PublishError::NotTcpOrUdp))?;
         let external = Endpoint::new(address, port);
         let place = SocketAddrV4::new(address, port);
-        self.claim(reserved, place)
+        self.ports
+            .claim(reserved, place)
             .context(|| format!("publish {} port {port} of {address}", protocol.name()))?;
         let order = |reply| Command::Publish { protocol, external, internal, shard, reply };
-        let answers = if self.reservation.is_some() {
-            let (reply, _) = mpsc::sync_channel(self.shards.senders.len());
-            self.shards.tell_all(|| order(reply.clone()));
-            Vec::new()
-        } else {
+        let answers = if self.ports.is_running() {
             match self.shards.ask(order) {
                 Ok(answers) => answers,
                 Err(silence) => {
@@ -264,18 +257,22 @@ impl GatewayEngine {
                     // have it: then it goes on being the NAT's. Else the shard has ceded it by then, and is the one to
                     // return it.
                     self.shards.tell_all(|| Command::Unpublish { protocol, external, returns_port: true });
-                    self.disclaim(reserved, place);
+                    self.ports.disclaim(reserved, place);
                     return Err(silence);
                 }
             }
+        } else {
+            let (reply, _) = mpsc::sync_channel(self.shards.senders.len());
+            self.shards.tell_all(|| order(reply.clone()));
+            Vec::new() // they will find it waiting, and have no reason to refuse
         };
         let Some(refusal) = answers.iter().find_map(|answer| answer.err()) else { return Ok(()) };
         self.shards.tell_all(|| Command::Unpublish { protocol, external, returns_port: false });
         // The shard whose port it would be has either ceded it, or is one of those that refused.
         if answers[usize::from(port) % answers.len()].is_ok() {
-            self.unreserve(reserved, place);
+            self.ports.unreserve(reserved, place);
         } else {
-            self.disclaim(reserved, place);
+            self.ports.disclaim(reserved, place);
         }
         Err(in_use(protocol, port, refusal))
     }
@@ -285,31 +282,7 @@ impl GatewayEngine {
         let Some(reserved) = PortProtocol::of(protocol) else { return };
         let external = Endpoint::new(address, port);
         self.shards.tell_all(|| Command::Unpublish { protocol, external, returns_port: false });
-        self.unreserve(reserved, SocketAddrV4::new(address, port));
-    }
-
-    fn claim(&mut self, protocol: PortProtocol, port: SocketAddrV4) -> io::Result<()> {
-        match (&mut self.reservation, &self.reserver) {
-            (Some(reservation), _) => reservation.claim(protocol, port),
-            (None, Some(reserver)) => reserver.claim(protocol, port),
-            (None, None) => Err(io::ErrorKind::BrokenPipe.into()), // stopped
-        }
-    }
-
-    fn disclaim(&mut self, protocol: PortProtocol, port: SocketAddrV4) {
-        if let Some(reservation) = &mut self.reservation {
-            reservation.disclaim(protocol, port);
-        } else if let Some(reserver) = &self.reserver {
-            reserver.disclaim(protocol, port);
-        }
-    }
-
-    fn unreserve(&mut self, protocol: PortProtocol, port: SocketAddrV4) {
-        if let Some(reservation) = &mut self.reservation {
-            reservation.unreserve(protocol, port);
-        } else if let Some(reserver) = &self.reserver {
-            reserver.unreserve(protocol, port);
-        }
+        self.ports.unreserve(reserved, SocketAddrV4::new(address, port));
     }
 }
 
