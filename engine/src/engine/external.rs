@@ -68,8 +68,8 @@ impl GatewayEngine {
             }
             self.external_binding = binding;
         }
-        let before = std::mem::replace(&mut self.external_addresses, link.addresses.clone());
-        let failed = std::mem::take(&mut self.failed);
+        let former = self.external_addresses.first().copied();
+        self.external_addresses.clone_from(&link.addresses);
         match self.sockets_for_silence(&self.passed) {
             Ok(silence) => self.silence = silence,
             Err(error) => self.shards.events.push(EventKind::PublicationFailed, error.to_string()),
@@ -83,18 +83,26 @@ impl GatewayEngine {
             host_addresses: host_addresses.clone(),
             filter: filter.clone(),
         });
-        let (former, address) = (before.first().copied(), link.addresses.first().copied());
+        self.move_publications(former);
+        Ok(())
+    }
+
+    /// Publishes on the first external address what is not published there: if it is another one than the `former` one,
+    /// everything; else what was refused there before.
+    fn move_publications(&mut self, former: Option<Ipv4Addr>) {
+        let address = self.external_addresses.first().copied();
+        let refused = std::mem::take(&mut self.failed);
         let mut silence: Option<String> = None;
         for ((protocol, port), publication) in self.published.clone() {
-            let moved = former.filter(|former| Some(*former) != address && link.addresses.contains(former));
-            if let Some(former) = moved.filter(|&former| !failed.contains_key(&(protocol, port, former))) {
+            let held = former.filter(|&former| !refused.contains_key(&(protocol, port, former)));
+            if held.is_some() && held == address {
+                continue; // there already
+            }
+            // Of an address that has gone nothing is left to withdraw.
+            if let Some(former) = held.filter(|former| self.external_addresses.contains(former)) {
                 self.withdraw(protocol, port, former);
             }
             let Some(address) = address else { continue };
-            let external = (protocol, port, address);
-            if former == Some(address) && !failed.contains_key(&external) {
-                continue; // there already
-            }
             // Once a shard has not answered, no other port waits for it: whoever needs the engine would wait for them all.
             let outcome = match &silence {
                 Some(silence) => Err(silence.clone()),
@@ -107,10 +115,9 @@ impl GatewayEngine {
             if let Err(why) = outcome {
                 let detail = format!("{}/{port} on {address}: {why}", protocol.name());
                 self.shards.events.push(EventKind::PublicationFailed, detail);
-                self.failed.insert(external, why);
+                self.failed.insert((protocol, port, address), why);
             }
         }
-        Ok(())
     }
 
     /// The published ports that are not published on an address which came later, and why.

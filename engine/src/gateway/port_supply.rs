@@ -218,7 +218,7 @@ impl Gateway {
             }
         }
         while let Some(demand) = self.nat.next_port_demand() {
-            let PortDemand { protocol, address, class, in_advance, .. } = demand;
+            let PortDemand { protocol, address, class, in_advance } = demand;
             requests.extend(self.port_request(protocol, address, class, in_advance));
         }
         requests

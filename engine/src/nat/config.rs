@@ -218,8 +218,6 @@ pub struct PortDemand {
     pub address: Ipv4Addr,
     /// Which ports.
     pub class: PortClass,
-    /// How many are left to draw.
-    pub free: usize,
     /// Whether these will do for now, and all clients get theirs: that there are no more is no news yet.
     pub in_advance: bool,
 }

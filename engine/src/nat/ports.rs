@@ -346,11 +346,10 @@ impl Pools {
                 for class in [PortClass::Privileged, PortClass::Unprivileged] {
                     let pool = &mut pools[protocol.index()];
                     if std::mem::take(&mut pool.demand[class as usize]) {
-                        let free = pool.free(class).len();
                         let in_advance = class == PortClass::Unprivileged
                             && !std::mem::take(&mut pool.has_refused)
-                            && free >= LOW_WATER;
-                        return Some(PortDemand { protocol, address: *address, class, free, in_advance });
+                            && pool.free(class).len() >= LOW_WATER;
+                        return Some(PortDemand { protocol, address: *address, class, in_advance });
                     }
                 }
             }
