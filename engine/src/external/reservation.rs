@@ -50,7 +50,9 @@
 //!   is still on its way there, it is not added; if it is lent, it is not ceded, and the claim comes to nothing;
 //! - *disclaim*: a claim that came to nothing ends ([`PortReservation::disclaim`]). The port is what it was before, or the
 //!   host's if the NAT has returned it since;
-//! - *unreserve*: it is published no longer, and the socket is closed ([`PortReservation::unreserve`]).
+//! - *unreserve*: it is published no longer, or was ceded and not published after all, and the engine has the socket
+//!   closed ([`PortReservation::unreserve`]). Where a shard has not answered, it may have ceded the port or not, and is
+//!   told to return it if it has (`Command::Unpublish`).
 //!
 //! When an address goes, all of its ports are the host's at once ([`PortReservation::retain_addresses`]).
 //!

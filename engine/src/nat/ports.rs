@@ -21,7 +21,7 @@ use super::config::{Endpoint, PortClass, PortDemand, PortOutlook, Proto, ShardSl
 use super::random::Random;
 use crate::clock::Timestamp;
 
-/// How long a freed port rests (RFC 6888 REQ-8).
+/// How long a released port rests (RFC 6888 REQ-8).
 pub(super) const REST: Duration = Duration::from_secs(120);
 /// A pool with fewer free ports than this, beside those that are set aside if there are no more, asks for more: a tenth
 /// of a second's worth for a client that opens 2,000 connections per second, which the reserver needs on a busy

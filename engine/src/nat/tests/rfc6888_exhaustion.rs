@@ -103,7 +103,7 @@ fn sessions_are_bounded_in_all() {
 }
 
 #[test]
-fn req_8_a_freed_udp_port_rests_two_minutes() {
+fn req_8_a_released_udp_port_rests_two_minutes() {
     let mut world = World::with_ports(NatConfig::default(), 10_000..10_001);
     let external = open(&mut world, "10.66.77.2", 2_000).unwrap();
     world.pass(302);
@@ -131,7 +131,7 @@ fn the_ports_of_a_removed_client_rest_for_every_protocol() {
 }
 
 #[test]
-fn a_freed_tcp_port_is_free_at_once() {
+fn a_released_tcp_port_is_free_at_once() {
     let mut world = World::with_ports(NatConfig::default(), 10_000..10_001);
     world.send(tcp(at("10.66.77.2:2000"), at(SERVER), "S", 1, 0, b"")).unwrap();
     world.pass(242);
