@@ -98,15 +98,15 @@ impl Model {
             self.now += 1;
             let now = self.now;
             self.resting.retain(|_, free_at| *free_at > now);
-            let mut freed = Vec::new();
+            let mut released = Vec::new();
             self.mappings.retain(|&(protocol, _), mapping| {
                 mapping.sessions.retain(|_, session| session.last_activity + timeout(protocol) >= now);
                 if mapping.sessions.is_empty() && protocol == Proto::Udp {
-                    freed.push((protocol, mapping.external));
+                    released.push((protocol, mapping.external));
                 }
                 !mapping.sessions.is_empty()
             });
-            self.resting.extend(freed.into_iter().map(|port| (port, now + 120)));
+            self.resting.extend(released.into_iter().map(|port| (port, now + 120)));
         }
     }
 

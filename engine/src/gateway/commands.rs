@@ -42,10 +42,10 @@ impl Gateway {
                 // Whoever asked may have given up.
                 reply.try_send(published).ok();
             }
-            Command::Unpublish { protocol, external, gives_back } => {
+            Command::Unpublish { protocol, external, returns_port } => {
                 let published = self.published.remove(&(protocol, external));
                 self.nat.unpublish(protocol, external, now);
-                if gives_back && published.is_some_and(|publication| publication.was_ours) {
+                if returns_port && published.is_some_and(|publication| publication.was_ours) {
                     self.nat.return_port(protocol, external);
                 }
             }

@@ -1,6 +1,7 @@
 //! What the NAT is told, and the words in which it answers.
 
 use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::wire::protocol;
@@ -201,7 +202,14 @@ impl PortClass {
     }
 }
 
-/// A pool runs low: the shell should reserve more ports and hand them in with [`Nat::add_ports`](super::Nat::add_ports).
+/// The privileged ports that may be reserved and lent, where clients use such source ports: the upper half, from which a
+/// client program draws one if it wants one (`rresvport(3)`). Services of the host's own listen in the lower half.
+///
+/// Ports are asked for in this range, and the filter of the external interface lets it through. These two must agree: what
+/// comes for a port that the filter does not know dies there, and no counter tells.
+pub const PRIVILEGED_PORTS: RangeInclusive<u16> = 512..=1023;
+
+/// A pool runs low: the shell should reserve more ports and add them with [`Nat::add_ports`](super::Nat::add_ports).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PortDemand {
     /// TCP or UDP.
@@ -210,8 +218,6 @@ pub struct PortDemand {
     pub address: Ipv4Addr,
     /// Which ports.
     pub class: PortClass,
-    /// How many are left to draw.
-    pub free: usize,
     /// Whether these will do for now, and all clients get theirs: that there are no more is no news yet.
     pub in_advance: bool,
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::clients::Client;
 use super::config::{Endpoint, PortClass, Proto};
 use super::log::MappingEvent;
-use super::ports::{KEPT_PART, SMALLEST_TO_KEEP_OF};
+use super::ports::{SET_ASIDE_PART, SMALLEST_TO_SET_ASIDE_OF};
 use super::table::{Mapping, MappingKind, NIL, Session};
 use super::tcp::{Connection, TcpState};
 use super::{Nat, NatConfig, SESSIONS_PER_MAPPING};
@@ -227,8 +227,8 @@ impl Nat {
     /// Whether what is left of `most` is for others than a client that has `held` of the `used` ones: the last part of it is for
     /// those who have less than there would be for each, were there one client more.
     fn is_for_others(&self, used: usize, most: usize, held: usize) -> bool {
-        most >= SMALLEST_TO_KEEP_OF
-            && used >= most - most / KEPT_PART
+        most >= SMALLEST_TO_SET_ASIDE_OF
+            && used >= most - most / SET_ASIDE_PART
             && held > most / (self.clients.len() + 1)
     }
 
@@ -282,7 +282,7 @@ impl Nat {
         let mut at = client.first_closed();
         for _ in 0..RECLAIM_ATTEMPTS {
             let Some(mapping) = self.table.mappings.get(at as usize) else { return false };
-            // Of use is what gives a port back to the pool from which the next one is drawn.
+            // Of use is what releases a port to the pool from which the next one is drawn.
             let useful = mapping.external.address == client.external
                 && PortClass::of(mapping.external.port) == PortClass::Unprivileged
                 && !self.table.is_shared(Proto::Tcp, mapping.external);

@@ -16,8 +16,8 @@ use super::tcp::TcpState;
 use crate::clock::Timestamp;
 
 impl Nat {
-    /// Hands in ports that have been reserved with sockets: they are the NAT's to use from now on. Returns how many
-    /// were taken; ports of other shards, of unknown addresses and those handed in before are not.
+    /// Adds ports that have been reserved with sockets: they are the NAT's to lend from now on. Says how many were
+    /// added; ports of other shards, of unknown addresses and those added before are not.
     pub fn add_ports(&mut self, protocol: Proto, address: Ipv4Addr, ports: &[u16]) -> usize {
         if protocol == Proto::Icmp {
             return 0; // identifiers are the NAT's anyway
@@ -64,9 +64,10 @@ impl Nat {
         self.pools.set_range(range, self.config.kept_ports);
     }
 
-    /// A port that is no longer published is the caller's again, as [`Nat::take_returned_ports`] tells.
+    /// A port that was ceded and is not published after all is the caller's again, as [`Nat::take_returned_ports`]
+    /// tells.
     pub fn return_port(&mut self, protocol: Proto, external: Endpoint) {
-        self.pools.give_back(protocol, external);
+        self.pools.return_port(protocol, external);
     }
 
     /// Ports that have become the caller's again since the last call, because they are outside the range and nobody uses
@@ -135,12 +136,12 @@ impl Nat {
     pub fn cede_port(&mut self, protocol: Proto, external: Endpoint) -> Result<(), PublishError> {
         let lent = self.table.find_external(protocol, external).is_some()
             || self.table.is_shared(protocol, external)
-            || !self.pools.take(protocol, external.address, external.port);
+            || !self.pools.cede(protocol, external.address, external.port);
         if lent { Err(PublishError::PortInUse) } else { Ok(()) }
     }
 
-    /// Takes a published port back; its connections end. The port is the caller's again, to be closed or handed in with
-    /// [`Nat::add_ports`]. False if it was not published.
+    /// Ends the publication of a port, and its connections. The port is the caller's again, to be unreserved, or added
+    /// with [`Nat::add_ports`]. False if it was not published.
     pub fn unpublish(&mut self, protocol: Proto, external: Endpoint, now: Timestamp) -> bool {
         match self.table.find_external(protocol, external) {
             Some(id) if self.table.mappings[id as usize].kind == MappingKind::Published => {

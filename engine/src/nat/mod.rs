@@ -39,7 +39,7 @@ use std::net::Ipv4Addr;
 
 pub use config::{
     Endpoint, Filtering, Inbound, MappingQuery, MappingState, MappingView, NatConfig, NatCounts, Outbound,
-    PortClass, PortDemand, PortOutlook, Proto, PublishError, ShardSlice,
+    PRIVILEGED_PORTS, PortClass, PortDemand, PortOutlook, Proto, PublishError, ShardSlice,
 };
 pub use log::{MappingEvent, MappingRecord};
 pub use translate::external_port;
