@@ -27,7 +27,7 @@ impl Gateway {
             }
             Command::SetPeer { config, address, shard } => {
                 self.tunnel.set_peer_elsewhere(config.public_key, shard);
-                self.places.insert(address, Home::OnShard(shard));
+                self.homes.insert(address, PeerHome::OnShard(shard));
             }
             Command::RemovePeer { public_key, address } => {
                 self.remove_peer(&public_key, address, now, outbox);
@@ -69,7 +69,7 @@ impl Gateway {
         let peer = self.tunnel.set_peer(config, now);
         let queries = TokenBucket::new(DNS_RATE, DNS_BURST);
         self.local_peers.insert(peer, LocalPeer { address, queries });
-        self.places.insert(address, Home::Here(peer));
+        self.homes.insert(address, PeerHome::Here(peer));
     }
 
     fn remove_peer(&mut self, public_key: &[u8; 32], address: Ipv4Addr, now: Timestamp, outbox: &mut Outbox) {
@@ -82,7 +82,7 @@ impl Gateway {
         }
         self.nat.remove_client(address, now);
         self.published.retain(|_, publication| publication.client != address);
-        self.places.remove(&address);
+        self.homes.remove(&address);
     }
 
     /// Notes a published port. Every shard knows all of them; the NAT of the client's shard translates.

@@ -74,7 +74,7 @@ impl Gateway {
             };
             return Ok(Decision { exit, destination, shape: packet.shape() });
         }
-        let (shard, client) = self.home_of_inbound(packet);
+        let (shard, client) = self.owner_of_inbound(packet);
         if shard != self.shard {
             if entrance == Entrance::Shard {
                 return Err(DropReason::NoMapping.into());
@@ -106,7 +106,7 @@ impl Gateway {
         packet.decrement_ttl()?;
         mss::clamp(packet, self.tunnel_mtu.min(self.external.mtu));
         let inner = packet.destination();
-        if !self.places.contains_key(&inner) {
+        if !self.homes.contains_key(&inner) {
             return Err(DropReason::NoSuchPeer.into());
         }
         // Not the sender's, who may be a stranger: a protocol that is passed comes from whomever it likes.
@@ -116,7 +116,7 @@ impl Gateway {
 
     /// Which shard's NAT a packet from outside belongs to, by the port of ours that it names, or that its quotation names; and
     /// which client's it is, if that port is published.
-    pub(super) fn home_of_inbound(&self, packet: &Ipv4Packet<'_>) -> (u8, Option<Ipv4Addr>) {
+    pub(super) fn owner_of_inbound(&self, packet: &Ipv4Packet<'_>) -> (u8, Option<Ipv4Addr>) {
         // Nobody's: it is dropped, with a reason, wherever it is.
         let Some((protocol, port)) = crate::nat::external_port(packet) else { return (self.shard, None) };
         match self.published.get(&(protocol, Endpoint::new(packet.destination(), port))) {

@@ -26,7 +26,7 @@ impl Gateway {
                 {
                     Err(DropReason::TooBig)
                 }
-                Verdict::Peer(address) if self.places.contains_key(&address) => {
+                Verdict::Peer(address) if self.homes.contains_key(&address) => {
                     let exit = Exit::Peer { address, client: address };
                     Ok(Decision { exit, destination: address, shape: packet.shape() })
                 }
@@ -84,12 +84,12 @@ impl Gateway {
     /// A packet for a peer is delivered here or not at all: see [`Entrance::Shard`].
     fn decide_from_shard(&self, packet: &Ipv4Packet<'_>, client: Ipv4Addr) -> Result<Decision, DropReason> {
         let destination = packet.destination();
-        match self.places.get(&destination) {
-            Some(Home::Here(_)) => {
+        match self.homes.get(&destination) {
+            Some(PeerHome::Here(_)) => {
                 let exit = Exit::Peer { address: destination, client };
                 Ok(Decision { exit, destination, shape: packet.shape() })
             }
-            Some(Home::OnShard(_)) | None => Err(DropReason::NoSuchPeer),
+            Some(PeerHome::OnShard(_)) | None => Err(DropReason::NoSuchPeer),
         }
     }
 }

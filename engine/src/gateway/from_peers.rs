@@ -190,7 +190,7 @@ impl Gateway {
             Verdict::Peer(_) if !self.access.between_clients => {
                 return Err(self.refuse(now, packet, DropReason::Denied, 0));
             }
-            Verdict::Peer(address) if self.places.contains_key(&address) => {
+            Verdict::Peer(address) if self.homes.contains_key(&address) => {
                 self.forward_checks(now, packet, self.tunnel_mtu)?;
                 Exit::Peer { address, client }
             }
@@ -241,7 +241,7 @@ impl Gateway {
 
     /// The way of a client's packet, translated, to a port of ours.
     fn hairpin(&self, packet: &Ipv4Packet<'_>, client: Ipv4Addr) -> Exit {
-        Exit::Inbound { shard: self.home_of_inbound(packet).0, client: Some(client) }
+        Exit::Inbound { shard: self.owner_of_inbound(packet).0, client: Some(client) }
     }
 
     /// What a router does to every packet that it forwards: the TTL, the path's MTU, and the MSS of TCP.

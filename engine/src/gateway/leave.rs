@@ -138,8 +138,8 @@ impl Gateway {
         client: Ipv4Addr,
         outbox: &mut Outbox,
     ) {
-        match self.places.get(&address) {
-            Some(&Home::Here(peer)) if self.holds_own_datagram(arena, outbox, &packet, shape) => {
+        match self.homes.get(&address) {
+            Some(&PeerHome::Here(peer)) if self.holds_own_datagram(arena, outbox, &packet, shape) => {
                 // In a train of others', should it be one, it dies alone: whoever forges it must not take these with it.
                 for (packet, shape) in self.fragment(arena, outbox, &packet, shape, shape.segment_len()) {
                     if self.holds_own_datagram(arena, outbox, &packet, shape) {
@@ -149,8 +149,8 @@ impl Gateway {
                     }
                 }
             }
-            Some(&Home::Here(peer)) => self.commit_to_peer(arena, packet, shape, peer, outbox),
-            Some(&Home::OnShard(shard)) => {
+            Some(&PeerHome::Here(peer)) => self.commit_to_peer(arena, packet, shape, peer, outbox),
+            Some(&PeerHome::OnShard(shard)) => {
                 let bytes = outbox.to_vec(&packet, arena);
                 let handoff = Handoff::ToPeer { packet: bytes, offload: shape.offload(), client };
                 outbox.handoffs.push((shard, handoff));

@@ -48,7 +48,7 @@ use crate::prefix::Prefix;
 use crate::rate_limit::TokenBucket;
 use crate::router::{PacketRouter, Verdict};
 use crate::traffic::{Direction, Traffic};
-use crate::tunnel::{PeerConfig, PeerId, Received, Tunnel, TunnelConfig};
+use crate::tunnel::{PeerConfig, PeerHome, PeerId, Received, Tunnel, TunnelConfig};
 use crate::wire::{CoalesceOptions, Coalescer, Ipv4Packet, Offload, Shape, VirtioNetHeader};
 
 use commands::Publication;
@@ -93,13 +93,6 @@ pub struct GatewayConfig {
     pub seed: [u8; 32],
 }
 
-/// The shard on which the peer of a VPN address lives.
-#[derive(Clone, Copy, Debug)]
-enum Home {
-    Here(PeerId),
-    OnShard(u8),
-}
-
 /// A peer that lives on this shard.
 #[derive(Clone, Copy, Debug)]
 struct LocalPeer {
@@ -126,7 +119,8 @@ pub struct Gateway {
     /// Published ports, on every shard.
     published: HashMap<(Proto, Endpoint), Publication>,
     neighbors: NeighborCache<HeldFrame>,
-    places: HashMap<Ipv4Addr, Home>,
+    /// Where the peer of each VPN address lives.
+    homes: HashMap<Ipv4Addr, PeerHome>,
     local_peers: HashMap<PeerId, LocalPeer>,
     coalescer: Coalescer<PeerId>,
     from_peers: Reassembly,
@@ -166,7 +160,7 @@ impl Gateway {
             ownership: config.ownership,
             mapping_log: config.mapping_log,
             published: HashMap::default(),
-            places: HashMap::default(),
+            homes: HashMap::default(),
             local_peers: HashMap::default(),
             coalescer: Coalescer::new(config.coalesce),
             from_peers: Reassembly::default(),

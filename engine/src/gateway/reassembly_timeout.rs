@@ -37,7 +37,7 @@ impl Gateway {
 
         for (address, answer) in to_peers {
             // The peer may have gone since.
-            if let Some(&Home::Here(peer)) = self.places.get(&address) {
+            if let Some(&PeerHome::Here(peer)) = self.homes.get(&address) {
                 self.answer_peer(peer, answer, outbox);
             }
         }

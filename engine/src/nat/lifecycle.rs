@@ -155,15 +155,16 @@ impl Nat {
         if (full || self.is_for_others(all, most, held)) && !self.reclaim_closed(internal.address, now) {
             return Err(if full { DropReason::MappingsExhausted } else { DropReason::ClientShare });
         }
+        let default = || self.default_external_address(internal.address).ok_or(DropReason::PortsExhausted);
         let mut client = match self.clients.get(internal.address) {
             Some(client) => *client,
-            None => Client::new(self.home_of(internal.address).ok_or(DropReason::PortsExhausted)?),
+            None => Client::new(default()?),
         };
         if !client.pace.take(self.config.max_new_mappings_per_second, now) {
             return Err(DropReason::ClientMappingRate);
         }
         if !self.pools.contains(client.external) {
-            client.external = self.home_of(internal.address).ok_or(DropReason::PortsExhausted)?;
+            client.external = default()?;
         }
         let has_its_share = self.has_its_share(&client, protocol);
         let (port, kind) = self
@@ -210,8 +211,9 @@ impl Nat {
         id
     }
 
-    /// The external address that a client gets when it has no mapping: the same one each time, if the addresses are.
-    pub(super) fn home_of(&self, client: Ipv4Addr) -> Option<Ipv4Addr> {
+    /// The external address that a client gets when it has no mapping: the same one each time, if the addresses are. All
+    /// its mappings then have that one (RFC 4787 REQ-2: paired pooling).
+    pub(super) fn default_external_address(&self, client: Ipv4Addr) -> Option<Ipv4Addr> {
         let count = self.pools.address_count() as u64;
         let index = self.table.hasher.hash_one(client.to_bits()).checked_rem(count)?;
         self.pools.address(index as usize)

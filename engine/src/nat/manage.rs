@@ -53,8 +53,9 @@ impl Nat {
     /// Whether ports of the protocol may still come for this client.
     pub fn expects_ports(&self, protocol: Proto, client: Ipv4Addr) -> bool {
         let known = self.clients.get(client).map(|client| client.external);
-        let external =
-            known.filter(|&external| self.pools.contains(external)).or_else(|| self.home_of(client));
+        let external = known
+            .filter(|&external| self.pools.contains(external))
+            .or_else(|| self.default_external_address(client));
         external.is_none_or(|address| self.pools.more_to_come(protocol, address))
     }
 
@@ -121,7 +122,7 @@ impl Nat {
         }
         let client = match self.clients.get(internal.address) {
             Some(client) => *client,
-            None => Client::new(self.home_of(internal.address).unwrap_or(external.address)),
+            None => Client::new(self.default_external_address(internal.address).unwrap_or(external.address)),
         };
         self.add_mapping(client, protocol, MappingKind::Published, internal, external, now);
         Ok(())

@@ -9,7 +9,7 @@ use super::messages::{CookieReply, DATA_HEADER_LEN, DataHeader, Handshake, Initi
 use super::peer::{Evidence, Peer};
 use super::session::Session;
 use super::timers::{MIN_INITIATION_INTERVAL, REKEY_AFTER_TIME_RECEIVING};
-use super::{Home, Outgoing, PeerId, Tunnel};
+use super::{Outgoing, PeerHome, PeerId, Tunnel};
 use crate::clock::Timestamp;
 use crate::drop_reason::DropReason;
 use crate::fair_queue::Owner;
@@ -245,8 +245,8 @@ impl Tunnel {
         self.work += HANDSHAKE_WORK;
         let initiation = self.identity.receive_initiation(message)?;
         let id = match self.homes.get(&initiation.public_key) {
-            Some(Home::Here(id)) => *id,
-            Some(Home::Elsewhere(shard)) => return Ok(Received::OtherShard(*shard)),
+            Some(PeerHome::Here(id)) => *id,
+            Some(PeerHome::OnShard(shard)) => return Ok(Received::OtherShard(*shard)),
             None => return Err(DropReason::UnknownPeer),
         };
         let peer = self.peers.get_mut(id).ok_or(DropReason::UnknownPeer)?;
