@@ -68,7 +68,7 @@ impl Gateway {
         }
         source_route::refuse(packet)?;
         if packet.is_fragment() {
-            let exit = match self.from_external.push(packet, now)? {
+            let exit = match self.fragments_from_outside.push(packet, now)? {
                 Some(datagram) => Exit::Reassembled(datagram),
                 None => Exit::Held,
             };

@@ -179,7 +179,7 @@ impl Gateway {
         source_route::refuse(packet)?;
         let (client, destination) = (packet.source(), packet.destination());
         if packet.is_fragment() {
-            let exit = match self.from_peers.push(packet, now)? {
+            let exit = match self.fragments_from_peers.push(packet, now)? {
                 Some(datagram) => Exit::Reassembled(datagram),
                 None => Exit::Held,
             };

@@ -123,8 +123,8 @@ pub struct Gateway {
     homes: HashMap<Ipv4Addr, PeerHome>,
     local_peers: HashMap<PeerId, LocalPeer>,
     coalescer: Coalescer<PeerId>,
-    from_peers: Reassembly,
-    from_external: Reassembly,
+    fragments_from_peers: Reassembly,
+    fragments_from_outside: Reassembly,
     icmp_errors: IcmpErrors,
     /// Those to the outside: what they may cost is of their own, for whoever forges sources provokes as many as it likes.
     outside_errors: IcmpErrors,
@@ -163,8 +163,8 @@ impl Gateway {
             homes: HashMap::default(),
             local_peers: HashMap::default(),
             coalescer: Coalescer::new(config.coalesce),
-            from_peers: Reassembly::default(),
-            from_external: Reassembly::default(),
+            fragments_from_peers: Reassembly::default(),
+            fragments_from_outside: Reassembly::default(),
             icmp_errors: IcmpErrors::new(config.seed),
             outside_errors: IcmpErrors::new(other(config.seed)),
             drops: DropCounters::default(),
@@ -303,8 +303,8 @@ impl Core for Gateway {
             self.tunnel.next_wakeup(),
             self.nat.next_expiry(),
             self.supply.next_expiry(),
-            self.from_peers.next_expiry(),
-            self.from_external.next_expiry(),
+            self.fragments_from_peers.next_expiry(),
+            self.fragments_from_outside.next_expiry(),
             self.neighbors.next_wakeup(),
         ]
         .into_iter()

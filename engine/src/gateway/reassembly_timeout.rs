@@ -16,14 +16,14 @@ impl Gateway {
         };
 
         let (errors, gateway) = (&mut self.icmp_errors, self.gateway_address);
-        let expired = self.from_peers.expire_with(now, |first| {
+        let expired = self.fragments_from_peers.expire_with(now, |first| {
             if let Ok(first) = Ipv4Packet::parse(first, 0, Offload::NONE) {
                 to_peers.extend(answer(errors, &first, gateway).map(|answer| (first.source(), answer)));
             }
         });
         self.drops.add(DropReason::FragmentTimeout, expired);
         let (errors, nat) = (&mut self.outside_errors, &self.nat);
-        let expired = self.from_external.expire_with(now, |first| {
+        let expired = self.fragments_from_outside.expire_with(now, |first| {
             if let Ok(first) = Ipv4Packet::parse(first, 0, Offload::NONE) {
                 if nat.awaits_fragment(&first) {
                     to_strangers.extend(answer(errors, &first, first.destination()));
@@ -31,7 +31,7 @@ impl Gateway {
             }
         });
         self.drops.add(DropReason::FragmentTimeout, expired);
-        for reassembly in [&mut self.from_peers, &mut self.from_external] {
+        for reassembly in [&mut self.fragments_from_peers, &mut self.fragments_from_outside] {
             self.drops.merge(&reassembly.take_discarded());
         }
 
