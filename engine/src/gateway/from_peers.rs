@@ -74,23 +74,8 @@ impl Gateway {
         Ok(Handoff::Misdirected { from, datagram: bytes.to_vec() })
     }
 
-    /// Routes a packet that another shard received for a peer of ours, at once and on its own.
-    pub(super) fn route_misdirected(
-        &mut self,
-        now: Timestamp,
-        arena: &mut Arena,
-        packet: Vec<u8>,
-        peer: PeerId,
-        outbox: &mut Outbox,
-    ) {
-        match self.check_inner_source(peer, &packet) {
-            Ok(()) => self.route_unverified(now, arena, packet, peer, outbox),
-            Err(reason) => self.drops.count(reason),
-        }
-    }
-
     /// Routes a packet that did not come through the coalescer, which verifies the others' transport checksums.
-    fn route_unverified(
+    pub(super) fn route_unverified(
         &mut self,
         now: Timestamp,
         arena: &mut Arena,
@@ -108,7 +93,7 @@ impl Gateway {
     }
 
     /// Cryptokey routing: a peer speaks for its own address only.
-    fn check_inner_source(&self, peer: PeerId, packet: &[u8]) -> Result<(), DropReason> {
+    pub(super) fn check_inner_source(&self, peer: PeerId, packet: &[u8]) -> Result<(), DropReason> {
         match packet.first().ok_or(DropReason::Truncated)? >> 4 {
             4 => {}
             6 => return Err(DropReason::Ipv6),

@@ -19,6 +19,7 @@ mod commands;
 mod from_external;
 mod from_host;
 mod from_peers;
+mod from_shards;
 mod leave;
 mod port_supply;
 mod reassembly_timeout;
