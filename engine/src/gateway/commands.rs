@@ -3,7 +3,7 @@
 //! Everything here happens between two turns of the loop: peers come, change and go, and nobody else notices.
 
 use super::*;
-use crate::gateway::from_peers::{DNS_BURST, DNS_RATE};
+use crate::gateway::dns_rate::{DNS_BURST, DNS_RATE};
 use crate::messages::PeerSnapshot;
 use crate::nat::PublishError;
 

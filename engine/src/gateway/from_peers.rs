@@ -3,22 +3,13 @@
 use super::*;
 use crate::external::reservation::PortProtocol;
 use crate::source_route;
-use crate::tcp_reset;
 use crate::transport::MAX_TRAIN_SEGMENTS;
 use crate::tunnel::is_initiation;
-use crate::wire::ipv4::tcp_flags;
 use crate::wire::protocol;
 
 /// Messages for sessions of other shards that one turn hands over at most: one train, should the kernel deliver a whole one to
 /// the wrong shard.
 const MISDIRECTED_PER_TURN: usize = MAX_TRAIN_SEGMENTS;
-/// Where the gateway's DNS proxy listens (RFC 1035 §4.2).
-const DNS_PORT: u16 = 53;
-/// Queries over UDP and connections over TCP, together, that a peer may send the DNS proxy: per second, and at once, which is as
-/// many as it may have in flight (`MAX_IN_FLIGHT` and `SHARES` in src/tidegate/dns). A superpacket that begins within the burst
-/// passes whole, and what is beyond is owed.
-pub(super) const DNS_RATE: u32 = 500;
-pub(super) const DNS_BURST: u32 = 128;
 
 impl Gateway {
     /// Where no peer can be, whatever it knows. Were it taken for a peer's endpoint, what is sealed for an address of the VPN
@@ -204,26 +195,6 @@ impl Gateway {
         Ok(Decision { exit, destination: packet.destination(), shape: packet.shape() })
     }
 
-    /// Whether a packet for the host asks the DNS proxy no faster than its peer may. The kernel has one queue of datagrams, and
-    /// one of connections, for what all clients ask: what overflows it might be anybody's.
-    fn check_dns_rate(
-        &mut self,
-        now: Timestamp,
-        packet: &Ipv4Packet<'_>,
-        peer: PeerId,
-    ) -> Result<(), DropReason> {
-        let is_for_dns = packet.destination() == self.gateway_address
-            && packet.ports().is_some_and(|(_, port)| port == DNS_PORT);
-        let begins = |flags: u8| flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
-        if !is_for_dns || packet.tcp().is_some_and(|tcp| !begins(tcp.flags)) {
-            return Ok(());
-        }
-        let queries = packet.shape().segment_count() as u32;
-        let peer = self.local_peers.get_mut(&peer);
-        let is_admitted = peer.is_some_and(|peer| peer.queries.take_cost(now, queries));
-        is_admitted.then_some(()).ok_or(DropReason::ClientDnsRate)
-    }
-
     /// The way of a client's packet, translated, to a port of ours.
     fn hairpin(&self, packet: &Ipv4Packet<'_>, client: Ipv4Addr) -> Exit {
         Exit::Inbound { shard: self.owner_of_inbound(packet).0, client: Some(client) }
@@ -292,36 +263,5 @@ impl Gateway {
             Some((Proto::Icmp, _)) | None => return false,
         };
         self.ownership.is_reserved(protocol, packet.destination(), port)
-    }
-
-    /// A refusal of a packet of a peer, with the ICMP error that tells the peer why, where one is due; or the RST.
-    fn refuse(&mut self, now: Timestamp, packet: &Ipv4Packet<'_>, reason: DropReason, mtu: usize) -> Refusal {
-        let mut answer = Vec::new();
-        let kind = match reason {
-            // A connection that we know nothing of, as after a restart: its client should make another one at once.
-            DropReason::TcpOutOfState => {
-                let due =
-                    tcp_reset::build(packet, &mut answer) && self.icmp_errors.admits(packet.source(), now);
-                return Refusal { reason, answer: due.then_some(answer) };
-            }
-            DropReason::TtlExceeded => IcmpErrorKind::TimeExceeded,
-            DropReason::TooBig => IcmpErrorKind::FragmentationNeeded { mtu: mtu as u16 },
-            DropReason::NoSuchPeer | DropReason::NextHopUnresolved => IcmpErrorKind::HostUnreachable,
-            DropReason::NoRoute => IcmpErrorKind::NetUnreachable,
-            // RFC 6888 REQ-11, RFC 5508 REQ-8: the client learns at once that the gateway refuses, rather than by a timeout.
-            DropReason::PortsExhausted
-            | DropReason::SharedPortTaken
-            | DropReason::MappingsExhausted
-            | DropReason::ClientMappingLimit
-            | DropReason::ClientShare
-            | DropReason::ClientMappingRate
-            | DropReason::SessionLimit
-            | DropReason::UnsupportedProtocol => IcmpErrorKind::AdminProhibited,
-            // RFC 1812 §5.3.9: filtered packets are answered with this code.
-            DropReason::Denied => IcmpErrorKind::AdminProhibited,
-            _ => return reason.into(),
-        };
-        let built = self.icmp_errors.build(kind, packet, self.gateway_address, now, &mut answer);
-        Refusal { reason, answer: built.then_some(answer) }
     }
 }

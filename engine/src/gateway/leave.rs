@@ -80,18 +80,6 @@ struct Leaving {
     asker: Asker,
 }
 
-/// A packet that is not delivered, and the ICMP error that tells its sender so.
-pub(super) struct Refusal {
-    pub(super) reason: DropReason,
-    pub(super) answer: Option<Vec<u8>>,
-}
-
-impl From<DropReason> for Refusal {
-    fn from(reason: DropReason) -> Self {
-        Self { reason, answer: None }
-    }
-}
-
 impl Gateway {
     pub(super) fn leave(
         &mut self,

@@ -16,6 +16,7 @@
 //! Superpackets stay whole from entrance to exit.
 
 mod commands;
+mod dns_rate;
 mod from_external;
 mod from_host;
 mod from_peers;
@@ -23,6 +24,7 @@ mod from_shards;
 mod leave;
 mod port_supply;
 mod reassembly_timeout;
+mod refusal;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -54,8 +56,9 @@ use crate::wire::{CoalesceOptions, Coalescer, Ipv4Packet, Offload, Shape, Virtio
 
 use commands::Publication;
 use from_external::Entrance;
-use leave::{Decision, Exit, Origin, Refusal};
+use leave::{Decision, Exit, Origin};
 use port_supply::PortSupply;
+use refusal::Refusal;
 
 /// A map with a keyed hash: clients choose some of the keys.
 type HashMap<K, V> = KeyedMap<K, V, foldhash::quality::RandomState>;
