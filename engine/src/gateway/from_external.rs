@@ -1,6 +1,7 @@
 //! Entrance 2: IPv4 packets from the external interface.
 
 use super::*;
+use crate::icmp_error::MAX_QUOTE_LEN;
 use crate::router::is_bogon;
 use crate::source_route;
 
@@ -86,22 +87,12 @@ impl Gateway {
         // translated one; and only if there is a mapping, so that a scanner learns nothing.
         let expired = packet.ttl() <= 1;
         let too_big = packet.shape().segment_len() > self.tunnel_mtu && packet.dont_fragment();
-        let before = (expired || too_big).then(|| packet.head()[..packet.head().len().min(128)].to_vec());
-        let total_len = packet.total_len();
+        let before =
+            (expired || too_big).then(|| packet.head()[..packet.head().len().min(MAX_QUOTE_LEN)].to_vec());
         self.nat.translate_inbound(packet, now)?;
-        if let Some(mut before) = before {
-            let kind = if expired {
-                IcmpErrorKind::TimeExceeded
-            } else {
-                IcmpErrorKind::FragmentationNeeded { mtu: self.tunnel_mtu as u16 }
-            };
+        if let Some(before) = before {
             let reason = if expired { DropReason::TtlExceeded } else { DropReason::TooBig };
-            let rest = total_len - before.len();
-            let mut answer = Vec::new();
-            let built = Ipv4Packet::parse(&mut before, rest, packet.offload()).is_ok_and(|original| {
-                self.outside_errors.build(kind, &original, destination, now, &mut answer)
-            });
-            return Err(Refusal { reason, answer: built.then_some(answer) });
+            return Err(self.refuse_from_outside(now, before, packet.shape(), reason));
         }
         packet.decrement_ttl()?;
         mss::clamp(packet, self.tunnel_mtu.min(self.external.mtu));

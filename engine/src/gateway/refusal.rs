@@ -5,7 +5,7 @@ use crate::clock::Timestamp;
 use crate::drop_reason::DropReason;
 use crate::icmp_error::IcmpErrorKind;
 use crate::tcp_reset;
-use crate::wire::Ipv4Packet;
+use crate::wire::{Ipv4Packet, Shape};
 
 /// A packet that is not delivered, and the ICMP error or the RST that tells its sender so, if one is due.
 pub(super) struct Refusal {
@@ -55,6 +55,29 @@ impl Gateway {
             _ => return reason.into(),
         };
         let built = self.icmp_errors.build(kind, packet, self.gateway_address, now, &mut answer);
+        Refusal { reason, answer: built.then_some(answer) }
+    }
+
+    /// A refusal of a packet from outside, with the ICMP error that tells its sender why, where one is due. It comes from
+    /// the external address that the sender knows, and quotes `head`: how the packet of this shape began before it was
+    /// translated.
+    pub(super) fn refuse_from_outside(
+        &mut self,
+        now: Timestamp,
+        mut head: Vec<u8>,
+        shape: Shape,
+        reason: DropReason,
+    ) -> Refusal {
+        let kind = match reason {
+            DropReason::TtlExceeded => IcmpErrorKind::TimeExceeded,
+            DropReason::TooBig => IcmpErrorKind::FragmentationNeeded { mtu: self.tunnel_mtu as u16 },
+            _ => return reason.into(),
+        };
+        let rest = shape.total_len() - head.len();
+        let mut answer = Vec::new();
+        let built = Ipv4Packet::parse(&mut head, rest, shape.offload()).is_ok_and(|original| {
+            self.outside_errors.build(kind, &original, original.destination(), now, &mut answer)
+        });
         Refusal { reason, answer: built.then_some(answer) }
     }
 }
