@@ -178,13 +178,6 @@ pub enum Outbound {
     Hairpin,
 }
 
-/// What [`Nat::translate_inbound`](super::Nat::translate_inbound) found.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Inbound {
-    /// The client that the packet is for now: its new destination address.
-    pub client: Ipv4Addr,
-}
-
 /// The two classes of ports that a NAT does not mix (RFC 4787 REQ-3 a).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum PortClass {

@@ -38,8 +38,8 @@ mod translate;
 use std::net::Ipv4Addr;
 
 pub use config::{
-    Endpoint, Filtering, Inbound, MappingQuery, MappingState, MappingView, NatConfig, NatCounts, Outbound,
-    PortClass, PortDemand, PortOutlook, Proto, PublishError, ShardSlice,
+    Endpoint, Filtering, MappingQuery, MappingState, MappingView, NatConfig, NatCounts, Outbound, PortClass,
+    PortDemand, PortOutlook, Proto, PublishError, ShardSlice,
 };
 pub use log::{MappingEvent, MappingRecord};
 pub use translate::external_port;

@@ -6,7 +6,7 @@
 use std::net::Ipv4Addr;
 
 use super::Nat;
-use super::config::{Endpoint, Filtering, Inbound, Outbound, Proto};
+use super::config::{Endpoint, Filtering, Outbound, Proto};
 use super::icmp::{self, Message};
 use super::table::MappingKind;
 use super::tcp::{Connection, Segment, SegmentVerdict};
@@ -51,7 +51,7 @@ impl Nat {
         &mut self,
         packet: &mut Ipv4Packet<'_>,
         now: Timestamp,
-    ) -> Result<Inbound, DropReason> {
+    ) -> Result<(), DropReason> {
         if packet.is_fragment() {
             return Err(DropReason::BadFragment);
         }
@@ -63,7 +63,7 @@ impl Nat {
             Subject::Other => self.pass_inbound(packet)?,
             Subject::Flow { .. } => return Err(DropReason::UnsupportedIcmp), // a query to the host, not to us
         }
-        Ok(Inbound { client: packet.destination() })
+        Ok(())
     }
 
     /// Begins to fetch from memory what [`Self::translate_outbound`] will need for this packet: to be called when it has
