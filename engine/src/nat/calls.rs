@@ -1,5 +1,5 @@
-//! Calls: sessions that visitors can bring about for next to nothing. They make room where there is none, as in the *early
-//! drop* of Linux' conntrack.
+//! Calls: sessions that visitors can bring about for next to nothing. They make room where there is none, as in the
+//! *early drop* of Linux' conntrack, which calls such sessions *not assured*.
 //!
 //! # Theory of operation
 //!

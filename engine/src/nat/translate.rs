@@ -17,7 +17,8 @@ use crate::wire::{Ipv4Packet, Transport};
 impl Nat {
     /// Translates a packet from a client: its source becomes the external endpoint of the client's mapping, which is made
     /// if there is none. The caller has checked that the source is the client's own, and, where the destination is one
-    /// of our external addresses, that the port is the NAT's ([`Nat::owns_port`]).
+    /// of our external addresses that the host has too, that the port is reserved for the NAT, on whichever shard
+    /// ([`PortOwnership::is_reserved`](crate::external::reservation::PortOwnership::is_reserved)).
     ///
     /// # Errors
     /// The reason to drop it; the packet is unchanged. Where something is exhausted, the caller tells the client

@@ -39,7 +39,7 @@ impl OwnDatagrams {
     }
 
     /// Whether a data message to this index is one of ours.
-    pub fn name(&self, remote_index: u32) -> bool {
+    pub fn contains(&self, remote_index: u32) -> bool {
         self.recent.contains(&remote_index) || self.older.contains(&remote_index)
     }
 }
@@ -57,9 +57,9 @@ mod tests {
         own.add(2, NOW + Duration::from_secs(179));
         own.add(3, NOW + Duration::from_secs(180));
         own.add(4, NOW + Duration::from_secs(359));
-        assert!((1..=4).all(|index| own.name(index)) && !own.name(5));
+        assert!((1..=4).all(|index| own.contains(index)) && !own.contains(5));
         own.add(5, NOW + Duration::from_secs(360));
-        assert!(!own.name(1) && !own.name(2) && (3..=5).all(|index| own.name(index)));
+        assert!(!own.contains(1) && !own.contains(2) && (3..=5).all(|index| own.contains(index)));
     }
 
     #[test]
@@ -67,6 +67,6 @@ mod tests {
         let mut own = OwnDatagrams::default();
         (0..10 * OWN_SESSIONS as u32).for_each(|index| own.add(index, NOW));
         assert!(own.recent.len() + own.older.len() <= 2 * OWN_SESSIONS);
-        assert!((9 * OWN_SESSIONS as u32..10 * OWN_SESSIONS as u32).all(|index| own.name(index)));
+        assert!((9 * OWN_SESSIONS as u32..10 * OWN_SESSIONS as u32).all(|index| own.contains(index)));
     }
 }

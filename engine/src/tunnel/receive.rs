@@ -107,7 +107,7 @@ impl Tunnel {
     /// more, it would come back again, and so on without end.
     pub fn is_own(&self, datagram: &[u8]) -> bool {
         match Message::parse(datagram) {
-            Ok(Message::Data(header)) => self.own_datagrams.name(header.receiver),
+            Ok(Message::Data(header)) => self.own_datagrams.contains(header.receiver),
             Ok(Message::Initiation(message)) => self.indices.get(message.sender()).is_some(),
             Ok(Message::Response(message)) => self.indices.get(message.sender()).is_some(),
             Ok(Message::CookieReply(_)) | Err(_) => false,
