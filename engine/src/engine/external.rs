@@ -11,14 +11,21 @@
 //! refused there is remembered with its reason, and tried again at the next change. When the interface is another one,
 //! or was away, every shard gets new sockets.
 
+use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::OwnedFd;
 use std::sync::mpsc;
 
-use super::*;
+use super::{EngineError, GatewayEngine};
 use crate::external::ExternalGateway;
+use crate::external::binding::Binding;
+use crate::external::next_hop::ExternalLink;
 use crate::external::packet_socket::{FilterRules, MAX_OTHER_PROTOCOLS};
-use crate::external::reservation::silence_protocol;
-use crate::nat::PublishError;
+use crate::external::reservation::{PortProtocol, silence_protocol};
+use crate::messages::{Command, EventKind};
+use crate::nat::{Endpoint, Proto, PublishError};
+use crate::sys::{Context, DeviceError};
 
 /// The lowest of the privileged ports that the NAT reserves where clients use such source ports.
 const LOWEST_PORT: u16 = 512;

@@ -2,10 +2,18 @@
 //!
 //! Everything here happens between two turns of the loop: peers come, change and go, and nobody else notices.
 
-use super::*;
-use crate::gateway::dns_rate::{DNS_BURST, DNS_RATE};
-use crate::messages::PeerSnapshot;
-use crate::nat::PublishError;
+use std::net::Ipv4Addr;
+
+use super::dns_rate::{DNS_BURST, DNS_RATE};
+use super::{Gateway, LocalPeer, router};
+use crate::clock::Timestamp;
+use crate::drop_reason::DropReason;
+use crate::external::next_hop::ExternalLink;
+use crate::messages::{Command, PeerSnapshot, ShardStatus};
+use crate::nat::{Endpoint, NatConfig, Proto, PublishError};
+use crate::outbox::Outbox;
+use crate::rate_limit::TokenBucket;
+use crate::tunnel::{PeerConfig, PeerHome};
 
 /// A published port, as every shard knows it.
 #[derive(Clone, Copy, Debug)]

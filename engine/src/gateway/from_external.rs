@@ -1,9 +1,20 @@
 //! Entrance 2: IPv4 packets from the external interface.
 
-use super::*;
+use std::net::Ipv4Addr;
+
+use super::Gateway;
+use super::leave::{Decision, Exit, Origin};
+use super::refusal::Refusal;
+use crate::arena::Arena;
+use crate::clock::Timestamp;
+use crate::drop_reason::DropReason;
 use crate::icmp_error::MAX_QUOTE_LEN;
+use crate::nat::Endpoint;
+use crate::outbox::Outbox;
 use crate::router::is_bogon;
-use crate::source_route;
+use crate::traffic::Direction;
+use crate::wire::{Ipv4Packet, Offload};
+use crate::{mss, source_route};
 
 /// How a packet came to be judged as one from outside.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -1,6 +1,14 @@
 //! Entrance 3: packets from the host's kernel.
 
-use super::*;
+use super::Gateway;
+use super::leave::{Decision, Exit, Origin};
+use crate::arena::{Arena, Span};
+use crate::clock::Timestamp;
+use crate::drop_reason::DropReason;
+use crate::outbox::Outbox;
+use crate::router::Verdict;
+use crate::traffic::Direction;
+use crate::wire::{Ipv4Packet, Offload};
 
 impl Gateway {
     /// Routes one packet that the host's kernel sent into the VPN subnet.

@@ -1,11 +1,24 @@
 //! Entrance 1: datagrams of the transport.
 
-use super::*;
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use super::Gateway;
+use super::leave::{Decision, Exit, Origin};
+use super::refusal::Refusal;
+use crate::arena::{Arena, Span};
+use crate::clock::Timestamp;
+use crate::drop_reason::DropReason;
 use crate::external::reservation::PortProtocol;
-use crate::source_route;
+use crate::handoffs::Handoff;
+use crate::nat::{Outbound, Proto};
+use crate::outbox::Outbox;
+use crate::path::Path;
+use crate::router::Verdict;
+use crate::traffic::Direction;
 use crate::transport::MAX_TRAIN_SEGMENTS;
-use crate::tunnel::is_initiation;
-use crate::wire::protocol;
+use crate::tunnel::{PeerId, Received, is_initiation};
+use crate::wire::{Ipv4Packet, Offload, protocol};
+use crate::{mss, source_route};
 
 /// Messages for sessions of other shards that one turn hands over at most: one train, should the kernel deliver a whole one to
 /// the wrong shard.

@@ -1,11 +1,21 @@
 //! The exits: to a peer, to the host, to the external interface, to another shard.
 
-use super::*;
+use std::net::Ipv4Addr;
+
+use super::from_external::Entrance;
+use super::{Gateway, HeldFrame};
+use crate::arena::{Arena, Span};
+use crate::clock::Timestamp;
+use crate::drop_reason::DropReason;
 use crate::external::LINK_HEADER_LEN;
 use crate::external::neighbor::{Asker, Resolution};
 use crate::external::next_hop::NextHop;
 use crate::fragment::fragmentation::Fragments;
-use crate::wire::Transport;
+use crate::handoffs::Handoff;
+use crate::outbox::{Bytes, DeviceFrame, Gather, Outbox, PeerFrame};
+use crate::traffic::Direction;
+use crate::tunnel::{PeerHome, PeerId};
+use crate::wire::{Ipv4Packet, Offload, Shape, Transport, VirtioNetHeader};
 
 /// The packet being routed: its head is borrowed by an [`Ipv4Packet`]; this is where it lies, and its gather list.
 pub(super) enum Origin<'t> {

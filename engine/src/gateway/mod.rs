@@ -41,24 +41,22 @@ use crate::external::reservation::{PortOwnership, ReserveRequest};
 use crate::fair_queue::Owner;
 use crate::fragment::reassembly::Reassembly;
 use crate::handoffs::Handoff;
-use crate::icmp_error::{IcmpErrorKind, IcmpErrors};
+use crate::icmp_error::IcmpErrors;
 use crate::messages::{Command, MappingLog, ShardStatus};
-use crate::mss;
-use crate::nat::{Endpoint, Nat, NatConfig, Outbound, Proto, ShardSlice};
-use crate::outbox::{Bytes, DeviceFrame, Gather, Outbox, PeerFrame};
+use crate::nat::{Endpoint, Nat, NatConfig, Proto, ShardSlice};
+use crate::outbox::Outbox;
 use crate::path::Path;
 use crate::prefix::Prefix;
 use crate::rate_limit::TokenBucket;
-use crate::router::{PacketRouter, Verdict};
-use crate::traffic::{Direction, Traffic};
-use crate::tunnel::{PeerConfig, PeerHome, PeerId, Received, Tunnel, TunnelConfig};
-use crate::wire::{CoalesceOptions, Coalescer, Ipv4Packet, Offload, Shape, VirtioNetHeader};
+use crate::router::PacketRouter;
+use crate::traffic::Traffic;
+use crate::tunnel::{PeerHome, PeerId, Tunnel, TunnelConfig};
+use crate::wire::{CoalesceOptions, Coalescer, Offload, Shape, VirtioNetHeader};
 
 use commands::Publication;
 use from_external::Entrance;
-use leave::{Decision, Exit, Origin};
+use leave::Origin;
 use port_supply::PortSupply;
-use refusal::Refusal;
 
 /// A map with a keyed hash: clients choose some of the keys.
 type HashMap<K, V> = KeyedMap<K, V, foldhash::quality::RandomState>;

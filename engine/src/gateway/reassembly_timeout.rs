@@ -1,6 +1,15 @@
 //! Fragments whose datagrams were never completed, and who is told so (RFC 792, RFC 1122 §3.3.2).
 
-use super::*;
+use std::net::Ipv4Addr;
+
+use super::Gateway;
+use crate::arena::Arena;
+use crate::clock::Timestamp;
+use crate::drop_reason::DropReason;
+use crate::icmp_error::{IcmpErrorKind, IcmpErrors};
+use crate::outbox::Outbox;
+use crate::tunnel::PeerHome;
+use crate::wire::{Ipv4Packet, Offload};
 
 impl Gateway {
     /// Gives up the datagrams whose fragments took too long, and tells their senders (*reassembly time exceeded*) where
