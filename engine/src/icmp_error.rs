@@ -116,7 +116,8 @@ impl IcmpErrors {
         due
     }
 
-    /// Whether the rate limits admit an error to `destination` now, or another answer of its kind (a RST); counts it if so.
+    /// Whether the rate limits admit an error to `destination` now, or another answer of its kind (a RST); counts it if
+    /// so.
     pub fn admits(&mut self, destination: Ipv4Addr, now: Timestamp) -> bool {
         let bucket = self.random.hash_one(destination) as usize % DESTINATION_BUCKETS;
         // One token on average, as in Linux since 5.10 ("icmp: randomize the global rate limiter").

@@ -116,8 +116,8 @@ impl Gateway {
         Ok(Decision { exit, destination: inner, shape: packet.shape() })
     }
 
-    /// Which shard's NAT a packet from outside belongs to, by the port of ours that it names, or that its quotation names; and
-    /// which client's it is, if that port is published.
+    /// Which shard's NAT a packet from outside belongs to, by the port of ours that it names, or that its quotation
+    /// names; and which client's it is, if that port is published.
     pub(super) fn owner_of_inbound(&self, packet: &Ipv4Packet<'_>) -> (u8, Option<Ipv4Addr>) {
         // Nobody's: it is dropped, with a reason, wherever it is.
         let Some((protocol, port)) = crate::nat::external_port(packet) else { return (self.shard, None) };

@@ -20,13 +20,14 @@ use crate::tunnel::{PeerId, Received, is_initiation};
 use crate::wire::{Ipv4Packet, Offload, protocol};
 use crate::{mss, source_route};
 
-/// Messages for sessions of other shards that one turn hands over at most: one train, should the kernel deliver a whole one to
-/// the wrong shard.
+/// Messages for sessions of other shards that one turn hands over at most: one train, should the kernel deliver a whole
+/// one to the wrong shard.
 const MISDIRECTED_PER_TURN: usize = MAX_TRAIN_SEGMENTS;
 
 impl Gateway {
-    /// Where no peer can be, whatever it knows. Were it taken for a peer's endpoint, what is sealed for an address of the VPN
-    /// would go into our own TUN device, come back, and be sealed again, without end; and nothing can be sent to port 0.
+    /// Where no peer can be, whatever it knows. Were it taken for a peer's endpoint, what is sealed for an address of
+    /// the VPN would go into our own TUN device, come back, and be sealed again, without end; and nothing can be sent
+    /// to port 0.
     ///
     /// One train has one source, and a handoff was part of a train before: no other entrance needs to check.
     pub(super) fn check_outer_source(&self, from: SocketAddrV4) -> Result<(), DropReason> {
@@ -63,10 +64,11 @@ impl Gateway {
 
     /// What takes a datagram to another shard.
     ///
-    /// The kernel steers a whole train by its first datagram. All of a real peer's are for one shard, except for an initiation
-    /// (to shard 0) and the shorter data message right behind it, of a session that is being renewed: that one must not be
-    /// lost. A forger's train may be as mixed as it likes. So a misdirected message is handed over, but queued with the unknown
-    /// senders', and not so many in a turn that they fill the queue between the shards. It is judged there, a handshake response too.
+    /// The kernel steers a whole train by its first datagram. All of a real peer's are for one shard, except for an
+    /// initiation (to shard 0) and the shorter data message right behind it, of a session that is being renewed: that
+    /// one must not be lost. A forger's train may be as mixed as it likes. So a misdirected message is handed over, but
+    /// queued with the unknown senders', and not so many in a turn that they fill the queue between the shards. It is
+    /// judged there, a handshake response too.
     fn handoff_of(bytes: &[u8], from: Path, misdirected: &mut usize) -> Result<Handoff, DropReason> {
         if is_initiation(bytes) {
             return Ok(Handoff::Initiation { from, datagram: bytes.to_vec() });
@@ -254,7 +256,8 @@ impl Gateway {
         self.nat.expects_ports(protocol, packet.source())
     }
 
-    /// Why a packet's destination outside cannot be reached, or may not be, if so: to be known before a port is lent for it.
+    /// Why a packet's destination outside cannot be reached, or may not be, if so: to be known before a port is lent
+    /// for it.
     fn unreachable(&self, packet: &Ipv4Packet<'_>) -> Option<DropReason> {
         let destination = packet.destination();
         if self.nat.is_external(destination) {
@@ -267,8 +270,9 @@ impl Gateway {
         self.external.next_hop(destination).err()
     }
 
-    /// Whether a packet to one of our external addresses is for a port of the NAT's (RFC 4787 REQ-9: hairpinning), rather
-    /// than for the host. An ICMP error is for the port from which the packet came that it quotes (RFC 5508 REQ-7).
+    /// Whether a packet to one of our external addresses is for a port of the NAT's (RFC 4787 REQ-9: hairpinning),
+    /// rather than for the host. An ICMP error is for the port from which the packet came that it quotes (RFC 5508
+    /// REQ-7).
     fn nat_owns_destination(&self, packet: &Ipv4Packet<'_>) -> bool {
         let (protocol, port) = match crate::nat::external_port(packet) {
             Some((Proto::Tcp, port)) => (PortProtocol::Tcp, port),

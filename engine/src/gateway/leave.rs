@@ -64,8 +64,8 @@ pub(super) enum Exit {
     External {
         client: Ipv4Addr,
     },
-    /// One of our external addresses, on a port that the NAT of that shard owns, as if from outside; and whose packet it is
-    /// there.
+    /// One of our external addresses, on a port that the NAT of that shard owns, as if from outside; and whose packet
+    /// it is there.
     Inbound {
         shard: u8,
         client: Option<Ipv4Addr>,
@@ -138,7 +138,8 @@ impl Gateway {
     ) {
         match self.homes.get(&address) {
             Some(&PeerHome::Here(peer)) if self.holds_own_datagram(arena, outbox, &packet, shape) => {
-                // In a train of others', should it be one, it dies alone: whoever forges it must not take these with it.
+                // In a train of others', should it be one, it dies alone: whoever forges it must not take these with
+                // it.
                 for (packet, shape) in self.fragment(arena, outbox, &packet, shape, shape.segment_len()) {
                     if self.holds_own_datagram(arena, outbox, &packet, shape) {
                         self.drops.count(DropReason::OwnDatagram);
@@ -157,9 +158,9 @@ impl Gateway {
         }
     }
 
-    /// Whether a datagram is in it that we have sealed ourselves ([`Tunnel::is_own`]). A router that forwards the gateway's port
-    /// and sends back (NAT loopback) what is for its own outer address makes a client's endpoint of itself when that client
-    /// sends one of its messages there, through the tunnel.
+    /// Whether a datagram is in it that we have sealed ourselves ([`Tunnel::is_own`]). A router that forwards the
+    /// gateway's port and sends back (NAT loopback) what is for its own outer address makes a client's endpoint of
+    /// itself when that client sends one of its messages there, through the tunnel.
     fn holds_own_datagram(&self, arena: &Arena, outbox: &Outbox, packet: &Gather, shape: Shape) -> bool {
         if shape.transport() != Transport::Udp {
             return false;

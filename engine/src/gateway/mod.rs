@@ -5,10 +5,12 @@
 //!
 //! 1. [`Gateway::receive_datagrams`]: trains of WireGuard datagrams. `Tunnel` opens each in place, the inner source is
 //!    compared with the peer's address, consecutive segments of a flow are gathered into superpackets, and
-//!    [`Gateway::flush_peers`] routes these: to another peer, to the host, or through the NAT to the external interface.
+//!    [`Gateway::flush_peers`] routes these: to another peer, to the host, or through the NAT to the external
+//!    interface.
 //! 2. [`Gateway::receive_external`]: IPv4 packets from the external interface. The NAT finds the mapping and rewrites
 //!    the destination; the packet goes to the peer that owns it.
-//! 3. [`Gateway::receive_host`]: packets from the host's kernel, through the gateway's TUN device; of the host's own only.
+//! 3. [`Gateway::receive_host`]: packets from the host's kernel, through the gateway's TUN device; of the host's own
+//!    only.
 //! 4. [`Gateway::receive_handoff`]: packets of other shards.
 //!
 //! Whole datagrams only: fragments are reassembled where they enter, and a datagram that is too big for the way out is
@@ -128,7 +130,8 @@ pub struct Gateway {
     fragments_from_peers: Reassembly,
     fragments_from_outside: Reassembly,
     icmp_errors: IcmpErrors,
-    /// Those to the outside: what they may cost is of their own, for whoever forges sources provokes as many as it likes.
+    /// Those to the outside: what they may cost is of their own, for whoever forges sources provokes as many as it
+    /// likes.
     outside_errors: IcmpErrors,
     drops: DropCounters,
     traffic: Traffic,
@@ -240,7 +243,8 @@ impl Core for Gateway {
     }
 
     fn recipient(&self, packet: &[u8]) -> Owner<Ipv4Addr> {
-        // Where a port that is published for a client of another shard would be this one's, its packets come here first.
+        // Where a port that is published for a client of another shard would be this one's, its packets come here
+        // first.
         let publisher = |protocol, external| Some(self.published.get(&(protocol, external))?.client);
         self.nat.recipient(packet, publisher).map_or(Owner::Unknown, Owner::Client)
     }

@@ -14,8 +14,8 @@ use crate::wire::{Ipv4Packet, Offload};
 impl Gateway {
     /// Gives up the datagrams whose fragments took too long, and tells their senders (*reassembly time exceeded*) where
     /// their first fragment came: peers always, strangers only if the datagram was for a mapping that admits them, so
-    /// that nobody learns by asking which ports are mapped. (The mapping must be this shard's; on another shard's behalf
-    /// there is silence.)
+    /// that nobody learns by asking which ports are mapped. (The mapping must be this shard's; on another shard's
+    /// behalf there is silence.)
     pub(super) fn expire_fragments(&mut self, now: Timestamp, outbox: &mut Outbox) {
         let (mut to_peers, mut to_strangers) = (Vec::new(), Vec::new());
         let answer = |errors: &mut IcmpErrors, first: &Ipv4Packet<'_>, source: Ipv4Addr| {

@@ -58,9 +58,9 @@ impl Gateway {
         Refusal { reason, answer: built.then_some(answer) }
     }
 
-    /// A refusal of a packet from outside, with the ICMP error that tells its sender why, where one is due. It comes from
-    /// the external address that the sender knows, and quotes `head`: how the packet of this shape began before it was
-    /// translated.
+    /// A refusal of a packet from outside, with the ICMP error that tells its sender why, where one is due. It comes
+    /// from the external address that the sender knows, and quotes `head`: how the packet of this shape began before it
+    /// was translated.
     pub(super) fn refuse_from_outside(
         &mut self,
         now: Timestamp,

@@ -40,7 +40,8 @@ pub struct NatConfig {
     pub max_new_mappings_per_second: u32,
     /// Remote endpoints that one mapping talks to.
     pub max_sessions_per_mapping: usize,
-    /// Ports that are never lent, first and last, though they are in the range: the host's programs draw theirs from them.
+    /// Ports that are never lent, first and last, though they are in the range: the host's programs draw theirs from
+    /// them.
     pub kept_ports: Option<(u16, u16)>,
     /// Whether to note which mappings begin and end, for [`Nat::take_log`](super::Nat::take_log).
     pub log_mappings: bool,
@@ -173,8 +174,8 @@ impl std::fmt::Display for Endpoint {
 pub enum Outbound {
     /// To the external interface.
     External,
-    /// Back inside (RFC 4787 REQ-9): the destination is one of our external addresses, so the caller hands the packet to
-    /// [`Nat::translate_inbound`](super::Nat::translate_inbound) of the shard that owns the destination port.
+    /// Back inside (RFC 4787 REQ-9): the destination is one of our external addresses, so the caller hands the packet
+    /// to [`Nat::translate_inbound`](super::Nat::translate_inbound) of the shard that owns the destination port.
     Hairpin,
 }
 
@@ -194,7 +195,8 @@ impl PortClass {
     }
 }
 
-/// A pool runs low: the shell should reserve more ports and hand them in with [`Nat::add_ports`](super::Nat::add_ports).
+/// A pool runs low: the shell should reserve more ports and hand them in with
+/// [`Nat::add_ports`](super::Nat::add_ports).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PortDemand {
     /// TCP or UDP.

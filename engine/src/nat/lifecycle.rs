@@ -98,8 +98,8 @@ impl Nat {
         Ok(self.add_session(mapping_id, remote, Some(tcp), now))
     }
 
-    /// The one place where time ends things: sessions that were idle for too long, mappings with their last session, the
-    /// rest of ports. To be called at [`Nat::next_expiry`]; calling it more often costs next to nothing.
+    /// The one place where time ends things: sessions that were idle for too long, mappings with their last session,
+    /// the rest of ports. To be called at [`Nat::next_expiry`]; calling it more often costs next to nothing.
     ///
     /// One call does a bounded amount of work; if more is due, `next_expiry` says so by lying in the past.
     pub fn expire(&mut self, now: Timestamp) {
@@ -211,8 +211,8 @@ impl Nat {
         id
     }
 
-    /// The external address that a client gets when it has no mapping: the same one each time, if the addresses are. All
-    /// its mappings then have that one (RFC 4787 REQ-2: paired pooling).
+    /// The external address that a client gets when it has no mapping: the same one each time, if the addresses are.
+    /// All its mappings then have that one (RFC 4787 REQ-2: paired pooling).
     pub(super) fn default_external_address(&self, client: Ipv4Addr) -> Option<Ipv4Addr> {
         let count = self.pools.address_count() as u64;
         let index = self.table.hasher.hash_one(client.to_bits()).checked_rem(count)?;
@@ -226,8 +226,8 @@ impl Nat {
             && client.by_protocol[protocol.index()] as usize > share()
     }
 
-    /// Whether what is left of `most` is for others than a client that has `held` of the `used` ones: the last part of it is for
-    /// those who have less than there would be for each, were there one client more.
+    /// Whether what is left of `most` is for others than a client that has `held` of the `used` ones: the last part of
+    /// it is for those who have less than there would be for each, were there one client more.
     fn is_for_others(&self, used: usize, most: usize, held: usize) -> bool {
         most >= SMALLEST_TO_KEEP_OF
             && used >= most - most / KEPT_PART
@@ -235,8 +235,8 @@ impl Nat {
     }
 
     /// A port for a new mapping: a free one, unless the client has its share of them; else, for TCP, that of a closed
-    /// connection of the same client; else, if no more ports will come, or those are for others, one that is in use, but
-    /// not towards `remote` (RFC 7857 §3).
+    /// connection of the same client; else, if no more ports will come, or those are for others, one that is in use,
+    /// but not towards `remote` (RFC 7857 §3).
     fn draw_port(
         &mut self,
         protocol: Proto,
@@ -277,8 +277,8 @@ impl Nat {
             .map(|port| (port, MappingKind::Shared))
     }
 
-    /// Ends the one of the client's TCP mappings that was closed first, as if its last minutes were over. Looks at a few
-    /// only: nearly always the first one will do.
+    /// Ends the one of the client's TCP mappings that was closed first, as if its last minutes were over. Looks at a
+    /// few only: nearly always the first one will do.
     fn reclaim_closed(&mut self, client: Ipv4Addr, now: Timestamp) -> bool {
         let Some(client) = self.clients.get(client) else { return false };
         let mut at = client.first_closed();

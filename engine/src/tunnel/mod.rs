@@ -5,9 +5,9 @@
 //! (handshakes, cookies, keepalives, packets that waited) goes out through [`Outgoing`].
 //!
 //! *In* ([`receive`]): a data message names its session by the *receiver index* that we once gave out ([`index`]).
-//! [`Tunnel::receive`] looks up the index, asks the replay window ([`replay`]), opens the message in place ([`session`]),
-//! and only then believes it: marks its counter, takes the path that it came by as the peer's new endpoint,
-//! and moves timers. A handshake message first passes the gate of [`cookie`], then goes to [`handshake`].
+//! [`Tunnel::receive`] looks up the index, asks the replay window ([`replay`]), opens the message in place
+//! ([`session`]), and only then believes it: marks its counter, takes the path that it came by as the peer's new
+//! endpoint, and moves timers. A handshake message first passes the gate of [`cookie`], then goes to [`handshake`].
 //!
 //! *Out* ([`send`]): the caller asks for a [`Sealer`] once per train of packets and seals each in place. Without a
 //! session there is no sealer; then the caller hands its packet to [`Tunnel::enqueue`], where it waits for a handshake.
@@ -204,9 +204,9 @@ impl Tunnel {
         Some(id)
     }
 
-    /// What the wall clock (since 1970) showed at [`Timestamp::ORIGIN`], as far as it is known now: people and NTP set it.
-    /// Initiations bear its time, and a peer takes none that is older than one before (§5.4.2): who was started before
-    /// the clock was right would call without an answer until the end of time.
+    /// What the wall clock (since 1970) showed at [`Timestamp::ORIGIN`], as far as it is known now: people and NTP set
+    /// it. Initiations bear its time, and a peer takes none that is older than one before (§5.4.2): who was started
+    /// before the clock was right would call without an answer until the end of time.
     pub fn set_wall_clock(&mut self, unix_time_at_origin: Duration) {
         self.unix_time_at_origin = unix_time_at_origin;
     }
@@ -221,8 +221,8 @@ impl Tunnel {
         self.schedule.update(peer);
     }
 
-    /// Nothing can be sent from `address` any more: for the peers that were answered from there the route decides, until they
-    /// are heard of again.
+    /// Nothing can be sent from `address` any more: for the peers that were answered from there the route decides,
+    /// until they are heard of again.
     pub fn forget_local(&mut self, address: Ipv4Addr) {
         for peer in self.peers.iter_mut() {
             if peer.endpoint.is_some_and(|path| path.local == Some(address)) {

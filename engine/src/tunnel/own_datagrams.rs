@@ -1,10 +1,10 @@
 //! What we have sealed, known by its name on the wire, should it come back to be sealed once more.
 //!
-//! Theory of operation. A data message names its session by the index that its receiver has given out, so what we seal is known
-//! by the indices that our peers have given us, on whichever shard they live: two peers may well each get what was for the other.
-//! An index is remembered for as long as a session lives ([`REJECT_AFTER_TIME`]), at least. There are two generations of
-//! them, the older one of which goes when the younger has its age or its bound, which is seen to when an index is added: nothing
-//! has to be done when a session ends, or by a timer.
+//! Theory of operation. A data message names its session by the index that its receiver has given out, so what we seal
+//! is known by the indices that our peers have given us, on whichever shard they live: two peers may well each get what
+//! was for the other. An index is remembered for as long as a session lives ([`REJECT_AFTER_TIME`]), at least. There
+//! are two generations of them, the older one of which goes when the younger has its age or its bound, which is seen to
+//! when an index is added: nothing has to be done when a session ends, or by a timer.
 
 use std::time::Duration;
 
@@ -14,7 +14,8 @@ use hashbrown::HashSet;
 use super::timers::REJECT_AFTER_TIME;
 use crate::clock::Timestamp;
 
-/// Indices of one generation. A thousand peers have 1,500 sessions in its time; one peer that does nothing but begin new ones, 9,000.
+/// Indices of one generation. A thousand peers have 1,500 sessions in its time; one peer that does nothing but begin
+/// new ones, 9,000.
 pub const OWN_SESSIONS: usize = 65_536;
 const LIFETIME: Duration = REJECT_AFTER_TIME;
 
