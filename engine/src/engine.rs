@@ -25,13 +25,12 @@ use zeroize::Zeroizing;
 use crate::access_policy::AccessPolicy;
 use crate::clock::unix_time_at_origin;
 use crate::external::binding::Binding;
-use crate::external::next_hop::ExternalLink;
 use crate::external::reservation::{
     PortOwnership, PortProtocol, PortReservation, budget, raise_nofile_limit,
 };
 use crate::gateway::{Gateway, GatewayConfig};
 use crate::messages::{Command, EventKind, Events, MappingLog, ShardStatus};
-use crate::nat::{Endpoint, MappingQuery, MappingView, NatConfig, Proto};
+use crate::nat::{MappingQuery, MappingView, NatConfig, Proto};
 use crate::shard::{Devices, Shard};
 use crate::sys::{Context, DeviceError};
 use crate::transport::udp::{UdpOptions, UdpTransport};

@@ -325,7 +325,7 @@ impl Both {
         let now = self.now();
         let mut bytes = packet(protocol, remote, Endpoint::new(EXTERNAL, external), false);
         let mut packet = Ipv4Packet::parse(&mut bytes, 0, Offload::NONE).expect("the packet is well-formed");
-        let result = self.nat.translate_inbound(&mut packet, now).map(|_| ends(&packet).1);
+        let result = self.nat.translate_inbound(&mut packet, now).map(|()| ends(&packet).1);
         let expected = self.model.receive(protocol, external, remote);
         prop_assert_eq!(result, expected, "{:?} {} <- {}", protocol, external, remote);
         prop_assert!(packet.transport_checksum_ok());

@@ -12,14 +12,21 @@
 //! refused there is remembered with its reason, and tried again at the next change. When the interface is another one,
 //! or was away, every shard gets new sockets.
 
+use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::OwnedFd;
 use std::sync::mpsc;
 
-use super::*;
+use super::{EngineError, GatewayEngine};
 use crate::external::ExternalGateway;
+use crate::external::binding::Binding;
+use crate::external::next_hop::ExternalLink;
 use crate::external::packet_socket::{FilterRules, MAX_OTHER_PROTOCOLS};
-use crate::external::reservation::silence_protocol;
-use crate::nat::{PRIVILEGED_PORTS, PublishError};
+use crate::external::reservation::{PortProtocol, silence_protocol};
+use crate::messages::{Command, EventKind};
+use crate::nat::{Endpoint, PRIVILEGED_PORTS, Proto, PublishError};
+use crate::sys::{Context, DeviceError};
 
 /// A published port.
 #[derive(Clone, Copy, Debug)]

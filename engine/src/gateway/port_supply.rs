@@ -6,12 +6,14 @@
 //! ([`Gateway::add_ports`]). Where the reserver had fewer than were wanted, the pool leaves it in peace for
 //! [`SHORTAGE_LASTS`], and the NAT knows meanwhile that no more are to be expected.
 
+use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::*;
-use crate::external::reservation::{Batch, PortProtocol, first_ports};
-use crate::nat::{PRIVILEGED_PORTS, PortClass, PortDemand, PortOutlook};
+use super::{Gateway, HashMap};
+use crate::clock::Timestamp;
+use crate::external::reservation::{Batch, PortProtocol, ReserveRequest, first_ports};
+use crate::nat::{Endpoint, PRIVILEGED_PORTS, PortClass, PortDemand, PortOutlook, Proto};
 
 /// TCP ports of the first batch at most: a burst of that many connections finds its ports made, instead of having them made
 /// in its midst. And of any batch: reserving one takes some 6 us of the reserver's time.

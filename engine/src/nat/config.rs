@@ -41,7 +41,8 @@ pub struct NatConfig {
     pub max_new_mappings_per_second: u32,
     /// Remote endpoints that one mapping talks to.
     pub max_sessions_per_mapping: usize,
-    /// Ports that are never lent, first and last, though they are in the range: the host's programs draw theirs from them.
+    /// Ports that are never lent, first and last, though they are in the range: the host's programs draw theirs from
+    /// them.
     pub kept_ports: Option<(u16, u16)>,
     /// Whether to note which mappings begin and end, for [`Nat::take_log`](super::Nat::take_log).
     pub log_mappings: bool,
@@ -174,16 +175,9 @@ impl std::fmt::Display for Endpoint {
 pub enum Outbound {
     /// To the external interface.
     External,
-    /// Back inside (RFC 4787 REQ-9): the destination is one of our external addresses, so the caller hands the packet to
-    /// [`Nat::translate_inbound`](super::Nat::translate_inbound) of the shard that owns the destination port.
+    /// Back inside (RFC 4787 REQ-9): the destination is one of our external addresses, so the caller hands the packet
+    /// to [`Nat::translate_inbound`](super::Nat::translate_inbound) of the shard that owns the destination port.
     Hairpin,
-}
-
-/// What [`Nat::translate_inbound`](super::Nat::translate_inbound) found.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Inbound {
-    /// The client that the packet is for now: its new destination address.
-    pub client: Ipv4Addr,
 }
 
 /// The two classes of ports that a NAT does not mix (RFC 4787 REQ-3 a).

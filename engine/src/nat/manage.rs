@@ -53,8 +53,9 @@ impl Nat {
     /// Whether ports of the protocol may still come for this client.
     pub fn expects_ports(&self, protocol: Proto, client: Ipv4Addr) -> bool {
         let known = self.clients.get(client).map(|client| client.external);
-        let external =
-            known.filter(|&external| self.pools.contains(external)).or_else(|| self.home_of(client));
+        let external = known
+            .filter(|&external| self.pools.contains(external))
+            .or_else(|| self.default_external_address(client));
         external.is_none_or(|address| self.pools.more_to_come(protocol, address))
     }
 
@@ -76,8 +77,8 @@ impl Nat {
         self.pools.take_returned()
     }
 
-    /// Whether a packet from inside to this port of one of our external addresses is the NAT's (hairpinning), rather
-    /// than the host's.
+    /// Whether this port of one of our external addresses is this shard's: it was handed in, or a mapping has it. That
+    /// is asked before it is published, for then it is taken out of what the shard may lend.
     pub fn owns_port(&self, protocol: Proto, address: Ipv4Addr, port: u16) -> bool {
         let mapped = || self.table.find_external(protocol, Endpoint::new(address, port)).is_some();
         match protocol {
@@ -122,7 +123,7 @@ impl Nat {
         }
         let client = match self.clients.get(internal.address) {
             Some(client) => *client,
-            None => Client::new(self.home_of(internal.address).unwrap_or(external.address)),
+            None => Client::new(self.default_external_address(internal.address).unwrap_or(external.address)),
         };
         self.add_mapping(client, protocol, MappingKind::Published, internal, external, now);
         Ok(())
