@@ -4,6 +4,7 @@ is missing, and makes a virtual environment anew that does not work."""
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import subprocess
 from pathlib import Path
@@ -163,6 +164,42 @@ def test_another_version_of_python_gets_an_environment_of_its_own(tmp_path: Path
     assert environment.bootstrap() == ["venv", "pip"]
     (tmp_path / "requirements.lock").write_text("# other packages\n")
     assert environment.bootstrap() == ["pip"]
+
+
+@pytest.mark.parametrize("script", ["bootstrap", "install"])
+def test_a_script_helps_also_where_nothing_is_set(script: str) -> None:
+    done = subprocess.run(
+        [ROOT / "scripts" / script, "--help"],
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"scripts/{script}" in done.stdout
+
+
+@pytest.mark.parametrize("is_set", [False, True])
+def test_cargo_is_found_in_the_callers_home_also_where_home_is_not_set(tmp_path: Path, is_set: bool) -> None:
+    # As under cloud-init, or in a unit of systemd's.
+    (tmp_path / "make").write_text('#!/bin/sh\necho "$PATH"\n')
+    (tmp_path / "make").chmod(0o755)
+    home = "/home/alice" if is_set else pwd.getpwuid(os.geteuid()).pw_dir
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    commands = (
+        [ROOT / ".ci" / "run"],
+        [shutil.which("make") or "make", "--silent", "--eval", 'path: ; @echo "$$PATH"', "path"],
+    )
+    for command in commands:
+        said = subprocess.run(
+            command,
+            cwd=ROOT,
+            env={"PATH": path, **({"HOME": home} if is_set else {})},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert said.splitlines()[-1].split(":")[-1] == f"{home}/.cargo/bin"
 
 
 class Debian:
