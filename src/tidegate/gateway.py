@@ -248,7 +248,9 @@ class Gateway:
 
     async def _lock(self, state: StateDir, undo: AsyncExitStack) -> bool:
         """Takes the state directory's lock, after waiting for a command that holds it. `False` if a stop was
-        requested."""
+        requested. Warns of a directory that is not the gateway's alone."""
+        if warning := state.warning():
+            log.warning(warning)
         given_up = threading.Event()
         lock = state.lock("gateway", given_up=given_up)
         locking = asyncio.create_task(asyncio.to_thread(undo.enter_context, lock))
