@@ -129,7 +129,7 @@ class Client:
         )
         await self._remove_leftovers()  # first: those of a killed client may prevent look-ups
         self._heed_stop()
-        endpoint = await self._unless_stopped(resolve(profile.endpoint))
+        endpoint = await self._unless_stopped(resolve(profile.endpoint, profile.address.ip))
         plan = self._plan_routes(endpoint)
         self._report(
             ClientEvent(
@@ -266,34 +266,37 @@ class Client:
         while True:
             await self._lost.wait()
             began = loop.time()
-            if not await self._has_answered(engine, began):  # otherwise that was late news
+            if await self._answered(engine, began) is None:  # otherwise that was late news
                 text = f"{self._profile.endpoint} does not answer any more; still trying"
                 self._report(ClientEvent("lost", text))
-                if await self._await_answer(engine, began):
+                peer = await self._await_answer(engine, began)
+                if peer is None:
                     return
+                if peer.endpoint is not None:  # the engine follows a gateway by itself
+                    await self._move_routes(peer.endpoint)
                 seconds = loop.time() - began
                 text = f"connected to {self._profile.endpoint} again, after {seconds:.0f} s"
                 fields = {"address": str(self._profile.address.ip), "seconds": round(seconds, 3)}
                 self._report(ClientEvent("connected", text, fields))
             self._lost.clear()
 
-    async def _await_answer(self, engine: EngineClient, began: float) -> bool:
-        """Waits until the gateway has answered. Returns `True` if a stop is requested before."""
+    async def _await_answer(self, engine: EngineClient, told_at: float) -> PeerStatus | None:
+        """Waits until `_answered` has something to return. Returns `None` if a stop is requested before."""
         pause = FIRST_LOOK
-        while not await self._has_answered(engine, began):
+        while (peer := await self._answered(engine, told_at)) is None:
             if await self._supervisor.wait_for_stop(pause):
-                return True
+                return None
             pause = min(pause * 2, LAST_LOOK)
-        return False
+        return peer
 
-    async def _has_answered(self, engine: EngineClient, told_at: float) -> bool:
-        """Whether there was a handshake since the attempt of which the engine told at `told_at` (of the loop's clock).
-        `False` if the engine is too busy to say."""
+    async def _answered(self, engine: EngineClient, told_at: float) -> PeerStatus | None:
+        """The gateway, if there was a handshake since the attempt of which the engine told at `told_at` (of the loop's
+        clock); `None` also if the engine is too busy to say."""
         within = asyncio.get_running_loop().time() - told_at + NEWS_DELAY
-        return any(
-            peer.last_handshake is not None and peer.last_handshake < within
-            for peer in await peers_of(engine)
-        )
+        for peer in await peers_of(engine):
+            if peer.last_handshake is not None and peer.last_handshake < within:
+                return peer
+        return None
 
     async def _keep_routes(self) -> None:
         """Restores routes and rules that other programs remove (`renew_routes`)."""
@@ -357,16 +360,22 @@ class Client:
         """Whenever the gateway has not answered for a while: resolves its name again, and tries its other addresses.
         `before` are the host's resolvers from before the tunnel."""
         candidates = EndpointCandidates((str(endpoint), self._profile.endpoint.port))
+        told = None
         loop = asyncio.get_running_loop()
         while True:
             await self._unanswered.wait()
             event_at = loop.time()
             resolvers = await asyncio.to_thread(self._resolvers_outside, before)
             try:
-                found = await resolve_again(self._profile.endpoint, resolvers, plan.fwmark)
+                found = await resolve_again(
+                    self._profile.endpoint, resolvers, plan.fwmark, self._profile.address.ip
+                )
             except HostNetworkError as cause:
-                log.warning("the gateway does not answer, and its name cannot be resolved", cause=str(cause))
+                if str(cause) != told:
+                    told = str(cause)
+                    log.warning("the gateway does not answer, and its name gives no address", cause=told)
             else:
+                told = None
                 await self._follow(
                     engine, candidates, found, plan, within=loop.time() - event_at + NEWS_DELAY
                 )

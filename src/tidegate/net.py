@@ -52,6 +52,11 @@ def is_host_name(text: str) -> bool:
     )
 
 
+def is_connectable(address: IPv4Address) -> bool:
+    """Whether it can be one host's address, to which others send."""
+    return not (address.is_unspecified or address.is_multicast or address == BROADCAST)
+
+
 @dataclass(frozen=True, slots=True)
 class ListenAddress:
     """Where the gateway's UDP socket listens."""
@@ -102,7 +107,7 @@ class Endpoint:
             raise ValueError(f"{quoted(host)} is neither a host name nor an IPv4 address")
         endpoint = cls(host, parse_port(port))
         address = endpoint.address
-        if address is not None and (address.is_unspecified or address.is_multicast or address == BROADCAST):
+        if address is not None and not is_connectable(address):
             raise ValueError(f"{quoted(host)} is not an address that a client can connect to")
         return endpoint
 

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -324,6 +325,19 @@ def test_a_host_name_is_resolved_and_an_unknown_one_is_named(monkeypatch: pytest
     unknown = replace(PROFILE, endpoint=Endpoint("vpn.invalid", 51820))  # RFC 6761 §6.4
     with pytest.raises(HostNetworkError, match="vpn.invalid cannot be resolved"):
         asyncio.run(made(FakeEngine(), FakeClientHost(), [], unknown).run())
+
+
+def test_a_name_that_leads_to_no_gateway_ends_the_command_before_anything_is_set_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    filtered = [(socket.AF_INET, socket.SOCK_DGRAM, 17, "", ("0.0.0.0", 51820))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: filtered)
+    named, host = replace(PROFILE, endpoint=Endpoint("vpn.example", 51820)), FakeClientHost()
+    refused = r"vpn\.example resolves to 0\.0\.0\.0, which is no gateway's address; does a DNS filter"
+    with pytest.raises(HostNetworkError) as raised:
+        asyncio.run(made(FakeEngine(), host, [], named).run())
+    assert re.match(refused, str(raised.value))
+    assert host.journal == WHOLE[:2]
 
 
 @pytest.mark.usefixtures("at_a_terminal")
