@@ -4,6 +4,7 @@ use super::*;
 use crate::access_policy::AccessPolicy;
 use crate::arena::Span;
 use crate::client::{Client, ClientConfig};
+use crate::drop_reason::DropReason;
 use crate::external::next_hop::ExternalLink;
 use crate::external::reservation::PortOwnership;
 use crate::fair_queue::Owner;
@@ -13,7 +14,9 @@ use crate::messages::MappingLog;
 use crate::nat::NatConfig;
 use crate::path::Path;
 use crate::transport::MAX_TRAIN_SEGMENTS;
-use crate::tunnel::{Cipher, Outgoing, PeerConfig, Received, Tunnel, TunnelConfig, public_key};
+use crate::tunnel::{
+    Cipher, HANDSHAKE_WORK, Outgoing, PeerConfig, Received, Tunnel, TunnelConfig, public_key,
+};
 use crate::wire::test_packets::{ALICE, SERVER, Template, payload};
 use crate::wire::{CoalesceOptions, Gso, GsoKind, Ipv4Packet, Offload, VirtioNetHeader};
 
@@ -177,6 +180,21 @@ fn a_train_of_small_datagrams_pays_for_each_of_them() {
     let served: Vec<_> = std::iter::from_fn(|| trains.next(NOW)).map(|train| train.segment_size).collect();
     let small = served.iter().filter(|&&size| size == 64).count();
     assert_eq!((small, served.len() - small), (4, 8), "{served:?}: a quantum is 64 x 256 bytes four times");
+}
+
+#[test]
+fn one_train_holds_a_shard_up_for_two_handshakes_at_most() {
+    let (mut core, mut arena, mut outbox) = (gateway(), Arena::new(1), Outbox::default());
+    let (_, _, initiation) = alice();
+    let train = initiation.repeat(MAX_TRAIN_SEGMENTS);
+    receive(&mut core, &mut arena, &train, initiation.len(), &mut outbox);
+    assert_eq!(outbox.datagrams.datagrams.len(), 1, "the first one is answered");
+    assert_eq!(core.drops().get(DropReason::HandshakeRateLimited), MAX_TRAIN_SEGMENTS as u64 - 2);
+    assert_eq!(core.tunnel().take_work(), 2 * HANDSHAKE_WORK);
+    // What one train had too many is nothing against the next one.
+    let (_, _, initiation) = alice();
+    receive(&mut core, &mut arena, &initiation, initiation.len(), &mut outbox);
+    assert_eq!(core.tunnel().take_work(), HANDSHAKE_WORK);
 }
 
 /// How many of the segments of `packet`, of which as many have arrived as are read, one turn serves.
