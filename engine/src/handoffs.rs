@@ -151,7 +151,9 @@ impl Handoffs {
     pub fn collect(&mut self, now: Timestamp) {
         for mut handoff in self.arriving.try_iter().take(HANDOFF_QUEUE) {
             let (owner, price) = (handoff.owner(), price(handoff.packets(), handoff.bytes().len()));
-            self.queue.push(owner, handoff, price, now, |_| self.drops.count(DropReason::QueueShare));
+            self.queue.push(owner, handoff, price, now, |mut dropped| {
+                self.drops.add(DropReason::QueueShare, dropped.packets() as u64);
+            });
         }
     }
 
@@ -160,7 +162,9 @@ impl Handoffs {
         if self.served.reaches(TURN) {
             return None;
         }
-        let (handoff, price) = self.queue.pop(now, |_| self.drops.count(DropReason::QueueDelay))?;
+        let (handoff, price) = self.queue.pop(now, |mut dropped| {
+            self.drops.add(DropReason::QueueDelay, dropped.packets() as u64);
+        })?;
         self.served.packets += 1;
         self.served.bytes += price;
         Some(handoff)
@@ -277,6 +281,32 @@ mod tests {
         let gso = Some(Gso { kind: GsoKind::Tcp4, segment_size: size as u16 });
         let packet = Template { destination: client, ..Template::default() }.tcp(&payload(segments * size));
         Handoff::ToPeer { packet, offload: Offload { gso, ..Offload::NONE }, client }
+    }
+
+    #[test]
+    fn a_superpacket_that_dies_while_it_waits_is_counted_as_its_segments() {
+        let (sender, receiver) = mpsc::sync_channel(HANDOFF_QUEUE);
+        let mut handoffs = Handoffs::new(receiver);
+        let (mut sent, mut served) = (0, 0);
+        for ms in 0..400 {
+            let now = NOW + Duration::from_millis(ms);
+            for _ in 0..20 {
+                sender.try_send(superpacket(FLOODING, 40, 1_400)).unwrap();
+                sent += 40;
+            }
+            handoffs.collect(now);
+            served += 40 * std::iter::from_fn(|| handoffs.next(now)).count() as u64;
+            handoffs.end_turn();
+        }
+        let last = NOW + Duration::from_millis(400);
+        while handoffs.is_waiting() {
+            served += 40 * std::iter::from_fn(|| handoffs.next(last)).count() as u64;
+            handoffs.end_turn();
+        }
+        let dropped =
+            [DropReason::QueueShare, DropReason::QueueDelay].map(|reason| handoffs.drops().get(reason));
+        assert!(dropped.iter().all(|&dropped| dropped > 0), "{dropped:?}");
+        assert_eq!(served + dropped.iter().sum::<u64>(), sent);
     }
 
     #[test]

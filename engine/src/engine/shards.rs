@@ -192,9 +192,11 @@ mod tests {
     use std::os::fd::{AsFd, AsRawFd};
 
     use super::*;
-    use crate::drop_reason::DropCounters;
+    use crate::drop_reason::{DropCounters, DropReason};
     use crate::handoffs::Handoff;
     use crate::tunnel::OWN_SESSIONS;
+    use crate::wire::test_packets::{ALICE, Template, payload};
+    use crate::wire::{Gso, GsoKind, Offload};
 
     fn three_shards() -> Vec<Links> {
         let events = Events::new(EventFd::new().unwrap());
@@ -261,5 +263,20 @@ mod tests {
         shards[0].hand_over([(1, misdirected())], &mut drops);
         assert_eq!(drops.nonzero().count(), 0);
         assert_eq!(shards[0].events.take().len(), 1, "it is told");
+    }
+
+    #[test]
+    fn a_superpacket_that_the_queue_has_no_room_for_is_counted_as_its_segments() {
+        let shards = three_shards();
+        while shards[0].shards[1].queue.try_send(misdirected()).is_ok() {}
+        let gso = Some(Gso { kind: GsoKind::Tcp4, segment_size: 1_000 });
+        let superpacket = Handoff::ToPeer {
+            packet: Template::default().tcp(&payload(3_000)),
+            offload: Offload { gso, ..Offload::NONE },
+            client: ALICE,
+        };
+        let mut drops = DropCounters::default();
+        shards[0].hand_over([(1, superpacket), (1, misdirected())], &mut drops);
+        assert_eq!(drops.get(DropReason::QueueFull), 3 + 1);
     }
 }

@@ -120,6 +120,14 @@ pub struct SendFrame<'a> {
     pub slices: &'a [IoSlice<'a>],
 }
 
+impl SendFrame<'_> {
+    /// How many packets it stands for.
+    fn packets(&self) -> usize {
+        let len = self.slices.iter().map(|slice| slice.len()).sum::<usize>() + usize::from(LINK_HEADER_LEN);
+        self.header.segment_count(len.saturating_sub(self.header.headers_len()))
+    }
+}
+
 /// What the kernel counted since the last time it was asked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct PacketStatistics {
@@ -265,14 +273,14 @@ impl PacketSocket {
                     Err(error) if is_invalid(&error) && is_superpacket(&batch[i]) => refused.push(index),
                     Err(error) => {
                         full = sys::would_block(&error);
-                        outcome.lose(1, error);
+                        outcome.lose(batch[i].packets(), error);
                     }
                 }
                 if full { AfterError::Stop } else { AfterError::Skip }
             });
-            outcome.dropped += batch.len() - reported;
+            let unreported = if full { &frames[n * MAX_MESSAGES + reported..] } else { &batch[reported..] };
+            outcome.dropped += unreported.iter().map(SendFrame::packets).sum::<usize>();
             if full {
-                outcome.dropped += frames.len() - n * MAX_MESSAGES - batch.len();
                 break;
             }
         }

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::mpsc::TrySendError;
 
 use super::{HandoffSender, Links, Shard};
 use crate::clock::Timestamp;
@@ -39,10 +40,15 @@ impl Links {
         let mut reached = [false; 1 + u8::MAX as usize];
         for (shard, handoff) in handoffs {
             let shard = usize::from(shard);
-            if self.shards.get(shard).is_some_and(|other| other.queue.try_send(handoff).is_ok()) {
-                reached[shard] = true;
-            } else {
-                drops.count(DropReason::QueueFull);
+            let queued = match self.shards.get(shard) {
+                Some(other) => other.queue.try_send(handoff),
+                None => Err(TrySendError::Disconnected(handoff)),
+            };
+            match queued {
+                Ok(()) => reached[shard] = true,
+                Err(TrySendError::Full(mut handoff) | TrySendError::Disconnected(mut handoff)) => {
+                    drops.add(DropReason::QueueFull, handoff.packets() as u64);
+                }
             }
         }
         for (other, _) in self.shards.iter().zip(reached).filter(|(_, is_reached)| *is_reached) {

@@ -197,6 +197,20 @@ fn one_train_holds_a_shard_up_for_two_handshakes_at_most() {
     assert_eq!(core.tunnel().take_work(), HANDSHAKE_WORK);
 }
 
+#[test]
+fn what_a_removed_peer_had_waiting_is_counted_as_its_segments() {
+    let (mut core, mut arena, mut outbox) = (gateway(), Arena::new(1), Outbox::default());
+    let packet = Template { source: GATEWAY, destination: ALICE, ..Template::default() }.tcp(&payload(3_000));
+    let span = Span::new(0, 0..packet.len());
+    arena.get_mut(span).copy_from_slice(&packet);
+    let offload = Offload { gso: Some(Gso { kind: GsoKind::Tcp4, segment_size: 1_000 }), ..Offload::NONE };
+    core.receive_host(NOW, &mut arena, span, offload, &mut outbox);
+    assert_eq!(outbox.peers.len(), 1, "{:?}", core.drops());
+    let remove = Command::RemovePeer { public_key: public_key(&ALICE_KEY), address: ALICE };
+    core.carry_out(NOW, remove, &mut outbox);
+    assert_eq!((outbox.peers.len(), core.drops().get(DropReason::NoSuchPeer)), (0, 3));
+}
+
 /// How many of the segments of `packet`, of which as many have arrived as are read, one turn serves.
 fn segments_of_a_turn(packet: &[u8], header: VirtioNetHeader) -> usize {
     let mut arena = Arena::new(EXTERNAL_BUFFERS);

@@ -159,6 +159,11 @@ impl VirtioNetHeader {
         })
     }
 
+    /// The length of all headers of a superpacket's frame, as [`Self::for_shape`] has noted it.
+    pub fn headers_len(self) -> usize {
+        usize::from(self.hdr_len)
+    }
+
     /// How many segments `payload_len` bytes make behind the headers of a packet with this header: one, if it is no superpacket.
     pub fn segment_count(self, payload_len: usize) -> usize {
         let is_superpacket = self.gso_type & !GSO_ECN != GSO_NONE && self.gso_size > 0;
