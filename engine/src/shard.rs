@@ -475,14 +475,7 @@ impl<C: Core> Shard<C> {
 
     fn serve_datagrams(&mut self, now: Timestamp) {
         while let Some(train) = self.trains.next(now) {
-            self.core.receive_datagrams(
-                now,
-                &mut self.arena,
-                train.span,
-                train.segment_size,
-                train.from,
-                &mut self.outbox,
-            );
+            self.core.receive_datagrams(now, &mut self.arena, train, &mut self.outbox);
             self.trains.charge(self.core.tunnel().take_work());
         }
         self.core.flush_peers(now, &mut self.arena, &mut self.outbox);

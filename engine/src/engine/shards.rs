@@ -194,6 +194,7 @@ mod tests {
     use super::*;
     use crate::handoffs::Handoff;
     use crate::tunnel::OWN_SESSIONS;
+    use crate::wire::Ecn;
 
     fn three_shards() -> Vec<Links> {
         let events = Events::new(EventFd::new().unwrap());
@@ -205,6 +206,7 @@ mod tests {
         let shards = three_shards();
         let handoff = || Handoff::Misdirected {
             from: std::net::SocketAddrV4::new([192, 0, 2, 1].into(), 1).into(),
+            ecn: Ecn::NotEct,
             datagram: vec![4; 32],
         };
         while shards[0].shards[1].queue.try_send(handoff()).is_ok() {}

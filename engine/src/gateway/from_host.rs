@@ -53,15 +53,11 @@ impl Gateway {
         outbox: &mut Outbox,
     ) {
         match handoff {
-            Handoff::Initiation { from, mut datagram } | Handoff::Misdirected { from, mut datagram } => {
-                match self.tunnel.receive_forwarded(now, from, &mut datagram, &mut outbox.datagrams) {
-                    Received::Packet { peer, plaintext } => {
-                        let packet = datagram.get(plaintext).unwrap_or_default().to_vec();
-                        self.route_misdirected(now, arena, packet, peer, outbox);
-                    }
-                    Received::Drop(reason) => self.drops.count(reason),
-                    Received::Handshake { .. } | Received::Keepalive { .. } | Received::OtherShard(_) => {}
-                }
+            Handoff::Initiation { from, datagram } => {
+                self.receive_forwarded(now, arena, from, Ecn::NotEct, datagram, outbox);
+            }
+            Handoff::Misdirected { from, ecn, datagram } => {
+                self.receive_forwarded(now, arena, from, ecn, datagram, outbox);
             }
             Handoff::ToPeer { mut packet, offload, client } => {
                 let mut shape = None;
@@ -78,6 +74,25 @@ impl Gateway {
                 let origin = Origin::Owned(packet);
                 self.route_from_external(now, arena, origin, offload, Entrance::Shard, outbox);
             }
+        }
+    }
+
+    fn receive_forwarded(
+        &mut self,
+        now: Timestamp,
+        arena: &mut Arena,
+        from: Path,
+        ecn: Ecn,
+        mut datagram: Vec<u8>,
+        outbox: &mut Outbox,
+    ) {
+        match self.tunnel.receive_forwarded(now, from, &mut datagram, &mut outbox.datagrams) {
+            Received::Packet { peer, plaintext } => {
+                let packet = datagram.get(plaintext).unwrap_or_default().to_vec();
+                self.route_misdirected(now, arena, packet, ecn, peer, outbox);
+            }
+            Received::Drop(reason) => self.drops.count(reason),
+            Received::Handshake { .. } | Received::Keepalive { .. } | Received::OtherShard(_) => {}
         }
     }
 

@@ -37,19 +37,21 @@ impl Gateway {
         arena: &mut Arena,
         datagram: Span,
         from: Path,
+        ecn: Ecn,
         outbox: &mut Outbox,
     ) -> Result<(), DropReason> {
         let bytes = arena.get_mut(datagram);
         match self.tunnel.receive(now, from, bytes, &mut outbox.datagrams) {
             Received::Packet { peer, plaintext } => {
                 self.check_inner_source(peer, &bytes[plaintext.clone()])?;
+                ecn.carry_over(&mut bytes[plaintext.clone()])?;
                 self.nat.prefetch_outbound(&bytes[plaintext.clone()]);
                 let packet = datagram.skip(plaintext.start).take(plaintext.len());
                 self.coalescer.push(arena, packet, peer)
             }
             Received::Keepalive { .. } | Received::Handshake { .. } => Ok(()),
             Received::OtherShard(shard) => {
-                let handoff = Self::handoff_of(bytes, from, &mut outbox.misdirected)?;
+                let handoff = Self::handoff_of(bytes, from, ecn, &mut outbox.misdirected)?;
                 outbox.handoffs.push((shard, handoff));
                 Ok(())
             }
@@ -63,7 +65,12 @@ impl Gateway {
     /// (to shard 0) and the shorter data message right behind it, of a session that is being renewed: that one must not be
     /// lost. A forger's train may be as mixed as it likes. So a misdirected message is handed over, but queued with the unknown
     /// senders', and not so many in a turn that they fill the queue between the shards. It is judged there, a handshake response too.
-    fn handoff_of(bytes: &[u8], from: Path, misdirected: &mut usize) -> Result<Handoff, DropReason> {
+    fn handoff_of(
+        bytes: &[u8],
+        from: Path,
+        ecn: Ecn,
+        misdirected: &mut usize,
+    ) -> Result<Handoff, DropReason> {
         if is_initiation(bytes) {
             return Ok(Handoff::Initiation { from, datagram: bytes.to_vec() });
         }
@@ -71,7 +78,7 @@ impl Gateway {
         if *misdirected > MISDIRECTED_PER_TURN {
             return Err(DropReason::QueueFull);
         }
-        Ok(Handoff::Misdirected { from, datagram: bytes.to_vec() })
+        Ok(Handoff::Misdirected { from, ecn, datagram: bytes.to_vec() })
     }
 
     /// Routes a packet that another shard received for a peer of ours, at once and on its own.
@@ -79,11 +86,12 @@ impl Gateway {
         &mut self,
         now: Timestamp,
         arena: &mut Arena,
-        packet: Vec<u8>,
+        mut packet: Vec<u8>,
+        ecn: Ecn,
         peer: PeerId,
         outbox: &mut Outbox,
     ) {
-        match self.check_inner_source(peer, &packet) {
+        match self.check_inner_source(peer, &packet).and_then(|()| ecn.carry_over(&mut packet)) {
             Ok(()) => self.route_unverified(now, arena, packet, peer, outbox),
             Err(reason) => self.drops.count(reason),
         }

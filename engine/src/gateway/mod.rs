@@ -48,8 +48,9 @@ use crate::prefix::Prefix;
 use crate::rate_limit::TokenBucket;
 use crate::router::{PacketRouter, Verdict};
 use crate::traffic::{Direction, Traffic};
+use crate::transport::ReceivedTrain;
 use crate::tunnel::{PeerConfig, PeerId, Received, Tunnel, TunnelConfig};
-use crate::wire::{CoalesceOptions, Coalescer, Ipv4Packet, Offload, Shape, VirtioNetHeader};
+use crate::wire::{CoalesceOptions, Coalescer, Ecn, Ipv4Packet, Offload, Shape, VirtioNetHeader};
 
 use commands::Publication;
 use from_external::Entrance;
@@ -202,19 +203,17 @@ impl Core for Gateway {
         &mut self,
         now: Timestamp,
         arena: &mut Arena,
-        train: Span,
-        segment_size: usize,
-        from: Path,
+        train: ReceivedTrain,
         outbox: &mut Outbox,
     ) {
-        if let Err(reason) = self.check_outer_source(from.remote) {
-            return self.drops.add(reason, train.chunks(segment_size).count() as u64);
+        if let Err(reason) = self.check_outer_source(train.from.remote) {
+            return self.drops.add(reason, train.datagrams().count() as u64);
         }
-        for datagram in train.chunks(segment_size) {
+        for datagram in train.datagrams() {
             if self.coalescer.is_full() {
                 self.route_from_peers(now, arena, outbox);
             }
-            if let Err(reason) = self.receive_datagram(now, arena, datagram, from, outbox) {
+            if let Err(reason) = self.receive_datagram(now, arena, datagram, train.from, train.ecn, outbox) {
                 self.drops.count(reason);
             }
         }
