@@ -1,6 +1,7 @@
 //! Entrance 1: datagrams of the transport.
 
 use super::*;
+use crate::external::next_hop::NextHop;
 use crate::external::reservation::PortProtocol;
 use crate::source_route;
 use crate::tcp_reset;
@@ -303,7 +304,13 @@ impl Gateway {
         if self.access.denies(destination) && !self.nat.answers_visitor(packet) {
             return Some(DropReason::Denied);
         }
-        self.external.next_hop(destination).err()
+        match self.external.next_hop(destination) {
+            Ok(NextHop(neighbor)) if self.neighbors.has_failed(neighbor) => {
+                Some(DropReason::NextHopUnresolved)
+            }
+            Ok(_) => None,
+            Err(reason) => Some(reason),
+        }
     }
 
     /// Whether a packet to one of our external addresses is for a port of the NAT's (RFC 4787 REQ-9: hairpinning), rather

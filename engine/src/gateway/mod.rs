@@ -32,7 +32,7 @@ use crate::arena::{Arena, Span};
 use crate::clock::Timestamp;
 use crate::core::Core;
 use crate::drop_reason::{DropCounters, DropReason};
-use crate::external::neighbor::{Ignored, NeighborCache};
+use crate::external::neighbor::{Asker, Ignored, NeighborCache};
 use crate::external::next_hop::ExternalLink;
 use crate::external::reservation::{PortOwnership, ReserveRequest};
 use crate::fair_queue::Owner;
@@ -141,6 +141,7 @@ pub struct Gateway {
 
 /// A packet that waits for its next hop's link address.
 struct HeldFrame {
+    asker: Asker,
     packet: Vec<u8>,
     header: VirtioNetHeader,
     shape: Shape,
@@ -295,12 +296,11 @@ impl Core for Gateway {
         self.supply.expire(now);
         self.update_expectations();
         self.expire_fragments(now, outbox);
-        let drops = &mut self.drops;
-        self.neighbors.poll(
-            now,
-            |request| outbox.arp.push(request),
-            |held| drops.count_segments(DropReason::NextHopUnresolved, held.shape),
-        );
+        let mut undeliverable = Vec::new();
+        self.neighbors.poll(now, |request| outbox.arp.push(request), |held| undeliverable.push(held));
+        for held in undeliverable {
+            self.give_up(now, held, outbox);
+        }
     }
 
     fn next_wakeup(&self) -> Option<Timestamp> {
