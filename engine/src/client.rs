@@ -15,8 +15,9 @@ use crate::outbox::{Bytes, DeviceFrame, Gather, Outbox, PeerFrame};
 use crate::path::Path;
 use crate::prefix::Prefix;
 use crate::traffic::{Direction, Traffic};
+use crate::transport::ReceivedTrain;
 use crate::tunnel::{PeerConfig, PeerId, Received, Tunnel, TunnelConfig};
-use crate::wire::{CoalesceOptions, Coalescer, Ipv4Packet, Offload, VirtioNetHeader};
+use crate::wire::{CoalesceOptions, Coalescer, Ecn, Ipv4Packet, Offload, VirtioNetHeader};
 
 /// Initiations in a row without an answer from which on each is told: the first of them is at least 15 s old then.
 const UNANSWERED: u32 = 4;
@@ -70,10 +71,13 @@ impl Client {
         arena: &mut Arena,
         datagram: Span,
         from: Path,
+        ecn: Ecn,
         outbox: &mut Outbox,
     ) -> Result<(), DropReason> {
-        match self.tunnel.receive(now, from, arena.get_mut(datagram), &mut outbox.datagrams) {
+        let bytes = arena.get_mut(datagram);
+        match self.tunnel.receive(now, from, bytes, &mut outbox.datagrams) {
             Received::Packet { plaintext, .. } => {
+                ecn.carry_over(&mut bytes[plaintext.clone()])?;
                 let packet = datagram.skip(plaintext.start).take(plaintext.len());
                 self.coalescer.push(arena, packet, ())
             }
@@ -93,16 +97,14 @@ impl Core for Client {
         &mut self,
         now: Timestamp,
         arena: &mut Arena,
-        train: Span,
-        segment_size: usize,
-        from: Path,
+        train: ReceivedTrain,
         outbox: &mut Outbox,
     ) {
-        for datagram in train.chunks(segment_size) {
+        for datagram in train.datagrams() {
             if self.coalescer.is_full() {
                 self.flush_peers(now, arena, outbox);
             }
-            if let Err(reason) = self.receive_datagram(now, arena, datagram, from, outbox) {
+            if let Err(reason) = self.receive_datagram(now, arena, datagram, train.from, train.ecn, outbox) {
                 self.drops.count(reason);
             }
         }

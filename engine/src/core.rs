@@ -10,20 +10,18 @@ use crate::fair_queue::Owner;
 use crate::handoffs::Handoff;
 use crate::messages::{Command, ShardStatus};
 use crate::outbox::Outbox;
-use crate::path::Path;
+use crate::transport::ReceivedTrain;
 use crate::tunnel::{PeerId, Tunnel};
 use crate::wire::Offload;
 
 /// A packet core without I/O: packets and `now` come in as arguments, packets and the next wake-up come out.
 pub trait Core {
-    /// Takes a train of datagrams of `segment_size` bytes each (the last may be shorter).
+    /// Takes a train of datagrams.
     fn receive_datagrams(
         &mut self,
         now: Timestamp,
         arena: &mut Arena,
-        train: Span,
-        segment_size: usize,
-        from: Path,
+        train: ReceivedTrain,
         outbox: &mut Outbox,
     );
 

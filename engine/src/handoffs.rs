@@ -18,7 +18,7 @@ use crate::drop_reason::{DropCounters, DropReason};
 use crate::fair_queue::{Amount, FairQueue, Owner, QUANTUM, price};
 use crate::path::Path;
 use crate::tunnel::OWN_SESSIONS;
-use crate::wire::{Ipv4Packet, Offload};
+use crate::wire::{Ecn, Ipv4Packet, Offload};
 
 /// Handoffs that may wait before a shard, and again inside it.
 pub const HANDOFF_QUEUE: usize = 1_024;
@@ -41,6 +41,8 @@ pub enum Handoff {
     Misdirected {
         /// Where the datagram comes from.
         from: Path,
+        /// What the network wrote onto it.
+        ecn: Ecn,
         /// The datagram.
         datagram: Vec<u8>,
     },
@@ -212,7 +214,8 @@ mod tests {
 
     /// Forged data, for a session of ours, in a train that the kernel steered elsewhere.
     fn misdirected() -> Handoff {
-        Handoff::Misdirected { from: SocketAddrV4::new(OUTSIDE, 1).into(), datagram: vec![4; 32] }
+        let from = SocketAddrV4::new(OUTSIDE, 1).into();
+        Handoff::Misdirected { from, ecn: Ecn::NotEct, datagram: vec![4; 32] }
     }
 
     /// In what place of the order each is served to which `is_it` applies.

@@ -505,7 +505,7 @@ fn serve_trains(
     outbox: &mut Outbox,
 ) {
     while let Some(train) = trains.next(now) {
-        core.receive_datagrams(now, arena, train.span, train.segment_size, train.from, outbox);
+        core.receive_datagrams(now, arena, train, outbox);
         trains.charge(core.tunnel().take_work());
     }
     core.flush_peers(now, arena, outbox);

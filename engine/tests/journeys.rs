@@ -10,6 +10,8 @@
 
 #[path = "journeys/access.rs"]
 mod access;
+#[path = "journeys/congestion.rs"]
+mod congestion;
 #[path = "journeys/errors.rs"]
 mod errors;
 #[path = "journeys/faults.rs"]

@@ -8,9 +8,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +32,7 @@ pytestmark = pytest.mark.namespaces
 
 OTHER_ROUTER, OTHER_ROUTER_MAC = "203.0.113.10", "02:00:5e:00:01:0a"
 OTHER_FACE = "203.0.113.77"
-SLOW_NEIGHBOUR = "203.0.113.11"
+SLOW_NEIGHBOUR, SWITCHED_OFF = "203.0.113.11", "203.0.113.12"
 CONTAINERS = "172.17.0.1"
 RECOVERY = 12.0
 """Seconds, generous for a busy machine: what is waited for takes one or two."""
@@ -176,6 +178,20 @@ def test_nothing_of_a_burst_is_lost_while_a_new_neighbour_is_resolved(scene: Sce
         internet.sysctl("net.ipv4.conf.all.arp_ignore", "1")
         assert sorted(client.recv(1000) for _ in burst) == burst
     echo.stop()
+
+
+def test_who_connects_to_a_host_that_is_switched_off_is_told_so_within_seconds(scene: Scene) -> None:
+    def attempt() -> int:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
+            client.settimeout(RECOVERY)
+            return client.connect_ex((SWITCHED_OFF, 80))
+
+    assert scene.lab.client.call(attempt) == errno.EHOSTUNREACH, "when three requests were not answered"
+    ports = scene.gateway.status()["mappings"]["tcp"]
+    began = time.monotonic()
+    assert scene.lab.client.call(attempt) == errno.EHOSTUNREACH
+    assert time.monotonic() - began < 1, "it is known by now"
+    assert scene.gateway.status()["mappings"]["tcp"] == ports, "no port is lent for it"
 
 
 def test_a_router_that_was_replaced_is_found_at_its_new_link_address(scene: Scene) -> None:

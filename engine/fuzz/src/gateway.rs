@@ -19,9 +19,10 @@ use tidegate_engine::handoffs::Handoff;
 use tidegate_engine::messages::{Command, Events, MappingLog};
 use tidegate_engine::nat::{Endpoint, MappingQuery, Proto};
 use tidegate_engine::outbox::{DeviceFrame, Outbox, TrainBuffer, send_to_peers};
+use tidegate_engine::transport::ReceivedTrain;
 use tidegate_engine::tunnel::{Outgoing, PeerId, Received, Sealer, Tunnel};
 use tidegate_engine::wake::EventFd;
-use tidegate_engine::wire::{CoalesceOptions, Ipv4Packet, Offload};
+use tidegate_engine::wire::{CoalesceOptions, Ecn, Ipv4Packet, Offload};
 
 use super::packets::{address_at, answer, icmp_error, mend};
 use super::script::Script;
@@ -178,7 +179,7 @@ impl World {
                 let bytes = packet(script, from, EXTERNAL);
                 let handoff = match script.byte() % 4 {
                     0 => Handoff::Initiation { from: STRANGER.into(), datagram: bytes },
-                    3 => Handoff::Misdirected { from: STRANGER.into(), datagram: bytes },
+                    3 => Handoff::Misdirected { from: STRANGER.into(), ecn: Ecn::NotEct, datagram: bytes },
                     1 => {
                         Handoff::ToPeer { packet: bytes, offload: virtio(script), client: client_address(0) }
                     }
@@ -260,7 +261,8 @@ impl World {
     fn receive_more(&mut self, train: &[u8], segment_size: usize, from: SocketAddrV4) {
         let span = self.store(train);
         let (now, outbox) = (self.now, &mut self.outbox);
-        self.gateway.receive_datagrams(now, &mut self.arena, span, segment_size, from.into(), outbox);
+        let train = ReceivedTrain { span, segment_size, from: from.into(), ecn: Ecn::NotEct };
+        self.gateway.receive_datagrams(now, &mut self.arena, train, outbox);
         self.datagrams += 1;
         assert!(self.datagrams < STORM, "datagrams without end");
     }

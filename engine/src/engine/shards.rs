@@ -196,7 +196,7 @@ mod tests {
     use crate::handoffs::Handoff;
     use crate::tunnel::OWN_SESSIONS;
     use crate::wire::test_packets::{ALICE, Template, payload};
-    use crate::wire::{Gso, GsoKind, Offload};
+    use crate::wire::{Ecn, Gso, GsoKind, Offload};
 
     fn three_shards() -> Vec<Links> {
         let events = Events::new(EventFd::new().unwrap());
@@ -206,6 +206,7 @@ mod tests {
     fn misdirected() -> Handoff {
         Handoff::Misdirected {
             from: std::net::SocketAddrV4::new([192, 0, 2, 1].into(), 1).into(),
+            ecn: Ecn::NotEct,
             datagram: vec![4; 32],
         }
     }

@@ -9,7 +9,8 @@
 //! neighbour is asked there, and only if it is silent for a second is it resolved anew. So a router that was replaced is
 //! found about a second after its successor has said anything, and one that is there cannot be supplanted.
 //!
-//! An entry's life: *resolving* (three broadcast requests, a second apart), then *known*, or *failed* for five seconds.
+//! An entry's life: *resolving* (three broadcast requests, a second apart), then *known*, or *failed* for five seconds, in which who
+//! wants to send there is to be told so ([`NeighborCache::has_failed`]).
 //! A known neighbour that is still in use after 30 seconds is asked again, by unicast, while packets go on; if it does
 //! not answer three times, it is resolved anew. A neighbour that is not used for 60 seconds is forgotten.
 //!
@@ -99,6 +100,8 @@ pub struct NeighborCache<P> {
     link: ExternalLink,
     entries: HashMap<Ipv4Addr, Entry<P>>,
     shares: Shares,
+    /// How many of them do not answer: mostly none, and then no packet costs a look-up.
+    failed: usize,
     wakeup: Option<Timestamp>,
 }
 
@@ -137,7 +140,7 @@ struct Asking {
 impl<P> NeighborCache<P> {
     /// An empty cache of this interface.
     pub fn new(link: ExternalLink) -> Self {
-        Self { link, entries: HashMap::new(), shares: Shares::default(), wakeup: None }
+        Self { link, entries: HashMap::new(), shares: Shares::default(), failed: 0, wakeup: None }
     }
 
     /// Looks a neighbour up, and begins to ask for it, on behalf of `asker`, where needed.
@@ -156,6 +159,12 @@ impl<P> NeighborCache<P> {
             State::Resolving(_) => Resolution::Pending,
             State::Failed { .. } => Resolution::Failed,
         }
+    }
+
+    /// Whether the neighbour has been asked for and does not answer. Nobody is asked for it now.
+    pub fn has_failed(&self, neighbor: Ipv4Addr) -> bool {
+        let is_failed = |entry: &Entry<P>| matches!(entry.state, State::Failed { .. });
+        self.failed > 0 && self.entries.get(&neighbor).is_some_and(is_failed)
     }
 
     /// Keeps a packet of `asker`, of so many bytes, until the neighbour is known.
@@ -222,7 +231,8 @@ impl<P> NeighborCache<P> {
             return;
         }
         let mut wakeup: Option<Timestamp> = None;
-        let Self { link, entries, shares, .. } = self;
+        let Self { link, entries, shares, failed, .. } = self;
+        *failed = 0;
         let crowded = entries.len() >= CROWDED;
         entries.retain(|&neighbor, entry| {
             let hurries = crowded && link.router != Some(neighbor);
@@ -231,6 +241,7 @@ impl<P> NeighborCache<P> {
             if matches!(entry.state, State::Failed { .. }) {
                 entry.release(shares).into_iter().for_each(|held| undeliverable(held.packet));
                 due = due.filter(|_| !hurries);
+                *failed += usize::from(due.is_some());
             }
             wakeup = match (wakeup, due) {
                 (Some(wakeup), Some(due)) => Some(wakeup.min(due)),

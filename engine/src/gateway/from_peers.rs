@@ -8,6 +8,7 @@ use super::refusal::Refusal;
 use crate::arena::{Arena, Span};
 use crate::clock::Timestamp;
 use crate::drop_reason::DropReason;
+use crate::external::next_hop::NextHop;
 use crate::external::reservation::PortProtocol;
 use crate::handoffs::Handoff;
 use crate::nat::{Outbound, Proto};
@@ -17,7 +18,7 @@ use crate::router::Verdict;
 use crate::traffic::Direction;
 use crate::transport::MAX_TRAIN_SEGMENTS;
 use crate::tunnel::{PeerId, Received, is_initiation};
-use crate::wire::{Ipv4Packet, Offload, protocol};
+use crate::wire::{Ecn, Ipv4Packet, Offload, protocol};
 use crate::{mss, source_route};
 
 /// Messages for sessions of other shards that one turn hands over at most: one train, should the kernel deliver a whole
@@ -42,19 +43,21 @@ impl Gateway {
         arena: &mut Arena,
         datagram: Span,
         from: Path,
+        ecn: Ecn,
         outbox: &mut Outbox,
     ) -> Result<(), DropReason> {
         let bytes = arena.get_mut(datagram);
         match self.tunnel.receive(now, from, bytes, &mut outbox.datagrams) {
             Received::Packet { peer, plaintext } => {
                 self.check_inner_source(peer, &bytes[plaintext.clone()])?;
+                ecn.carry_over(&mut bytes[plaintext.clone()])?;
                 self.nat.prefetch_outbound(&bytes[plaintext.clone()]);
                 let packet = datagram.skip(plaintext.start).take(plaintext.len());
                 self.coalescer.push(arena, packet, peer)
             }
             Received::Keepalive { .. } | Received::Handshake { .. } => Ok(()),
             Received::OtherShard(shard) => {
-                let handoff = Self::handoff_of(bytes, from, &mut outbox.misdirected)?;
+                let handoff = Self::handoff_of(bytes, from, ecn, &mut outbox.misdirected)?;
                 outbox.handoffs.push((shard, handoff));
                 Ok(())
             }
@@ -69,7 +72,12 @@ impl Gateway {
     /// one must not be lost. A forger's train may be as mixed as it likes. So a misdirected message is handed over, but
     /// queued with the unknown senders', and not so many in a turn that they fill the queue between the shards. It is
     /// judged there, a handshake response too.
-    fn handoff_of(bytes: &[u8], from: Path, misdirected: &mut usize) -> Result<Handoff, DropReason> {
+    fn handoff_of(
+        bytes: &[u8],
+        from: Path,
+        ecn: Ecn,
+        misdirected: &mut usize,
+    ) -> Result<Handoff, DropReason> {
         if is_initiation(bytes) {
             return Ok(Handoff::Initiation { from, datagram: bytes.to_vec() });
         }
@@ -77,7 +85,7 @@ impl Gateway {
         if *misdirected > MISDIRECTED_PER_TURN {
             return Err(DropReason::QueueFull);
         }
-        Ok(Handoff::Misdirected { from, datagram: bytes.to_vec() })
+        Ok(Handoff::Misdirected { from, ecn, datagram: bytes.to_vec() })
     }
 
     /// Routes a packet that did not come through the coalescer, which verifies the others' transport checksums.
@@ -267,7 +275,13 @@ impl Gateway {
         if self.access.denies(destination) && !self.nat.answers_visitor(packet) {
             return Some(DropReason::Denied);
         }
-        self.external.next_hop(destination).err()
+        match self.external.next_hop(destination) {
+            Ok(NextHop(neighbor)) if self.neighbors.has_failed(neighbor) => {
+                Some(DropReason::NextHopUnresolved)
+            }
+            Ok(_) => None,
+            Err(reason) => Some(reason),
+        }
     }
 
     /// Whether a packet to one of our external addresses is for a port of the NAT's (RFC 4787 REQ-9: hairpinning),

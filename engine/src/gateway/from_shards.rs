@@ -10,8 +10,9 @@ use crate::clock::Timestamp;
 use crate::drop_reason::DropReason;
 use crate::handoffs::Handoff;
 use crate::outbox::Outbox;
+use crate::path::Path;
 use crate::tunnel::{PeerHome, PeerId, Received};
-use crate::wire::Ipv4Packet;
+use crate::wire::{Ecn, Ipv4Packet};
 
 impl Gateway {
     /// Routes what another shard found to belong here.
@@ -23,15 +24,11 @@ impl Gateway {
         outbox: &mut Outbox,
     ) {
         match handoff {
-            Handoff::Initiation { from, mut datagram } | Handoff::Misdirected { from, mut datagram } => {
-                match self.tunnel.receive_forwarded(now, from, &mut datagram, &mut outbox.datagrams) {
-                    Received::Packet { peer, plaintext } => {
-                        let packet = datagram.get(plaintext).unwrap_or_default().to_vec();
-                        self.route_misdirected(now, arena, packet, peer, outbox);
-                    }
-                    Received::Drop(reason) => self.drops.count(reason),
-                    Received::Handshake { .. } | Received::Keepalive { .. } | Received::OtherShard(_) => {}
-                }
+            Handoff::Initiation { from, datagram } => {
+                self.receive_forwarded(now, arena, from, Ecn::NotEct, datagram, outbox);
+            }
+            Handoff::Misdirected { from, ecn, datagram } => {
+                self.receive_forwarded(now, arena, from, ecn, datagram, outbox);
             }
             Handoff::ToPeer { mut packet, offload, client } => {
                 let mut shape = None;
@@ -51,16 +48,36 @@ impl Gateway {
         }
     }
 
+    fn receive_forwarded(
+        &mut self,
+        now: Timestamp,
+        arena: &mut Arena,
+        from: Path,
+        ecn: Ecn,
+        mut datagram: Vec<u8>,
+        outbox: &mut Outbox,
+    ) {
+        match self.tunnel.receive_forwarded(now, from, &mut datagram, &mut outbox.datagrams) {
+            Received::Packet { peer, plaintext } => {
+                let packet = datagram.get(plaintext).unwrap_or_default().to_vec();
+                self.route_misdirected(now, arena, packet, ecn, peer, outbox);
+            }
+            Received::Drop(reason) => self.drops.count(reason),
+            Received::Handshake { .. } | Received::Keepalive { .. } | Received::OtherShard(_) => {}
+        }
+    }
+
     /// Routes a packet that another shard received for a peer of ours, at once and on its own.
     fn route_misdirected(
         &mut self,
         now: Timestamp,
         arena: &mut Arena,
-        packet: Vec<u8>,
+        mut packet: Vec<u8>,
+        ecn: Ecn,
         peer: PeerId,
         outbox: &mut Outbox,
     ) {
-        match self.check_inner_source(peer, &packet) {
+        match self.check_inner_source(peer, &packet).and_then(|()| ecn.carry_over(&mut packet)) {
             Ok(()) => self.route_unverified(now, arena, packet, peer, outbox),
             Err(reason) => self.drops.count(reason),
         }

@@ -12,6 +12,7 @@ use crate::external::neighbor::{Asker, Resolution};
 use crate::external::next_hop::NextHop;
 use crate::fragment::fragmentation::Fragments;
 use crate::handoffs::Handoff;
+use crate::icmp_error::IcmpErrorKind;
 use crate::outbox::{Bytes, DeviceFrame, Gather, Outbox, PeerFrame};
 use crate::traffic::Direction;
 use crate::tunnel::{PeerHome, PeerId};
@@ -231,7 +232,7 @@ impl Gateway {
             Resolution::Pending => {
                 let packet = outbox.to_vec(&packet, arena);
                 let bytes = packet.len();
-                let held = HeldFrame { packet, header, shape };
+                let held = HeldFrame { asker, packet, header, shape };
                 if self.neighbors.hold(next_hop, asker, held, bytes).is_err() {
                     self.drops.count_segments(DropReason::NextHopUnresolved, shape);
                 }
@@ -250,7 +251,7 @@ impl Gateway {
         held: HeldFrame,
         outbox: &mut Outbox,
     ) {
-        let HeldFrame { packet, header, shape } = held;
+        let HeldFrame { packet, header, shape, .. } = held;
         match self.neighbors.resolve(neighbor, None, now) {
             Resolution::Known(destination_mac) => {
                 let packet = Gather::whole(Bytes::Owned(packet));
@@ -259,6 +260,28 @@ impl Gateway {
             Resolution::Pending | Resolution::Failed => {
                 self.drops.count_segments(DropReason::NextHopUnresolved, shape);
             }
+        }
+    }
+
+    /// Gives up a packet whose next hop does not answer, and tells the client that sent it (RFC 1812 §5.2.7.1): about
+    /// the packet as it was before the NAT, which translates the error as it does one from outside.
+    pub(super) fn give_up(&mut self, now: Timestamp, held: HeldFrame, outbox: &mut Outbox) {
+        let HeldFrame { asker, mut packet, shape, .. } = held;
+        self.drops.count_segments(DropReason::NextHopUnresolved, shape);
+        let Some(&PeerHome::Here(peer)) = asker.and_then(|client| self.homes.get(&client)) else { return };
+        let mut answer = Vec::new();
+        let is_due = Ipv4Packet::parse(&mut packet, 0, shape.offload()).is_ok_and(|packet| {
+            let kind = IcmpErrorKind::HostUnreachable;
+            self.icmp_errors.build(kind, &packet, self.gateway_address, now, &mut answer)
+        });
+        if !is_due {
+            return;
+        }
+        let translated = Ipv4Packet::parse(&mut answer, 0, Offload::NONE)
+            .and_then(|mut error| self.nat.translate_inbound(&mut error, now));
+        match translated {
+            Ok(()) => self.answer_peer(peer, answer, outbox),
+            Err(reason) => self.drops.count(reason),
         }
     }
 

@@ -37,7 +37,7 @@ use crate::arena::{Arena, Span};
 use crate::clock::Timestamp;
 use crate::core::Core;
 use crate::drop_reason::{DropCounters, DropReason};
-use crate::external::neighbor::{Ignored, NeighborCache};
+use crate::external::neighbor::{Asker, Ignored, NeighborCache};
 use crate::external::next_hop::ExternalLink;
 use crate::external::reservation::{PortOwnership, ReserveRequest};
 use crate::fair_queue::Owner;
@@ -47,11 +47,11 @@ use crate::icmp_error::IcmpErrors;
 use crate::messages::{Command, MappingLog, ShardStatus};
 use crate::nat::{Endpoint, Nat, NatConfig, Proto, ShardSlice};
 use crate::outbox::Outbox;
-use crate::path::Path;
 use crate::prefix::Prefix;
 use crate::rate_limit::TokenBucket;
 use crate::router::PacketRouter;
 use crate::traffic::Traffic;
+use crate::transport::ReceivedTrain;
 use crate::tunnel::{HANDSHAKE_WORK, PeerHome, PeerId, Tunnel, TunnelConfig, is_handshake};
 use crate::wire::{CoalesceOptions, Coalescer, Offload, Shape, VirtioNetHeader};
 
@@ -143,6 +143,7 @@ pub struct Gateway {
 
 /// A packet that waits for its next hop's link address.
 struct HeldFrame {
+    asker: Asker,
     packet: Vec<u8>,
     header: VirtioNetHeader,
     shape: Shape,
@@ -205,16 +206,14 @@ impl Core for Gateway {
         &mut self,
         now: Timestamp,
         arena: &mut Arena,
-        train: Span,
-        segment_size: usize,
-        from: Path,
+        train: ReceivedTrain,
         outbox: &mut Outbox,
     ) {
-        if let Err(reason) = self.check_outer_source(from.remote) {
-            return self.drops.add(reason, train.chunks(segment_size).count() as u64);
+        if let Err(reason) = self.check_outer_source(train.from.remote) {
+            return self.drops.add(reason, train.datagrams().count() as u64);
         }
         let work_before = self.tunnel.work();
-        for datagram in train.chunks(segment_size) {
+        for datagram in train.datagrams() {
             if self.coalescer.is_full() {
                 self.route_from_peers(now, arena, outbox);
             }
@@ -223,7 +222,7 @@ impl Core for Gateway {
                 self.drops.count(DropReason::HandshakeRateLimited);
                 continue;
             }
-            if let Err(reason) = self.receive_datagram(now, arena, datagram, from, outbox) {
+            if let Err(reason) = self.receive_datagram(now, arena, datagram, train.from, train.ecn, outbox) {
                 self.drops.count(reason);
             }
         }
@@ -306,12 +305,11 @@ impl Core for Gateway {
         self.supply.expire(now);
         self.update_expectations();
         self.expire_fragments(now, outbox);
-        let drops = &mut self.drops;
-        self.neighbors.poll(
-            now,
-            |request| outbox.arp.push(request),
-            |held| drops.count_segments(DropReason::NextHopUnresolved, held.shape),
-        );
+        let mut undeliverable = Vec::new();
+        self.neighbors.poll(now, |request| outbox.arp.push(request), |held| undeliverable.push(held));
+        for held in undeliverable {
+            self.give_up(now, held, outbox);
+        }
     }
 
     fn next_wakeup(&self) -> Option<Timestamp> {

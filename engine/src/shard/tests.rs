@@ -18,7 +18,7 @@ use crate::tunnel::{
     Cipher, HANDSHAKE_WORK, Outgoing, PeerConfig, Received, Tunnel, TunnelConfig, public_key,
 };
 use crate::wire::test_packets::{ALICE, SERVER, Template, payload};
-use crate::wire::{CoalesceOptions, Gso, GsoKind, Ipv4Packet, Offload, VirtioNetHeader};
+use crate::wire::{CoalesceOptions, Ecn, Gso, GsoKind, Ipv4Packet, Offload, VirtioNetHeader};
 
 const NOW: Timestamp = Timestamp::from_secs(10);
 const BOB: Ipv4Addr = Ipv4Addr::new(10, 66, 77, 3);
@@ -89,9 +89,8 @@ fn gateway() -> Gateway {
 
 /// Puts what was sent back to back into the arena, and lets the core receive it.
 fn receive(core: &mut impl Core, arena: &mut Arena, train: &[u8], segment_size: usize, outbox: &mut Outbox) {
-    let span = Span::new(0, 0..train.len());
-    arena.get_mut(span).copy_from_slice(train);
-    core.receive_datagrams(NOW, arena, span, segment_size, ALICE_ENDPOINT.into(), outbox);
+    let train = train_in(arena, crate::arena::Slot { buffer: 0, start: 0 }, train, segment_size);
+    core.receive_datagrams(NOW, arena, train, outbox);
 }
 
 /// Alice, and the initiation with which she begins.
@@ -121,7 +120,7 @@ fn small_train(alice: &mut Tunnel, gateway: PeerId, ports: Range<u16>) -> Vec<u8
 fn train_in(arena: &mut Arena, slot: crate::arena::Slot, bytes: &[u8], segment_size: usize) -> ReceivedTrain {
     let span = Span::new(slot.buffer, slot.start..slot.start + bytes.len());
     arena.get_mut(span).copy_from_slice(bytes);
-    ReceivedTrain { span, segment_size, from: Path::from(ALICE_ENDPOINT) }
+    ReceivedTrain { span, segment_size, from: Path::from(ALICE_ENDPOINT), ecn: Ecn::NotEct }
 }
 
 #[test]

@@ -24,10 +24,13 @@ pub(crate) const SOL_UDP: c_int = 17;
 #[repr(C, align(8))]
 struct Control([u8; CONTROL_SIZE]);
 
-/// Room for `UDP_SEGMENT`, or `UDP_GRO`, and `IP_PKTINFO`.
-const CONTROL_SIZE: usize = 64;
+/// Room for `UDP_SEGMENT`, or `UDP_GRO`, for `IP_PKTINFO` and for `IP_TOS`, which is one byte.
+const CONTROL_SIZE: usize = 80;
 const _: () = assert!(
-    control_align(CONTROL_HEADER + 4) + control_align(CONTROL_HEADER + PACKET_INFO_SIZE) <= CONTROL_SIZE
+    control_align(CONTROL_HEADER + 4)
+        + control_align(CONTROL_HEADER + PACKET_INFO_SIZE)
+        + control_align(CONTROL_HEADER + 1)
+        <= CONTROL_SIZE
 );
 /// `struct in_pktinfo` of ip(7): the interface's index, then two addresses.
 const PACKET_INFO_SIZE: usize = 12;
@@ -157,6 +160,11 @@ impl ReceiveBatch {
     /// message was sent, or, if that was a broadcast (`ipi_addr` has it), the one that the kernel would answer it from.
     pub(crate) fn local(&self, message: usize) -> Option<Ipv4Addr> {
         packet_info_local(self.control(message))
+    }
+
+    /// The type-of-service byte with which the message came, if `IP_RECVTOS` is on.
+    pub(crate) fn tos(&self, message: usize) -> Option<u8> {
+        find_control(self.control(message), libc::IPPROTO_IP, libc::IP_TOS)?.first().copied()
     }
 
     /// The ancillary data of the message.

@@ -10,6 +10,7 @@ use std::os::fd::AsFd;
 use crate::arena::{Arena, Slot, Span};
 use crate::intake::Arrival;
 use crate::path::Path;
+use crate::wire::Ecn;
 
 pub mod udp;
 
@@ -30,6 +31,8 @@ pub struct ReceivedTrain {
     pub segment_size: usize,
     /// Where it comes from, and to which of our addresses it was sent, as far as the transport can tell.
     pub from: Path,
+    /// What the network wrote onto all of its datagrams; not ECN-capable where the transport cannot tell.
+    pub ecn: Ecn,
 }
 
 impl ReceivedTrain {

@@ -28,6 +28,7 @@ use crate::sys::batch::{
     AfterError, Body, Head, MAX_MESSAGES, Message, ReceiveBatch, SOL_UDP, SendBatch, send_one,
 };
 use crate::sys::{self, Buffer, Context, DeviceError, SocketAddress};
+use crate::wire::Ecn;
 
 /// How to open the socket.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -106,6 +107,8 @@ impl UdpTransport {
         if options.sticky_source && listen.ip().is_unspecified() {
             set(libc::IPPROTO_IP, libc::IP_PKTINFO, 1, "IP_PKTINFO")?;
         }
+        // Where it is refused, the ECN field cannot be told, and the tunnel does without, as it would if nobody marked anything.
+        sys::set_option(socket, libc::IPPROTO_IP, libc::IP_RECVTOS, 1u32).ok();
         // A kernel that knows UDP_SEGMENT accepts the size 0, which means "off".
         let gso = options.gso && sys::set_option(socket, SOL_UDP, libc::UDP_SEGMENT, 0u32).is_ok();
         let gro = options.gro && sys::set_option(socket, SOL_UDP, libc::UDP_GRO, 1u32).is_ok();
@@ -265,10 +268,12 @@ impl Transport for UdpTransport {
             let remote = self.incoming.from(i).to_inet()?;
             let from = Path { remote, local: self.incoming.local(i) };
             let segment_size = self.incoming.gro_segment_size(i).unwrap_or(len).min(len);
+            let ecn = self.incoming.tos(i).map_or(Ecn::NotEct, Ecn::of_tos);
             Some(ReceivedTrain {
                 span: Span::new(slot.buffer, slot.start..slot.start + len),
                 segment_size,
                 from,
+                ecn,
             })
         }));
         Ok(received)

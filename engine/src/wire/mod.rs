@@ -5,6 +5,7 @@
 
 pub mod checksum;
 pub mod coalesce;
+pub mod ecn;
 pub mod ipv4;
 pub mod offload;
 pub mod shape;
@@ -13,6 +14,7 @@ pub mod split;
 pub(crate) mod test_packets;
 
 pub use coalesce::{CoalesceOptions, Coalescer, Gathered};
+pub use ecn::Ecn;
 pub use ipv4::{Ipv4Packet, Transport, protocol};
 pub use offload::{ChecksumState, Gso, GsoKind, Offload, VirtioNetHeader};
 pub use shape::Shape;

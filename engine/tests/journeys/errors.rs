@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tidegate_engine::drop_reason::DropReason;
 use tidegate_engine::nat::{NatConfig, Proto};
+use tidegate_engine::wire::CoalesceOptions;
 
 use super::flow::{Flow, HTTPS};
 use super::packets::*;
@@ -256,6 +257,72 @@ fn a_destination_without_a_route_is_told_to_be_unreachable() {
     assert_eq!(world.status(0).mappings, [0, 0, 3], "no port was wasted on it");
     world.send(0, &Ip::udp(here(0), endpoint(NEIGHBOUR, ECHO_PORT), b"neighbours are reached"));
     assert_eq!(world.take_one(0).source, NEIGHBOUR);
+}
+
+#[test]
+fn a_neighbour_that_does_not_answer_is_told_to_be_unreachable() {
+    for shards in [1, 2] {
+        let mut world = World::with_shards(shards).connected();
+        let mappings = world.mappings();
+        world.arp_is_silent = true;
+        for client in 0..3 {
+            let began = world.now;
+            let to = endpoint(Ipv4Addr::new(203, 0, 113, 80 + client as u8), 443);
+            let syn = |port| {
+                let header = Tcp { sequence: 7_000, flags: SYN, window: 500, ..Tcp::default() };
+                Ip::tcp(endpoint(client_address(client), port), to, &header, &[])
+            };
+            let is_told = |world: &mut World, port| {
+                let error = world.take_one(client);
+                assert_eq!((error.source, error.icmp()), (GATEWAY, (3, 1)), "RFC 1812 §5.2.7.1");
+                let quoted = error.quoted();
+                assert_eq!((quoted.from(), quoted.to()), (syn(port).from(), to));
+                assert_eq!(word(&quoted.body, 4), 7_000, "the sequence number");
+            };
+            world.send(client, &syn(50_000));
+            assert!(world.take(client).is_empty(), "it may answer yet");
+            world.pass(Duration::from_secs(3));
+            is_told(&mut world, 50_000);
+            let held = world.mappings();
+            assert_eq!(held, mappings + client + 1);
+            // Whoever asks again while it is known not to answer is told at once, and no port is lent for it.
+            for port in [50_000, 50_001] {
+                world.send(client, &syn(port));
+                is_told(&mut world, port);
+            }
+            assert_eq!((world.mappings(), world.now.since(began)), (held, Duration::from_secs(3)));
+            world.ping(client, SERVER);
+            assert_eq!(world.take_one(client).source, SERVER, "all others are reached");
+            world.take_outside();
+        }
+        assert_eq!(world.drops(), [("next_hop_unresolved", 9)].into());
+        // After a while it is asked for again.
+        world.pass(Duration::from_secs(5));
+        world.arp_is_silent = false;
+        let to = Ipv4Addr::new(203, 0, 113, 80);
+        world.ping(0, to);
+        assert_eq!(world.take_one(0).source, to);
+    }
+}
+
+#[test]
+fn a_router_that_does_not_answer_makes_what_is_behind_it_unreachable() {
+    let coalesce = CoalesceOptions { udp: true, ..CoalesceOptions::default() };
+    let mut world = World::of(Plan { coalesce, ..Plan::default() }).connected();
+    let other = Ipv4Addr::new(203, 0, 113, 2);
+    world.arp_is_silent = true;
+    world.set_router(other);
+    let superpacket = Ip::udp(here(0), endpoint(SERVER, 9), &payload(3_000));
+    world.send_superpacket(0, &superpacket, 1_000);
+    world.pass(Duration::from_secs(3));
+    let error = world.take_one(0);
+    assert_eq!((error.source, error.icmp(), error.quoted().to()), (GATEWAY, (3, 1), superpacket.to()));
+    assert_eq!(half(&error.body[8..], 2), 1_028, "the length of one segment");
+    assert_eq!(world.drops(), [("next_hop_unresolved", 3)].into());
+    // An error about an error would be one too many.
+    let answered = Ip::udp(endpoint(SERVER, 9), here(0), b"late");
+    world.send(0, &Ip::icmp_error(client_address(0), &answered, 3, 3, 0, 28));
+    assert_eq!(world.take(0), vec![]);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use tidegate_engine::drop_reason::DropReason;
 use tidegate_engine::handoffs::Handoff;
 use tidegate_engine::messages::Command;
 use tidegate_engine::nat::{NatConfig, Proto};
-use tidegate_engine::wire::{ChecksumState, Gso, GsoKind, Offload};
+use tidegate_engine::wire::{ChecksumState, Ecn, Gso, GsoKind, Offload};
 
 use super::link::Link;
 use super::packets::*;
@@ -164,7 +164,9 @@ fn take_step(
         Step::Sealed => {
             world.ping(client, GATEWAY); // so that there is a session, unless the peer was removed
             let packet = dice.packet(client_address(client));
+            world.link.ecn = *dice.choose(&[Ecn::NotEct, Ecn::Ect0, Ecn::Ect1, Ecn::Ce]);
             world.seal_if_possible(client, &packet);
+            world.link.ecn = Ecn::NotEct;
         }
         Step::Send => {
             let (packet, virtio) = (dice.packet(client_address(client)), dice.virtio());

@@ -1,5 +1,7 @@
 //! The link between clients and gateway, and what may happen on it.
 
+use tidegate_engine::wire::Ecn;
+
 use super::world::Train;
 
 /// Chances are in percent per datagram. The same seed does the same.
@@ -10,6 +12,8 @@ pub struct Link {
     pub corruption: u64,
     /// Whether the datagrams of a train arrive in another order.
     pub shuffles: bool,
+    /// What its routers write into the outer headers.
+    pub ecn: Ecn,
     random: u64,
     /// What it did: lost, repeated, damaged.
     pub done: [u64; 3],
@@ -18,7 +22,8 @@ pub struct Link {
 impl Link {
     /// Trains arrive as they were sent.
     pub fn perfect() -> Self {
-        Self { loss: 0, duplication: 0, corruption: 0, shuffles: false, random: 0, done: [0; 3] }
+        let (random, done) = (0, [0; 3]);
+        Self { loss: 0, duplication: 0, corruption: 0, shuffles: false, ecn: Ecn::NotEct, random, done }
     }
 
     /// A perfect link for now, whose chances a test then sets.
@@ -27,6 +32,7 @@ impl Link {
     }
 
     pub fn pass(&mut self, train: Train) -> Vec<Train> {
+        let train = Train { ecn: self.ecn, ..train };
         if self.loss + self.duplication + self.corruption == 0 && !self.shuffles {
             return vec![train];
         }

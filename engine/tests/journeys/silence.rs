@@ -614,7 +614,11 @@ fn a_refused_superpacket_counts_as_the_packets_that_it_stands_for_wherever_it_co
         world.arp_is_silent = true;
         let out = Ip::udp(endpoint(client_address(0), 9), endpoint(NEIGHBOUR, 9), &payload(3_000));
         world.send_superpacket(0, &out, 1_000);
-        world.dies_times(DropReason::NextHopUnresolved, 3, |world| world.pass(Duration::from_secs(60)));
+        let mut expected = world.drops();
+        *expected.entry("next_hop_unresolved").or_default() += 3;
+        world.pass(Duration::from_secs(60));
+        assert_eq!(world.drops(), expected);
+        assert_eq!(world.take_one(0).icmp(), (3, 1), "of the three, its client is told once");
         // The same, and the link has another router meanwhile.
         world.send_superpacket(0, &out, 1_000);
         world.dies_times(DropReason::NextHopUnresolved, 3, |world| world.set_router(ROUTER));

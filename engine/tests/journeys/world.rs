@@ -43,7 +43,7 @@ use tidegate_engine::messages::{Command, Events, MappingLog, ShardStatus};
 use tidegate_engine::nat::{Endpoint, NatConfig, Proto, PublishError};
 use tidegate_engine::tunnel::{Cipher, PeerConfig, Sealer, Tunnel, TunnelConfig, public_key};
 use tidegate_engine::wake::EventFd;
-use tidegate_engine::wire::{CoalesceOptions, Offload, VirtioNetHeader};
+use tidegate_engine::wire::{CoalesceOptions, Ecn, Offload, VirtioNetHeader};
 
 pub use node::Train;
 pub use surroundings::{arp_reply, echo_reply};
@@ -478,7 +478,7 @@ impl World {
                 self.lost.push(bytes);
                 continue;
             };
-            let train = Train { from: GATEWAY_ENDPOINT, segment_size, bytes };
+            let train = Train { from: GATEWAY_ENDPOINT, segment_size, bytes, ecn: Ecn::NotEct };
             self.datagrams += train.bytes.len().div_ceil(segment_size);
             for train in self.link.pass(train) {
                 self.events.push_back(Event::ToClient(client, train));
@@ -515,7 +515,7 @@ impl World {
         }
         for (to, segment_size, bytes) in output.trains {
             assert_eq!(to, GATEWAY_ENDPOINT.into(), "a client leaves its address to the route");
-            let train = Train { from: self.endpoints[client], segment_size, bytes };
+            let train = Train { from: self.endpoints[client], segment_size, bytes, ecn: Ecn::NotEct };
             if let Some(recorded) = &mut self.recorded {
                 recorded.push(train.clone());
             }

@@ -111,6 +111,28 @@ fn a_neighbour_that_does_not_answer_is_asked_three_times_and_then_left_alone() {
 }
 
 #[test]
+fn to_ask_whether_a_neighbour_has_failed_asks_nobody_and_keeps_nothing() {
+    let mut cache = cache();
+    assert!(!cache.has_failed(ROUTER));
+    assert_eq!(cache.next_wakeup(), None);
+    cache.resolve(ROUTER, A_CLIENT, at(0));
+    for second in 0..4 {
+        assert!(!cache.has_failed(ROUTER), "it may answer yet");
+        poll(&mut cache, at(second));
+    }
+    let other = Ipv4Addr::new(192, 0, 2, 2);
+    cache.resolve(other, A_CLIENT, at(3));
+    assert_eq!((cache.has_failed(ROUTER), cache.has_failed(other)), (true, false));
+    poll(&mut cache, at(8));
+    assert!(!cache.has_failed(ROUTER), "it is asked anew");
+
+    let mut cache = learnt();
+    assert!(!cache.has_failed(ROUTER));
+    cache.reset(link());
+    assert!(!cache.has_failed(ROUTER));
+}
+
+#[test]
 fn nobody_plants_an_address_unasked() {
     let mut cache = cache();
     assert_eq!(answer(&mut cache, OTHER_MAC, at(0)), Err(Ignored::Unsolicited));

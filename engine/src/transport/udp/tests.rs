@@ -64,6 +64,27 @@ fn a_train_arrives_whole_and_unchanged_with_and_without_offloads() {
 }
 
 #[test]
+fn what_the_network_wrote_into_the_ecn_field_arrives_with_each_train_beside_all_else_that_is_told() {
+    let options = UdpOptions { sticky_source: true, ..UdpOptions::default() };
+    let anywhere = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
+    let (mut sender, mut receiver) = (loopback(true, true), UdpTransport::open(anywhere, options).unwrap());
+    let to = SocketAddrV4::new(Ipv4Addr::LOCALHOST, receiver.local_addr().unwrap().port());
+    let bytes = vec![5; 3_000];
+    let mut arena = Arena::new(8);
+    for (tos, expected) in
+        [(0, Ecn::NotEct), (0xb8, Ecn::NotEct), (0xb9, Ecn::Ect1), (2, Ecn::Ect0), (3, Ecn::Ce)]
+    {
+        sys::set_option(sender.fd.as_fd(), libc::IPPROTO_IP, libc::IP_TOS, tos).unwrap();
+        let outcome = sender.send(&[SendTrain { to: to.into(), bytes: &bytes, segment_size: 1_000 }]);
+        assert_eq!(outcome.sent, 3);
+        for train in receive(&mut receiver, &mut arena, bytes.len()) {
+            let from = Path { remote: sender.local_addr().unwrap(), local: Some(Ipv4Addr::LOCALHOST) };
+            assert_eq!((train.ecn, train.segment_size, train.from), (expected, 1_000, from), "TOS {tos:#x}");
+        }
+    }
+}
+
+#[test]
 fn a_train_that_the_kernel_refuses_goes_out_datagram_by_datagram() {
     let (mut sender, mut receiver) = (loopback(true, false), loopback(true, false));
     let to = receiver.local_addr().unwrap();

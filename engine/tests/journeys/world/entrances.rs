@@ -67,14 +67,21 @@ impl World {
 
     /// A datagram arrives at the gateway's UDP socket.
     pub fn strike(&mut self, from: SocketAddrV4, datagram: Vec<u8>, segment_size: usize) {
-        let train = Train { from, segment_size, bytes: datagram };
+        let train = Train { from, segment_size, bytes: datagram, ecn: self.link.ecn };
         let shard = self.steer(&train.bytes);
         self.events.push_back(Event::ToShard(shard, train));
     }
 
+    /// The same, from where a client is.
+    pub fn strike_from(&mut self, client: usize, datagram: Vec<u8>) {
+        let len = datagram.len();
+        self.strike(self.endpoints[client], datagram, len);
+    }
+
     /// The same at a client's.
     pub fn strike_client(&mut self, client: usize, datagram: Vec<u8>) {
-        let train = Train { from: GATEWAY_ENDPOINT, segment_size: datagram.len(), bytes: datagram };
+        let (segment_size, ecn) = (datagram.len(), self.link.ecn);
+        let train = Train { from: GATEWAY_ENDPOINT, segment_size, bytes: datagram, ecn };
         self.events.push_back(Event::ToClient(client, train));
     }
 
@@ -136,7 +143,8 @@ impl World {
         let home = self.home_of(client);
         let tunnel = self.shards[home].core.tunnel();
         let (bytes, segment_size) = train(tunnel, &client_key(client), packets, self.now);
-        self.events.push_back(Event::ToClient(client, Train { from: GATEWAY_ENDPOINT, segment_size, bytes }));
+        let train = Train { from: GATEWAY_ENDPOINT, segment_size, bytes, ecn: self.link.ecn };
+        self.events.push_back(Event::ToClient(client, train));
         self.settle();
     }
 

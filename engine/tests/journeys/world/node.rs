@@ -9,6 +9,8 @@ use tidegate_engine::external::MacAddress;
 use tidegate_engine::handoffs::Handoff;
 use tidegate_engine::outbox::{Outbox, TrainBuffer, send_to_peers};
 use tidegate_engine::path::Path;
+use tidegate_engine::transport::ReceivedTrain;
+use tidegate_engine::wire::Ecn;
 
 /// Trains that one turn of the loop takes (`TRANSPORT_BUFFERS`).
 pub const TRAINS_PER_TURN: usize = 8;
@@ -27,6 +29,8 @@ pub struct Train {
     pub from: SocketAddrV4,
     pub segment_size: usize,
     pub bytes: Vec<u8>,
+    /// Of the outer headers.
+    pub ecn: Ecn,
 }
 
 /// A packet that a core gave to a device of the kernel.
@@ -95,14 +99,9 @@ pub fn receive_trains<C: Core>(
 ) {
     for (buffer, train) in trains.iter().enumerate() {
         let span = node.store(buffer, &train.bytes);
-        node.core.receive_datagrams(
-            now,
-            &mut node.arena,
-            span,
-            train.segment_size,
-            Path { remote: train.from, local },
-            &mut node.outbox,
-        );
+        let from = Path { remote: train.from, local };
+        let train = ReceivedTrain { span, segment_size: train.segment_size, from, ecn: train.ecn };
+        node.core.receive_datagrams(now, &mut node.arena, train, &mut node.outbox);
     }
     node.core.flush_peers(now, &mut node.arena, &mut node.outbox);
 }
