@@ -200,7 +200,7 @@ class Gateway:
             self,
         )
         try:
-            peers = await asyncio.to_thread(admin.restore)
+            peers, disabled = await asyncio.to_thread(admin.restore)
         except OSError as cause:
             raise EngineError(f"the engine refuses a peer of the store: {cause.strerror or cause}") from cause
         for warning in admin.pass_protocols():
@@ -237,7 +237,7 @@ class Gateway:
             self._supervisor.start("dns", self._dns.run)
         self._supervisor.start("control", control.run)
         self._supervisor.start("reload", lambda: self._reload_on(hung_up, control))
-        self._announce(peers)
+        self._announce(peers, disabled)
 
     @property
     def _tun_address(self) -> IPv4Interface:
@@ -312,12 +312,14 @@ class Gateway:
     def _suggested_endpoint(self) -> Endpoint | None:
         return self._settings.gateway.listen.reached_at(self.external.addresses[0])
 
-    def _announce(self, peers: int) -> None:
+    def _announce(self, peers: int, disabled: int) -> None:
         external = self.external
         line = (
             f"listening on {self._settings.gateway.listen} (UDP), external {external.interface} "
             f"{', '.join(external.addresses)}, {peers} {'peer' if peers == 1 else 'peers'}"
         )
+        if disabled:
+            line += f" (and {disabled} disabled)"
         self._ready(line)
         notify(f"READY=1\nSTATUS={line}")
 

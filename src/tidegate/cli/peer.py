@@ -346,8 +346,9 @@ def show(
         ("address", peer.address),
         ("public key", peer.public_key),
         ("cipher", peer.cipher),
+        ("state", state(peer)),
     ]
-    if answer.running:
+    if answer.running and peer.enabled:
         rows += [
             ("endpoint", peer.endpoint or "-"),
             ("last handshake", ago(peer.last_handshake)),
@@ -384,6 +385,10 @@ def remove(
         remark(done)
 
 
+def state(peer: PeerView) -> str:
+    return "enabled" if peer.enabled else "disabled"
+
+
 def peer_table(peers: list[PeerView], *, running: bool) -> RenderableType:
     """Peers as a table, with counters if a gateway runs."""
     from tidegate.cli.output import ago, amount, table
@@ -406,8 +411,13 @@ def peer_table(peers: list[PeerView], *, running: bool) -> RenderableType:
             ]
             for peer in peers
         ]
-    if any(peer.cipher != WIREGUARD_CIPHER for peer in peers):  # seldom, and 80 columns are full
+    # Two columns for what is seldom: 80 columns are full.
+    if any(peer.cipher != WIREGUARD_CIPHER for peer in peers):
         columns.insert(2, "cipher")
         for peer, row in zip(peers, rows, strict=True):
             row.insert(2, peer.cipher)
+    if not all(peer.enabled for peer in peers):
+        columns.insert(2, "state")
+        for peer, row in zip(peers, rows, strict=True):
+            row.insert(2, state(peer))
     return table(None, columns, rows, empty=empty)

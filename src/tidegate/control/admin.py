@@ -28,6 +28,10 @@ from tidegate.control.commands import (
     NatStats,
     PeerAdd,
     PeerAdded,
+    PeerDisable,
+    PeerDisabled,
+    PeerEnable,
+    PeerEnabled,
     PeerList,
     PeerListed,
     PeerRemove,
@@ -47,7 +51,7 @@ from tidegate.identity.keys import decode_key, encode_key, parse_public_key
 from tidegate.ip_protocols import protocol_name
 from tidegate.net import Endpoint, parse_peer_address
 from tidegate.settings import Key, Settings
-from tidegate.store import Peer, Store, check_peer_name
+from tidegate.store import Peer, Publication, Store, check_peer_name
 
 log = structlog.get_logger("tidegate.control")
 
@@ -120,6 +124,10 @@ class Administration:
                 return self._peer_list(command)
             case PeerRemove():
                 return self._peer_remove(command)
+            case PeerDisable():
+                return self._peer_disable(command)
+            case PeerEnable():
+                return self._peer_enable(command)
             case PublishAdd():
                 return self._publications.add(command)
             case PublishRemove():
@@ -136,8 +144,9 @@ class Administration:
                 return self._reload()
         raise UsageError(f"unknown command {type(command).__name__}")
 
-    def restore(self) -> int:
-        """Gives a new engine every peer and publication. Returns how many peers there are.
+    def restore(self) -> tuple[int, int]:
+        """Gives a new engine every peer that is enabled, and every publication. Returns how many peers that are, and
+        how many are disabled.
 
         Raises `SettingsError` if a peer's address is not in the subnet, `EngineError` if the machine cannot run its
         cipher, `OSError` if the engine refuses a peer.
@@ -145,13 +154,14 @@ class Administration:
         engine = self._running().engine
         peers = self._store.peers()
         self._check_subnet(peers)
-        for peer in peers:
-            self._check_cipher(peer.cipher, peer.name, f"`tidegate peer remove {peer.name}` and add it again")
-        for peer in peers:
+        enabled = [peer for peer in peers if peer.enabled]
+        for peer in enabled:
+            self._check_own_cipher(peer)
+        for peer in enabled:
             self._names[str(peer.address)] = peer.name
             engine.set_peer(peer.public_key, str(peer.address), peer.preshared_key, cipher=peer.cipher)
         self._publications.restore()
-        return len(peers)
+        return len(enabled), len(peers) - len(enabled)
 
     @property
     def failed_publications(self) -> dict[str, str]:
@@ -187,14 +197,11 @@ class Administration:
             cipher=command.cipher,
         )
         if self._live is not None:
-            self._names[str(peer.address)] = name
             try:
-                self._live.engine.set_peer(public_key, str(peer.address), preshared_key, cipher=peer.cipher)
-            except BaseException as cause:  # whatever it is: no command is left half-done
+                self._admit(peer)
+            except BaseException:  # whatever it is: no command is left half-done
                 self._store.remove_peer(name)
-                if not isinstance(cause, OSError | ValueError | RuntimeError):
-                    raise
-                raise EngineError(f"the engine refuses peer {name!r}: {cause}") from cause
+                raise
             log.info("peer added", **_for_the_log(peer), cipher=peer.cipher)
             self._pass_protocols_and_log()
         endpoint = gateway.endpoint or self._context.suggested_endpoint()
@@ -217,6 +224,26 @@ class Administration:
                     f"which no peer can have in [gateway] subnet {subnet}",
                     hint=f"restore the former [gateway] subnet, or `tidegate peer remove {peer.name}` and add it again",
                 )
+
+    def _admit(self, peer: Peer) -> None:
+        """Gives the engine a peer. Raises `EngineError` if it refuses."""
+        self._names[str(peer.address)] = peer.name
+        try:
+            self._running().engine.set_peer(
+                peer.public_key, str(peer.address), peer.preshared_key, cipher=peer.cipher
+            )
+        except (OSError, ValueError, RuntimeError) as cause:
+            raise EngineError(f"the engine refuses peer {peer.name!r}: {cause}") from cause
+
+    def _expel(self, peer: Peer) -> None:
+        """Takes a peer out of the engine, with its sessions, mappings, published ports and other protocols."""
+        self._running().engine.remove_peer(peer.public_key)
+        self._passed = {
+            number: holder for number, holder in self._passed.items() if holder != str(peer.address)
+        }
+
+    def _check_own_cipher(self, peer: Peer) -> None:
+        self._check_cipher(peer.cipher, peer.name, f"`tidegate peer remove {peer.name}` and add it again")
 
     def _check_cipher(self, cipher: CipherName, peer: str, hint: str) -> None:
         check_cipher(cipher, self._context.aes_available, user=f"peer {peer!r}", hint=hint)
@@ -251,18 +278,47 @@ class Administration:
         peer, publications = self._store.remove_peer(command.name)
         if self._live is not None:
             # First, so that the peer is out even if the store fails from here on. Its publications go with it.
-            self._live.engine.remove_peer(peer.public_key)
-            self._passed = {
-                number: holder for number, holder in self._passed.items() if holder != str(peer.address)
-            }
+            self._expel(peer)
             self._publications.withdraw(publications)
-            ports = ",".join(publication.external_text for publication in publications)
-            log.info("peer removed", **_for_the_log(peer), no_longer_published=ports or "none")
+            log.info(
+                "peer removed", **_for_the_log(peer), no_longer_published=_ports_for_the_log(publications)
+            )
             self._pass_protocols_and_log()
-        return PeerRemoved(
-            peer=_peer_view(peer, None),
-            publications=[publication.external_text for publication in publications],
-        )
+        return PeerRemoved(peer=_peer_view(peer, None), publications=_ports(publications))
+
+    def _peer_disable(self, command: PeerDisable) -> PeerDisabled:
+        before = self._store.peer(command.name)
+        publications = self._publications.of(command.name)
+        peer = self._store.set_peer_enabled(command.name, False)
+        if self._live is not None and before.enabled:
+            self._expel(peer)
+            self._publications.withdraw(publications)
+            log.info(
+                "peer disabled", **_for_the_log(peer), no_longer_published=_ports_for_the_log(publications)
+            )
+            self._pass_protocols_and_log()
+        return PeerDisabled(peer=_peer_view(peer, None), publications=_ports(publications))
+
+    def _peer_enable(self, command: PeerEnable) -> PeerEnabled:
+        before = self._store.peer(command.name)
+        publications = self._publications.of(command.name)
+        self._check_own_cipher(before)
+        peer = self._store.set_peer_enabled(command.name, True)
+        warnings: list[str] = []
+        if self._live is not None and not before.enabled:
+            try:
+                self._admit(peer)
+                warnings = self._publications.restore_some(publications)
+            except BaseException:  # whatever it is: no command is left half-done
+                self._expel(peer)
+                self._publications.withdraw(publications)
+                self._store.set_peer_enabled(command.name, False)
+                raise
+            log.info("peer enabled", **_for_the_log(peer), published=_ports_for_the_log(publications))
+            for warning in warnings:
+                log.warning(warning)
+            self._pass_protocols_and_log()
+        return PeerEnabled(peer=_peer_view(peer, None), publications=_ports(publications), warnings=warnings)
 
     # Of a running gateway
 
@@ -335,15 +391,17 @@ class Administration:
 
     def pass_protocols(self) -> list[str]:
         """Tells the engine which client gets each protocol without ports, as the settings assign them to peers. Returns
-        what stood in the way: a peer that does not exist (yet), a store that cannot be read, or the engine's
-        refusal."""
+        what stood in the way: a peer that does not exist (yet) or is disabled, a store that cannot be read, or the
+        engine's refusal."""
         wanted = self._context.settings.nat.other_protocols
         try:
-            holders = {peer.name: str(peer.address) for peer in self._store.peers()} if wanted else {}
+            peers = {peer.name: peer for peer in self._store.peers()} if wanted else {}
         except StoreError as cause:
             return [f"[nat] other_protocols: the peers cannot be looked up: {cause}"]
+        holders = {name: str(peer.address) for name, peer in peers.items() if peer.enabled}
         unmet = [
-            f"[nat] other_protocols: {protocol_name(number)} goes to {name!r}, but there is no such peer"
+            f"[nat] other_protocols: {protocol_name(number)} goes to {name!r}, but "
+            + ("that peer is disabled" if name in peers else "there is no such peer")
             for number, name in wanted.items()
             if name not in holders
         ]
@@ -397,6 +455,14 @@ def _for_the_log(peer: Peer) -> dict[str, str]:
     return {"name": peer.name, "address": str(peer.address), "public_key": encode_key(peer.public_key)}
 
 
+def _ports(publications: Iterable[Publication]) -> list[str]:
+    return [publication.external_text for publication in publications]
+
+
+def _ports_for_the_log(publications: Iterable[Publication]) -> str:
+    return ",".join(_ports(publications)) or "none"
+
+
 def _peer_view(peer: Peer, counters: PeerStatus | None) -> PeerView:
     view = PeerView(
         name=peer.name,
@@ -404,6 +470,7 @@ def _peer_view(peer: Peer, counters: PeerStatus | None) -> PeerView:
         public_key=encode_key(peer.public_key),
         created_at=peer.created_at,
         cipher=peer.cipher,
+        enabled=peer.enabled,
     )
     if counters is None:
         return view

@@ -39,6 +39,8 @@ class PeerView(Answer):
     created_at: float
     """Seconds since the epoch."""
     cipher: CipherName = WIREGUARD_CIPHER
+    enabled: bool = True
+    """Whether it may connect."""
     endpoint: str | None = None
     """Where the peer's datagrams come from."""
     last_handshake: float | None = None
@@ -99,12 +101,38 @@ class PeerRemove(Command[PeerRemoved]):
     answer = PeerRemoved
 
 
+class PeerDisabled(Answer):
+    peer: PeerView
+    publications: list[str]
+    """External ports that lead to it again once it is enabled."""
+
+
+class PeerDisable(Command[PeerDisabled]):
+    command: Literal["peer.disable"] = "peer.disable"
+    name: str = Field(max_length=256)
+    answer = PeerDisabled
+
+
+class PeerEnabled(Answer):
+    peer: PeerView
+    publications: list[str]
+    """External ports that lead to it."""
+    warnings: list[str]
+    """Why some of these ports do not, as when a program on the host has taken one meanwhile."""
+
+
+class PeerEnable(Command[PeerEnabled]):
+    command: Literal["peer.enable"] = "peer.enable"
+    name: str = Field(max_length=256)
+    answer = PeerEnabled
+
+
 class PublicationView(Answer):
     external: str
     """Such as ``tcp/8000-8010``."""
     to: str
     """Such as ``alice:80-90``."""
-    state: Literal["active", "failed", "not running"]
+    state: Literal["active", "failed", "peer disabled", "not running"]
     detail: str | None = None
     """Why it failed."""
 
@@ -248,6 +276,8 @@ AnyCommand = Annotated[
     PeerAdd
     | PeerList
     | PeerRemove
+    | PeerDisable
+    | PeerEnable
     | PublishAdd
     | PublishRemove
     | PublishList

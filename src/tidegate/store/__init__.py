@@ -36,6 +36,8 @@ class Peer:
     created_at: float
     """Seconds since the epoch."""
     cipher: CipherName = WIREGUARD_CIPHER
+    enabled: bool = True
+    """Whether it may connect."""
 
     def __repr__(self) -> str:
         return f"Peer(name={self.name!r}, address={self.address})"  # no keys in logs
@@ -115,6 +117,9 @@ class Store(Protocol):
 
     def remove_peer(self, name: str) -> tuple[Peer, Sequence[Publication]]:
         """Removes a peer and its publications, and returns what was removed. Raises `NotFoundError`."""
+
+    def set_peer_enabled(self, name: str, enabled: bool) -> Peer:
+        """Returns the peer as it is now. Raises `NotFoundError`."""
 
     def publications(self) -> Sequence[Publication]:
         """In the order of protocol and port."""

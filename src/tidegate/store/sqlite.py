@@ -17,6 +17,7 @@ from typing import Any
 
 from sqlalchemy import (
     URL,
+    Boolean,
     CheckConstraint,
     Column,
     Connection,
@@ -47,6 +48,7 @@ _CIPHER_CHECK = f"cipher IN {CIPHERS}"
 _UPGRADES = (
     # The first upgrades schema version 1 to 2, the next 2 to 3, and so on.
     f"ALTER TABLE peers ADD COLUMN cipher VARCHAR NOT NULL DEFAULT '{WIREGUARD_CIPHER}' CHECK ({_CIPHER_CHECK})",
+    "ALTER TABLE peers ADD COLUMN enabled BOOLEAN NOT NULL DEFAULT 1 CHECK (enabled IN (0, 1))",
 )
 SCHEMA_VERSION = 1 + len(_UPGRADES)
 BUSY_TIMEOUT = 5.0  # seconds to wait for another process's transaction
@@ -69,6 +71,7 @@ _peers = Table(
     Column("address", String, nullable=False, unique=True),
     Column("created_at", Float, nullable=False),
     Column("cipher", String, CheckConstraint(_CIPHER_CHECK), nullable=False, server_default=WIREGUARD_CIPHER),
+    Column("enabled", Boolean, CheckConstraint("enabled IN (0, 1)"), nullable=False, server_default="1"),
 )
 
 _publications = Table(
@@ -173,6 +176,7 @@ class SqliteStore:
                 IPv4Address(row.address),
                 row.created_at,
                 row.cipher,
+                row.enabled,
             )
         except ValueError:
             raise _damaged(self._path, f"the address of peer {row.name!r} is {row.address!r}") from None
@@ -230,6 +234,12 @@ class SqliteStore:
             publications = [p for p in _all_publications(connection) if p.peer == name]
             connection.execute(delete(_peers).where(_peers.c.id == row.id))  # its publications go with it
             return self._peer_of(row), publications
+
+    def set_peer_enabled(self, name: str, enabled: bool) -> Peer:
+        with self._transaction() as connection:
+            row = _peer_row(connection, name)
+            connection.execute(update(_peers).where(_peers.c.id == row.id).values(enabled=enabled))
+            return self._peer_of(_peer_row(connection, name))
 
     def publications(self) -> Sequence[Publication]:
         with self._transaction() as connection:

@@ -40,6 +40,8 @@ COMMANDS = [
     ["peer", "list"],
     ["peer", "show"],
     ["peer", "remove"],
+    ["peer", "disable"],
+    ["peer", "enable"],
     ["connect"],
     ["status"],
     ["reload"],

@@ -126,6 +126,16 @@ def test_every_value_of_a_peer_is_there_in_full_on_any_terminal(
     assert all(len(line) <= width for line in text.splitlines())
 
 
+@pytest.mark.parametrize("width", [20, 80])
+@pytest.mark.parametrize("running", [False, True], ids=["stopped", "running"])
+def test_whether_peers_are_disabled_is_in_the_table_if_one_is(width: int, running: bool) -> None:
+    alice = PeerView(name="alice", address="10.66.77.100", public_key="K" * 44, created_at=0)
+    bob = alice.model_copy(update={"name": "bob", "enabled": False})
+    text = on_a_terminal(peer_table([alice, bob], running=running), width)
+    assert (text.count("enabled"), text.count("disabled")) == (1, 1)
+    assert "abled" not in on_a_terminal(peer_table([alice], running=running), width)
+
+
 @pytest.mark.parametrize("width", [20, 40, 50, 60, 80, 120])
 def test_every_value_of_a_table_is_there_in_full_on_any_terminal(width: int) -> None:
     columns = ("one", "two!", "three", "four>", "five>")
@@ -223,6 +233,11 @@ def _stdout_that(is_so: str) -> TextIO | None:
     [
         (["publish", "add", "tcp/81", "--to", "alice"], "tcp/81 is published to alice:81"),
         (["publish", "remove", "tcp/80"], "tcp/80 is no longer published to alice:80"),
+        (
+            ["peer", "disable", "alice"],
+            "peer alice (10.66.77.2) is disabled; not published until it is enabled: tcp/80",
+        ),
+        (["peer", "enable", "alice"], "peer alice (10.66.77.2) is enabled"),
         (["peer", "remove", "alice"], "peer alice (10.66.77.2) is removed; no longer published: tcp/80"),
         (["peer", "add", "bob", "--endpoint", "a.b", "--out", "bob.conf"], "its profile is in bob.conf"),
     ],
