@@ -111,6 +111,7 @@ class FakeGateway(FakeLifecycle):
         super().__init__()
         self.options = options
         self.peers: dict[bytes, str] = {}
+        self.removals = 0
         self.ciphers: dict[bytes, CipherName] = {}
         self.published: dict[tuple[str, int], tuple[str, int]] = {}
         self.links: list[ExternalLink] = []
@@ -142,6 +143,7 @@ class FakeGateway(FakeLifecycle):
         self.ciphers[public_key] = cipher
 
     def remove_peer(self, public_key: bytes) -> bool:
+        self.removals += 1
         gone = self.peers.pop(public_key, None)
         self.passed = {number: holder for number, holder in self.passed.items() if holder != gone}
         return gone is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,112 @@ def test_a_machine_without_aes_instructions_serves_if_the_peer_that_needs_them_i
     asyncio.run(scenario())
 
 
+def test_a_renamed_peer_stays_connected_and_keeps_its_ports_and_protocols(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = with_gre_for(settings, "alice")
+    wanted = [before]
+
+    async def scenario() -> None:
+        async with serving(before, capsys, reread=lambda: wanted[0]) as running:
+            await add_alice_and_her_port(running)
+            removals = running.packets.removals
+            peers = dict(running.packets.peers)
+            _, out, _ = await running.cli("peer", "rename", "alice", "bob", "--json")
+            warning, _, answer = out.partition("{\n")
+            assert "a setting still has a peer's former name" in warning, "in the log"
+            renamed = json.loads("{" + answer)
+            assert renamed["former_name"] == "alice"
+            assert renamed["settings"] == ["nat.other_protocols.gre"]
+            assert only((await running.answer("peer", "list"))["peers"])["name"] == "bob"
+            assert (await port_of(running))["to"] == "bob:8080"
+            assert (await running.cli("peer", "add", "carol"))[0] == 0
+            assert running.packets.passed == {47: ALICE}, "also when it is looked up again"
+            assert (await running.cli("peer", "remove", "carol"))[0] == 0
+            assert (running.packets.peers, running.packets.published) == (peers, WEB)
+            assert running.packets.removals == removals + 1, "of carol alone"
+            wanted[0] = with_gre_for(settings, "bob")
+            assert (await running.answer("reload"))["warnings"] == []
+            assert running.packets.passed == {47: ALICE}
+            wanted[0] = before
+            assert "there is no such peer" in (await running.answer("reload"))["warnings"][0]
+            assert running.packets.passed == {}
+        async with serving(settings, capsys) as running:
+            assert (running.packets.peers, running.packets.published) == (peers, WEB)
+
+    asyncio.run(scenario())
+
+
+def test_a_protocol_goes_to_whoever_has_the_name_that_the_settings_say(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def scenario() -> None:
+        async with serving(with_gre_for(settings, "bob"), capsys) as running:
+            assert (await running.cli("peer", "add", "alice"))[0] == 0
+            assert running.packets.passed == {}
+            assert (await running.answer("peer", "rename", "alice", "bob"))["settings"] == []
+            assert running.packets.passed == {47: ALICE}
+            assert (await running.cli("peer", "rename", "bob", "dave"))[0] == 0
+            assert (await running.cli("peer", "add", "bob"))[0] == 0
+            assert running.packets.passed == {47: "10.66.77.3"}, "a new bob"
+
+    asyncio.run(scenario())
+
+
+def test_a_renamed_peer_that_is_removed_or_disabled_loses_its_protocol(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def scenario() -> None:
+        async with serving(with_gre_for(settings, "alice"), capsys) as running:
+            for away in ("disable", "remove"):
+                assert (await running.cli("peer", "add", "alice"))[0] == 0
+                assert running.packets.passed != {}
+                assert (await running.cli("peer", "rename", "alice", "bob"))[0] == 0
+                assert (await running.cli("peer", away, "bob"))[0] == 0
+                assert (await running.cli("peer", "add", "carol"))[0] == 0
+                assert running.packets.passed == {}
+                for name in ("bob", "carol"):
+                    await running.cli("peer", "remove", name)
+
+    asyncio.run(scenario())
+
+
+def test_a_setting_that_has_the_former_name_is_told_with_file_line_and_what_to_write(
+    tidegate: CommandLine, tmp_path: Path, write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write('[nat.other_protocols]\nsctp = "eve"\n47 = "alice"\n')
+    gateway = ["--state-dir", tmp_path / "state", "--config", config]
+    assert tidegate("peer", "add", "alice", *gateway).code == 0
+    outcome = tidegate("peer", "rename", "alice", "bob", *gateway)
+    assert (outcome.code, outcome.err.splitlines()) == (
+        0,
+        [
+            "tidegate: peer alice (10.66.77.2) is now called bob",
+            f"tidegate: warning: nat.other_protocols.gre still says alice: write bob in {config}:3, "
+            "and run `tidegate reload`, or the next reload or restart takes the protocol from it",
+        ],
+    )
+    monkeypatch.setenv("TIDEGATE_NAT__OTHER_PROTOCOLS__ESP", "bob")
+    outcome = tidegate("peer", "rename", "bob", "dave", *gateway, "--json")
+    assert json.loads(outcome.out)["settings"] == ["nat.other_protocols.esp"]
+    assert "write dave in $TIDEGATE_NAT__OTHER_PROTOCOLS__ESP, and restart the gateway" in outcome.err
+    assert "not a peer name" in tidegate.refused(2, "peer", "rename", "dave", "a/b", *gateway)
+    assert "already exists" in tidegate.refused(1, "peer", "rename", "dave", "dave", *gateway)
+
+
+def test_a_setting_that_only_the_gateway_knows_is_told_nevertheless(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def scenario() -> None:
+        async with serving(with_gre_for(settings, "alice"), capsys) as running:
+            assert (await running.cli("peer", "add", "alice"))[0] == 0
+            _, _, err = await running.cli("peer", "rename", "alice", "bob")
+            assert "warning: nat.other_protocols.gre still says alice" in err
+            assert "write bob where the gateway's settings say so, and run `tidegate reload`" in err
+
+    asyncio.run(scenario())
+
+
 def test_each_upkeep_has_a_line_in_the_log(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     async def scenario() -> None:
         async with serving(settings, capsys) as running:
@@ -186,6 +293,12 @@ def test_each_upkeep_has_a_line_in_the_log(settings: Settings, capsys: pytest.Ca
                 "event": "peer enabled",
                 **alice,
                 "published": "tcp/80",
+            }
+            assert await logged("peer", "rename", "alice", "bob") == {
+                "event": "peer renamed",
+                "former_name": "alice",
+                **alice,
+                "name": "bob",
             }
 
     asyncio.run(scenario())

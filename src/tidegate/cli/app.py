@@ -50,6 +50,7 @@ def version() -> None:
 app.command("serve", epilog=serve.EXAMPLES)(serve.serve)
 peer.app.command("disable", epilog=peer_upkeep.DISABLE_EXAMPLES)(peer_upkeep.disable)
 peer.app.command("enable", epilog=peer_upkeep.ENABLE_EXAMPLES)(peer_upkeep.enable)
+peer.app.command("rename", epilog=peer_upkeep.RENAME_EXAMPLES)(peer_upkeep.rename)
 app.add_typer(peer.app, name="peer")
 app.command("connect", epilog=connect.EXAMPLES)(connect.connect)
 app.command("reload", epilog=reload.EXAMPLES)(reload.reload)

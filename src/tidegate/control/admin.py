@@ -7,7 +7,7 @@ carried out completely or not at all.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from typing import Protocol, cast
@@ -36,6 +36,8 @@ from tidegate.control.commands import (
     PeerListed,
     PeerRemove,
     PeerRemoved,
+    PeerRename,
+    PeerRenamed,
     PeerView,
     PublishAdd,
     PublishList,
@@ -48,7 +50,7 @@ from tidegate.control.publications import Publications
 from tidegate.engine import EngineGateway, EngineStatus, ExternalLink, PeerStatus
 from tidegate.errors import EngineError, NotRunningError, SettingsError, StoreError, UsageError
 from tidegate.identity.keys import decode_key, encode_key, parse_public_key
-from tidegate.ip_protocols import protocol_name
+from tidegate.ip_protocols import protocol_key, protocol_name
 from tidegate.net import Endpoint, parse_peer_address
 from tidegate.settings import Key, Settings
 from tidegate.store import Peer, Publication, Store, check_peer_name
@@ -116,7 +118,7 @@ class Administration:
         """Raises `TidegateError`."""
         return cast(AnswerT, self._dispatch(command))
 
-    def _dispatch(self, command: Command[AnswerT]) -> Answer:  # noqa: PLR0911 -- one per command
+    def _dispatch(self, command: Command[AnswerT]) -> Answer:  # noqa: PLR0911, PLR0912 -- one per command
         match command:
             case PeerAdd():
                 return self._peer_add(command)
@@ -128,6 +130,8 @@ class Administration:
                 return self._peer_disable(command)
             case PeerEnable():
                 return self._peer_enable(command)
+            case PeerRename():
+                return self._peer_rename(command)
             case PublishAdd():
                 return self._publications.add(command)
             case PublishRemove():
@@ -320,6 +324,22 @@ class Administration:
             self._pass_protocols_and_log()
         return PeerEnabled(peer=_peer_view(peer, None), publications=_ports(publications), warnings=warnings)
 
+    def _peer_rename(self, command: PeerRename) -> PeerRenamed:
+        peer = self._store.rename_peer(command.name, check_peer_name(command.new_name))
+        protocols = self._context.settings.nat.other_protocols
+        settings = [
+            f"nat.other_protocols.{protocol_key(number)}"
+            for number, name in protocols.items()
+            if name == command.name
+        ]
+        if self._live is not None:
+            self._names[str(peer.address)] = peer.name
+            log.info("peer renamed", former_name=command.name, **_for_the_log(peer))
+            for setting in settings:
+                log.warning("a setting still has a peer's former name", setting=setting, peer=command.name)
+            self._pass_protocols_and_log()
+        return PeerRenamed(peer=_peer_view(peer, None), former_name=command.name, settings=settings)
+
     # Of a running gateway
 
     def _running(self) -> LiveGateway:
@@ -389,23 +409,28 @@ class Administration:
             warnings=[*reloaded.warnings, *unmet],
         )
 
-    def pass_protocols(self) -> list[str]:
-        """Tells the engine which client gets each protocol without ports, as the settings assign them to peers. Returns
-        what stood in the way: a peer that does not exist (yet) or is disabled, a store that cannot be read, or the
-        engine's refusal."""
+    def pass_protocols(self, *, kept: Mapping[int, str] | None = None) -> list[str]:
+        """Tells the engine which client gets each protocol without ports, as the settings assign them to peers. Where
+        no peer has the name that they say, the client in `kept` has the protocol, if there is one. Returns what stood
+        in the way: a peer that does not exist (yet) or is disabled, a store that cannot be read, or the engine's
+        refusal."""
         wanted = self._context.settings.nat.other_protocols
         try:
             peers = {peer.name: peer for peer in self._store.peers()} if wanted else {}
         except StoreError as cause:
             return [f"[nat] other_protocols: the peers cannot be looked up: {cause}"]
         holders = {name: str(peer.address) for name, peer in peers.items() if peer.enabled}
+        clients = {
+            number: client
+            for number, name in wanted.items()
+            if (client := holders.get(name) or (kept or {}).get(number)) is not None
+        }
         unmet = [
             f"[nat] other_protocols: {protocol_name(number)} goes to {name!r}, but "
             + ("that peer is disabled" if name in peers else "there is no such peer")
             for number, name in wanted.items()
-            if name not in holders
+            if number not in clients
         ]
-        clients = {number: holders[name] for number, name in wanted.items() if name in holders}
         if clients != self._passed:
             try:
                 self._running().engine.pass_protocols(clients)
@@ -415,8 +440,9 @@ class Administration:
         return unmet
 
     def _pass_protocols_and_log(self) -> None:
-        """For commands that succeed whatever stands in the way of this."""
-        for warning in self.pass_protocols():
+        """For commands that succeed whatever stands in the way of this. A peer that was renamed keeps its protocols
+        until the settings are read again, so that there is time to change them."""
+        for warning in self.pass_protocols(kept=self._passed):
             log.warning(warning)
 
     def _status(self) -> GatewayStatus:

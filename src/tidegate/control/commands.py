@@ -127,6 +127,20 @@ class PeerEnable(Command[PeerEnabled]):
     answer = PeerEnabled
 
 
+class PeerRenamed(Answer):
+    peer: PeerView
+    former_name: str
+    settings: list[str]
+    """Those in force that still have the former name, such as ``nat.other_protocols.gre``."""
+
+
+class PeerRename(Command[PeerRenamed]):
+    command: Literal["peer.rename"] = "peer.rename"
+    name: str = Field(max_length=256)
+    new_name: str = Field(max_length=256)
+    answer = PeerRenamed
+
+
 class PublicationView(Answer):
     external: str
     """Such as ``tcp/8000-8010``."""
@@ -278,6 +292,7 @@ AnyCommand = Annotated[
     | PeerRemove
     | PeerDisable
     | PeerEnable
+    | PeerRename
     | PublishAdd
     | PublishRemove
     | PublishList

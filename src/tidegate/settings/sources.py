@@ -17,6 +17,7 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from tidegate.errors import SettingsError
+from tidegate.ip_protocols import parse_protocol, protocol_key
 from tidegate.settings.locate import key_lines, line_of
 from tidegate.settings.messages import describe_error
 from tidegate.settings.model import Settings
@@ -41,7 +42,31 @@ def load_settings(
     `config` is the file that the user named; without one, `default_path` is read if it exists. `flags` maps a
     setting to the flag's name and its value. Raises `SettingsError`.
     """
-    environment = environment or {}
+    merged = _merge(config, environment or {}, default_path)
+    for key, (flag, value) in (flags or {}).items():
+        merged.put(key, value, where=flag)
+    try:
+        return Settings.model_validate(merged.tree)
+    except ValidationError as invalid:
+        raise merged.explain(invalid) from None
+
+
+def protocols_of(
+    peer: str, *, config: Path | None, environment: Mapping[str, str], default_path: Path = DEFAULT_PATH
+) -> dict[str, str | None]:
+    """Where file and environment assign protocols to a peer, such as ``tidegate.toml:12``; by the protocol's usual key.
+    The parameters are those of `load_settings`. Raises `SettingsError`."""
+    merged = _merge(config, environment, default_path)
+    table = merged.tree.get("nat", {}).get("other_protocols", {})
+    return {
+        protocol_key(parse_protocol(key)): merged.where(("nat", "other_protocols", key))
+        for key, name in table.items()
+        if name == peer
+    }
+
+
+def _merge(config: Path | None, environment: Mapping[str, str], default_path: Path) -> _Merged:
+    """Everything but the flags."""
     if config is None and (named := environment.get(PREFIX + "CONFIG")):
         config = Path(named)
     merged = _Merged()
@@ -49,12 +74,7 @@ def load_settings(
     merged.check_values()
     merged.add_environment(environment)
     merged.check_values()
-    for key, (flag, value) in (flags or {}).items():
-        merged.put(key, value, where=flag)
-    try:
-        return Settings.model_validate(merged.tree)
-    except ValidationError as invalid:
-        raise merged.explain(invalid) from None
+    return merged
 
 
 class _Merged:
@@ -126,7 +146,7 @@ class _Merged:
             if not isinstance(child, dict):
                 above = key[:length]
                 if _is_table(_field_type(above)):
-                    raise SettingsError(f"{'.'.join(above)}: must be a table", where=self._where(above))
+                    raise SettingsError(f"{'.'.join(above)}: must be a table", where=self.where(above))
                 raise SettingsError(
                     f'{".".join(above)}: is not a table, so it has no "{key[length]}"', where=where
                 )
@@ -134,7 +154,8 @@ class _Merged:
         node[key[-1]] = value
         self._origins[key] = where
 
-    def _where(self, key: Key) -> str | None:
+    def where(self, key: Key) -> str | None:
+        """A setting's origin, as messages name it."""
         for length in range(len(key), 0, -1):
             if key[:length] in self._origins:
                 return self._origins[key[:length]]
@@ -161,13 +182,13 @@ class _Merged:
         key = tuple(location)
         name = ".".join(key)
         if error["type"] == "extra_forbidden":
-            return _unknown_key(key, self._where(key))
+            return _unknown_key(key, self.where(key))
         message = describe_error(error)
         if error["type"] == "value_error" and not key:
             # A rule that involves two settings; its message begins with the name of the one to change.
             name, _, message = message.partition(": ")
             key = tuple(name.split("."))
-        return SettingsError(f"{name}: {message}", where=self._where(key))
+        return SettingsError(f"{name}: {message}", where=self.where(key))
 
 
 def _unknown_key(key: Key, where: str | None) -> SettingsError:

@@ -121,6 +121,10 @@ class Store(Protocol):
     def set_peer_enabled(self, name: str, enabled: bool) -> Peer:
         """Returns the peer as it is now. Raises `NotFoundError`."""
 
+    def rename_peer(self, name: str, new_name: str) -> Peer:
+        """Returns the peer as it is now; its publications stay its own. Raises `NotFoundError`, or `ConflictError` if a
+        peer has the new name already."""
+
     def publications(self) -> Sequence[Publication]:
         """In the order of protocol and port."""
 

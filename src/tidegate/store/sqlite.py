@@ -241,6 +241,17 @@ class SqliteStore:
             connection.execute(update(_peers).where(_peers.c.id == row.id).values(enabled=enabled))
             return self._peer_of(_peer_row(connection, name))
 
+    def rename_peer(self, name: str, new_name: str) -> Peer:
+        with self._transaction() as connection:
+            row = _peer_row(connection, name)
+            holder = connection.execute(select(_peers).where(_peers.c.name == new_name)).first()
+            if holder is not None:
+                raise ConflictError(
+                    f"a peer named {new_name!r} already exists ({holder.address})", hint="choose another name"
+                )
+            connection.execute(update(_peers).where(_peers.c.id == row.id).values(name=new_name))
+            return self._peer_of(_peer_row(connection, new_name))
+
     def publications(self) -> Sequence[Publication]:
         with self._transaction() as connection:
             return _all_publications(connection)

@@ -42,6 +42,7 @@ COMMANDS = [
     ["peer", "remove"],
     ["peer", "disable"],
     ["peer", "enable"],
+    ["peer", "rename"],
     ["connect"],
     ["status"],
     ["reload"],

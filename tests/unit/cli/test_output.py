@@ -238,6 +238,7 @@ def _stdout_that(is_so: str) -> TextIO | None:
             "peer alice (10.66.77.2) is disabled; not published until it is enabled: tcp/80",
         ),
         (["peer", "enable", "alice"], "peer alice (10.66.77.2) is enabled"),
+        (["peer", "rename", "alice", "bob"], "peer alice (10.66.77.2) is now called bob"),
         (["peer", "remove", "alice"], "peer alice (10.66.77.2) is removed; no longer published: tcp/80"),
         (["peer", "add", "bob", "--endpoint", "a.b", "--out", "bob.conf"], "its profile is in bob.conf"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import sqlite3
 import stat
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from types import SimpleNamespace
@@ -204,11 +205,26 @@ def test_a_disabled_peer_is_kept_with_all_that_it_has(tmp_path: Path) -> None:
     assert store.set_peer_enabled("a", True) == before
 
 
+def test_a_renamed_peer_keeps_all_but_its_name(store: SqliteStore) -> None:
+    add(store, "a")
+    add(store, "b")
+    before = store.peer("a")
+    store.add_publication(Publication("tcp", 8000, 8000, "a", 80))
+    assert store.rename_peer("a", "c") == replace(before, name="c") == store.peer("c")
+    assert [entry.internal_text for entry in store.publications()] == ["c:80"]
+    for taken in ("b", "c"):
+        with pytest.raises(ConflictError, match=rf"named '{taken}' already exists \(10\.66\.77\.\d\)"):
+            store.rename_peer("c", taken)
+    assert [peer.name for peer in store.peers()] == ["c", "b"]
+
+
 def test_an_unknown_peer_is_not_found(store: SqliteStore) -> None:
     with pytest.raises(NotFoundError, match="no peer named 'x'"):
         store.peer("x")
     with pytest.raises(NotFoundError, match="no peer named 'x'"):
         store.set_peer_enabled("x", False)
+    with pytest.raises(NotFoundError, match="no peer named 'x'"):
+        store.rename_peer("x", "y")
     with pytest.raises(NotFoundError, match="no peer named 'x'"):
         store.remove_peer("x")
     with pytest.raises(NotFoundError, match="no peer named 'x'"):
