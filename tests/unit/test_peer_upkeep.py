@@ -300,5 +300,15 @@ def test_each_upkeep_has_a_line_in_the_log(settings: Settings, capsys: pytest.Ca
                 **alice,
                 "name": "bob",
             }
+            renewed = await logged("peer", "renew", "bob", "--out", str(settings.state_dir / "bob.conf"))
+            new = (await running.answer("peer", "show", "bob"))["public_key"]
+            assert new != key
+            assert renewed == {
+                "event": "peer renewed",
+                **alice,
+                "name": "bob",
+                "public_key": new,
+                "former_public_key": key,
+            }
 
     asyncio.run(scenario())

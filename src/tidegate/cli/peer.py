@@ -35,6 +35,30 @@ STDOUT = "-"
 KEEPALIVE = 25  # seconds; WireGuard's advice for clients behind a NAT
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The peer's name.", show_default=False)]
+EndpointOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="Where clients reach the gateway. [dim]\\[settings, or external address][/]",
+    ),
+]
+OutOption = Annotated[
+    str,
+    typer.Option(
+        metavar="FILE",
+        help="Write the profile here, readable by its owner only (0600). [dim]\\[-, standard output][/]",
+        show_default=False,
+    ),
+]
+PublicKeyOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KEY",
+        help="The public key (base64) of a device that keeps its private key to itself. "
+        "[dim]\\[a new pair of keys][/]",
+    ),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing FILE.")]
 
 _ADD_EXAMPLES = examples(
     ("tidegate peer add alice --out alice.conf", "a profile for any WireGuard app"),
@@ -53,33 +77,13 @@ _ADD_EXAMPLES = examples(
 def add(
     context: typer.Context,
     name: NameArgument,
-    endpoint: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOST:PORT",
-            help="Where clients reach the gateway. [dim]\\[settings, or external address][/]",
-        ),
-    ] = None,
-    out: Annotated[
-        str,
-        typer.Option(
-            metavar="FILE",
-            help="Write the profile here, readable by its owner only (0600). [dim]\\[-, standard output][/]",
-            show_default=False,
-        ),
-    ] = STDOUT,
+    endpoint: EndpointOption = None,
+    out: OutOption = STDOUT,
     address: Annotated[
         str | None,
         typer.Option(metavar="A.B.C.D", help="The peer's address. [dim]\\[the lowest free one][/]"),
     ] = None,
-    public_key: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KEY",
-            help="The public key (base64) of a device that keeps its private key to itself. "
-            "[dim]\\[a new pair of keys][/]",
-        ),
-    ] = None,
+    public_key: PublicKeyOption = None,
     cipher: Annotated[
         CipherName,
         typer.Option(
@@ -88,7 +92,7 @@ def add(
             "AES instructions, and works with Tidegate's own client only.",
         ),
     ] = WIREGUARD_CIPHER,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing FILE.")] = False,
+    force: ForceOption = False,
     config: ConfigOption = None,
     state_dir: StateDirOption = None,
     json: JsonOption = False,
@@ -109,10 +113,10 @@ def add(
     check_peer_name(name)
     file = None if out == STDOUT else file_named(out, "--out")
     # A bad one is refused before anything is done.
-    wanted = _endpoint(endpoint, settings.gateway.listen.port)
+    wanted = endpoint_given(endpoint, settings.gateway.listen.port)
     private_key: bytes | None = None
     if public_key is not None:
-        key = _public_key(public_key)
+        key = public_key_given(public_key)
     else:
         private_key = make_private_key()
         key = public_key_of(private_key)
@@ -128,7 +132,7 @@ def add(
             address=address,
             cipher=cipher,
         )
-    comment = f"Tidegate profile of {name}. It holds secret keys: keep it to yourself."
+    comment = comment_for(name)
     asking = partial(
         administration,
         settings,
@@ -142,11 +146,11 @@ def add(
         delivery(name, file, force) as way_out,
         adding(command, asking, way_out, unwinding, new_key=public_key is None) as added,
     ):
-        wanted = _endpoint(endpoint, added.listen_port)
-        _refuse_endpoint_inside(wanted, settings.gateway, added)
-        profile = _profile(added, wanted, private_key, preshared_key)
+        wanted = endpoint_given(endpoint, added.listen_port)
+        refuse_endpoint_inside(wanted, settings.gateway, added)
+        profile = profile_for(added, wanted, private_key, preshared_key)
         text = profile.render(comment)
-        answer = _answer(added, profile, text, file)
+        answer = answer_for_programs(added, profile, text, file)
         way_out.send(answer if json and file is None else text)
     done = f"peer {name} has address {added.peer.address}; its profile is in {out}"
     if file is not None and json:
@@ -154,16 +158,23 @@ def add(
             print(answer, end="")
     elif file is not None:
         remark(done)
-    if private_key is None:
+    remark_on(profile, explicit=endpoint is not None or settings.gateway.endpoint is not None)
+
+
+def remark_on(profile: Profile, *, explicit: bool) -> None:
+    """Says what is special about a profile. `explicit`: somebody chose its endpoint."""
+    from tidegate.cli.output import remark
+
+    if profile.private_key is None:
         remark("the device's private key is to be put into the profile, where its comment says so")
     if profile.cipher != WIREGUARD_CIPHER:
         remark(
             f"{profile.cipher} works with `tidegate connect` only: other WireGuard programs will pass no data"
         )
-    _warn_of_local_endpoint(profile, explicit=endpoint is not None or settings.gateway.endpoint is not None)
+    _warn_of_local_endpoint(profile, explicit=explicit)
 
 
-def _endpoint(text: str | None, default_port: int) -> Endpoint | None:
+def endpoint_given(text: str | None, default_port: int) -> Endpoint | None:
     from tidegate.errors import UsageError
     from tidegate.net import Endpoint
 
@@ -175,7 +186,7 @@ def _endpoint(text: str | None, default_port: int) -> Endpoint | None:
         raise UsageError(f"--endpoint: {cause}") from None
 
 
-def _public_key(text: str) -> bytes:
+def public_key_given(text: str) -> bytes:
     from tidegate.errors import UsageError
     from tidegate.identity import parse_public_key
 
@@ -213,7 +224,7 @@ def _refuse_early(
             raise UsageError(str(cause)) from None
 
 
-def _refuse_endpoint_inside(endpoint: Endpoint | None, ours: GatewaySettings, added: PeerAdded) -> None:
+def refuse_endpoint_inside(endpoint: Endpoint | None, ours: GatewaySettings, added: PeerAdded) -> None:
     """A client would send the tunnel's own packets into the tunnel. If the gateway's settings differ from this
     command's, only two of its subnet's addresses are known."""
     if endpoint is None or endpoint.address is None:
@@ -241,7 +252,7 @@ def _endpoint_unknown() -> UsageError:
     )
 
 
-def _profile(
+def profile_for(
     added: PeerAdded, endpoint: Endpoint | None, private_key: bytes | None, preshared_key: bytes
 ) -> Profile:
     from tidegate.identity import Profile, decode_key
@@ -264,6 +275,11 @@ def _profile(
     )
 
 
+def comment_for(name: str) -> str:
+    """The first line of a peer's profile."""
+    return f"Tidegate profile of {name}. It holds secret keys: keep it to yourself."
+
+
 def _warn_of_local_endpoint(profile: Profile, *, explicit: bool) -> None:
     from tidegate.cli.output import remark
     from tidegate.net import PRIVATE_NETWORKS
@@ -277,7 +293,7 @@ def _warn_of_local_endpoint(profile: Profile, *, explicit: bool) -> None:
         remark(f"the endpoint {profile.endpoint} is a private address; clients elsewhere need --endpoint")
 
 
-def _answer(added: PeerAdded, profile: Profile, text: str, out: Path | None) -> str:
+def answer_for_programs(added: PeerAdded, profile: Profile, text: str, out: Path | None) -> str:
     from json import dumps
 
     answer = {

@@ -15,7 +15,21 @@ from tidegate.cli.options import (
     given_as,
     read_settings,
 )
-from tidegate.cli.peer import NameArgument
+from tidegate.cli.peer import (
+    STDOUT,
+    EndpointOption,
+    ForceOption,
+    NameArgument,
+    OutOption,
+    PublicKeyOption,
+    answer_for_programs,
+    comment_for,
+    endpoint_given,
+    profile_for,
+    public_key_given,
+    refuse_endpoint_inside,
+    remark_on,
+)
 from tidegate.cli.runtime import runtime_of
 
 DISABLE_EXAMPLES = examples(
@@ -27,6 +41,12 @@ ENABLE_EXAMPLES = examples(
 )
 
 RENAME_EXAMPLES = examples(("tidegate peer rename alice alice-phone", "what is published to her follows"))
+
+RENEW_EXAMPLES = examples(
+    ("tidegate peer renew alice --out alice-new.conf", "a new profile; the former one is good no longer"),
+    ("tidegate peer renew alice | qrencode -t ansiutf8", "as a QR code, for a phone's camera"),
+    ("tidegate peer renew frank --public-key KEY", "for a device that keeps its private key to itself"),
+)
 
 
 def disable(
@@ -111,6 +131,70 @@ def rename(
     for setting in answer.settings:
         place = places.get(setting.rpartition(".")[2])
         remark(f"warning: {setting} still says {old}: {_advice(place, new)}")
+
+
+def renew(
+    context: typer.Context,
+    name: NameArgument,
+    endpoint: EndpointOption = None,
+    out: OutOption = STDOUT,
+    public_key: PublicKeyOption = None,
+    force: ForceOption = False,
+    config: ConfigOption = None,
+    state_dir: StateDirOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Give a peer new keys, and write its new profile, as `add` does. Address, cipher, published ports and other
+    protocols stay. The former profile is good for nothing from then on, and not before the new one is printed or on the
+    disk."""
+    from functools import partial
+
+    from tidegate.cli.administration import administration
+    from tidegate.cli.interruptible import interruptible
+    from tidegate.cli.output import remark, written
+    from tidegate.cli.renewal import handover
+    from tidegate.cli.renewal import renew as renew_keys
+    from tidegate.control.commands import PeerRenew
+    from tidegate.identity import encode_key, make_preshared_key, make_private_key, public_key_of
+
+    settings = read_settings(context, config, state_dir)
+    file = None if out == STDOUT else file_named(out, "--out")
+    wanted = endpoint_given(endpoint, settings.gateway.listen.port)
+    private_key = make_private_key() if public_key is None else None
+    key = public_key_of(private_key) if private_key is not None else public_key_given(str(public_key))
+    preshared_key = make_preshared_key()
+    with given_as(name="NAME"):
+        command = PeerRenew(name=name, public_key=encode_key(key), preshared_key=encode_key(preshared_key))
+    runtime = runtime_of(context)
+    asking = partial(
+        administration,
+        settings,
+        runtime.host(),
+        make=False,
+        suggest_endpoint=endpoint is None,
+        engine=runtime.engine,
+    )
+    with interruptible() as unwinding:
+        way_out = handover(name, file, force)
+        with asking() as executor:
+            planned = executor.execute(command.model_copy(update={"dry_run": True}))
+        wanted = endpoint_given(endpoint, planned.listen_port)
+        refuse_endpoint_inside(wanted, settings.gateway, planned)
+        profile = profile_for(planned, wanted, private_key, preshared_key)
+        text = profile.render(comment_for(name))
+        answer = answer_for_programs(planned, profile, text, file)
+        renewed = renew_keys(command, answer if json and file is None else text, asking, way_out, unwinding)
+    done = f"peer {name} ({renewed.peer.address}) is renewed; its new profile is in {out}"
+    if file is not None and json:
+        with written(done):
+            print(answer, end="")
+    elif file is not None:
+        remark(done)
+    for warning in renewed.warnings:
+        remark(f"warning: {warning}")
+    if not renewed.peer.enabled:
+        remark(f"{name} is disabled, and cannot connect until `tidegate peer enable {name}`")
+    remark_on(profile, explicit=endpoint is not None or settings.gateway.endpoint is not None)
 
 
 def _places_that_name(peer: str, context: typer.Context, config: str | None) -> dict[str, str | None]:

@@ -7,7 +7,7 @@ carried out completely or not at all.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from typing import Protocol, cast
@@ -38,6 +38,8 @@ from tidegate.control.commands import (
     PeerRemoved,
     PeerRename,
     PeerRenamed,
+    PeerRenew,
+    PeerRenewed,
     PeerView,
     PublishAdd,
     PublishList,
@@ -53,7 +55,7 @@ from tidegate.identity.keys import decode_key, encode_key, parse_public_key
 from tidegate.ip_protocols import protocol_key, protocol_name
 from tidegate.net import Endpoint, parse_peer_address
 from tidegate.settings import Key, Settings
-from tidegate.store import Peer, Publication, Store, check_peer_name
+from tidegate.store import Peer, Publication, Store, check_peer_name, key_taken
 
 log = structlog.get_logger("tidegate.control")
 
@@ -132,6 +134,8 @@ class Administration:
                 return self._peer_enable(command)
             case PeerRename():
                 return self._peer_rename(command)
+            case PeerRenew():
+                return self._peer_renew(command)
             case PublishAdd():
                 return self._publications.add(command)
             case PublishRemove():
@@ -176,25 +180,15 @@ class Administration:
 
     def _peer_add(self, command: PeerAdd) -> PeerAdded:
         name = check_peer_name(command.name)
-        gateway = self._context.settings.gateway
-        try:
-            public_key = parse_public_key(command.public_key)
-            preshared_key = decode_key(command.preshared_key) if command.preshared_key is not None else None
-        except ValueError as cause:
-            raise UsageError(f"the key of {name!r} {cause}") from None
         self._check_cipher(command.cipher, name, "add the peer without --cipher")
         if self._live is None:  # a running gateway has checked already
             self._check_subnet(self._store.peers())
-        own_key = self._context.public_key()
-        if public_key == own_key:
-            raise UsageError(
-                f"the key of {name!r} is the gateway's own", hint="give the public key of the peer's device"
-            )
+        public_key, preshared_key = self._keys_of(command)
         peer = self._store.add_peer(
             name,
             public_key,
             preshared_key,
-            subnet=gateway.subnet,
+            subnet=self._context.settings.gateway.subnet,
             reserved=self._reserved(),
             address=self._address(command.address),
             now=self._context.now(),
@@ -208,10 +202,28 @@ class Administration:
                 raise
             log.info("peer added", **_for_the_log(peer), cipher=peer.cipher)
             self._pass_protocols_and_log()
+        return self._for_the_profile(peer)
+
+    def _keys_of(self, command: PeerAdd | PeerRenew) -> tuple[bytes, bytes | None]:
+        """The public and the preshared key. Raises `UsageError` for keys that no peer can have, and `StoreError`."""
+        try:
+            public_key = parse_public_key(command.public_key)
+            preshared_key = decode_key(command.preshared_key) if command.preshared_key is not None else None
+        except ValueError as cause:
+            raise UsageError(f"the key of {command.name!r} {cause}") from None
+        if public_key == self._context.public_key():
+            raise UsageError(
+                f"the key of {command.name!r} is the gateway's own",
+                hint="give the public key of the peer's device",
+            )
+        return public_key, preshared_key
+
+    def _for_the_profile(self, peer: Peer) -> PeerAdded:
+        gateway = self._context.settings.gateway
         endpoint = gateway.endpoint or self._context.suggested_endpoint()
         return PeerAdded(
             peer=_peer_view(peer, None),
-            gateway_public_key=encode_key(own_key),
+            gateway_public_key=encode_key(self._context.public_key()),
             gateway_address=str(gateway.address),
             listen_port=gateway.listen.port,
             endpoint=str(endpoint) if endpoint else None,
@@ -238,6 +250,15 @@ class Administration:
             )
         except (OSError, ValueError, RuntimeError) as cause:
             raise EngineError(f"the engine refuses peer {peer.name!r}: {cause}") from cause
+
+    def _readmit(self, peer: Peer, publications: Iterable[Publication]) -> list[str]:
+        """Gives the engine a peer that has been there before, and its publications. Returns why some of these failed.
+        Raises `EngineError` and `StoreError`."""
+        self._admit(peer)
+        warnings = self._publications.restore_some(publications)
+        for warning in warnings:
+            log.warning(warning)
+        return warnings
 
     def _expel(self, peer: Peer) -> None:
         """Takes a peer out of the engine, with its sessions, mappings, published ports and other protocols."""
@@ -311,16 +332,13 @@ class Administration:
         warnings: list[str] = []
         if self._live is not None and not before.enabled:
             try:
-                self._admit(peer)
-                warnings = self._publications.restore_some(publications)
+                warnings = self._readmit(peer, publications)
             except BaseException:  # whatever it is: no command is left half-done
                 self._expel(peer)
                 self._publications.withdraw(publications)
                 self._store.set_peer_enabled(command.name, False)
                 raise
             log.info("peer enabled", **_for_the_log(peer), published=_ports_for_the_log(publications))
-            for warning in warnings:
-                log.warning(warning)
             self._pass_protocols_and_log()
         return PeerEnabled(peer=_peer_view(peer, None), publications=_ports(publications), warnings=warnings)
 
@@ -339,6 +357,43 @@ class Administration:
                 log.warning("a setting still has a peer's former name", setting=setting, peer=command.name)
             self._pass_protocols_and_log()
         return PeerRenamed(peer=_peer_view(peer, None), former_name=command.name, settings=settings)
+
+    def _peer_renew(self, command: PeerRenew) -> PeerRenewed:
+        public_key, preshared_key = self._keys_of(command)
+        before = self._store.peer(command.name)
+        if command.dry_run:
+            for other in self._store.peers():
+                if other.public_key == public_key:
+                    raise key_taken(other.name)
+            peer, warnings = replace(before, public_key=public_key, preshared_key=preshared_key), []
+        else:
+            publications = self._publications.of(command.name)
+            peer = self._store.replace_keys(command.name, public_key, preshared_key)
+            warnings = self._readmit_with_new_keys(before, peer, publications)
+        return PeerRenewed(**dict(self._for_the_profile(peer)), warnings=warnings)
+
+    def _readmit_with_new_keys(
+        self, before: Peer, peer: Peer, publications: Sequence[Publication]
+    ) -> list[str]:
+        """For the engine, which knows peers by their keys, it is another peer."""
+        if self._live is None:
+            return []
+        warnings: list[str] = []
+        if before.enabled:
+            kept = self._passed
+            self._expel(before)
+            self._publications.withdraw(publications)
+            try:
+                warnings = self._readmit(peer, publications)
+            except BaseException:  # whatever it is: no command is left half-done
+                self._expel(peer)
+                self._store.replace_keys(before.name, before.public_key, before.preshared_key)
+                self._readmit(before, publications)
+                raise
+            finally:
+                self._pass_protocols_and_log(kept)
+        log.info("peer renewed", **_for_the_log(peer), former_public_key=encode_key(before.public_key))
+        return warnings
 
     # Of a running gateway
 
@@ -439,10 +494,10 @@ class Administration:
                 unmet.append(f"[nat] other_protocols: the engine refuses: {cause}")
         return unmet
 
-    def _pass_protocols_and_log(self) -> None:
+    def _pass_protocols_and_log(self, kept: Mapping[int, str] | None = None) -> None:
         """For commands that succeed whatever stands in the way of this. A peer that was renamed keeps its protocols
         until the settings are read again, so that there is time to change them."""
-        for warning in self.pass_protocols(kept=self._passed):
+        for warning in self.pass_protocols(kept=self._passed if kept is None else kept):
             log.warning(warning)
 
     def _status(self) -> GatewayStatus:

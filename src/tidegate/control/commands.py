@@ -141,6 +141,25 @@ class PeerRename(Command[PeerRenamed]):
     answer = PeerRenamed
 
 
+class PeerRenewed(PeerAdded):
+    """Everything that the new profile needs, apart from the client's private key."""
+
+    warnings: list[str]
+    """Why some of its ports are no longer published, as when a program on the host was faster."""
+
+
+class PeerRenew(Command[PeerRenewed]):
+    """New keys for a peer; the former ones are no longer good."""
+
+    command: Literal["peer.renew"] = "peer.renew"
+    name: str = Field(max_length=256)
+    public_key: str = Field(max_length=64)
+    preshared_key: str | None = Field(default=None, max_length=64)
+    dry_run: bool = False
+    """Change nothing: refuse what would be refused, and otherwise answer as if it had been done."""
+    answer = PeerRenewed
+
+
 class PublicationView(Answer):
     external: str
     """Such as ``tcp/8000-8010``."""
@@ -293,6 +312,7 @@ AnyCommand = Annotated[
     | PeerDisable
     | PeerEnable
     | PeerRename
+    | PeerRenew
     | PublishAdd
     | PublishRemove
     | PublishList

@@ -42,7 +42,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from tidegate.ciphers import CIPHERS, WIREGUARD_CIPHER, CipherName
 from tidegate.errors import ConflictError, NotFoundError, StoreError
 from tidegate.files import PRIVATE_FILE
-from tidegate.store import Peer, Publication, TransportProtocol
+from tidegate.store import Peer, Publication, TransportProtocol, key_taken
 
 _CIPHER_CHECK = f"cipher IN {CIPHERS}"
 _UPGRADES = (
@@ -211,7 +211,7 @@ class SqliteStore:
                         hint=f"choose another name, or run `tidegate peer remove {name}` first",
                     )
                 if other.public_key == public_key:
-                    raise ConflictError(f"peer {other.name!r} already has this public key")
+                    raise key_taken(other.name)
                 if other.address == address:
                     raise ConflictError(f"{address} already belongs to peer {other.name!r}")
             taken = reserved | {other.address for other in others}
@@ -251,6 +251,19 @@ class SqliteStore:
                 )
             connection.execute(update(_peers).where(_peers.c.id == row.id).values(name=new_name))
             return self._peer_of(_peer_row(connection, new_name))
+
+    def replace_keys(self, name: str, public_key: bytes, preshared_key: bytes | None) -> Peer:
+        with self._transaction() as connection:
+            row = _peer_row(connection, name)
+            holder = connection.execute(select(_peers).where(_peers.c.public_key == public_key)).first()
+            if holder is not None:
+                raise key_taken(holder.name)
+            connection.execute(
+                update(_peers)
+                .where(_peers.c.id == row.id)
+                .values(public_key=public_key, preshared_key=preshared_key)
+            )
+            return self._peer_of(_peer_row(connection, name))
 
     def publications(self) -> Sequence[Publication]:
         with self._transaction() as connection:

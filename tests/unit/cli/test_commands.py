@@ -43,6 +43,7 @@ COMMANDS = [
     ["peer", "disable"],
     ["peer", "enable"],
     ["peer", "rename"],
+    ["peer", "renew"],
     ["connect"],
     ["status"],
     ["reload"],

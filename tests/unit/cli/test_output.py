@@ -239,6 +239,7 @@ def _stdout_that(is_so: str) -> TextIO | None:
         ),
         (["peer", "enable", "alice"], "peer alice (10.66.77.2) is enabled"),
         (["peer", "rename", "alice", "bob"], "peer alice (10.66.77.2) is now called bob"),
+        (["peer", "renew", "alice", "--endpoint", "a.b", "--out", "new"], "its new profile is in new"),
         (["peer", "remove", "alice"], "peer alice (10.66.77.2) is removed; no longer published: tcp/80"),
         (["peer", "add", "bob", "--endpoint", "a.b", "--out", "bob.conf"], "its profile is in bob.conf"),
     ],

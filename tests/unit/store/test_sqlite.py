@@ -218,6 +218,20 @@ def test_a_renamed_peer_keeps_all_but_its_name(store: SqliteStore) -> None:
     assert [peer.name for peer in store.peers()] == ["c", "b"]
 
 
+def test_new_keys_are_nobodys_and_all_else_stays(store: SqliteStore) -> None:
+    add(store, "a")
+    add(store, "b")
+    before = store.peer("a")
+    store.add_publication(Publication("tcp", 8000, 8000, "a", 80))
+    renewed = store.replace_keys("a", b"n" * 32, b"p" * 32)
+    assert renewed == replace(before, public_key=b"n" * 32, preshared_key=b"p" * 32) == store.peer("a")
+    assert [entry.internal_text for entry in store.publications()] == ["a:80"]
+    for holder, key in (("a", b"n" * 32), ("b", store.peer("b").public_key)):
+        with pytest.raises(ConflictError, match=f"peer '{holder}' already has this public key"):
+            store.replace_keys("a", key, None)
+    assert store.peer("a") == renewed
+
+
 def test_an_unknown_peer_is_not_found(store: SqliteStore) -> None:
     with pytest.raises(NotFoundError, match="no peer named 'x'"):
         store.peer("x")
@@ -225,6 +239,8 @@ def test_an_unknown_peer_is_not_found(store: SqliteStore) -> None:
         store.set_peer_enabled("x", False)
     with pytest.raises(NotFoundError, match="no peer named 'x'"):
         store.rename_peer("x", "y")
+    with pytest.raises(NotFoundError, match="no peer named 'x'"):
+        store.replace_keys("x", b"k" * 32, None)
     with pytest.raises(NotFoundError, match="no peer named 'x'"):
         store.remove_peer("x")
     with pytest.raises(NotFoundError, match="no peer named 'x'"):
