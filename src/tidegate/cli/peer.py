@@ -58,6 +58,9 @@ PublicKeyOption = Annotated[
         "[dim]\\[a new pair of keys][/]",
     ),
 ]
+QrOption = Annotated[
+    bool, typer.Option("--qr", help="Show the profile as a QR code, for the camera of a phone.")
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing FILE.")]
 
 _ADD_EXAMPLES = examples(
@@ -66,7 +69,7 @@ _ADD_EXAMPLES = examples(
         "tidegate peer add bob --endpoint vpn.example.com:51820 --out bob.conf",
         "with the name that clients connect to",
     ),
-    ("tidegate peer add eve | qrencode -t ansiutf8", "as a QR code, for a phone's camera"),
+    ("tidegate peer add eve --qr", "as a QR code, for a phone's camera"),
     ("tidegate peer add carol --address 10.66.77.20", "with a chosen address"),
     ("tidegate peer add frank --public-key KEY", "for a device that keeps its private key to itself"),
     ("tidegate peer add dave --cipher aes-256-gcm --out dave.conf", "faster, for Tidegate's own client only"),
@@ -92,6 +95,7 @@ def add(
             "AES instructions, and works with Tidegate's own client only.",
         ),
     ] = WIREGUARD_CIPHER,
+    qr: QrOption = False,
     force: ForceOption = False,
     config: ConfigOption = None,
     state_dir: StateDirOption = None,
@@ -105,6 +109,7 @@ def add(
     from tidegate.cli.delivery import adding, delivery
     from tidegate.cli.interruptible import interruptible
     from tidegate.cli.output import remark, written
+    from tidegate.cli.qr import check_qr, qr_code
     from tidegate.control.commands import PeerAdd
     from tidegate.identity import encode_key, make_preshared_key, make_private_key, public_key_of
     from tidegate.store import check_peer_name
@@ -112,6 +117,8 @@ def add(
     settings = read_settings(context, config, state_dir)
     check_peer_name(name)
     file = None if out == STDOUT else file_named(out, "--out")
+    if qr:
+        check_qr(out=file, json=json, public_key=public_key)
     # A bad one is refused before anything is done.
     wanted = endpoint_given(endpoint, settings.gateway.listen.port)
     private_key: bytes | None = None
@@ -151,7 +158,7 @@ def add(
         profile = profile_for(added, wanted, private_key, preshared_key)
         text = profile.render(comment)
         answer = answer_for_programs(added, profile, text, file)
-        way_out.send(answer if json and file is None else text)
+        way_out.send(qr_code(profile) if qr else answer if json and file is None else text)
     done = f"peer {name} has address {added.peer.address}; its profile is in {out}"
     if file is not None and json:
         with written(done):

@@ -22,6 +22,7 @@ from tidegate.cli.peer import (
     NameArgument,
     OutOption,
     PublicKeyOption,
+    QrOption,
     answer_for_programs,
     comment_for,
     endpoint_given,
@@ -44,7 +45,7 @@ RENAME_EXAMPLES = examples(("tidegate peer rename alice alice-phone", "what is p
 
 RENEW_EXAMPLES = examples(
     ("tidegate peer renew alice --out alice-new.conf", "a new profile; the former one is good no longer"),
-    ("tidegate peer renew alice | qrencode -t ansiutf8", "as a QR code, for a phone's camera"),
+    ("tidegate peer renew alice --qr", "as a QR code, for a phone's camera"),
     ("tidegate peer renew frank --public-key KEY", "for a device that keeps its private key to itself"),
 )
 
@@ -139,6 +140,7 @@ def renew(
     endpoint: EndpointOption = None,
     out: OutOption = STDOUT,
     public_key: PublicKeyOption = None,
+    qr: QrOption = False,
     force: ForceOption = False,
     config: ConfigOption = None,
     state_dir: StateDirOption = None,
@@ -152,6 +154,7 @@ def renew(
     from tidegate.cli.administration import administration
     from tidegate.cli.interruptible import interruptible
     from tidegate.cli.output import remark, written
+    from tidegate.cli.qr import check_qr, qr_code
     from tidegate.cli.renewal import handover
     from tidegate.cli.renewal import renew as renew_keys
     from tidegate.control.commands import PeerRenew
@@ -159,6 +162,8 @@ def renew(
 
     settings = read_settings(context, config, state_dir)
     file = None if out == STDOUT else file_named(out, "--out")
+    if qr:
+        check_qr(out=file, json=json, public_key=public_key)
     wanted = endpoint_given(endpoint, settings.gateway.listen.port)
     private_key = make_private_key() if public_key is None else None
     key = public_key_of(private_key) if private_key is not None else public_key_given(str(public_key))
@@ -183,7 +188,8 @@ def renew(
         profile = profile_for(planned, wanted, private_key, preshared_key)
         text = profile.render(comment_for(name))
         answer = answer_for_programs(planned, profile, text, file)
-        renewed = renew_keys(command, answer if json and file is None else text, asking, way_out, unwinding)
+        shown = qr_code(profile) if qr else answer if json and file is None else text
+        renewed = renew_keys(command, shown, asking, way_out, unwinding)
     done = f"peer {name} ({renewed.peer.address}) is renewed; its new profile is in {out}"
     if file is not None and json:
         with written(done):
