@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,22 @@ def test_without_a_gateway_a_peer_is_disabled_and_enabled_in_the_store(
     assert "disabled" not in tidegate("peer", "list", *state).out
     for command in ("disable", "enable"):
         assert "no peer named 'eve'" in tidegate.refused(1, "peer", command, "eve", *state)
+
+
+@pytest.mark.parametrize("renewed", [False, True], ids=["", "renewed"])
+def test_a_peer_is_shown_with_its_date(
+    tidegate: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renewed: bool
+) -> None:
+    state = ["--state-dir", tmp_path]
+    with monkeypatch.context() as patch:
+        patch.setattr("time.time", lambda: 1_700_000_000.5)
+        assert tidegate("peer", "add", "alice", *state).code == 0
+    if renewed:
+        assert tidegate("peer", "renew", "alice", *state).code == 0
+    assert re.search(r"created +2023-11-14 22:13:20 UTC", tidegate("peer", "show", "alice", *state).out)
+    assert (
+        json.loads(tidegate("peer", "show", "alice", *state, "--json").out)["created_at"] == 1_700_000_000.5
+    )
 
 
 def test_a_machine_without_aes_instructions_serves_if_the_peer_that_needs_them_is_disabled(

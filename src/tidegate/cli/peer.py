@@ -339,7 +339,14 @@ def list_peers(
         print_rich(peer_table(answer.peers, running=answer.running))
 
 
-@app.command("show", epilog=examples(("tidegate peer show alice", "one peer with its counters")))
+@app.command(
+    "show",
+    epilog=examples(
+        ("tidegate peer show alice", "one peer with its counters"),
+        ("tidegate peer show alice --json | jq .last_handshake", "how many seconds ago"),
+        ("tidegate peer show alice --json | jq '.created_at | todate'", "seconds since 1970, as a date"),
+    ),
+)
 def show(
     context: typer.Context,
     name: NameArgument,
@@ -349,7 +356,7 @@ def show(
 ) -> None:
     """Show one peer."""
     from tidegate.cli.administration import administration
-    from tidegate.cli.output import ago, amount, print_json, print_rich, table
+    from tidegate.cli.output import ago, amount, moment, print_json, print_rich, table
     from tidegate.control.commands import PeerList
     from tidegate.errors import NotFoundError
 
@@ -370,6 +377,7 @@ def show(
         ("public key", peer.public_key),
         ("cipher", peer.cipher),
         ("state", state(peer)),
+        ("created", moment(peer.created_at)),
     ]
     if answer.running and peer.enabled:
         rows += [

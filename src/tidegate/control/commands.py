@@ -37,7 +37,7 @@ class PeerView(Answer):
     address: str
     public_key: str
     created_at: float
-    """Seconds since the epoch."""
+    """Seconds since the epoch; of the peer, not of its keys, which may have been renewed."""
     cipher: CipherName = WIREGUARD_CIPHER
     enabled: bool = True
     """Whether it may connect."""

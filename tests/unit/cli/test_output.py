@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TextIO
 
@@ -15,7 +16,7 @@ from rich.console import Console
 
 from tests.unit.conftest import CommandLine
 from tidegate.ciphers import CIPHERS, WIREGUARD_CIPHER, CipherName
-from tidegate.cli.output import Handout, print_rich, remark, table
+from tidegate.cli.output import Handout, moment, print_rich, remark, table
 from tidegate.cli.peer import peer_table
 from tidegate.control.commands import PeerView
 
@@ -82,6 +83,16 @@ def test_names_addresses_and_ports_fold_and_are_never_cut() -> None:
     assert "  1234  " in text
     assert "…" not in text
     assert all(len(line) <= 80 for line in text.splitlines())
+
+
+def test_a_moment_has_its_time_zone_whatever_that_of_the_machine_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Pacific/Auckland")
+    time.tzset()
+    try:
+        assert moment(1_700_000_000.75) == "2023-11-14 22:13:20 UTC"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_an_address_and_a_key_stay_whole_beside_a_long_name() -> None:
