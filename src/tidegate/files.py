@@ -45,11 +45,44 @@ def atomic_write(path: Path, *, replace: bool) -> Iterator[IO[str]]:
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
-    try:
-        _sync_directory(path.parent)
-    except OSError as cause:
-        if cause.errno not in {errno.EINVAL, errno.ENOTSUP}:  # some file systems cannot sync directories
+    _sync_directory_if_possible(path.parent)
+
+
+class StagedFile:
+    """A text file (0600), complete and on the disk, that waits under a temporary name to be moved to `path`."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        """Raises `OSError`, and leaves nothing then."""
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # made with mode 0600
+        self.path = path
+        self.temporary = Path(name)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            _sync_directory_if_possible(path.parent)
+        except BaseException:
+            self.discard()
             raise
+
+    def move(self, *, replace: bool) -> None:
+        """Without `replace` an existing file raises `FileExistsError`. Raises `OSError` if it cannot be moved: it goes
+        on waiting then."""
+        if replace:
+            self.temporary.replace(self.path)
+        else:
+            _move_to_free_name(self.temporary, self.path)
+            self.discard()
+        _sync_directory_if_possible(self.path.parent)
+
+    def waits(self) -> bool:
+        """Whether it was neither moved nor discarded."""
+        return self.temporary.exists()
+
+    def discard(self) -> None:
+        """Idempotent."""
+        self.temporary.unlink(missing_ok=True)
 
 
 def _move_to_free_name(temporary: Path, path: Path) -> None:
@@ -67,6 +100,14 @@ def _move_to_free_name(temporary: Path, path: Path) -> None:
     except BaseException:
         path.unlink()
         raise
+
+
+def _sync_directory_if_possible(path: Path) -> None:
+    try:
+        _sync_directory(path)
+    except OSError as cause:
+        if cause.errno not in {errno.EINVAL, errno.ENOTSUP}:  # some file systems cannot sync directories
+            raise
 
 
 def _sync_directory(path: Path) -> None:

@@ -194,7 +194,7 @@ class Gateway:
         )
 
         admin = self._administration(store, private_key)
-        peers = await self._restore(admin)
+        peers, disabled = await self._restore(admin)
 
         self._open_dns(undo, open_files)
         control = ControlServer(state.control_socket, admin.execute)
@@ -211,7 +211,7 @@ class Gateway:
         undo.push_async_callback(self._supervisor.stop)  # last in, first out: tasks end before what they use
         engine.start()
         self._start_tasks(MappingLog(engine, admin.name_at), control, changed, hung_up)
-        self._announce(peers)
+        self._announce(peers, disabled)
 
     def _administration(self, store: SqliteStore, private_key: bytes) -> Administration:
         context = AdminContext(
@@ -223,19 +223,19 @@ class Gateway:
         )
         return Administration(store, context, self)
 
-    async def _restore(self, admin: Administration) -> int:
-        """Gives the engine the peers of the store, and what is published or passed to them. Returns how many peers
-        there are. A port or protocol that the engine refuses is logged, and the rest is served. Raises `EngineError` if
-        it refuses a peer."""
+    async def _restore(self, admin: Administration) -> tuple[int, int]:
+        """Gives the engine the peers of the store, and what is published or passed to them. Returns how many peers it
+        has, and how many are disabled. A port or protocol that the engine refuses is logged, and the rest is served.
+        Raises `EngineError` if it refuses a peer."""
         try:
-            peers = await asyncio.to_thread(admin.restore)
+            peers, disabled = await asyncio.to_thread(admin.restore)
         except OSError as cause:
             raise EngineError(f"the engine refuses a peer of the store: {cause.strerror or cause}") from cause
         for warning in admin.pass_protocols():
             log.warning(warning)
         for external, why in admin.failed_publications.items():
             log.warning("a port is not published", port=external, cause=why)
-        return peers
+        return peers, disabled
 
     def _start_tasks(
         self, mapping_log: MappingLog, control: ControlServer, changed: asyncio.Event, hung_up: asyncio.Event
@@ -329,12 +329,14 @@ class Gateway:
     def _suggested_endpoint(self) -> Endpoint | None:
         return self._settings.gateway.listen.reached_at(self.external.addresses[0])
 
-    def _announce(self, peers: int) -> None:
+    def _announce(self, peers: int, disabled: int) -> None:
         external = self.external
         line = (
             f"listening on {self._settings.gateway.listen} (UDP), external {external.interface} "
             f"{', '.join(external.addresses)}, {peers} {'peer' if peers == 1 else 'peers'}"
         )
+        if disabled:
+            line += f" (and {disabled} disabled)"
         self._ready(line)
         self._manager.tell(f"READY=1\nSTATUS={line}")
 

@@ -23,6 +23,11 @@ def protocol_name(number: int) -> str:
     return f"{_NAMES[number]} ({number})" if number in _NAMES else f"protocol {number}"
 
 
+def protocol_key(number: int) -> str:
+    """A protocol's key in ``[nat.other_protocols]``, such as ``gre`` or ``99``."""
+    return _NAMES.get(number, str(number))
+
+
 def parse_protocol(key: Any) -> int:
     """The number of a protocol that can be given to one peer, from its name or number. Raises `ValueError`."""
     text = str(key)

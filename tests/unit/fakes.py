@@ -117,6 +117,7 @@ class FakeGateway(FakeLifecycle):
         super().__init__()
         self.options = options
         self.peers: dict[bytes, str] = {}
+        self.removals = 0
         self.ciphers: dict[bytes, CipherName] = {}
         self.published: dict[tuple[str, int], tuple[str, int]] = {}
         self.links: list[ExternalLink] = []
@@ -126,6 +127,7 @@ class FakeGateway(FakeLifecycle):
         self.late_at: int | None = None
         self.failed: list[tuple[str, int, str, str]] = []
         self.refuse_peers: Exception | None = None
+        self._refuse_once: Exception | int | None = None
         self.nat: list[NatSettings] = []
         self.kept_ports = options.kept_ports
         self.refuse_nat = False
@@ -133,6 +135,10 @@ class FakeGateway(FakeLifecycle):
         self.records_missing = 0
         self.passed: dict[int, str] = {}
         self.refuse_passing = False
+
+    def refuse_once(self, what: Exception | int) -> None:
+        """The next peer, with this exception; or the next time that this port is published, with silence."""
+        self._refuse_once = what
 
     def set_peer(
         self,
@@ -144,10 +150,14 @@ class FakeGateway(FakeLifecycle):
     ) -> None:
         if self.refuse_peers is not None:
             raise self.refuse_peers
+        if isinstance(self._refuse_once, Exception):
+            refusal, self._refuse_once = self._refuse_once, None
+            raise refusal
         self.peers[public_key] = address
         self.ciphers[public_key] = cipher
 
     def remove_peer(self, public_key: bytes) -> bool:
+        self.removals += 1
         gone = self.peers.pop(public_key, None)
         self.passed = {number: holder for number, holder in self.passed.items() if holder != gone}
         return gone is not None
@@ -188,7 +198,8 @@ class FakeGateway(FakeLifecycle):
     def publish(self, protocol: str, external_port: int, internal: tuple[str, int]) -> None:
         if external_port in self.held:
             raise OSError(errno.EADDRINUSE, "Address already in use")
-        if external_port == self.late_at:
+        if external_port in (self.late_at, self._refuse_once):
+            self._refuse_once = None
             raise RuntimeError("shard 1 did not answer within 2s")
         self.published[protocol, external_port] = internal
 

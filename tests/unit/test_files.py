@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.files import atomic_write, make_private
+from tidegate.files import StagedFile, atomic_write, make_private
 
 
 @pytest.fixture(params=["with hard links", "without"])
@@ -102,3 +102,39 @@ def test_what_is_no_file_stays_open_to_others(tmp_path: Path) -> None:
         other.chmod(0o755)
         make_private(other)
         assert other.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_staged_file_is_whole_before_it_has_its_name(place: Path) -> None:
+    staged = StagedFile(place, "whole")
+    assert not place.exists()
+    assert staged.temporary.read_text() == "whole"
+    assert staged.temporary.stat().st_mode & 0o777 == 0o600
+    staged.move(replace=False)
+    assert place.read_text() == "whole"
+    assert names_in(place.parent) == [place.name]
+    assert not staged.waits()
+
+
+def test_a_staged_file_goes_on_waiting_where_another_has_its_name(place: Path) -> None:
+    staged = StagedFile(place, "new")
+    place.write_text("old")
+    with pytest.raises(FileExistsError):
+        staged.move(replace=False)
+    assert (place.read_text(), staged.temporary.read_text()) == ("old", "new")
+    staged.move(replace=True)
+    assert (place.read_text(), names_in(place.parent)) == ("new", [place.name])
+
+
+def test_nothing_is_left_of_a_file_that_cannot_be_staged_or_is_not_wanted(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    StagedFile(place, "not wanted").discard()
+    assert names_in(place.parent) == []
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        StagedFile(place, "too much")
+    assert names_in(place.parent) == []

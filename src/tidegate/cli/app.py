@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tidegate import VERSION
-from tidegate.cli import connect, lab, nat, peer, publish, reload, serve, status
+from tidegate.cli import connect, lab, nat, peer, peer_upkeep, publish, reload, serve, status
 
 if TYPE_CHECKING:
     from typer._click import Command
@@ -48,6 +48,10 @@ def version() -> None:
 
 
 app.command("serve", epilog=serve.EXAMPLES)(serve.serve)
+peer.app.command("disable", epilog=peer_upkeep.DISABLE_EXAMPLES)(peer_upkeep.disable)
+peer.app.command("enable", epilog=peer_upkeep.ENABLE_EXAMPLES)(peer_upkeep.enable)
+peer.app.command("rename", epilog=peer_upkeep.RENAME_EXAMPLES)(peer_upkeep.rename)
+peer.app.command("renew", epilog=peer_upkeep.RENEW_EXAMPLES)(peer_upkeep.renew)
 app.add_typer(peer.app, name="peer")
 app.command("connect", epilog=connect.EXAMPLES)(connect.connect)
 app.command("reload", epilog=reload.EXAMPLES)(reload.reload)

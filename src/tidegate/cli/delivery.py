@@ -27,7 +27,7 @@ class Delivery(Protocol):
         """Whether the profile was delivered, whatever failed afterwards."""
 
 
-class _Print(Delivery):
+class Printing(Delivery):
     where = "printed"
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class _Write(Delivery):
 
     def send(self, text: str) -> None:
         self._text = text
-        with _explained(self._out):
+        with explained(self._out):
             self._file.write(text)
             self._move()
 
@@ -71,27 +71,29 @@ class _Write(Delivery):
 def delivery(name: str, out: Path | None, force: bool) -> Iterator[Delivery]:
     """A temporary file is opened before the peer is added, and moved into place after: nothing is ever half-done."""
     if out is None:
-        yield _Print()
+        yield Printing()
         return
     with ExitStack() as files:
-        with _explained(out):
-            if out.is_dir():
-                raise UsageError(
-                    f"{out} is a directory", hint=f"name a file in it, such as {out / name}.conf"
-                )
-            if out.exists() and not out.is_file():  # replacing /dev/stdout would break it for all programs
-                raise UsageError(f"{out} is not a regular file", hint="omit --out to print the profile")
-            if out.is_symlink():  # such as /dev/stdout, redirected to a file; or planted by somebody else
-                raise UsageError(
-                    f"{out} is a symbolic link",
-                    hint="name the file itself, or omit --out to print the profile",
-                )
+        with explained(out):
+            check_place(name, out)
             file = files.enter_context(atomic_write(out, replace=force))
         yield _Write(out, file, files.close)
 
 
+def check_place(name: str, out: Path) -> None:
+    """Whether the profile of that peer can go there. Raises `UsageError`, and `OSError` if that cannot be looked up."""
+    if out.is_dir():
+        raise UsageError(f"{out} is a directory", hint=f"name a file in it, such as {out / name}.conf")
+    if out.exists() and not out.is_file():  # replacing /dev/stdout would break it for all programs
+        raise UsageError(f"{out} is not a regular file", hint="omit --out to print the profile")
+    if out.is_symlink():  # such as /dev/stdout, redirected to a file; or planted by somebody else
+        raise UsageError(
+            f"{out} is a symbolic link", hint="name the file itself, or omit --out to print the profile"
+        )
+
+
 @contextmanager
-def _explained(out: Path) -> Iterator[None]:
+def explained(out: Path) -> Iterator[None]:
     try:
         yield
     except FileExistsError:
@@ -128,11 +130,11 @@ def adding(
     except BaseException as failure:
         unwinding.begin()
         if way_out.arrived():
-            _tell(f"{command.name} was added, and its profile is {way_out.where}", failure, always=True)
+            tell(f"{command.name} was added, and its profile is {way_out.where}", failure, always=True)
         elif added or (added is None and new_key):
             _take_back(command, asking, failure, new_key=new_key)
         elif added is None:
-            _tell(
+            tell(
                 f"{command.name} may have been added: see `tidegate peer show {command.name}`",
                 failure,
                 always=True,
@@ -163,10 +165,10 @@ def _take_back(
         if removed
         else f"{name} may have been added{lost}: see `tidegate peer show {name}`"
     )
-    _tell(fate, failure, always=not removed)
+    tell(fate, failure, always=not removed)
 
 
-def _tell(fate: str, failure: BaseException, *, always: bool) -> None:
+def tell(fate: str, failure: BaseException, *, always: bool) -> None:
     """Reports what became of the peer: as the hint of `failure` if that has none, or only guesses at what is wrong with
     the gateway; otherwise in a line of its own, but only if it is not what anybody would expect (`always`)."""
     if isinstance(failure, UnansweredError) or (isinstance(failure, TidegateError) and not failure.hint):

@@ -221,5 +221,12 @@ def duration(seconds: float) -> str:
     return " ".join(f"{value} {unit}" for value, unit in parts[first : first + 2] if value)
 
 
+def moment(since_the_epoch: float) -> str:
+    """A time for people, such as ``2026-11-28 06:30:00 UTC``: that of the log's lines, and not of some time zone."""
+    from datetime import UTC, datetime
+
+    return f"{datetime.fromtimestamp(since_the_epoch, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
 def ago(seconds: float | None) -> str:
     return "never" if seconds is None else f"{duration(seconds)} ago"

@@ -39,6 +39,33 @@ _IMPORTED_NAME = re.compile(r"[A-Za-z0-9_=+.-]{1,15}")
 """What a profile's name may be for wg-quick(8), NetworkManager and the app for Android: their interfaces get it."""
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The peer's name.", show_default=False)]
+EndpointOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="Where clients reach the gateway. [dim]\\[settings, or external address][/]",
+    ),
+]
+OutOption = Annotated[
+    str,
+    typer.Option(
+        metavar="FILE",
+        help="Write the profile here, readable by its owner only (0600). [dim]\\[-, standard output][/]",
+        show_default=False,
+    ),
+]
+PublicKeyOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KEY",
+        help="The public key (base64) of a device that keeps its private key to itself. "
+        "[dim]\\[a new pair of keys][/]",
+    ),
+]
+QrOption = Annotated[
+    bool, typer.Option("--qr", help="Show the profile as a QR code, for the camera of a phone.")
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing FILE.")]
 
 _ADD_EXAMPLES = examples(
     ("tidegate peer add alice --out alice.conf", "a profile for any WireGuard app"),
@@ -46,7 +73,7 @@ _ADD_EXAMPLES = examples(
         "tidegate peer add bob --endpoint vpn.example.com:51820 --out bob.conf",
         "with the name that clients connect to",
     ),
-    ("tidegate peer add eve | qrencode -t ansiutf8", "as a QR code, for a phone's camera"),
+    ("tidegate peer add eve --qr", "as a QR code, for a phone's camera"),
     ("tidegate peer add carol --address 10.66.77.20", "with a chosen address"),
     ("tidegate peer add frank --public-key KEY", "for a device that keeps its private key to itself"),
     ("tidegate peer add dave --cipher aes-256-gcm --out dave.conf", "faster, for Tidegate's own client only"),
@@ -57,33 +84,13 @@ _ADD_EXAMPLES = examples(
 def add(
     context: typer.Context,
     name: NameArgument,
-    endpoint: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOST:PORT",
-            help="Where clients reach the gateway. [dim]\\[settings, or external address][/]",
-        ),
-    ] = None,
-    out: Annotated[
-        str,
-        typer.Option(
-            metavar="FILE",
-            help="Write the profile here, readable by its owner only (0600). [dim]\\[-, standard output][/]",
-            show_default=False,
-        ),
-    ] = STDOUT,
+    endpoint: EndpointOption = None,
+    out: OutOption = STDOUT,
     address: Annotated[
         str | None,
         typer.Option(metavar="A.B.C.D", help="The peer's address. [dim]\\[the lowest free one][/]"),
     ] = None,
-    public_key: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KEY",
-            help="The public key (base64) of a device that keeps its private key to itself. "
-            "[dim]\\[a new pair of keys][/]",
-        ),
-    ] = None,
+    public_key: PublicKeyOption = None,
     cipher: Annotated[
         CipherName,
         typer.Option(
@@ -92,7 +99,8 @@ def add(
             "AES instructions, and works with Tidegate's own client only.",
         ),
     ] = WIREGUARD_CIPHER,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing FILE.")] = False,
+    qr: QrOption = False,
+    force: ForceOption = False,
     config: ConfigOption = None,
     state_dir: StateDirOption = None,
     json: JsonOption = False,
@@ -105,6 +113,7 @@ def add(
     from tidegate.cli.delivery import adding, delivery
     from tidegate.cli.interruptible import interruptible
     from tidegate.cli.output import remark, written
+    from tidegate.cli.qr import check_qr, qr_code
     from tidegate.control.commands import PeerAdd
     from tidegate.identity import encode_key, make_preshared_key, make_private_key, public_key_of
     from tidegate.store import check_peer_name
@@ -112,11 +121,13 @@ def add(
     settings = read_settings(context, config, state_dir)
     check_peer_name(name)
     file = None if out == STDOUT else file_named(out, "--out")
+    if qr:
+        check_qr(out=file, json=json, public_key=public_key)
     # A bad one is refused before anything is done.
-    wanted = _endpoint(endpoint, settings.gateway.listen.port)
+    wanted = endpoint_given(endpoint, settings.gateway.listen.port)
     private_key: bytes | None = None
     if public_key is not None:
-        key = _public_key(public_key)
+        key = public_key_given(public_key)
     else:
         private_key = make_private_key()
         key = public_key_of(private_key)
@@ -132,7 +143,7 @@ def add(
             address=address,
             cipher=cipher,
         )
-    comment = f"Tidegate profile of {name}. It holds secret keys: keep it to yourself."
+    comment = comment_for(name)
     asking = partial(
         administration,
         settings,
@@ -146,19 +157,27 @@ def add(
         delivery(name, file, force) as way_out,
         adding(command, asking, way_out, unwinding, new_key=public_key is None) as added,
     ):
-        wanted = _endpoint(endpoint, added.listen_port)
-        _refuse_endpoint_inside(wanted, settings.gateway, added)
-        profile = _profile(added, wanted, private_key, preshared_key)
+        wanted = endpoint_given(endpoint, added.listen_port)
+        refuse_endpoint_inside(wanted, settings.gateway, added)
+        profile = profile_for(added, wanted, private_key, preshared_key)
         text = profile.render(comment)
-        answer = _answer(added, profile, text, file)
-        way_out.send(answer if json and file is None else text)
+        answer = answer_for_programs(added, profile, text, file)
+        way_out.send(qr_code(profile) if qr else answer if json and file is None else text)
     done = f"peer {name} has address {added.peer.address}; its profile is in {out}"
     if file is not None and json:
         with written(done):
             print(answer, end="")
     elif file is not None:
         remark(done)
-    if private_key is None:
+    remark_on(profile, file, explicit=endpoint is not None or settings.gateway.endpoint is not None)
+
+
+def remark_on(profile: Profile, file: Path | None, *, explicit: bool) -> None:
+    """Says what is special about a profile, which is in `file` unless it was printed. `explicit`: somebody chose its
+    endpoint."""
+    from tidegate.cli.output import remark
+
+    if profile.private_key is None:
         remark("the device's private key is to be put into the profile, where its comment says so")
     if profile.cipher != WIREGUARD_CIPHER:
         remark(
@@ -166,10 +185,10 @@ def add(
         )
     else:
         _warn_of_importers(profile, file)
-    _warn_of_local_endpoint(profile, explicit=endpoint is not None or settings.gateway.endpoint is not None)
+    _warn_of_local_endpoint(profile, explicit=explicit)
 
 
-def _endpoint(text: str | None, default_port: int) -> Endpoint | None:
+def endpoint_given(text: str | None, default_port: int) -> Endpoint | None:
     from tidegate.errors import UsageError
     from tidegate.net import Endpoint
 
@@ -181,7 +200,7 @@ def _endpoint(text: str | None, default_port: int) -> Endpoint | None:
         raise UsageError(f"--endpoint: {cause}") from None
 
 
-def _public_key(text: str) -> bytes:
+def public_key_given(text: str) -> bytes:
     from tidegate.errors import UsageError
     from tidegate.identity import parse_public_key
 
@@ -219,7 +238,7 @@ def _refuse_early(
             raise UsageError(str(cause)) from None
 
 
-def _refuse_endpoint_inside(endpoint: Endpoint | None, ours: GatewaySettings, added: PeerAdded) -> None:
+def refuse_endpoint_inside(endpoint: Endpoint | None, ours: GatewaySettings, added: PeerAdded) -> None:
     """A client would send the tunnel's own packets into the tunnel. If the gateway's settings differ from this
     command's, only two of its subnet's addresses are known."""
     if endpoint is None or endpoint.address is None:
@@ -247,7 +266,7 @@ def _endpoint_unknown() -> UsageError:
     )
 
 
-def _profile(
+def profile_for(
     added: PeerAdded, endpoint: Endpoint | None, private_key: bytes | None, preshared_key: bytes
 ) -> Profile:
     from tidegate.identity import Profile, decode_key
@@ -284,6 +303,11 @@ def _warn_of_importers(profile: Profile, file: Path | None) -> None:
         remark(f"the endpoint {profile.endpoint} has {flaw}; WireGuard's app for Android refuses it")
 
 
+def comment_for(name: str) -> str:
+    """The first line of a peer's profile."""
+    return f"Tidegate profile of {name}. It holds secret keys: keep it to yourself."
+
+
 def _warn_of_local_endpoint(profile: Profile, *, explicit: bool) -> None:
     from tidegate.cli.output import remark
     from tidegate.net import PRIVATE_NETWORKS
@@ -297,7 +321,7 @@ def _warn_of_local_endpoint(profile: Profile, *, explicit: bool) -> None:
         remark(f"the endpoint {profile.endpoint} is a private address; clients elsewhere need --endpoint")
 
 
-def _answer(added: PeerAdded, profile: Profile, text: str, out: Path | None) -> str:
+def answer_for_programs(added: PeerAdded, profile: Profile, text: str, out: Path | None) -> str:
     from json import dumps
 
     answer = {
@@ -336,7 +360,14 @@ def list_peers(
         print_rich(peer_table(answer.peers, running=answer.running))
 
 
-@app.command("show", epilog=examples(("tidegate peer show alice", "one peer with its counters")))
+@app.command(
+    "show",
+    epilog=examples(
+        ("tidegate peer show alice", "one peer with its counters"),
+        ("tidegate peer show alice --json | jq .last_handshake", "how many seconds ago"),
+        ("tidegate peer show alice --json | jq '.created_at | todate'", "seconds since 1970, as a date"),
+    ),
+)
 def show(
     context: typer.Context,
     name: NameArgument,
@@ -346,7 +377,7 @@ def show(
 ) -> None:
     """Show one peer."""
     from tidegate.cli.administration import administration
-    from tidegate.cli.output import ago, amount, print_json, print_rich, table
+    from tidegate.cli.output import ago, amount, moment, print_json, print_rich, table
     from tidegate.control.commands import PeerList
     from tidegate.errors import NotFoundError
 
@@ -366,8 +397,10 @@ def show(
         ("address", peer.address),
         ("public key", peer.public_key),
         ("cipher", peer.cipher),
+        ("state", state(peer)),
+        ("created", moment(peer.created_at)),
     ]
-    if answer.running:
+    if answer.running and peer.enabled:
         rows += [
             ("endpoint", peer.endpoint or "-"),
             ("last handshake", ago(peer.last_handshake)),
@@ -404,6 +437,10 @@ def remove(
         remark(done)
 
 
+def state(peer: PeerView) -> str:
+    return "enabled" if peer.enabled else "disabled"
+
+
 def peer_table(peers: list[PeerView], *, running: bool) -> RenderableType:
     """Peers as a table, with counters if a gateway runs."""
     from tidegate.cli.output import ago, amount, table
@@ -426,8 +463,13 @@ def peer_table(peers: list[PeerView], *, running: bool) -> RenderableType:
             ]
             for peer in peers
         ]
-    if any(peer.cipher != WIREGUARD_CIPHER for peer in peers):  # seldom, and 80 columns are full
+    # Two columns for what is seldom: 80 columns are full.
+    if any(peer.cipher != WIREGUARD_CIPHER for peer in peers):
         columns.insert(2, "cipher")
         for peer, row in zip(peers, rows, strict=True):
             row.insert(2, peer.cipher)
+    if not all(peer.enabled for peer in peers):
+        columns.insert(2, "state")
+        for peer, row in zip(peers, rows, strict=True):
+            row.insert(2, state(peer))
     return table(None, columns, rows, empty=empty)

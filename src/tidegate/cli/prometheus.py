@@ -94,6 +94,12 @@ def _peer_families(peers: list[PeerView], now: float) -> Iterator[Family]:
     )
     yield Family(
         "gauge",
+        "peer_enabled",
+        "Whether the peer is enabled: one that is disabled cannot connect.",
+        each(lambda peer: int(peer.enabled)),
+    )
+    yield Family(
+        "gauge",
         "peer_last_handshake_timestamp_seconds",
         "When the peer's last handshake was, since the epoch; a peer without one is absent.",
         {

@@ -39,7 +39,8 @@ def add(
     state_dir: StateDirOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Publish external ports to a peer, at once and after every restart."""
+    """Publish external ports to a peer, at once and after every restart. For a peer that is disabled they are only
+    noted: they are published once it is enabled."""
     from tidegate.cli.administration import administration
     from tidegate.cli.output import print_json, remark
     from tidegate.control.commands import PublishAdd
@@ -53,7 +54,13 @@ def add(
         )
     with administration(settings, runtime_of(context).host(), make=False) as executor:
         answer = executor.execute(command)
-    done = f"{answer.publication.external} is published to {answer.publication.to}"
+    if answer.publication.state == "peer disabled":
+        done = (
+            f"{answer.publication.external} will be published to {answer.publication.to} "
+            f"once {peer} is enabled: `tidegate peer enable {peer}`"
+        )
+    else:
+        done = f"{answer.publication.external} is published to {answer.publication.to}"
     if json:
         print_json(answer, done=done)
     else:

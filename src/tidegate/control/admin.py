@@ -7,7 +7,7 @@ carried out completely or not at all.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from typing import Protocol, cast
@@ -28,10 +28,18 @@ from tidegate.control.commands import (
     NatStats,
     PeerAdd,
     PeerAdded,
+    PeerDisable,
+    PeerDisabled,
+    PeerEnable,
+    PeerEnabled,
     PeerList,
     PeerListed,
     PeerRemove,
     PeerRemoved,
+    PeerRename,
+    PeerRenamed,
+    PeerRenew,
+    PeerRenewed,
     PeerView,
     PublishAdd,
     PublishList,
@@ -44,10 +52,10 @@ from tidegate.control.publications import Publications
 from tidegate.engine import EngineGateway, EngineStatus, ExternalLink, PeerStatus
 from tidegate.errors import EngineError, NotRunningError, SettingsError, StoreError, UsageError
 from tidegate.identity.keys import decode_key, encode_key, parse_public_key
-from tidegate.ip_protocols import protocol_name
+from tidegate.ip_protocols import protocol_key, protocol_name
 from tidegate.net import Endpoint, parse_peer_address
 from tidegate.settings import Key, Settings
-from tidegate.store import Peer, Store, check_peer_name
+from tidegate.store import Peer, Publication, Store, check_peer_name, key_taken
 
 log = structlog.get_logger("tidegate.control")
 
@@ -112,7 +120,7 @@ class Administration:
         """Raises `TidegateError`."""
         return cast(AnswerT, self._dispatch(command))
 
-    def _dispatch(self, command: Command[AnswerT]) -> Answer:  # noqa: PLR0911 -- one per command
+    def _dispatch(self, command: Command[AnswerT]) -> Answer:  # noqa: PLR0911, PLR0912 -- one per command
         match command:
             case PeerAdd():
                 return self._peer_add(command)
@@ -120,6 +128,14 @@ class Administration:
                 return self._peer_list(command)
             case PeerRemove():
                 return self._peer_remove(command)
+            case PeerDisable():
+                return self._peer_disable(command)
+            case PeerEnable():
+                return self._peer_enable(command)
+            case PeerRename():
+                return self._peer_rename(command)
+            case PeerRenew():
+                return self._peer_renew(command)
             case PublishAdd():
                 return self._publications.add(command)
             case PublishRemove():
@@ -136,8 +152,9 @@ class Administration:
                 return self._reload()
         raise UsageError(f"unknown command {type(command).__name__}")
 
-    def restore(self) -> int:
-        """Gives a new engine every peer and publication. Returns how many peers there are.
+    def restore(self) -> tuple[int, int]:
+        """Gives a new engine every peer that is enabled, and every publication. Returns how many peers that are, and
+        how many are disabled.
 
         Raises `SettingsError` if a peer's address is not in the subnet, `EngineError` if the machine cannot run its
         cipher, `OSError` if the engine refuses a peer.
@@ -145,13 +162,14 @@ class Administration:
         engine = self._running().engine
         peers = self._store.peers()
         self._check_subnet(peers)
-        for peer in peers:
-            self._check_cipher(peer.cipher, peer.name, f"`tidegate peer remove {peer.name}` and add it again")
-        for peer in peers:
+        enabled = [peer for peer in peers if peer.enabled]
+        for peer in enabled:
+            self._check_own_cipher(peer)
+        for peer in enabled:
             self._names[str(peer.address)] = peer.name
             engine.set_peer(peer.public_key, str(peer.address), peer.preshared_key, cipher=peer.cipher)
         self._publications.restore()
-        return len(peers)
+        return len(enabled), len(peers) - len(enabled)
 
     @property
     def failed_publications(self) -> dict[str, str]:
@@ -162,45 +180,50 @@ class Administration:
 
     def _peer_add(self, command: PeerAdd) -> PeerAdded:
         name = check_peer_name(command.name)
-        gateway = self._context.settings.gateway
-        try:
-            public_key = parse_public_key(command.public_key)
-            preshared_key = decode_key(command.preshared_key) if command.preshared_key is not None else None
-        except ValueError as cause:
-            raise UsageError(f"the key of {name!r} {cause}") from None
         self._check_cipher(command.cipher, name, "add the peer without --cipher")
         if self._live is None:  # a running gateway has checked already
             self._check_subnet(self._store.peers())
-        own_key = self._context.public_key()
-        if public_key == own_key:
-            raise UsageError(
-                f"the key of {name!r} is the gateway's own", hint="give the public key of the peer's device"
-            )
+        public_key, preshared_key = self._keys_of(command)
         peer = self._store.add_peer(
             name,
             public_key,
             preshared_key,
-            subnet=gateway.subnet,
+            subnet=self._context.settings.gateway.subnet,
             reserved=self._reserved(),
             address=self._address(command.address),
             now=self._context.now(),
             cipher=command.cipher,
         )
         if self._live is not None:
-            self._names[str(peer.address)] = name
             try:
-                self._live.engine.set_peer(public_key, str(peer.address), preshared_key, cipher=peer.cipher)
-            except BaseException as cause:  # whatever it is: no command is left half-done
+                self._admit(peer)
+            except BaseException:  # whatever it is: no command is left half-done
                 self._store.remove_peer(name)
-                if not isinstance(cause, OSError | ValueError | RuntimeError):
-                    raise
-                raise EngineError(f"the engine refuses peer {name!r}: {cause}") from cause
+                raise
             log.info("peer added", **_for_the_log(peer), cipher=peer.cipher)
             self._pass_protocols_and_log()
+        return self._for_the_profile(peer)
+
+    def _keys_of(self, command: PeerAdd | PeerRenew) -> tuple[bytes, bytes | None]:
+        """The public and the preshared key. Raises `UsageError` for keys that no peer can have, and `StoreError`."""
+        try:
+            public_key = parse_public_key(command.public_key)
+            preshared_key = decode_key(command.preshared_key) if command.preshared_key is not None else None
+        except ValueError as cause:
+            raise UsageError(f"the key of {command.name!r} {cause}") from None
+        if public_key == self._context.public_key():
+            raise UsageError(
+                f"the key of {command.name!r} is the gateway's own",
+                hint="give the public key of the peer's device",
+            )
+        return public_key, preshared_key
+
+    def _for_the_profile(self, peer: Peer) -> PeerAdded:
+        gateway = self._context.settings.gateway
         endpoint = gateway.endpoint or self._context.suggested_endpoint()
         return PeerAdded(
             peer=_peer_view(peer, None),
-            gateway_public_key=encode_key(own_key),
+            gateway_public_key=encode_key(self._context.public_key()),
             gateway_address=str(gateway.address),
             listen_port=gateway.listen.port,
             endpoint=str(endpoint) if endpoint else None,
@@ -217,6 +240,35 @@ class Administration:
                     f"which no peer can have in [gateway] subnet {subnet}",
                     hint=f"restore the former [gateway] subnet, or `tidegate peer remove {peer.name}` and add it again",
                 )
+
+    def _admit(self, peer: Peer) -> None:
+        """Gives the engine a peer. Raises `EngineError` if it refuses."""
+        self._names[str(peer.address)] = peer.name
+        try:
+            self._running().engine.set_peer(
+                peer.public_key, str(peer.address), peer.preshared_key, cipher=peer.cipher
+            )
+        except (OSError, ValueError, RuntimeError) as cause:
+            raise EngineError(f"the engine refuses peer {peer.name!r}: {cause}") from cause
+
+    def _readmit(self, peer: Peer, publications: Iterable[Publication]) -> list[str]:
+        """Gives the engine a peer that has been there before, and its publications. Returns why some of these failed.
+        Raises `EngineError` and `StoreError`."""
+        self._admit(peer)
+        warnings = self._publications.restore_some(publications)
+        for warning in warnings:
+            log.warning(warning)
+        return warnings
+
+    def _expel(self, peer: Peer) -> None:
+        """Takes a peer out of the engine, with its sessions, mappings, published ports and other protocols."""
+        self._running().engine.remove_peer(peer.public_key)
+        self._passed = {
+            number: holder for number, holder in self._passed.items() if holder != str(peer.address)
+        }
+
+    def _check_own_cipher(self, peer: Peer) -> None:
+        self._check_cipher(peer.cipher, peer.name, f"`tidegate peer remove {peer.name}` and add it again")
 
     def _check_cipher(self, cipher: CipherName, peer: str, hint: str) -> None:
         check_cipher(cipher, self._context.aes_available, user=f"peer {peer!r}", hint=hint)
@@ -251,18 +303,97 @@ class Administration:
         peer, publications = self._store.remove_peer(command.name)
         if self._live is not None:
             # First, so that the peer is out even if the store fails from here on. Its publications go with it.
-            self._live.engine.remove_peer(peer.public_key)
-            self._passed = {
-                number: holder for number, holder in self._passed.items() if holder != str(peer.address)
-            }
+            self._expel(peer)
             self._publications.withdraw(publications)
-            ports = ",".join(publication.external_text for publication in publications)
-            log.info("peer removed", **_for_the_log(peer), no_longer_published=ports or "none")
+            log.info(
+                "peer removed", **_for_the_log(peer), no_longer_published=_ports_for_the_log(publications)
+            )
             self._pass_protocols_and_log()
-        return PeerRemoved(
-            peer=_peer_view(peer, None),
-            publications=[publication.external_text for publication in publications],
-        )
+        return PeerRemoved(peer=_peer_view(peer, None), publications=_ports(publications))
+
+    def _peer_disable(self, command: PeerDisable) -> PeerDisabled:
+        before = self._store.peer(command.name)
+        publications = self._publications.of(command.name)
+        peer = self._store.set_peer_enabled(command.name, False)
+        if self._live is not None and before.enabled:
+            self._expel(peer)
+            self._publications.withdraw(publications)
+            log.info(
+                "peer disabled", **_for_the_log(peer), no_longer_published=_ports_for_the_log(publications)
+            )
+            self._pass_protocols_and_log()
+        return PeerDisabled(peer=_peer_view(peer, None), publications=_ports(publications))
+
+    def _peer_enable(self, command: PeerEnable) -> PeerEnabled:
+        before = self._store.peer(command.name)
+        publications = self._publications.of(command.name)
+        self._check_own_cipher(before)
+        peer = self._store.set_peer_enabled(command.name, True)
+        warnings: list[str] = []
+        if self._live is not None and not before.enabled:
+            try:
+                warnings = self._readmit(peer, publications)
+            except BaseException:  # whatever it is: no command is left half-done
+                self._expel(peer)
+                self._publications.withdraw(publications)
+                self._store.set_peer_enabled(command.name, False)
+                raise
+            log.info("peer enabled", **_for_the_log(peer), published=_ports_for_the_log(publications))
+            self._pass_protocols_and_log()
+        return PeerEnabled(peer=_peer_view(peer, None), publications=_ports(publications), warnings=warnings)
+
+    def _peer_rename(self, command: PeerRename) -> PeerRenamed:
+        peer = self._store.rename_peer(command.name, check_peer_name(command.new_name))
+        protocols = self._context.settings.nat.other_protocols
+        settings = [
+            f"nat.other_protocols.{protocol_key(number)}"
+            for number, name in protocols.items()
+            if name == command.name
+        ]
+        if self._live is not None:
+            self._names[str(peer.address)] = peer.name
+            log.info("peer renamed", former_name=command.name, **_for_the_log(peer))
+            for setting in settings:
+                log.warning("a setting still has a peer's former name", setting=setting, peer=command.name)
+            self._pass_protocols_and_log()
+        return PeerRenamed(peer=_peer_view(peer, None), former_name=command.name, settings=settings)
+
+    def _peer_renew(self, command: PeerRenew) -> PeerRenewed:
+        public_key, preshared_key = self._keys_of(command)
+        before = self._store.peer(command.name)
+        if command.dry_run:
+            for other in self._store.peers():
+                if other.public_key == public_key:
+                    raise key_taken(other.name)
+            peer, warnings = replace(before, public_key=public_key, preshared_key=preshared_key), []
+        else:
+            publications = self._publications.of(command.name)
+            peer = self._store.replace_keys(command.name, public_key, preshared_key)
+            warnings = self._readmit_with_new_keys(before, peer, publications)
+        return PeerRenewed(**dict(self._for_the_profile(peer)), warnings=warnings)
+
+    def _readmit_with_new_keys(
+        self, before: Peer, peer: Peer, publications: Sequence[Publication]
+    ) -> list[str]:
+        """For the engine, which knows peers by their keys, it is another peer."""
+        if self._live is None:
+            return []
+        warnings: list[str] = []
+        if before.enabled:
+            kept = self._passed
+            self._expel(before)
+            self._publications.withdraw(publications)
+            try:
+                warnings = self._readmit(peer, publications)
+            except BaseException:  # whatever it is: no command is left half-done
+                self._expel(peer)
+                self._store.replace_keys(before.name, before.public_key, before.preshared_key)
+                self._readmit(before, publications)
+                raise
+            finally:
+                self._pass_protocols_and_log(kept)
+        log.info("peer renewed", **_for_the_log(peer), former_public_key=encode_key(before.public_key))
+        return warnings
 
     # Of a running gateway
 
@@ -333,21 +464,28 @@ class Administration:
             warnings=[*reloaded.warnings, *unmet],
         )
 
-    def pass_protocols(self) -> list[str]:
-        """Tells the engine which client gets each protocol without ports, as the settings assign them to peers. Returns
-        what stood in the way: a peer that does not exist (yet), a store that cannot be read, or the engine's
+    def pass_protocols(self, *, kept: Mapping[int, str] | None = None) -> list[str]:
+        """Tells the engine which client gets each protocol without ports, as the settings assign them to peers. Where
+        no peer has the name that they say, the client in `kept` has the protocol, if there is one. Returns what stood
+        in the way: a peer that does not exist (yet) or is disabled, a store that cannot be read, or the engine's
         refusal."""
         wanted = self._context.settings.nat.other_protocols
         try:
-            holders = {peer.name: str(peer.address) for peer in self._store.peers()} if wanted else {}
+            peers = {peer.name: peer for peer in self._store.peers()} if wanted else {}
         except StoreError as cause:
             return [f"[nat] other_protocols: the peers cannot be looked up: {cause}"]
-        unmet = [
-            f"[nat] other_protocols: {protocol_name(number)} goes to {name!r}, but there is no such peer"
+        holders = {name: str(peer.address) for name, peer in peers.items() if peer.enabled}
+        clients = {
+            number: client
             for number, name in wanted.items()
-            if name not in holders
+            if (client := holders.get(name) or (kept or {}).get(number)) is not None
+        }
+        unmet = [
+            f"[nat] other_protocols: {protocol_name(number)} goes to {name!r}, but "
+            + ("that peer is disabled" if name in peers else "there is no such peer")
+            for number, name in wanted.items()
+            if number not in clients
         ]
-        clients = {number: holders[name] for number, name in wanted.items() if name in holders}
         if clients != self._passed:
             try:
                 self._running().engine.pass_protocols(clients)
@@ -356,9 +494,10 @@ class Administration:
                 unmet.append(f"[nat] other_protocols: the engine refuses: {cause}")
         return unmet
 
-    def _pass_protocols_and_log(self) -> None:
-        """For commands that succeed whatever stands in the way of this."""
-        for warning in self.pass_protocols():
+    def _pass_protocols_and_log(self, kept: Mapping[int, str] | None = None) -> None:
+        """For commands that succeed whatever stands in the way of this. A peer that was renamed keeps its protocols
+        until the settings are read again, so that there is time to change them."""
+        for warning in self.pass_protocols(kept=self._passed if kept is None else kept):
             log.warning(warning)
 
     def _status(self) -> GatewayStatus:
@@ -397,6 +536,14 @@ def _for_the_log(peer: Peer) -> dict[str, str]:
     return {"name": peer.name, "address": str(peer.address), "public_key": encode_key(peer.public_key)}
 
 
+def _ports(publications: Iterable[Publication]) -> list[str]:
+    return [publication.external_text for publication in publications]
+
+
+def _ports_for_the_log(publications: Iterable[Publication]) -> str:
+    return ",".join(_ports(publications)) or "none"
+
+
 def _peer_view(peer: Peer, counters: PeerStatus | None) -> PeerView:
     view = PeerView(
         name=peer.name,
@@ -404,6 +551,7 @@ def _peer_view(peer: Peer, counters: PeerStatus | None) -> PeerView:
         public_key=encode_key(peer.public_key),
         created_at=peer.created_at,
         cipher=peer.cipher,
+        enabled=peer.enabled,
     )
     if counters is None:
         return view

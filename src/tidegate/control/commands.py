@@ -39,8 +39,10 @@ class PeerView(Answer):
     address: str
     public_key: str
     created_at: float
-    """Seconds since the epoch."""
+    """Seconds since the epoch; of the peer, not of its keys, which may have been renewed."""
     cipher: CipherName = WIREGUARD_CIPHER
+    enabled: bool = True
+    """Whether it may connect."""
     endpoint: str | None = None
     """Where the peer's datagrams come from."""
     last_handshake: float | None = None
@@ -111,6 +113,65 @@ class PeerRemove(Command[PeerRemoved]):
     answer = PeerRemoved
 
 
+class PeerDisabled(Answer):
+    peer: PeerView
+    publications: list[str]
+    """External ports that lead to it again once it is enabled."""
+
+
+class PeerDisable(Command[PeerDisabled]):
+    command: Literal["peer.disable"] = "peer.disable"
+    name: str = Field(max_length=256)
+    answer = PeerDisabled
+
+
+class PeerEnabled(Answer):
+    peer: PeerView
+    publications: list[str]
+    """External ports that lead to it."""
+    warnings: list[str]
+    """Why some of these ports do not, as when a program on the host has taken one meanwhile."""
+
+
+class PeerEnable(Command[PeerEnabled]):
+    command: Literal["peer.enable"] = "peer.enable"
+    name: str = Field(max_length=256)
+    answer = PeerEnabled
+
+
+class PeerRenamed(Answer):
+    peer: PeerView
+    former_name: str
+    settings: list[str]
+    """Those in force that still have the former name, such as ``nat.other_protocols.gre``."""
+
+
+class PeerRename(Command[PeerRenamed]):
+    command: Literal["peer.rename"] = "peer.rename"
+    name: str = Field(max_length=256)
+    new_name: str = Field(max_length=256)
+    answer = PeerRenamed
+
+
+class PeerRenewed(PeerAdded):
+    """Everything that the new profile needs, apart from the client's private key."""
+
+    warnings: list[str]
+    """Why some of its ports are no longer published, as when a program on the host was faster."""
+
+
+class PeerRenew(Command[PeerRenewed]):
+    """New keys for a peer; the former ones are no longer good."""
+
+    command: Literal["peer.renew"] = "peer.renew"
+    name: str = Field(max_length=256)
+    public_key: str = Field(max_length=64)
+    preshared_key: str | None = Field(default=None, max_length=64)
+    dry_run: bool = False
+    """Change nothing: refuse what would be refused, and otherwise answer as if it had been done."""
+    answer = PeerRenewed
+
+
 class PublicationView(Answer):
     """External ports that lead to a peer."""
 
@@ -118,7 +179,7 @@ class PublicationView(Answer):
     """Such as ``tcp/8000-8010``."""
     to: str
     """Such as ``alice:80-90``."""
-    state: Literal["active", "failed", "not running"]
+    state: Literal["active", "failed", "peer disabled", "not running"]
     detail: str | None = None
     """Why it failed."""
 
@@ -285,6 +346,10 @@ AnyCommand = Annotated[
     PeerAdd
     | PeerList
     | PeerRemove
+    | PeerDisable
+    | PeerEnable
+    | PeerRename
+    | PeerRenew
     | PublishAdd
     | PublishRemove
     | PublishList

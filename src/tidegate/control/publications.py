@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
+from typing import Literal
 
 import structlog
 
@@ -36,13 +37,27 @@ class Publications:
         return dict(self._failed)
 
     def restore(self) -> None:
-        """Gives a new engine all of them. One whose port a program on the host has taken meanwhile is kept, and listed
-        as failed."""
-        for publication in self._store.publications():
+        """Gives a new engine all of them; those of disabled peers have to wait until these are enabled."""
+        self.restore_some(self._store.publications())
+
+    def of(self, peer: str) -> list[Publication]:
+        """Those that lead to a peer."""
+        return [entry for entry in self._store.publications() if entry.peer == peer]
+
+    def restore_some(self, publications: Iterable[Publication]) -> list[str]:
+        """Gives the engine what it lacks. One whose port a program on the host has taken meanwhile is kept, and listed
+        as failed. Returns why some failed."""
+        failures = []
+        for publication in publications:
             try:
                 self._publish(publication)
             except ConflictError as refused:
                 self._failed[publication.external_text] = str(refused)
+                failures.append(str(refused))
+        return failures
+
+    def _disabled_peers(self) -> set[str]:
+        return {peer.name for peer in self._store.peers() if not peer.enabled}
 
     def retry(self) -> list[str]:
         """Tries the failed ones again. Returns why some still fail."""
@@ -89,11 +104,11 @@ class Publications:
             )
             raise
         self._log("port published", publication)
-        return PublishAdded(publication=self._view(publication))
+        return PublishAdded(publication=self._view(publication, self._disabled_peers()))
 
     def remove(self, command: PublishRemove) -> PublishRemoved:
         publication = self._store.remove_publication(command.protocol, command.first_port, command.last_port)
-        view = self._view(publication)
+        view = self._view(publication, self._disabled_peers())
         self.withdraw([publication])
         self._log("port no longer published", publication)
         return PublishRemoved(publication=view)
@@ -107,13 +122,19 @@ class Publications:
                     self._engine.unpublish(publication.protocol, port)
 
     def listed(self) -> PublishListed:
-        return PublishListed(publications=[self._view(entry) for entry in self._store.publications()])
+        disabled = self._disabled_peers()
+        return PublishListed(
+            publications=[self._view(entry, disabled) for entry in self._store.publications()]
+        )
 
     def _publish(self, publication: Publication) -> None:
-        """In the engine, if there is one: all ports or none."""
+        """In the engine, if there is one, and unless the peer is disabled: all ports or none."""
         if self._engine is None:
             return
-        address = str(self._store.peer(publication.peer).address)
+        peer = self._store.peer(publication.peer)
+        if not peer.enabled:
+            return
+        address = str(peer.address)
         done: list[int] = []
         try:
             for port in publication.ports:
@@ -137,13 +158,18 @@ class Publications:
         if self._engine is not None:
             log.info(change, external=publication.external_text, to=publication.internal_text)
 
-    def _view(self, publication: Publication) -> PublicationView:
+    def _view(self, publication: Publication, disabled: Container[str]) -> PublicationView:
+        """`disabled`: the names of the peers that are."""
         failure = self._failed.get(publication.external_text) or self._failure_since(publication)
+        state: Literal["active", "failed", "peer disabled", "not running"]
+        if publication.peer in disabled:
+            state = "peer disabled"
+        elif self._engine is None:
+            state = "not running"
+        else:
+            state = "failed" if failure else "active"
         return PublicationView(
-            external=publication.external_text,
-            to=publication.internal_text,
-            state="not running" if self._engine is None else "failed" if failure else "active",
-            detail=failure,
+            external=publication.external_text, to=publication.internal_text, state=state, detail=failure
         )
 
     def _failure_since(self, publication: Publication) -> str | None:

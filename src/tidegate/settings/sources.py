@@ -17,6 +17,7 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from tidegate.errors import SettingsError
+from tidegate.ip_protocols import parse_protocol, protocol_key
 from tidegate.settings.locate import key_lines, line_of
 from tidegate.settings.messages import describe_error
 from tidegate.settings.model import Settings
@@ -55,6 +56,18 @@ class SettingsSources:
 
     def read(self) -> Settings:
         """The settings of now. Raises `SettingsError`, also if the file has vanished since it was read."""
+        merged = self.merge()
+        for key, (flag, value) in self._flags.items():
+            merged.put(key, value, where=flag)
+        try:
+            settings = Settings.model_validate(merged.tree)
+        except ValidationError as invalid:
+            raise merged.explain(invalid) from None
+        self._was_read = merged.has_file
+        return settings
+
+    def merge(self) -> _Merged:
+        """What file and environment say, without the flags. Raises `SettingsError`."""
         merged = _Merged()
         is_there = merged.add_file(self._path)
         if not is_there and self._was_read:
@@ -68,14 +81,7 @@ class SettingsSources:
         merged.check_values()
         merged.add_environment(self._environment)
         merged.check_values()
-        for key, (flag, value) in self._flags.items():
-            merged.put(key, value, where=flag)
-        try:
-            settings = Settings.model_validate(merged.tree)
-        except ValidationError as invalid:
-            raise merged.explain(invalid) from None
-        self._was_read = is_there
-        return settings
+        return merged
 
 
 def load_settings(
@@ -91,6 +97,20 @@ def load_settings(
     ).read()
 
 
+def protocols_of(
+    peer: str, *, config: Path | None, environment: Mapping[str, str], default_path: Path = DEFAULT_PATH
+) -> dict[str, str | None]:
+    """Where file and environment assign protocols to a peer, such as ``tidegate.toml:12``; by the protocol's usual key.
+    The parameters are those of `load_settings`. Raises `SettingsError`."""
+    merged = SettingsSources(config=config, environment=environment, default_path=default_path).merge()
+    table = merged.tree.get("nat", {}).get("other_protocols", {})
+    return {
+        protocol_key(parse_protocol(key)): merged.where(("nat", "other_protocols", key))
+        for key, name in table.items()
+        if name == peer
+    }
+
+
 class _Merged:
     """Values of all sources in one tree, each with its origin."""
 
@@ -99,6 +119,11 @@ class _Merged:
         self._origins: dict[Key, str] = {}
         self._path: Path | None = None
         self._text = ""
+
+    @property
+    def has_file(self) -> bool:
+        """Whether one of the sources is a file."""
+        return self._path is not None
 
     def add_file(self, path: Path) -> bool:
         """Returns whether there is such a file."""
@@ -161,7 +186,7 @@ class _Merged:
             if not isinstance(child, dict):
                 above = key[:length]
                 if _is_table(_field_type(above)):
-                    raise SettingsError(f"{'.'.join(above)}: must be a table", where=self._where(above))
+                    raise SettingsError(f"{'.'.join(above)}: must be a table", where=self.where(above))
                 raise SettingsError(
                     f'{".".join(above)}: is not a table, so it has no "{key[length]}"', where=where
                 )
@@ -169,7 +194,8 @@ class _Merged:
         node[key[-1]] = value
         self._origins[key] = where
 
-    def _where(self, key: Key) -> str | None:
+    def where(self, key: Key) -> str | None:
+        """A setting's origin, as messages name it."""
         for length in range(len(key), 0, -1):
             if key[:length] in self._origins:
                 return self._origins[key[:length]]
@@ -196,13 +222,13 @@ class _Merged:
         key = tuple(location)
         name = ".".join(key)
         if error["type"] == "extra_forbidden":
-            return _unknown_key(key, self._where(key))
+            return _unknown_key(key, self.where(key))
         message = describe_error(error)
         if error["type"] == "value_error" and not key:
             # A rule that involves two settings; its message begins with the name of the one to change.
             name, _, message = message.partition(": ")
             key = tuple(name.split("."))
-        return SettingsError(f"{name}: {message}", where=self._where(key))
+        return SettingsError(f"{name}: {message}", where=self.where(key))
 
 
 def _unknown_key(key: Key, where: str | None) -> SettingsError:

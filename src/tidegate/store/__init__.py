@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Literal, Protocol
 
 from tidegate.ciphers import WIREGUARD_CIPHER, CipherName
-from tidegate.errors import UsageError
+from tidegate.errors import ConflictError, UsageError
 
 MAX_PEER_NAME = 63
 MAX_PUBLISHED_PORTS = 1000
@@ -36,6 +36,8 @@ class Peer:
     created_at: float
     """Seconds since the epoch."""
     cipher: CipherName = WIREGUARD_CIPHER
+    enabled: bool = True
+    """Whether it may connect."""
 
     def __repr__(self) -> str:
         return f"Peer(name={self.name!r}, address={self.address})"  # no keys in logs
@@ -85,6 +87,10 @@ def check_peer_name(name: str) -> str:
     return name
 
 
+def key_taken(holder: str) -> ConflictError:
+    return ConflictError(f"peer {holder!r} already has this public key")
+
+
 def peer_names(store: Store) -> list[str]:
     return [peer.name for peer in store.peers()]
 
@@ -115,6 +121,17 @@ class Store(Protocol):
 
     def remove_peer(self, name: str) -> tuple[Peer, Sequence[Publication]]:
         """Removes a peer and its publications, and returns what was removed. Raises `NotFoundError`."""
+
+    def set_peer_enabled(self, name: str, enabled: bool) -> Peer:
+        """Returns the peer as it is now. Raises `NotFoundError`."""
+
+    def rename_peer(self, name: str, new_name: str) -> Peer:
+        """Returns the peer as it is now; its publications stay its own. Raises `NotFoundError`, or `ConflictError` if a
+        peer has the new name already."""
+
+    def replace_keys(self, name: str, public_key: bytes, preshared_key: bytes | None) -> Peer:
+        """Returns the peer as it is now. Raises `NotFoundError`, or `ConflictError` if a peer, this one or another, has
+        the public key already."""
 
     def publications(self) -> Sequence[Publication]:
         """In the order of protocol and port."""

@@ -17,6 +17,7 @@ from typing import Any
 
 from sqlalchemy import (
     URL,
+    Boolean,
     CheckConstraint,
     Column,
     Connection,
@@ -41,12 +42,13 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from tidegate.ciphers import CIPHERS, WIREGUARD_CIPHER, CipherName
 from tidegate.errors import ConflictError, NotFoundError, StoreError
 from tidegate.files import PRIVATE_FILE, make_private
-from tidegate.store import Peer, Publication, TransportProtocol
+from tidegate.store import Peer, Publication, TransportProtocol, key_taken
 
 _CIPHER_CHECK = f"cipher IN {CIPHERS}"
 _UPGRADES = (
     # The first upgrades schema version 1 to 2, the next 2 to 3, and so on.
     f"ALTER TABLE peers ADD COLUMN cipher VARCHAR NOT NULL DEFAULT '{WIREGUARD_CIPHER}' CHECK ({_CIPHER_CHECK})",
+    "ALTER TABLE peers ADD COLUMN enabled BOOLEAN NOT NULL DEFAULT 1 CHECK (enabled IN (0, 1))",
 )
 SCHEMA_VERSION = 1 + len(_UPGRADES)
 BUSY_TIMEOUT = 5.0  # seconds to wait for another process's transaction
@@ -69,6 +71,7 @@ _peers = Table(
     Column("address", String, nullable=False, unique=True),
     Column("created_at", Float, nullable=False),
     Column("cipher", String, CheckConstraint(_CIPHER_CHECK), nullable=False, server_default=WIREGUARD_CIPHER),
+    Column("enabled", Boolean, CheckConstraint("enabled IN (0, 1)"), nullable=False, server_default="1"),
 )
 
 _publications = Table(
@@ -175,6 +178,7 @@ class SqliteStore:
                 IPv4Address(row.address),
                 row.created_at,
                 row.cipher,
+                row.enabled,
             )
         except ValueError:
             raise _damaged(self._path, f"the address of peer {row.name!r} is {row.address!r}") from None
@@ -209,7 +213,7 @@ class SqliteStore:
                         hint=f"choose another name, or run `tidegate peer remove {name}` first",
                     )
                 if other.public_key == public_key:
-                    raise ConflictError(f"peer {other.name!r} already has this public key")
+                    raise key_taken(other.name)
                 if other.address == address:
                     raise ConflictError(f"{address} already belongs to peer {other.name!r}")
             taken = reserved | {other.address for other in others}
@@ -232,6 +236,36 @@ class SqliteStore:
             publications = [p for p in _all_publications(connection) if p.peer == name]
             connection.execute(delete(_peers).where(_peers.c.id == row.id))  # its publications go with it
             return self._peer_of(row), publications
+
+    def set_peer_enabled(self, name: str, enabled: bool) -> Peer:
+        with self._transaction() as connection:
+            row = _peer_row(connection, name)
+            connection.execute(update(_peers).where(_peers.c.id == row.id).values(enabled=enabled))
+            return self._peer_of(_peer_row(connection, name))
+
+    def rename_peer(self, name: str, new_name: str) -> Peer:
+        with self._transaction() as connection:
+            row = _peer_row(connection, name)
+            holder = connection.execute(select(_peers).where(_peers.c.name == new_name)).first()
+            if holder is not None:
+                raise ConflictError(
+                    f"a peer named {new_name!r} already exists ({holder.address})", hint="choose another name"
+                )
+            connection.execute(update(_peers).where(_peers.c.id == row.id).values(name=new_name))
+            return self._peer_of(_peer_row(connection, new_name))
+
+    def replace_keys(self, name: str, public_key: bytes, preshared_key: bytes | None) -> Peer:
+        with self._transaction() as connection:
+            row = _peer_row(connection, name)
+            holder = connection.execute(select(_peers).where(_peers.c.public_key == public_key)).first()
+            if holder is not None:
+                raise key_taken(holder.name)
+            connection.execute(
+                update(_peers)
+                .where(_peers.c.id == row.id)
+                .values(public_key=public_key, preshared_key=preshared_key)
+            )
+            return self._peer_of(_peer_row(connection, name))
 
     def publications(self) -> Sequence[Publication]:
         with self._transaction() as connection:

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
@@ -20,7 +21,7 @@ from tests.unit.conftest import CommandLine
 from tests.unit.fakes import FakeHost, ordinary_network
 from tests.unit.running import serving
 from tidegate.ciphers import CIPHERS, WIREGUARD_CIPHER, CipherName
-from tidegate.cli.output import Handout, print_rich, remark, table
+from tidegate.cli.output import Handout, moment, print_rich, remark, table
 from tidegate.cli.peer import peer_table
 from tidegate.control.commands import PeerView
 from tidegate.settings import Settings
@@ -90,6 +91,16 @@ def test_names_addresses_and_ports_fold_and_are_never_cut() -> None:
     assert all(len(line) <= 80 for line in text.splitlines())
 
 
+def test_a_moment_has_its_time_zone_whatever_that_of_the_machine_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Pacific/Auckland")
+    time.tzset()
+    try:
+        assert moment(1_700_000_000.75) == "2023-11-14 22:13:20 UTC"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
 def test_an_address_and_a_key_stay_whole_beside_a_long_name() -> None:
     peer = PeerView(name=LONG_NAME, address="10.66.77.100", public_key="k" * 44, created_at=0)
     for running in (False, True):
@@ -130,6 +141,16 @@ def test_every_value_of_a_peer_is_there_in_full_on_any_terminal(
     assert ("cipher" in text) == (cipher != WIREGUARD_CIPHER)
     assert "…" not in text
     assert all(len(line) <= width for line in text.splitlines())
+
+
+@pytest.mark.parametrize("width", [20, 80])
+@pytest.mark.parametrize("running", [False, True], ids=["stopped", "running"])
+def test_whether_peers_are_disabled_is_in_the_table_if_one_is(width: int, running: bool) -> None:
+    alice = PeerView(name="alice", address="10.66.77.100", public_key="K" * 44, created_at=0)
+    bob = alice.model_copy(update={"name": "bob", "enabled": False})
+    text = on_a_terminal(peer_table([alice, bob], running=running), width)
+    assert (text.count("enabled"), text.count("disabled")) == (1, 1)
+    assert "abled" not in on_a_terminal(peer_table([alice], running=running), width)
 
 
 @pytest.mark.parametrize("width", [20, 40, 50, 60, 80, 120])
@@ -229,6 +250,13 @@ def _stdout_that(is_so: str) -> TextIO | None:
     [
         (["publish", "add", "tcp/81", "--to", "alice"], "tcp/81 is published to alice:81"),
         (["publish", "remove", "tcp/80"], "tcp/80 is no longer published to alice:80"),
+        (
+            ["peer", "disable", "alice"],
+            "peer alice (10.66.77.2) is disabled; not published until it is enabled: tcp/80",
+        ),
+        (["peer", "enable", "alice"], "peer alice (10.66.77.2) is enabled"),
+        (["peer", "rename", "alice", "bob"], "peer alice (10.66.77.2) is now called bob"),
+        (["peer", "renew", "alice", "--endpoint", "a.b", "--out", "new"], "its new profile is in new"),
         (["peer", "remove", "alice"], "peer alice (10.66.77.2) is removed; no longer published: tcp/80"),
         (["peer", "add", "bob", "--endpoint", "a.b", "--out", "bob.conf"], "its profile is in bob.conf"),
     ],

@@ -107,6 +107,7 @@ def test_a_running_gateway_is_described(settings: Settings, capsys: pytest.Captu
             assert found[of("peer_received_packets_total", peer="alice")] == 20
             assert found[of("peer_sent_packets_total", peer="alice")] == 10
             assert found[of("peer_mappings", peer="alice")] == 1
+            assert found[of("peer_enabled", peer="alice")] == 1
             handshake = found[of("peer_last_handshake_timestamp_seconds", peer="alice")]
             assert before - 3.5 - 0.001 <= handshake <= after - 3.5 + 0.001
             assert not any(name.startswith("tidegate_dns") for name, _ in found), "DNS is off"
@@ -123,9 +124,10 @@ def test_large_counts_are_exact() -> None:
 
 def test_any_text_fits_in_a_label() -> None:
     name = 'a"b\\c\nd\\n,{}'
-    peer = PeerView(name=name, address="10.66.77.2", public_key="", created_at=0)
+    peer = PeerView(name=name, address="10.66.77.2", public_key="", created_at=0, enabled=False)
     found = samples(exposition(status_of(peer), (), now=1000))
     assert of("peer_sent_bytes_total", peer=name) in found
+    assert found[of("peer_enabled", peer=name)] == 0
     assert of("peer_last_handshake_timestamp_seconds", peer=name) not in found, "it never had one"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import sqlite3
 import stat
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from types import SimpleNamespace
@@ -195,18 +196,68 @@ def test_a_store_of_version_1_is_upgraded_with_all_that_is_in_it(tmp_path: Path)
         store = SqliteStore(path)
         (peer,) = store.peers()
         assert (peer.name, peer.public_key, peer.cipher) == ("a", b"k" * 32, "chacha20-poly1305")
+        assert peer.enabled is True
         assert [entry.external_text for entry in store.publications()] == ["tcp/8000"]
         store.close()
     with sqlite3.connect(path) as upgraded:
-        assert upgraded.execute("SELECT version FROM schema_version").fetchall() == [(2,)]
-        with pytest.raises(sqlite3.IntegrityError, match="CHECK"):
-            upgraded.execute("UPDATE peers SET cipher = 'rot13'")
+        assert upgraded.execute("SELECT version FROM schema_version").fetchall() == [(3,)]
+        for nonsense in ("cipher = 'rot13'", "enabled = 2"):
+            with pytest.raises(sqlite3.IntegrityError, match="CHECK"):
+                upgraded.execute(f"UPDATE peers SET {nonsense}")
     upgraded.close()
+
+
+def test_a_disabled_peer_is_kept_with_all_that_it_has(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "tidegate.db")
+    add(store, "a")
+    store.add_publication(Publication("tcp", 8000, 8000, "a", 80))
+    before = store.peer("a")
+    disabled = store.set_peer_enabled("a", False)
+    assert (disabled.enabled, disabled.public_key) == (False, before.public_key)
+    store.close()
+    store = SqliteStore(tmp_path / "tidegate.db")
+    assert store.peers() == [disabled]
+    assert [entry.external_text for entry in store.publications()] == ["tcp/8000"]
+    assert add(store, "b") == "10.66.77.3", "its address is its own"
+    assert store.set_peer_enabled("a", True) == before
+
+
+def test_a_renamed_peer_keeps_all_but_its_name(store: SqliteStore) -> None:
+    add(store, "a")
+    add(store, "b")
+    before = store.peer("a")
+    store.add_publication(Publication("tcp", 8000, 8000, "a", 80))
+    assert store.rename_peer("a", "c") == replace(before, name="c") == store.peer("c")
+    assert [entry.internal_text for entry in store.publications()] == ["c:80"]
+    for taken in ("b", "c"):
+        with pytest.raises(ConflictError, match=rf"named '{taken}' already exists \(10\.66\.77\.\d\)"):
+            store.rename_peer("c", taken)
+    assert [peer.name for peer in store.peers()] == ["c", "b"]
+
+
+def test_new_keys_are_nobodys_and_all_else_stays(store: SqliteStore) -> None:
+    add(store, "a")
+    add(store, "b")
+    before = store.peer("a")
+    store.add_publication(Publication("tcp", 8000, 8000, "a", 80))
+    renewed = store.replace_keys("a", b"n" * 32, b"p" * 32)
+    assert renewed == replace(before, public_key=b"n" * 32, preshared_key=b"p" * 32) == store.peer("a")
+    assert [entry.internal_text for entry in store.publications()] == ["a:80"]
+    for holder, key in (("a", b"n" * 32), ("b", store.peer("b").public_key)):
+        with pytest.raises(ConflictError, match=f"peer '{holder}' already has this public key"):
+            store.replace_keys("a", key, None)
+    assert store.peer("a") == renewed
 
 
 def test_an_unknown_peer_is_not_found(store: SqliteStore) -> None:
     with pytest.raises(NotFoundError, match="no peer named 'x'"):
         store.peer("x")
+    with pytest.raises(NotFoundError, match="no peer named 'x'"):
+        store.set_peer_enabled("x", False)
+    with pytest.raises(NotFoundError, match="no peer named 'x'"):
+        store.rename_peer("x", "y")
+    with pytest.raises(NotFoundError, match="no peer named 'x'"):
+        store.replace_keys("x", b"k" * 32, None)
     with pytest.raises(NotFoundError, match="no peer named 'x'"):
         store.remove_peer("x")
     with pytest.raises(NotFoundError, match="no peer named 'x'"):
