@@ -37,14 +37,15 @@ log = structlog.get_logger("tidegate.client")
 REMINDER = 20.0
 """Seconds between reports that there has been no handshake yet."""
 SILENCE = 20.0
-"""Seconds after the first handshake until it is reported, once, that packets go out and none comes back."""
+"""Seconds after the first handshake until it is reported, once, that packets go out and none comes back; and until that
+is looked at again where it is not clear yet whether the gateway is there."""
 SEARCH_PAUSE = 30.0
 """Minimum seconds between two look-ups of the name of a gateway that does not answer."""
 NEWS_DELAY = 5.0
 """Maximum seconds from a handshake attempt until its event is read here: the answer may come sooner. Before an attempt
 the engine has had no answer for 15 s, so an older handshake is not mistaken for the answer."""
 FIRST_LOOK, LAST_LOOK = 0.05, 1.0
-"""Seconds between looks for the first handshake, growing: it takes one round trip, or is not about to come."""
+"""Seconds between looks for a handshake, growing: it takes one round trip, or is not about to come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,10 @@ class ClientEvent:
     """Progress of a client, for the person or program that runs `tidegate connect`."""
 
     event: str
-    """"starting", "waiting", "connected", "silent", "stopping"."""
+    """*starting*; *waiting*: there has been no handshake yet, told again and again; *connected*: there was one, the
+    first or the first after an outage; *lost*: an outage, that is, the gateway has not answered several handshakes in a
+    row, told once (a tunnel without traffic needs none, so that is none); *silent*: handshakes are answered, but no
+    packet has come back since the start, told once; *stopping*."""
     text: str
     fields: dict[str, Any] = field(default_factory=dict)
 
@@ -86,6 +90,9 @@ class Client:
         self._report = report
         self._supervisor = Supervisor()
         self._unanswered = asyncio.Event()
+        """Makes the search for the gateway look."""
+        self._lost = asyncio.Event()
+        """The gateway does not answer, as far as the engine has told."""
         self._routes = RoutePlan(0, (), ())
         """Those in force, as far as this kernel supports them."""
         self._routes_changed = asyncio.Event()
@@ -122,7 +129,7 @@ class Client:
         )
         await self._remove_leftovers()  # first: those of a killed client may prevent look-ups
         self._heed_stop()
-        endpoint = await self._unless_stopped(resolve(profile.endpoint))
+        endpoint = await self._unless_stopped(resolve(profile.endpoint, profile.address.ip))
         plan = self._plan_routes(endpoint)
         self._report(
             ClientEvent(
@@ -144,7 +151,7 @@ class Client:
             await self._tell_resolver(undo)
         self._heed_stop()
         undo.push_async_callback(self._supervisor.stop)
-        handlers = {"handshake_unanswered": self._unanswered.set}
+        handlers = {"handshake_unanswered": self._handshake_is_unanswered}
         self._supervisor.start(
             "engine-events", lambda: watch_engine(engine, self._supervisor, handlers=handlers)
         )
@@ -243,8 +250,52 @@ class Client:
         seconds = loop.time() - began
         fields = {"address": str(self._profile.address.ip), "seconds": round(seconds, 3)}
         self._report(ClientEvent("connected", f"connected to {self._profile.endpoint}", fields))
+        self._lost.clear()
+        self._supervisor.start("outages", lambda: self._watch_for_outages(engine))
         await self._look_for_silence(engine)
         await self._supervisor.stopped()
+
+    def _handshake_is_unanswered(self) -> None:
+        self._unanswered.set()
+        self._lost.set()
+
+    async def _watch_for_outages(self, engine: EngineClient) -> None:
+        """Reports when the gateway does not answer any more, and when it answers again. Polls in between only."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._lost.wait()
+            began = loop.time()
+            if await self._answered(engine, began) is None:  # otherwise that was late news
+                text = f"{self._profile.endpoint} does not answer any more; still trying"
+                self._report(ClientEvent("lost", text))
+                peer = await self._await_answer(engine, began)
+                if peer is None:
+                    return
+                if peer.endpoint is not None:  # the engine follows a gateway by itself
+                    await self._move_routes(peer.endpoint)
+                seconds = loop.time() - began
+                text = f"connected to {self._profile.endpoint} again, after {seconds:.0f} s"
+                fields = {"address": str(self._profile.address.ip), "seconds": round(seconds, 3)}
+                self._report(ClientEvent("connected", text, fields))
+            self._lost.clear()
+
+    async def _await_answer(self, engine: EngineClient, told_at: float) -> PeerStatus | None:
+        """Waits until `_answered` has something to return. Returns `None` if a stop is requested before."""
+        pause = FIRST_LOOK
+        while (peer := await self._answered(engine, told_at)) is None:
+            if await self._supervisor.wait_for_stop(pause):
+                return None
+            pause = min(pause * 2, LAST_LOOK)
+        return peer
+
+    async def _answered(self, engine: EngineClient, told_at: float) -> PeerStatus | None:
+        """The gateway, if there was a handshake since the attempt of which the engine told at `told_at` (of the loop's
+        clock); `None` also if the engine is too busy to say."""
+        within = asyncio.get_running_loop().time() - told_at + NEWS_DELAY
+        for peer in await peers_of(engine):
+            if peer.last_handshake is not None and peer.last_handshake < within:
+                return peer
+        return None
 
     async def _keep_routes(self) -> None:
         """Restores routes and rules that other programs remove (`renew_routes`)."""
@@ -308,16 +359,22 @@ class Client:
         """Whenever the gateway has not answered for a while: resolves its name again, and tries its other addresses.
         `before` are the host's resolvers from before the tunnel."""
         candidates = EndpointCandidates((str(endpoint), self._profile.endpoint.port))
+        told = None
         loop = asyncio.get_running_loop()
         while True:
             await self._unanswered.wait()
             event_at = loop.time()
             resolvers = await asyncio.to_thread(self._resolvers_outside, before)
             try:
-                found = await resolve_again(self._profile.endpoint, resolvers, plan.fwmark)
+                found = await resolve_again(
+                    self._profile.endpoint, resolvers, plan.fwmark, self._profile.address.ip
+                )
             except HostNetworkError as cause:
-                log.warning("the gateway does not answer, and its name cannot be resolved", cause=str(cause))
+                if str(cause) != told:
+                    told = str(cause)
+                    log.warning("the gateway does not answer, and its name gives no address", cause=told)
             else:
+                told = None
                 await self._follow(
                     engine, candidates, found, plan, within=loop.time() - event_at + NEWS_DELAY
                 )
@@ -367,17 +424,23 @@ class Client:
 
     async def _look_for_silence(self, engine: EngineClient) -> None:
         """Reports it if packets go out and none comes back: two ends with different ciphers complete handshakes, but
-        exchange no data."""
-        if await self._supervisor.wait_for_stop(SILENCE):
-            return
-        peers = await peers_of(engine)
-        if any(peer.sent_packets for peer in peers) and not any(peer.received_packets for peer in peers):
-            cipher = self._profile.cipher
-            text = (
-                f"no packet came back in {SILENCE:.0f} s; if none does, compare ciphers: {cipher} here, "
-                "on the gateway what `tidegate peer show` says"
-            )
-            self._report(ClientEvent("silent", text, {"cipher": cipher}))
+        exchange no data. Only another handshake shows that it is not the gateway that is gone: what is sent without an
+        answer makes the engine try one."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        while not await self._supervisor.wait_for_stop(SILENCE):
+            waited = loop.time() - began
+            peer = next(iter(await peers_of(engine)), None)
+            if self._lost.is_set() or peer is None or not peer.sent_packets or peer.received_packets:
+                return
+            if peer.last_handshake is not None and peer.last_handshake < waited:
+                cipher = self._profile.cipher
+                text = (
+                    f"no packet came back in {waited:.0f} s; if none does, compare ciphers: {cipher} here, "
+                    "on the gateway what `tidegate peer show` says"
+                )
+                self._report(ClientEvent("silent", text, {"cipher": cipher}))
+                return
 
 
 async def peers_of(engine: EngineClient) -> Sequence[PeerStatus]:

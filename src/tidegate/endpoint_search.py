@@ -22,7 +22,7 @@ from tidegate.dns.proxy import TIMEOUT
 from tidegate.dns.resolvers import Resolver
 from tidegate.dns.upstream import ask_udp
 from tidegate.errors import HostNetworkError
-from tidegate.host.names import resolve
+from tidegate.host.names import can_be_a_gateway, resolve
 from tidegate.net import Endpoint
 
 SocketAddress = tuple[str, int]
@@ -56,42 +56,44 @@ class EndpointCandidates:
         return named
 
 
-async def resolve_again(endpoint: Endpoint, resolvers: Sequence[Resolver], fwmark: int) -> IPv4Address:
-    """The endpoint's current address. May be cancelled. Raises `HostNetworkError`."""
+async def resolve_again(
+    endpoint: Endpoint, resolvers: Sequence[Resolver], fwmark: int, own: IPv4Address
+) -> IPv4Address:
+    """The endpoint's current address. `own` is the tunnel's. May be cancelled. Raises `HostNetworkError`."""
     try:
-        return await resolve(endpoint)
+        return await resolve(endpoint, own)
     except HostNetworkError:
         for resolver in resolvers:
-            found = await _ask(endpoint.host, resolver, fwmark)
+            found = await _ask(endpoint.host, resolver, fwmark, own)
             if found is not None:
                 return found
         raise
 
 
-async def _ask(name: str, resolver: Resolver, fwmark: int) -> IPv4Address | None:
+async def _ask(name: str, resolver: Resolver, fwmark: int, own: IPv4Address) -> IPv4Address | None:
     try:
         query = parse_query(dns.message.make_query(name, dns.rdatatype.A).to_wire())
         async with asyncio.timeout(TIMEOUT):
             wire = await ask_udp(query, resolver, Counter(), fwmark)
     except (OSError, TimeoutError, dns.exception.DNSException):
         return None
-    return _address_in(wire)
+    return next((found for found in _addresses_in(wire) if can_be_a_gateway(found, own)), None)
 
 
-def _address_in(wire: bytes) -> IPv4Address | None:
-    """The address in an answer, if it has one. Never raises, and takes little time (see `tidegate.dns.message`):
+def _addresses_in(wire: bytes) -> list[IPv4Address]:
+    """The addresses in an answer. Never raises, and takes little time (see `tidegate.dns.message`):
     anybody on the path may have written the answer."""
     if not HEADER_BYTES <= len(wire) <= MAX_ANSWER_BYTES:
-        return None
+        return []
     questions, records = struct.unpack_from("!HH", wire, 4)
     if questions != 1 or records > MAX_ANSWER_RECORDS:
-        return None
+        return []
     alone = wire[:8] + bytes(4) + wire[HEADER_BYTES:]  # no other sections are counted, so none are parsed
     try:
         answer = dns.message.from_wire(alone, ignore_trailing=True)
         if not isinstance(answer, dns.message.QueryMessage):
-            return None
+            return []
         found = answer.resolve_chaining().answer  # past CNAMEs
     except (dns.exception.DNSException, ValueError, struct.error):  # as in `parse_query`
-        return None
-    return IPv4Address(found[0].address) if found else None
+        return []
+    return [IPv4Address(record.address) for record in found or ()]

@@ -79,6 +79,8 @@ class Gateway:
         """Whether the interface may have been away since the engine opened its sockets on it: they may be bound to an
         interface that is gone, although the new one looks the same."""
         self._own_addresses: tuple[str, ...] = ()
+        self._overlap: str | None = None
+        """What the VPN's subnet has come to overlap since the start."""
         self._admit_warning = RateLimit(time.monotonic, burst=1).admit
         self._kept_ports: tuple[int, int] | None = None
         self._dns: DnsServer | None = None
@@ -361,8 +363,21 @@ class Gateway:
         except HostNetworkError as cause:
             self._link_is_unusable(cause.message)
             return "failed"
+        self._look_for_overlap(network)
         tun = await self._restore_tun(network)
         return tun if await self._follow_link(network, was_away) else "failed"
+
+    def _look_for_overlap(self, network: HostNetwork) -> None:
+        """Warns of what would have been refused at the start. The gateway goes on: only part of the subnet may be
+        concerned, and the host's network may change again."""
+        gateway = self._settings.gateway
+        was, self._overlap = self._overlap, None
+        try:
+            check_subnet(network, gateway.subnet, tun_name=gateway.tun_name)
+        except HostNetworkError as cause:
+            self._overlap = str(cause)
+            if self._overlap != was:
+                log.warning("the host reaches addresses of the VPN another way", cause=self._overlap)
 
     async def _restore_tun(self, network: HostNetwork) -> Outcome:
         """Gives our TUN device back the address that another program has removed, and sets it up again."""

@@ -52,6 +52,21 @@ def is_host_name(text: str) -> bool:
     )
 
 
+def flaw_in_uri(host: str) -> str | None:
+    """What keeps a host name from being the host of a URI (RFC 2396 §3.2.2), in words that follow *has*; `None` if
+    nothing does, or if it is an IPv4 address."""
+    if "_" in host:
+        return "an underscore"
+    if host.removesuffix(".").rpartition(".")[2][0].isdigit() and not _is_ipv4(host):
+        return "a last label that begins with a digit"
+    return None
+
+
+def is_connectable(address: IPv4Address) -> bool:
+    """Whether it can be one host's address, to which others send."""
+    return not (address.is_unspecified or address.is_multicast or address == BROADCAST)
+
+
 @dataclass(frozen=True, slots=True)
 class ListenAddress:
     """Where the gateway's UDP socket listens."""
@@ -102,7 +117,7 @@ class Endpoint:
             raise ValueError(f"{quoted(host)} is neither a host name nor an IPv4 address")
         endpoint = cls(host, parse_port(port))
         address = endpoint.address
-        if address is not None and (address.is_unspecified or address.is_multicast or address == BROADCAST):
+        if address is not None and not is_connectable(address):
             raise ValueError(f"{quoted(host)} is not an address that a client can connect to")
         return endpoint
 

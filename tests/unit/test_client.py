@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -204,6 +205,7 @@ def test_a_handshake_without_any_data_is_mentioned_once(
     async def scenario() -> None:
         client = made(engine, FakeClientHost(), events)
         task = await until_connected(client, events)
+        engine.clients[0].last_handshake = 0.0  # another one: the gateway is there
         await until(lambda: engine.clients[0].looks == 3)
         await until(lambda: not mentioned or any(event.event == "silent" for event in events))
         await asyncio.sleep(0.1)
@@ -214,6 +216,90 @@ def test_a_handshake_without_any_data_is_mentioned_once(
     told = [event for event in events if event.event == "silent"]
     assert len(told) == int(mentioned)
     assert all("chacha20-poly1305" in event.text and "peer show" in event.text for event in told)
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["not yet known", "known"])
+def test_ciphers_are_not_blamed_for_a_gateway_that_is_gone(
+    monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
+    """It answers no handshake since the first one."""
+    monkeypatch.setattr("tidegate.client.SILENCE", 0.05)
+    monkeypatch.setattr(FakePeerStatus, "__init__", _counters(FakePeerStatus.__init__, 10, 0))
+    engine, events = FakeEngine(), []  # type: ignore[var-annotated]
+
+    async def scenario() -> None:
+        client = made(engine, FakeClientHost(), events)
+        task = await until_connected(client, events)
+        if told:
+            engine.clients[0].tell(FakeEvent("handshake_unanswered"))
+        await until(lambda: engine.clients[0].looks >= 4)
+        await asyncio.sleep(0.1)
+        client.request_stop()
+        await task
+
+    asyncio.run(scenario())
+    lost = ["lost"] if told else []
+    assert [event.event for event in events] == ["starting", "connected", *lost, "stopping"]
+
+
+def test_each_outage_is_told_of_once_and_its_end_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tidegate.client.FIRST_LOOK", 0.01)
+    engine, host, events = FakeEngine(), FakeClientHost(), []  # type: ignore[var-annotated]
+
+    async def scenario() -> None:
+        client = made(engine, host, events)
+        task = await until_connected(client, events)
+        (packets,) = engine.clients
+        for outage in (1, 2):
+            for _ in range(3):
+                packets.tell(FakeEvent("handshake_unanswered"))
+                await until(lambda: [event.event for event in events[-1:]] == ["lost"])
+                await asyncio.sleep(0.05)
+            packets.last_handshake = 0.0
+            await until(lambda: events[-1].event == "connected")
+            looks = packets.looks
+            packets.tell(FakeEvent("handshake_unanswered"))  # late news of the attempt that was answered
+            await asyncio.sleep(0.2)
+            assert packets.looks <= looks + 1, "nobody looks any longer"
+            assert [event.event for event in events] == [
+                "starting",
+                "connected",
+                *["lost", "connected"] * outage,
+            ]
+            packets.last_handshake = 60.0
+        client.request_stop()
+        await task
+
+    asyncio.run(scenario())
+    assert events[2].text == "192.0.2.2:51820 does not answer any more; still trying"
+    assert events[3].text.startswith("connected to 192.0.2.2:51820 again, after ")
+    assert events[3].fields["address"] == "10.66.77.2"
+    assert 0.1 < events[3].fields["seconds"] < 5
+
+
+def test_an_engine_that_does_not_say_whether_the_gateway_answers_ends_no_outage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tidegate.client.FIRST_LOOK", 0.01)
+    engine, events = FakeEngine(), []  # type: ignore[var-annotated]
+    looks = 0
+
+    def busy(_: FakeClient) -> object:
+        nonlocal looks
+        looks += 1
+        raise RuntimeError("shard 0 did not answer within 2s")
+
+    async def scenario() -> None:
+        client = made(engine, FakeClientHost(), events)
+        task = await until_connected(client, events)
+        monkeypatch.setattr(FakeClient, "status", busy)
+        engine.clients[0].tell(FakeEvent("handshake_unanswered"))
+        await until(lambda: looks >= 4)
+        client.request_stop()
+        await task
+
+    asyncio.run(scenario())
+    assert [event.event for event in events] == ["starting", "connected", "lost", "stopping"]
 
 
 def _counters(make: Callable[..., None], sent: int, received: int) -> Callable[..., None]:
@@ -239,6 +325,19 @@ def test_a_host_name_is_resolved_and_an_unknown_one_is_named(monkeypatch: pytest
     unknown = replace(PROFILE, endpoint=Endpoint("vpn.invalid", 51820))  # RFC 6761 §6.4
     with pytest.raises(HostNetworkError, match="vpn.invalid cannot be resolved"):
         asyncio.run(made(FakeEngine(), FakeClientHost(), [], unknown).run())
+
+
+def test_a_name_that_leads_to_no_gateway_ends_the_command_before_anything_is_set_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    filtered = [(socket.AF_INET, socket.SOCK_DGRAM, 17, "", ("0.0.0.0", 51820))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: filtered)
+    named, host = replace(PROFILE, endpoint=Endpoint("vpn.example", 51820)), FakeClientHost()
+    refused = r"vpn\.example resolves to 0\.0\.0\.0, which is no gateway's address; does a DNS filter"
+    with pytest.raises(HostNetworkError) as raised:
+        asyncio.run(made(FakeEngine(), host, [], named).run())
+    assert re.match(refused, str(raised.value))
+    assert host.journal == WHOLE[:2]
 
 
 @pytest.mark.usefixtures("at_a_terminal")

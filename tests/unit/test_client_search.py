@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from dataclasses import replace
 from ipaddress import IPv4Address, ip_network
@@ -159,6 +160,77 @@ def test_the_routing_rules_move_before_the_gateway_is_asked_elsewhere(
     asyncio.run(scenario())
 
 
+def test_the_routing_rules_follow_a_gateway_that_is_heard_elsewhere_after_an_outage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The engine follows it by itself: the name said that it had moved, and then it answers from where it was."""
+    monkeypatch.setattr("tidegate.client.FIRST_LOOK", 0.01)
+    name = Name("192.0.2.3")
+    monkeypatch.setattr("tidegate.client.resolve_again", name.find)
+    host, engine, events = FakeClientHost(), FakeEngine(), []  # type: ignore[var-annotated]
+    ruled: list[str] = []
+
+    def renew(plan: RoutePlan, _: str) -> Renewal:
+        ruled.extend(str(rule.gateway[0]) for rule in plan.rules if rule.gateway is not None)
+        return "whole"
+
+    monkeypatch.setattr(host, "renew_routes", renew)
+
+    async def scenario() -> None:
+        client = made(engine, host, events)
+        search = Search(client)
+        task = await until_connected(client, events)
+        (packets,) = engine.clients
+        await search.round(packets)
+        assert ruled[-1] == "192.0.2.3"
+        packets.called = ("192.0.2.2", 51820)
+        packets.last_handshake = 0.0
+        await until(lambda: ruled[-1] == "192.0.2.2")
+        client.request_stop()
+        await task
+
+    asyncio.run(scenario())
+
+
+def test_a_name_that_leads_to_no_gateway_is_told_of_once_and_the_gateway_stays_where_it_was(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where a DNS filter answers 0.0.0.0."""
+    answer = "192.0.2.2"
+
+    def look_up(*_: object, **__: object) -> list[object]:
+        return [(socket.AF_INET, socket.SOCK_DGRAM, 17, "", (answer, 51820))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    engine, events = FakeEngine(), []  # type: ignore[var-annotated]
+    named = replace(PROFILE, endpoint=Endpoint("vpn.example", 51820))
+
+    async def scenario() -> None:
+        nonlocal answer
+        client = made(engine, FakeClientHost(), events, named)
+        search = Search(client)
+        task = await until_connected(client, events)
+        (packets,) = engine.clients
+        answer = "0.0.0.0"
+        for _ in range(3):
+            await search.round(packets)
+        answer = str(PROFILE.address.ip)
+        await search.round(packets)
+        assert packets.endpoints == []
+        answer = "192.0.2.3"
+        await search.round(packets)
+        assert packets.endpoints == [("192.0.2.3", 51820)]
+        answer = "0.0.0.0"
+        await search.round(packets)
+        client.request_stop()
+        await task
+
+    asyncio.run(scenario())
+    told = capsys.readouterr().out
+    assert told.count("vpn.example resolves to 0.0.0.0, which is no gateway's address") == 2, "once each time"
+    assert told.count("vpn.example resolves to 10.66.77.2, which is no gateway's address") == 1
+
+
 def test_an_attempt_that_was_told_of_and_then_answered_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine announces attempts when it makes them: the one that succeeds after a move is announced as well."""
     engine, events = FakeEngine(), []  # type: ignore[var-annotated]
@@ -264,7 +336,7 @@ def test_the_resolvers_of_the_network_of_now_are_asked_before_those_of_the_start
     """And never the tunnel's own, unless it was the host's own before there was a tunnel."""
     asked: list[list[tuple[str, int]]] = []
 
-    async def find(_: Endpoint, resolvers: list[tuple[str, int]], __: int) -> IPv4Address:
+    async def find(_: Endpoint, resolvers: list[tuple[str, int]], *__: object) -> IPv4Address:
         asked.append(resolvers)
         return IPv4Address("192.0.2.2")
 

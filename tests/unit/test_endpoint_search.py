@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 
 from tests.unit.dns import costly
 from tests.unit.dns.loopback import Resolver, good, servfail, silent
-from tidegate.endpoint_search import EndpointCandidates, _address_in, resolve_again
+from tidegate.endpoint_search import EndpointCandidates, _addresses_in, resolve_again
 from tidegate.errors import HostNetworkError
+from tidegate.host.names import resolve
 from tidegate.net import Endpoint
 
 NAME = Endpoint("vpn.example", 51820)
+OWN = IPv4Address("10.66.77.2")
 Answer = Callable[[dns.message.Message], "bytes | None"]
 
 
@@ -57,13 +59,22 @@ def cut_off(query: dns.message.Message) -> bytes:
     return good(query)[:-3]
 
 
+def saying(*addresses: str) -> Answer:
+    def answer(query: dns.message.Message) -> bytes:
+        response = dns.message.make_response(query)
+        response.answer.append(dns.rrset.from_text(query.question[0].name, 60, "IN", "A", *addresses))
+        return response.to_wire()
+
+    return answer
+
+
 def find(*answers: Answer) -> IPv4Address:
     async def scenario() -> IPv4Address:
         resolvers = [Resolver(answer) for answer in answers]
         async with contextlib.AsyncExitStack() as stack:
             for resolver in resolvers:
                 await stack.enter_async_context(resolver.running())
-            return await resolve_again(NAME, [resolver.address for resolver in resolvers], 0)
+            return await resolve_again(NAME, [resolver.address for resolver in resolvers], 0, OWN)
 
     return asyncio.run(scenario())
 
@@ -80,6 +91,38 @@ def test_an_odd_answer_is_none_and_the_next_resolver_is_asked(odd: Answer) -> No
         find(odd)
 
 
+NOWHERE = ["0.0.0.0", "224.0.0.1", "255.255.255.255", str(OWN)]
+
+
+@pytest.mark.parametrize("address", NOWHERE)
+def test_an_address_at_which_no_gateway_can_be_is_no_answer(address: str) -> None:
+    """As a DNS filter gives it: another resolver may have none."""
+    assert find(saying(address), good) == IPv4Address("192.0.2.80")
+    assert find(saying(address, "192.0.2.80")) == IPv4Address("192.0.2.80")
+    with pytest.raises(HostNetworkError, match="Temporary failure"):
+        find(saying(address))
+
+
+@pytest.mark.parametrize("address", NOWHERE)
+def test_nor_is_it_one_of_the_hosts_own_resolver(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    answers = [address]
+
+    def look_up(*_: object, **__: object) -> list[object]:
+        return [(socket.AF_INET, socket.SOCK_DGRAM, 17, "", (each, NAME.port)) for each in answers]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    refused = rf"vpn\.example resolves to {address}, which is no gateway's address"
+    with pytest.raises(HostNetworkError, match=refused):
+        asyncio.run(resolve(NAME, OWN))
+    with pytest.raises(HostNetworkError, match=refused):
+        find()
+    assert find(good) == IPv4Address("192.0.2.80"), "another resolver may know better"
+    answers.append("127.0.0.1")
+    assert asyncio.run(resolve(NAME, OWN)) == IPv4Address("127.0.0.1"), (
+        "a relay may be there (udp2raw, wstunnel)"
+    )
+
+
 GOOD = good(dns.message.make_query(NAME.host, "A"))
 
 
@@ -91,7 +134,7 @@ def test_whatever_is_written_in_an_answer_raises_nothing(written: bytes | tuple[
     else:
         at, damage = written
         wire = GOOD[:at] + damage + GOOD[at + len(damage) :]
-    assert _address_in(wire) is None or isinstance(_address_in(wire), IPv4Address)
+    assert all(isinstance(address, IPv4Address) for address in _addresses_in(wire))
 
 
 QUESTION = costly.name(NAME.host)
@@ -114,7 +157,7 @@ def test_an_answer_full_of_records_does_not_hold_the_client_up(
     wire = costly.message(costly.RESPONSE, QUESTION, records, section)
 
     async def handle() -> None:
-        assert _address_in(wire) is None
+        assert _addresses_in(wire) == []
 
     assert asyncio.run(costly.cost(handle)) < promised
 

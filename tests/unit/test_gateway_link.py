@@ -7,7 +7,7 @@ import errno
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Interface, IPv4Network
 from itertools import pairwise
 
 import pytest
@@ -16,7 +16,7 @@ from tests.unit.fakes import FakeEvent, FakeHost, ordinary_network
 from tests.unit.running import serving, until
 from tidegate.engine import ExternalLink
 from tidegate.errors import HostNetworkError
-from tidegate.host import HostNetwork, Interface, InterfaceAddress
+from tidegate.host import MAIN_TABLE, HostNetwork, Interface, InterfaceAddress, Route
 from tidegate.settings import Settings
 from tidegate.upkeep import FIRST_RETRY, LONGEST_RETRY
 
@@ -115,6 +115,45 @@ def test_the_hosts_own_addresses_reach_the_engine_while_the_link_cannot_be_used(
             assert len(packets.links) == 2, "and the link again, since it was away"
 
     asyncio.run(scenario())
+
+
+def test_a_route_that_comes_to_overlap_the_subnet_is_warned_of_once(
+    settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the host joins another VPN."""
+    monkeypatch.setattr("tidegate.upkeep.SETTLE", 0.01)
+    reads = 0
+
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            host, read = running.host, running.host.read_network
+
+            def counted() -> HostNetwork:
+                nonlocal reads
+                reads += 1
+                return read()
+
+            monkeypatch.setattr(host, "read_network", counted)
+
+            async def changed(*destinations: str) -> None:
+                routes = (Route(IPv4Network(each), None, 2, 0, MAIN_TABLE, None) for each in destinations)
+                host.network = ordinary_network(routes=tuple(routes))
+                for _ in range(3):
+                    before = reads
+                    assert host.changed is not None
+                    host.changed()
+                    await until(lambda: reads > before)  # noqa: B023 -- called at once
+                    await asyncio.sleep(0.02)
+
+            await changed("10.64.0.0/10")
+            await changed("10.66.77.128/25")
+            await changed()
+            await changed("10.64.0.0/10")
+
+    asyncio.run(scenario())
+    told = [line for line in capsys.readouterr().out.splitlines() if "overlaps" in line]
+    assert ["10.64.0.0/10" in line for line in told] == [True, False, True], told
+    assert all("dev eth0; choose another with [gateway] subnet" in line for line in told)
 
 
 @pytest.mark.parametrize("up", [True, False])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import IPv4Address, IPv4Interface, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -33,6 +34,9 @@ app = typer.Typer(help="Peers: who may connect.", no_args_is_help=True)
 
 STDOUT = "-"
 KEEPALIVE = 25  # seconds; WireGuard's advice for clients behind a NAT
+
+_IMPORTED_NAME = re.compile(r"[A-Za-z0-9_=+.-]{1,15}")
+"""What a profile's name may be for wg-quick(8), NetworkManager and the app for Android: their interfaces get it."""
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The peer's name.", show_default=False)]
 
@@ -160,6 +164,8 @@ def add(
         remark(
             f"{profile.cipher} works with `tidegate connect` only: other WireGuard programs will pass no data"
         )
+    else:
+        _warn_of_importers(profile, file)
     _warn_of_local_endpoint(profile, explicit=endpoint is not None or settings.gateway.endpoint is not None)
 
 
@@ -262,6 +268,20 @@ def _profile(
         persistent_keepalive=KEEPALIVE,
         cipher=added.peer.cipher,
     )
+
+
+def _warn_of_importers(profile: Profile, file: Path | None) -> None:
+    """Says what other WireGuard programs refuse without a word of why."""
+    from tidegate.cli.output import remark
+    from tidegate.net import flaw_in_uri
+
+    if file is not None and not _IMPORTED_NAME.fullmatch(file.name.removesuffix(".conf")):
+        remark(
+            f"{file} cannot be imported under this name: WireGuard programs want a name of 1 to 15 letters, digits "
+            "or _=+.- before .conf"
+        )
+    if (flaw := flaw_in_uri(profile.endpoint.host)) is not None:
+        remark(f"the endpoint {profile.endpoint} has {flaw}; WireGuard's app for Android refuses it")
 
 
 def _warn_of_local_endpoint(profile: Profile, *, explicit: bool) -> None:

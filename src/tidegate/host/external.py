@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network
 
 from tidegate.engine import ExternalLink
-from tidegate.errors import HostNetworkError, SettingsError
+from tidegate.errors import HostNetworkError
 from tidegate.host import MAIN_TABLE, HostNetwork, Interface, Route
 from tidegate.settings import ExternalSettings
 
@@ -51,14 +51,15 @@ def host_addresses(network: HostNetwork, *, tun_name: str) -> tuple[str, ...]:
 
 
 def check_subnet(network: HostNetwork, subnet: IPv4Network, *, tun_name: str) -> None:
-    """Raises `SettingsError` if the VPN's subnet overlaps anything that the host reaches by another route."""
+    """Raises `HostNetworkError` if the VPN's subnet overlaps anything that the host reaches by another route. No
+    `SettingsError`: the same setting may do when the host's network is another."""
     ours = network.interface_named(tun_name)
     hint = "choose another with [gateway] subnet"
     for entry in network.addresses:
         if (ours is None or entry.index != ours.index) and entry.address.network.overlaps(subnet):
             interface = network.interface_at(entry.index)
             name = interface.name if interface else f"interface {entry.index}"
-            raise SettingsError(f"subnet {subnet} overlaps {entry.address} of {name}", hint=hint)
+            raise HostNetworkError(f"subnet {subnet} overlaps {entry.address} of {name}", hint=hint)
     for route in network.routes:
         if route.destination == DEFAULT_ROUTE or (ours is not None and route.index == ours.index):
             continue
@@ -66,7 +67,7 @@ def check_subnet(network: HostNetwork, subnet: IPv4Network, *, tun_name: str) ->
             interface = network.interface_at(route.index)
             way = f" via {route.gateway}" if route.gateway else ""
             way += f" dev {interface.name}" if interface else ""
-            raise SettingsError(
+            raise HostNetworkError(
                 f"subnet {subnet} overlaps the host's route {route.destination}{way}", hint=hint
             )
 

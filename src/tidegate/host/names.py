@@ -13,36 +13,50 @@ from ipaddress import AddressValueError, IPv4Address
 from typing import TypeVar
 
 from tidegate.errors import HostNetworkError
-from tidegate.net import Endpoint
+from tidegate.net import Endpoint, is_connectable
 
 T = TypeVar("T")
 
 RESOLVE_TIMEOUT = 10.0  # seconds
 
 
-async def resolve(endpoint: Endpoint) -> IPv4Address:
-    """The endpoint's IPv4 address. May be cancelled. Raises `HostNetworkError`."""
+async def resolve(endpoint: Endpoint, own: IPv4Address) -> IPv4Address:
+    """The endpoint's IPv4 address, the first at which a gateway can be (`can_be_a_gateway`). `own` is the tunnel's. May
+    be cancelled. Raises `HostNetworkError`."""
     with suppress(AddressValueError):
         return IPv4Address(endpoint.host)
     try:
         async with asyncio.timeout(RESOLVE_TIMEOUT):
-            return await _in_daemon_thread(lambda: _look_up(endpoint))
+            found = await _in_daemon_thread(lambda: _look_up(endpoint))
     except TimeoutError:
         raise HostNetworkError(
             f"{endpoint.host} could not be resolved within {RESOLVE_TIMEOUT:g} s"
         ) from None
     except OSError as cause:
         raise HostNetworkError(f"{endpoint.host} cannot be resolved: {cause.strerror}") from cause
+    for address in found:
+        if can_be_a_gateway(address, own):
+            return address
+    raise HostNetworkError(
+        f"{endpoint.host} resolves to {found[0]}, which is no gateway's address",
+        hint="does a DNS filter block the name?",
+    )
 
 
-def _look_up(endpoint: Endpoint) -> IPv4Address:
+def can_be_a_gateway(address: IPv4Address, own: IPv4Address) -> bool:
+    """Whether a look-up may lead to this address: filters answer 0.0.0.0 for a name that they block, and `own`, the
+    tunnel's, would send the tunnel into itself. A loopback address may be that of a relay (udp2raw, wstunnel)."""
+    return is_connectable(address) and address != own
+
+
+def _look_up(endpoint: Endpoint) -> list[IPv4Address]:
     try:
         found = socket.getaddrinfo(
             endpoint.host, endpoint.port, family=socket.AF_INET, type=socket.SOCK_DGRAM
         )
     except UnicodeError:  # no IDNA encoding, as for labels of more than 63 letters
         raise socket.gaierror(socket.EAI_NONAME, "not a host name") from None
-    return IPv4Address(found[0][4][0])
+    return [IPv4Address(entry[4][0]) for entry in found]
 
 
 async def _in_daemon_thread(work: Callable[[], T]) -> T:

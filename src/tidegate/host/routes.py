@@ -169,7 +169,8 @@ def apply_routes(plan: RoutePlan, tun_name: str) -> Iterator[RoutePlan]:
 
 def renew_routes(plan: RoutePlan, tun_name: str) -> Renewal:
     """Adds what is missing of the plan that `apply_routes` yielded, or of that plan `towards` a gateway that has moved
-    (the rule for where it was is removed then); nothing while the tunnel's device is down, which cannot have routes.
+    (the rule for where it was is removed once all is there); nothing while the tunnel's device is down, which cannot
+    have routes.
 
     Raises `HostNetworkError` after adding as much as possible.
     """
@@ -181,7 +182,6 @@ def renew_routes(plan: RoutePlan, tun_name: str) -> Renewal:
         routes_there, rules_there = _routes_there(ip, plan.routes, device), _rules_there(ip, plan)
     missing: list[Callable[[], object]] = [
         *(partial(_add_rule, rule) for rule in plan.rules if rule not in rules_there),
-        *(partial(_remove_rule, rule) for rule in _outdated(rules_there, plan)),
         *(partial(_add_route, route, device) for route in plan.routes if route not in routes_there),
     ]
     refusals = []
@@ -192,7 +192,10 @@ def renew_routes(plan: RoutePlan, tun_name: str) -> Renewal:
             refusals.append(refused)
     if refusals:
         raise refusals[0]
-    return "renewed" if missing else "whole"
+    outdated = _outdated(rules_there, plan)
+    for rule in outdated:
+        _remove_rule(rule)
+    return "renewed" if missing or outdated else "whole"
 
 
 def wide_routes(plan: RoutePlan) -> tuple[str, ...]:

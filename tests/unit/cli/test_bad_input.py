@@ -202,12 +202,13 @@ def test_an_external_interface_that_cannot_be_used_is_explained(
         ),
     ],
 )
-def test_a_subnet_that_the_host_uses_otherwise_is_a_settings_error(
+def test_a_subnet_that_the_host_uses_otherwise_is_refused_as_long_as_it_does(
     tidegate: CommandLine, tmp_path: Path, network: object, words: list[str]
 ) -> None:
+    """With status 1, after which systemd tries again (RestartPreventExitStatus=2): the host's network changes."""
     tidegate.host.network = network  # type: ignore[assignment]
     state = tmp_path / "state"
-    message = tidegate.refused(USAGE, "serve", "--state-dir", state)
+    message = tidegate.refused(FAILURE, "serve", "--state-dir", state)
     for word in [*words, "[gateway] subnet"]:
         assert word in message
     assert not state.exists()

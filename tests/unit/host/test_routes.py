@@ -7,6 +7,7 @@ import subprocess
 import sys
 from ipaddress import IPv4Address, ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -187,6 +188,12 @@ with apply_routes(plan, "tun9"):
     told["moved"] = [renew_routes(moved, "tun9"), sh("ip rule show priority 29797"), renew_routes(moved, "tun9")]
     told["moved"] += [way("198.51.100.7 ipproto " + what) for what in (
         "udp dport 51999", "udp dport 53", "tcp dport 51999", "udp sport 51999 dport 9")]
+    try:
+        renew_routes(moved.towards(IPv4Address("0.0.0.0"), 51820), "tun9")
+    except TidegateError as refused:
+        told["moved to nowhere"] = [str(refused), sh("ip rule show priority 29797"), renew_routes(moved, "tun9")]
+    told["moved on"] = [renew_routes(moved.towards(IPv4Address("198.51.100.8"), 51820), "tun9"),
+                        sh("ip rule show priority 29797")]
 told["after"] = state()
 client_that_is_killed(moved)
 told["killed moved"] = state()
@@ -271,10 +278,7 @@ def test_the_kernel_routes_as_planned_and_forgets_everything_afterwards() -> Non
     assert "dev tun9" in again
     for what, (gone, renewed, as_before, then) in told["taken away"].items():
         assert (gone, renewed, as_before, then) == (True, "renewed", True, "whole"), what
-    renewal, rule, again, to_gateway, *others = told["moved"]
-    assert (renewal, again) == ("renewed", "whole")
-    assert " ".join(rule.split()) == "29797: from all to 198.51.100.7 ipproto udp dport 51999 lookup main"
-    assert "dev eth0" in to_gateway and all("dev tun9" in way for way in others), "only what it has to be"
+    _check_moves(told)
     assert "198.51.100.7" in told["killed moved"][0]
     assert "198.51.100.7" not in told["after killed moved"] and "192.0.2.7" in told["after killed moved"]
     assert told["after"] == [*told["before"][:-1], "1\n"], "the killed one had set src_valid_mark"
@@ -301,3 +305,15 @@ def test_the_kernel_routes_as_planned_and_forgets_everything_afterwards() -> Non
     )
     assert "another route to 192.0.2.0/24" in told["taken"]
     assert "--no-routes" in told["taken"]
+
+
+def _check_moves(told: dict[str, Any]) -> None:
+    renewal, rule, again, to_gateway, *others = told["moved"]
+    assert (renewal, again) == ("renewed", "whole")
+    assert " ".join(rule.split()) == "29797: from all to 198.51.100.7 ipproto udp dport 51999 lookup main"
+    assert "dev eth0" in to_gateway and all("dev tun9" in way for way in others), "only what it has to be"
+    refusal, rule, renewal = told["moved to nowhere"]
+    assert "cannot add rule 29797" in refusal and renewal == "whole"
+    assert "198.51.100.7" in rule, "it stays until another one is there"
+    renewal, rule = told["moved on"]
+    assert renewal == "renewed" and rule.count("29797:") == 1 and "198.51.100.8" in rule
