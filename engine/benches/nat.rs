@@ -82,7 +82,7 @@ fn outbound(nat: &mut Nat, bytes: &mut [u8; 40]) {
 
 fn inbound(nat: &mut Nat, bytes: &mut [u8; 40]) {
     let result = Ipv4Packet::parse(bytes, 0, Offload::NONE)
-        .and_then(|mut packet| nat.translate_inbound(&mut packet, NOW).map(drop));
+        .and_then(|mut packet| nat.translate_inbound(&mut packet, NOW));
     assert!(result.is_ok());
 }
 

@@ -11,11 +11,13 @@ use std::os::fd::OwnedFd;
 
 mod client;
 mod external;
+mod ports;
 mod settings;
 mod shards;
 
 pub use client::ClientEngine;
 use external::{Publication, open_external};
+use ports::Ports;
 pub use settings::{ClientSettings, GatewaySettings, OffloadSettings};
 use shards::{Shards, link_up};
 use zeroize::Zeroizing;
@@ -23,13 +25,12 @@ use zeroize::Zeroizing;
 use crate::access_policy::AccessPolicy;
 use crate::clock::unix_time_at_origin;
 use crate::external::binding::Binding;
-use crate::external::next_hop::ExternalLink;
 use crate::external::reservation::{
-    PortOwnership, PortProtocol, PortReservation, Reserver, budget, raise_nofile_limit,
+    PortOwnership, PortProtocol, PortReservation, budget, raise_nofile_limit,
 };
 use crate::gateway::{Gateway, GatewayConfig};
 use crate::messages::{Command, EventKind, Events, MappingLog, ShardStatus};
-use crate::nat::{Endpoint, MappingQuery, MappingView, NatConfig, Proto};
+use crate::nat::{MappingQuery, MappingView, NatConfig, Proto};
 use crate::shard::{Devices, Shard};
 use crate::sys::{Context, DeviceError};
 use crate::transport::udp::{UdpOptions, UdpTransport};
@@ -72,8 +73,7 @@ impl From<DeviceError> for EngineError {
 /// A gateway's engine.
 pub struct GatewayEngine {
     shards: Shards,
-    reservation: Option<PortReservation>,
-    reserver: Option<Reserver>,
+    ports: Ports,
     ownership: PortOwnership,
     mapping_log: MappingLog,
     listen: SocketAddrV4,
@@ -108,10 +108,9 @@ impl GatewayEngine {
         reservation.keep(settings.nat.kept_ports);
         let mut engine = Self {
             shards: Shards::new(events.clone()),
-            reserver: None,
             ownership: reservation.ownership(),
             mapping_log: MappingLog::new(events.clone()),
-            reservation: Some(reservation),
+            ports: Ports::Waiting(reservation),
             listen: settings.listen,
             peers: HashMap::new(),
             external_addresses: settings.external.addresses.clone(),
@@ -215,14 +214,9 @@ impl GatewayEngine {
     /// # Errors
     /// If it was started before, or a thread cannot be started.
     pub fn start(&mut self) -> Result<(), EngineError> {
-        let Some(reservation) = self.reservation.take() else {
-            return Err(EngineError::State(
-                "the engine has already been started and cannot be started again".into(),
-            ));
-        };
         let senders = self.shards.senders.clone();
         let events = self.shards.events.clone();
-        let reserver = Reserver::start(reservation, move |batch| {
+        let reserver = self.ports.start(move |batch| {
             let request = &batch.request;
             if let Some(shortage) = batch.shortage.as_ref().filter(|_| !request.in_advance) {
                 events.push(
@@ -234,8 +228,7 @@ impl GatewayEngine {
                 sender.send(Command::Ports(batch));
             }
         })?;
-        self.shards.tell_all(|| Command::Reserver(reserver.handle()));
-        self.reserver = Some(reserver);
+        self.shards.tell_all(|| Command::Reserver(reserver.clone()));
         self.shards.start()
     }
 
@@ -245,8 +238,7 @@ impl GatewayEngine {
     /// If a shard hangs: it keeps its sockets until the process ends.
     pub fn stop(&mut self) -> Result<(), EngineError> {
         let stopped = self.shards.stop();
-        self.reservation = None;
-        self.reserver = None;
+        self.ports = Ports::Stopped;
         self.silence.clear();
         stopped
     }
@@ -316,11 +308,7 @@ impl GatewayEngine {
         self.heard_ports = (self.heard_ports.0.min(port_range.0), self.heard_ports.1.max(port_range.1));
         self.renew_filter();
         // First of all: what a shard asks for once it knows of them is none of them.
-        if let Some(reservation) = &mut self.reservation {
-            reservation.keep(config.kept_ports);
-        } else if let Some(reserver) = &self.reserver {
-            reserver.keep(config.kept_ports);
-        }
+        self.ports.keep(config.kept_ports);
         self.shards.tell_all(|| Command::SetNat { config: config.clone(), port_range });
     }
 

@@ -22,6 +22,9 @@ use crate::wire::{checksum, checksum::Change};
 const MAX_LEN: usize = 576;
 /// Type, code, checksum and the word that depends on the kind.
 const ICMP_HEADER_LEN: usize = 8;
+/// How much of the original an error quotes at most, in bytes: what fits behind its own headers. All headers of the
+/// original do, which have 120 bytes at most.
+pub const MAX_QUOTE_LEN: usize = MAX_LEN - MIN_HEADER_LEN - ICMP_HEADER_LEN;
 /// Precedence *internetwork control* (RFC 1812 §4.3.2.5).
 const TOS: u8 = 0xc0;
 const TTL: u8 = 64; // RFC 1700
@@ -113,7 +116,8 @@ impl IcmpErrors {
         due
     }
 
-    /// Whether the rate limits admit an error to `destination` now, or another answer of its kind (a RST); counts it if so.
+    /// Whether the rate limits admit an error to `destination` now, or another answer of its kind (a RST); counts it if
+    /// so.
     pub fn admits(&mut self, destination: Ipv4Addr, now: Timestamp) -> bool {
         let bucket = self.random.hash_one(destination) as usize % DESTINATION_BUCKETS;
         // One token on average, as in Linux since 5.10 ("icmp: randomize the global rate limiter").
@@ -152,7 +156,7 @@ fn write_error(
 ) {
     let (icmp_type, code, word) = kind.fields();
     out.resize(MIN_HEADER_LEN + ICMP_HEADER_LEN, 0);
-    write_quote(original, MAX_LEN - out.len(), out);
+    write_quote(original, out);
 
     let total_len = out.len() as u16;
     let (ip, icmp) = out.split_at_mut(MIN_HEADER_LEN);
@@ -175,13 +179,13 @@ fn write_error(
     put_u16(icmp, 2, sum);
 }
 
-/// Appends the original's headers and as much of what follows as `room` admits.
+/// Appends the original's headers and as much of what follows as fits.
 ///
 /// A superpacket was never on a wire: its first segment is quoted instead.
-fn write_quote(original: &Ipv4Packet<'_>, room: usize, out: &mut Vec<u8>) {
+fn write_quote(original: &Ipv4Packet<'_>, out: &mut Vec<u8>) {
     let segment_len = original.shape().segment_len();
     let quote = original.head();
-    let quote = &quote[..quote.len().min(segment_len).min(room)];
+    let quote = &quote[..quote.len().min(segment_len).min(MAX_QUOTE_LEN)];
     let at = out.len();
     out.extend_from_slice(quote);
     if segment_len < original.total_len() {

@@ -1,11 +1,12 @@
 //! The engine of Tidegate: it moves packets, and nothing else.
 //!
 //! One packet's way from a client to the internet and back, in the order of the files: [`tun`] → [`client`] →
-//! [`outbox`] (split and seal, [`wire::split`], [`tunnel`]) → [`transport`] → [`shard`] → [`intake`] → [`gateway`] (open, gather,
-//! [`wire::coalesce`]) → [`router`] → [`nat`] → [`external`] → the internet → [`external`] → [`nat`] → [`gateway`] →
-//! [`outbox`] → [`transport`] → [`client`] → [`tun`]. `docs/architecture.md` tells it in prose.
+//! [`outbox`] (split and seal, [`wire::split`], [`tunnel`]) → [`transport`] → [`shard`] → [`intake`] → [`gateway`]
+//! (open, gather, [`wire::coalesce`]) → [`router`] → [`nat`] → [`external`] → the internet → [`external`] → [`nat`] →
+//! [`gateway`] → [`outbox`] → [`transport`] → [`client`] → [`tun`]. `docs/architecture.md` tells it in prose.
 
-// The shell: devices, threads, system calls.
+// The shell: devices, threads, system calls. Of `external`, the files `neighbor` and `next_hop` are core.
+pub mod external;
 pub mod intake;
 pub mod poll_window;
 pub mod pool;
@@ -20,7 +21,6 @@ pub mod wake;
 pub mod access_policy;
 pub mod client;
 pub mod core;
-pub mod external;
 pub mod fair_queue;
 pub mod fragment;
 pub mod gateway;

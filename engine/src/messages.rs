@@ -85,8 +85,8 @@ pub enum Command {
         protocol: Proto,
         /// The external address and port.
         external: Endpoint,
-        /// Whether the shard gives the port back to the reserver, if its NAT had it before. Otherwise the engine does.
-        gives_back: bool,
+        /// Whether the shard returns the port, if its NAT had it before. Otherwise the engine unreserves it.
+        returns_port: bool,
     },
     /// A client reaches out for its gateway without waiting for a packet.
     StartHandshake,

@@ -98,15 +98,15 @@ impl Model {
             self.now += 1;
             let now = self.now;
             self.resting.retain(|_, free_at| *free_at > now);
-            let mut freed = Vec::new();
+            let mut released = Vec::new();
             self.mappings.retain(|&(protocol, _), mapping| {
                 mapping.sessions.retain(|_, session| session.last_activity + timeout(protocol) >= now);
                 if mapping.sessions.is_empty() && protocol == Proto::Udp {
-                    freed.push((protocol, mapping.external));
+                    released.push((protocol, mapping.external));
                 }
                 !mapping.sessions.is_empty()
             });
-            self.resting.extend(freed.into_iter().map(|port| (port, now + 120)));
+            self.resting.extend(released.into_iter().map(|port| (port, now + 120)));
         }
     }
 
@@ -325,7 +325,7 @@ impl Both {
         let now = self.now();
         let mut bytes = packet(protocol, remote, Endpoint::new(EXTERNAL, external), false);
         let mut packet = Ipv4Packet::parse(&mut bytes, 0, Offload::NONE).expect("the packet is well-formed");
-        let result = self.nat.translate_inbound(&mut packet, now).map(|_| ends(&packet).1);
+        let result = self.nat.translate_inbound(&mut packet, now).map(|()| ends(&packet).1);
         let expected = self.model.receive(protocol, external, remote);
         prop_assert_eq!(result, expected, "{:?} {} <- {}", protocol, external, remote);
         prop_assert!(packet.transport_checksum_ok());

@@ -321,8 +321,8 @@ impl World {
                 self.obey(Command::Publish { protocol, external, internal, shard, reply });
             }
             6 => {
-                let gives_back = script.byte() % 2 == 0;
-                self.obey(Command::Unpublish { protocol, external, gives_back });
+                let returns_port = script.byte() % 2 == 0;
+                self.obey(Command::Unpublish { protocol, external, returns_port });
             }
             _ => {
                 let (reply, answers) = sync_channel(1);

@@ -2,26 +2,31 @@
 //!
 //! Theory of operation. A port is published on the first external address (what answers has one address to come from),
 //! and on every shard: that of the client's translates, the others send it what they get, and none lends the port to
-//! anybody. First the port is claimed, whether it is the NAT's already or not: by the thread that reserves ports, and so after
-//! all that it was to give back before. Then the shards are told; if one of them refuses, all take it back. Before the
-//! engine has been started they will find their orders waiting, and have no reason to refuse: so what was published before
-//! a restart is published before the first packet.
+//! anybody. First the port is claimed, whether it is the NAT's already or not: by the thread that reserves ports, and
+//! so after all that was returned to it before. Then the shards are told; if one of them refuses, all unpublish it
+//! again. Before the engine has been started they will find their orders waiting, and have no reason to refuse: so what
+//! was published before a restart is published before the first packet. ([`crate::external::reservation`] has a port's
+//! whole life.)
 //!
 //! When an address goes, so do its reserved ports; when another one is the first, everything is published there. What is
 //! refused there is remembered with its reason, and tried again at the next change. When the interface is another one,
 //! or was away, every shard gets new sockets.
 
+use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::OwnedFd;
 use std::sync::mpsc;
 
-use super::*;
+use super::{EngineError, GatewayEngine};
 use crate::external::ExternalGateway;
+use crate::external::binding::Binding;
+use crate::external::next_hop::ExternalLink;
 use crate::external::packet_socket::{FilterRules, MAX_OTHER_PROTOCOLS};
-use crate::external::reservation::silence_protocol;
-use crate::nat::PublishError;
-
-/// The lowest of the privileged ports that the NAT reserves where clients use such source ports.
-const LOWEST_PORT: u16 = 512;
+use crate::external::reservation::{PortProtocol, silence_protocol};
+use crate::messages::{Command, EventKind};
+use crate::nat::{Endpoint, PRIVILEGED_PORTS, Proto, PublishError};
+use crate::sys::{Context, DeviceError};
 
 /// A published port.
 #[derive(Clone, Copy, Debug)]
@@ -70,8 +75,8 @@ impl GatewayEngine {
             }
             self.external_binding = binding;
         }
-        let before = std::mem::replace(&mut self.external_addresses, link.addresses.clone());
-        let failed = std::mem::take(&mut self.failed);
+        let former = self.external_addresses.first().copied();
+        self.external_addresses.clone_from(&link.addresses);
         match self.sockets_for_silence(&self.passed) {
             Ok(silence) => self.silence = silence,
             Err(error) => self.shards.events.push(EventKind::PublicationFailed, error.to_string()),
@@ -79,28 +84,32 @@ impl GatewayEngine {
         let filter = self.filter();
         // First the sockets, so that no shard takes ports of an address that went for those of one that came back: what was
         // reserved of it before is in the shards' queues when this returns.
-        if let Some(reservation) = &mut self.reservation {
-            reservation.retain_addresses(&self.external_addresses);
-        } else if let Some(reserver) = &self.reserver {
-            reserver.retain_addresses(&self.external_addresses);
-        }
+        self.ports.retain_addresses(&self.external_addresses);
         self.shards.tell_all(|| Command::SetExternal {
             link: link.clone(),
             host_addresses: host_addresses.clone(),
             filter: filter.clone(),
         });
-        let (former, address) = (before.first().copied(), link.addresses.first().copied());
+        self.move_publications(former);
+        Ok(())
+    }
+
+    /// Publishes on the first external address what is not published there: if it is another one than the `former` one,
+    /// everything; else what was refused there before.
+    fn move_publications(&mut self, former: Option<Ipv4Addr>) {
+        let address = self.external_addresses.first().copied();
+        let refused = std::mem::take(&mut self.failed);
         let mut silence: Option<String> = None;
         for ((protocol, port), publication) in self.published.clone() {
-            let moved = former.filter(|former| Some(*former) != address && link.addresses.contains(former));
-            if let Some(former) = moved.filter(|&former| !failed.contains_key(&(protocol, port, former))) {
+            let held = former.filter(|&former| !refused.contains_key(&(protocol, port, former)));
+            if held.is_some() && held == address {
+                continue; // there already
+            }
+            // Of an address that has gone nothing is left to withdraw.
+            if let Some(former) = held.filter(|former| self.external_addresses.contains(former)) {
                 self.withdraw(protocol, port, former);
             }
             let Some(address) = address else { continue };
-            let external = (protocol, port, address);
-            if former == Some(address) && !failed.contains_key(&external) {
-                continue; // there already
-            }
             // Once a shard has not answered, no other port waits for it: whoever needs the engine would wait for them all.
             let outcome = match &silence {
                 Some(silence) => Err(silence.clone()),
@@ -113,10 +122,9 @@ impl GatewayEngine {
             if let Err(why) = outcome {
                 let detail = format!("{}/{port} on {address}: {why}", protocol.name());
                 self.shards.events.push(EventKind::PublicationFailed, detail);
-                self.failed.insert(external, why);
+                self.failed.insert((protocol, port, address), why);
             }
         }
-        Ok(())
     }
 
     /// The published ports that are not published on an address which came later, and why.
@@ -222,8 +230,9 @@ impl GatewayEngine {
     /// What the external interface's sockets let through: packets for ports that the NAT may own.
     pub(super) fn filter(&self) -> FilterRules {
         let published = self.published.keys().map(|&(_, port)| port);
-        let lowest = published.clone().chain([LOWEST_PORT, self.heard_ports.0]).min().unwrap_or(LOWEST_PORT);
-        let highest = published.chain([self.heard_ports.1]).max().unwrap_or(u16::MAX);
+        let (first, last) = self.heard_ports;
+        let lowest = published.clone().fold(first.min(*PRIVILEGED_PORTS.start()), u16::min);
+        let highest = published.fold(last.max(*PRIVILEGED_PORTS.end()), u16::max);
         FilterRules {
             addresses: self.external_addresses.clone(),
             ports: lowest..=highest,
@@ -250,67 +259,44 @@ impl GatewayEngine {
             PortProtocol::of(protocol).ok_or_else(|| in_use(protocol, port, PublishError::NotTcpOrUdp))?;
         let external = Endpoint::new(address, port);
         let place = SocketAddrV4::new(address, port);
-        self.claim(reserved, place)
+        self.ports
+            .claim(reserved, place)
             .context(|| format!("publish {} port {port} of {address}", protocol.name()))?;
         let order = |reply| Command::Publish { protocol, external, internal, shard, reply };
-        let answers = if self.reservation.is_some() {
-            let (reply, _) = mpsc::sync_channel(self.shards.senders.len());
-            self.shards.tell_all(|| order(reply.clone()));
-            Vec::new()
-        } else {
+        let answers = if self.ports.is_running() {
             match self.shards.ask(order) {
                 Ok(answers) => answers,
                 Err(silence) => {
                     // A shard that is late finds both orders, in their order. If the port was ours, one of its mappings may
-                    // have it: then it goes on being the NAT's. Else the shard has taken it out of its pool by then, and
-                    // is the one to give it back.
-                    self.shards.tell_all(|| Command::Unpublish { protocol, external, gives_back: true });
-                    self.disclaim(reserved, place);
+                    // have it: then it goes on being the NAT's. Else the shard has ceded it by then, and is the one to
+                    // return it.
+                    self.shards.tell_all(|| Command::Unpublish { protocol, external, returns_port: true });
+                    self.ports.disclaim(reserved, place);
                     return Err(silence);
                 }
             }
+        } else {
+            let (reply, _) = mpsc::sync_channel(self.shards.senders.len());
+            self.shards.tell_all(|| order(reply.clone()));
+            Vec::new() // they will find it waiting, and have no reason to refuse
         };
         let Some(refusal) = answers.iter().find_map(|answer| answer.err()) else { return Ok(()) };
-        self.shards.tell_all(|| Command::Unpublish { protocol, external, gives_back: false });
-        // The shard whose port it would be has either taken it out of its pool, or is one of those that refused.
+        self.shards.tell_all(|| Command::Unpublish { protocol, external, returns_port: false });
+        // The shard whose port it would be has either ceded it, or is one of those that refused.
         if answers[usize::from(port) % answers.len()].is_ok() {
-            self.release(reserved, place);
+            self.ports.unreserve(reserved, place);
         } else {
-            self.disclaim(reserved, place);
+            self.ports.disclaim(reserved, place);
         }
         Err(in_use(protocol, port, refusal))
     }
 
-    /// Takes back a port that is published on `address`.
+    /// Unpublishes a port on `address`: it is the host's again.
     fn withdraw(&mut self, protocol: Proto, port: u16, address: Ipv4Addr) {
         let Some(reserved) = PortProtocol::of(protocol) else { return };
         let external = Endpoint::new(address, port);
-        self.shards.tell_all(|| Command::Unpublish { protocol, external, gives_back: false });
-        self.release(reserved, SocketAddrV4::new(address, port));
-    }
-
-    fn claim(&mut self, protocol: PortProtocol, port: SocketAddrV4) -> io::Result<()> {
-        match (&mut self.reservation, &self.reserver) {
-            (Some(reservation), _) => reservation.claim(protocol, port),
-            (None, Some(reserver)) => reserver.claim(protocol, port),
-            (None, None) => Err(io::ErrorKind::BrokenPipe.into()), // stopped
-        }
-    }
-
-    fn disclaim(&mut self, protocol: PortProtocol, port: SocketAddrV4) {
-        if let Some(reservation) = &mut self.reservation {
-            reservation.disclaim(protocol, port);
-        } else if let Some(reserver) = &self.reserver {
-            reserver.disclaim(protocol, port);
-        }
-    }
-
-    fn release(&mut self, protocol: PortProtocol, port: SocketAddrV4) {
-        if let Some(reservation) = &mut self.reservation {
-            reservation.release(protocol, port);
-        } else if let Some(reserver) = &self.reserver {
-            reserver.release(protocol, port);
-        }
+        self.shards.tell_all(|| Command::Unpublish { protocol, external, returns_port: false });
+        self.ports.unreserve(reserved, SocketAddrV4::new(address, port));
     }
 }
 

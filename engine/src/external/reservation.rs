@@ -1,24 +1,69 @@
 //! The NAT's external ports, reserved so that the host stays out of them.
 //!
-//! Theory of operation. The NAT shares its address with the host's kernel, which would answer a TCP segment for an
-//! unknown port with RST and a UDP datagram with *port unreachable*. A reserved port is an ordinary socket, a TCP
-//! listener or a bound UDP socket, with a filter that drops everything. The kernel runs the filter before it would
-//! answer (`tcp_v4_rcv`: `tcp_filter`; `__udp4_lib_rcv` answers only where it finds no socket), so it is silent, while
-//! AF_PACKET still sees every packet. And since the port is taken by the rules of the system itself, no program can get
-//! it, by bind(2) or by connect(2), nor does the NAT get a port that a program holds.
+//! # Theory of operation
+//!
+//! The NAT shares its address with the host's kernel, which would answer a TCP segment for an unknown port with RST and
+//! a UDP datagram with *port unreachable*. A reserved port is an ordinary socket, a TCP listener or a bound UDP socket,
+//! with a filter that drops everything. The kernel runs the filter before it would answer (`tcp_v4_rcv`: `tcp_filter`;
+//! `__udp4_lib_rcv` answers only where it finds no socket), so it is silent, while AF_PACKET still sees every packet.
+//! And since the port is taken by the rules of the system itself, no program can get it, by bind(2) or by connect(2),
+//! nor does the NAT get a port that a program holds.
 //!
 //! The filter is attached before the socket can receive, and locked. All sockets share one program where the process may
 //! load one (eBPF, `CAP_BPF`); elsewhere each has a copy, which costs some 9 us and 4 KiB of the kernel's memory more.
 //! Neither SO_REUSEADDR nor SO_REUSEPORT is set: the kernel lets two sockets share a port only if both ask for it.
 //!
+//! Sockets cost descriptors, so `RLIMIT_NOFILE` bounds how many ports there are ([`raise_nofile_limit`], [`budget`]).
+//! Opening hundreds takes milliseconds, so it happens on a thread of its own ([`Reserver`]) and never on a packet's way.
+//!
+//! # A port's life
+//!
+//! ```text
+//!                                claim
+//!      +--------------------------------------------------------+
+//!      |                                                        v
+//!  the host's <------------------ unreserve --------------- published
+//!      |  ^                                                     ^
+//!      |  +---- return ----+                                    |
+//!      | reserve           |            claim, cede             |
+//!      v         add       |                                    |
+//!  reserved ------------> free ---------------------------------+
+//!                         | ^ ^                                 |
+//!                    draw | | +----- wake -----+                |
+//!                         | | release          |                |
+//!                         v |     release      |   claim, cede  |
+//!                        lent -------------> resting -----------+
+//! ```
+//!
+//! One word for each step, wherever ports are spoken of:
+//!
+//! - *reserve*: a socket is opened, and the port is on its way to the shard that asked ([`PortReservation::reserve`]);
+//! - *add*: it joins the shard's pool, or is returned if it may not be lent any more (`Pools::add` in `nat/ports.rs`);
+//! - *draw*: a new mapping has it (`Pools::draw`). The port is lent, and may be shared (RFC 7857 §3) while it is;
+//! - *release*: its last mapping has ended (`Pools::release`). Where packets may still be under way to it, it rests;
+//! - *wake*: it has rested for long enough (`Pools::wake`);
+//! - *return*: instead of becoming free, or staying so, a port that may not be lent any more leaves the pool
+//!   (`Pools::return_port`), and the reserver, told by the shard, closes the socket ([`PortReservation::return_port`]);
+//! - *claim*: it is to be published ([`PortReservation::claim`]). Its socket, opened for that if there was none, stays
+//!   open whatever the NAT returns;
+//! - *cede*: the shard in whose pool it is takes it out (`Pools::cede`), so that nobody is lent what is published. If it
+//!   is still on its way there, it is not added; if it is lent, it is not ceded, and the claim comes to nothing;
+//! - *disclaim*: a claim that came to nothing ends ([`PortReservation::disclaim`]). The port is what it was before, or the
+//!   host's if the NAT has returned it since;
+//! - *unreserve*: it is published no longer, or was ceded and not published after all, and the engine has the socket
+//!   closed ([`PortReservation::unreserve`]). Where a shard has not answered, it may have ceded the port or not, and is
+//!   told to return it if it has (`Command::Unpublish`).
+//!
+//! When an address goes, all of its ports are the host's at once ([`PortReservation::retain_addresses`]).
+//!
+//! # What is kept, and what is claimed
+//!
 //! Some ports can be *kept* for the host's programs ([`PortReservation::keep`]): the kernel draws ports for these (connect(2), and
 //! bind(2) to port 0) from a range of its own, and where all of that were reserved, the host could not even ask for a name.
 //!
-//! A port that is published is *claimed*. It may be one that was reserved for the NAT to lend; what the NAT then gives back of
-//! it, perhaps since before it was published, does not count: a claimed port is reserved until the claim ends.
-//!
-//! Sockets cost descriptors, so `RLIMIT_NOFILE` bounds the pool ([`raise_nofile_limit`], [`budget`]). Opening hundreds
-//! takes milliseconds, so it happens on a thread of its own ([`Reserver`]) and never on a packet's way.
+//! A port that is published is *claimed*. It may be one that was reserved for the NAT to lend; that the NAT returns it
+//! then, perhaps for a reason from before it was published, does not count: a claimed port is reserved until the claim
+//! ends.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -92,7 +137,7 @@ impl fmt::Display for Shortage {
     }
 }
 
-/// The sockets that hold the reserved ports. A port is free again when its socket is dropped.
+/// The sockets that hold the reserved ports. A port is the host's again when its socket is dropped.
 #[derive(Debug)]
 pub struct PortReservation {
     sockets: HashMap<(PortProtocol, SocketAddrV4), OwnedFd>,
@@ -117,8 +162,8 @@ impl PortReservation {
         Self { sockets, claimed, ownership, addresses: None, kept: None, budget, silence }
     }
 
-    /// Reserves none of these ports, first and last, from now on. Those that are reserved already are for the NAT to give back,
-    /// and a port that is published may be one of them.
+    /// Reserves none of these ports, first and last, from now on. Those that are reserved already are for the NAT to
+    /// return, and a port that is published may be one of them.
     pub fn keep(&mut self, ports: Option<(u16, u16)>) {
         self.kept = ports;
     }
@@ -176,14 +221,14 @@ impl PortReservation {
     /// the rest to the others: else the clients of one would take the ports of all.
     fn room(&self, shard: u8, shards: u8, count: usize) -> usize {
         let free = self.budget.saturating_sub(self.sockets.len());
-        let kept = self.budget / KEPT_PART;
-        if shards <= 1 || free >= kept + count {
+        let set_aside = self.budget / SET_ASIDE_PART;
+        if shards <= 1 || free >= set_aside + count {
             return count;
         }
         let (shard, shards) = (u16::from(shard), u16::from(shards));
         let held = self.sockets.keys().filter(|(_, port)| port.port() % shards == shard).count();
         let part = self.budget / usize::from(shards);
-        count.min(free.saturating_sub(kept).max(part.saturating_sub(held)))
+        count.min(free.saturating_sub(set_aside).max(part.saturating_sub(held)))
     }
 
     /// Claims one port, to publish it. It is reserved then, if it was not before.
@@ -204,21 +249,21 @@ impl PortReservation {
         Ok(())
     }
 
-    /// Ends a claim that came to nothing: the port goes on being the NAT's if it was before, and has not been given back.
+    /// Ends a claim that came to nothing: the port goes on being the NAT's if it was before, and has not been returned.
     pub fn disclaim(&mut self, protocol: PortProtocol, port: SocketAddrV4) {
         if self.claimed.remove(&(protocol, port)) == Some(false) {
             self.close(protocol, port);
         }
     }
 
-    /// Gives a port back to the host, whoever has it. Returns whether it was reserved.
-    pub fn release(&mut self, protocol: PortProtocol, port: SocketAddrV4) -> bool {
+    /// Closes a port's socket, whoever has the port: it is the host's again. Says whether it was reserved.
+    pub fn unreserve(&mut self, protocol: PortProtocol, port: SocketAddrV4) -> bool {
         self.claimed.remove(&(protocol, port));
         self.close(protocol, port)
     }
 
     /// The NAT has the port no longer: it is the host's again, unless it is claimed.
-    pub fn give_back(&mut self, protocol: PortProtocol, port: SocketAddrV4) {
+    pub fn return_port(&mut self, protocol: PortProtocol, port: SocketAddrV4) {
         match self.claimed.get_mut(&(protocol, port)) {
             Some(is_the_nats) => *is_the_nats = false,
             None => _ = self.close(protocol, port),
@@ -242,7 +287,7 @@ impl PortReservation {
         Ok(())
     }
 
-    /// Closes a port's socket. Returns whether there was one.
+    /// Closes a port's socket. Says whether there was one.
     fn close(&mut self, protocol: PortProtocol, port: SocketAddrV4) -> bool {
         let Some(socket) = self.sockets.remove(&(protocol, port)) else { return false };
         self.ownership.set(protocol, port, false);
@@ -250,7 +295,7 @@ impl PortReservation {
         true
     }
 
-    /// Gives back the ports of all other addresses: they are no longer ours.
+    /// Unreserves the ports of all other addresses: they are no longer ours.
     pub fn retain_addresses(&mut self, addresses: &[Ipv4Addr]) {
         self.addresses = Some(addresses.to_vec());
         let ownership = &self.ownership;
@@ -330,8 +375,8 @@ pub fn silence_protocol(protocol: u8, address: Ipv4Addr) -> io::Result<OwnedFd> 
 const STEP_PART: usize = 8;
 /// But not by less than so many, while there are that many.
 const SMALLEST_STEP: usize = 16;
-/// This part of the budget is kept for shards that have less than their part of it.
-const KEPT_PART: usize = 8;
+/// This part of the budget is set aside for shards that have less than their part of it.
+const SET_ASIDE_PART: usize = 8;
 /// asm-generic/socket.h
 const SO_LOCK_FILTER: libc::c_int = 44;
 

@@ -2,10 +2,18 @@
 //!
 //! Everything here happens between two turns of the loop: peers come, change and go, and nobody else notices.
 
-use super::*;
-use crate::gateway::from_peers::{DNS_BURST, DNS_RATE};
-use crate::messages::PeerSnapshot;
-use crate::nat::PublishError;
+use std::net::Ipv4Addr;
+
+use super::dns_rate::{DNS_BURST, DNS_RATE};
+use super::{Gateway, LocalPeer, router};
+use crate::clock::Timestamp;
+use crate::drop_reason::DropReason;
+use crate::external::next_hop::ExternalLink;
+use crate::messages::{Command, PeerSnapshot, ShardStatus};
+use crate::nat::{Endpoint, NatConfig, Proto, PublishError};
+use crate::outbox::Outbox;
+use crate::rate_limit::TokenBucket;
+use crate::tunnel::{PeerConfig, PeerHome};
 
 /// A published port, as every shard knows it.
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +35,7 @@ impl Gateway {
             }
             Command::SetPeer { config, address, shard } => {
                 self.tunnel.set_peer_elsewhere(config.public_key, shard);
-                self.places.insert(address, Home::OnShard(shard));
+                self.homes.insert(address, PeerHome::OnShard(shard));
             }
             Command::RemovePeer { public_key, address } => {
                 self.remove_peer(&public_key, address, now, outbox);
@@ -42,10 +50,10 @@ impl Gateway {
                 // Whoever asked may have given up.
                 reply.try_send(published).ok();
             }
-            Command::Unpublish { protocol, external, gives_back } => {
+            Command::Unpublish { protocol, external, returns_port } => {
                 let published = self.published.remove(&(protocol, external));
                 self.nat.unpublish(protocol, external, now);
-                if gives_back && published.is_some_and(|publication| publication.was_ours) {
+                if returns_port && published.is_some_and(|publication| publication.was_ours) {
                     self.nat.return_port(protocol, external);
                 }
             }
@@ -69,7 +77,7 @@ impl Gateway {
         let peer = self.tunnel.set_peer(config, now);
         let queries = TokenBucket::new(DNS_RATE, DNS_BURST);
         self.local_peers.insert(peer, LocalPeer { address, queries });
-        self.places.insert(address, Home::Here(peer));
+        self.homes.insert(address, PeerHome::Here(peer));
     }
 
     fn remove_peer(&mut self, public_key: &[u8; 32], address: Ipv4Addr, now: Timestamp, outbox: &mut Outbox) {
@@ -82,7 +90,7 @@ impl Gateway {
         }
         self.nat.remove_client(address, now);
         self.published.retain(|_, publication| publication.client != address);
-        self.places.remove(&address);
+        self.homes.remove(&address);
     }
 
     /// Notes a published port. Every shard knows all of them; the NAT of the client's shard translates.

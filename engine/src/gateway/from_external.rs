@@ -1,8 +1,20 @@
 //! Entrance 2: IPv4 packets from the external interface.
 
-use super::*;
+use std::net::Ipv4Addr;
+
+use super::Gateway;
+use super::leave::{Decision, Exit, Origin};
+use super::refusal::Refusal;
+use crate::arena::Arena;
+use crate::clock::Timestamp;
+use crate::drop_reason::DropReason;
+use crate::icmp_error::MAX_QUOTE_LEN;
+use crate::nat::Endpoint;
+use crate::outbox::Outbox;
 use crate::router::is_bogon;
-use crate::source_route;
+use crate::traffic::Direction;
+use crate::wire::{Ipv4Packet, Offload};
+use crate::{mss, source_route};
 
 /// How a packet came to be judged as one from outside.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -68,13 +80,13 @@ impl Gateway {
         }
         source_route::refuse(packet)?;
         if packet.is_fragment() {
-            let exit = match self.from_external.push(packet, now)? {
+            let exit = match self.fragments_from_outside.push(packet, now)? {
                 Some(datagram) => Exit::Reassembled(datagram),
                 None => Exit::Held,
             };
             return Ok(Decision { exit, destination, shape: packet.shape() });
         }
-        let (shard, client) = self.home_of_inbound(packet);
+        let (shard, client) = self.owner_of_inbound(packet);
         if shard != self.shard {
             if entrance == Entrance::Shard {
                 return Err(DropReason::NoMapping.into());
@@ -86,27 +98,17 @@ impl Gateway {
         // translated one; and only if there is a mapping, so that a scanner learns nothing.
         let expired = packet.ttl() <= 1;
         let too_big = packet.shape().segment_len() > self.tunnel_mtu && packet.dont_fragment();
-        let before = (expired || too_big).then(|| packet.head()[..packet.head().len().min(128)].to_vec());
-        let total_len = packet.total_len();
+        let before =
+            (expired || too_big).then(|| packet.head()[..packet.head().len().min(MAX_QUOTE_LEN)].to_vec());
         self.nat.translate_inbound(packet, now)?;
-        if let Some(mut before) = before {
-            let kind = if expired {
-                IcmpErrorKind::TimeExceeded
-            } else {
-                IcmpErrorKind::FragmentationNeeded { mtu: self.tunnel_mtu as u16 }
-            };
+        if let Some(before) = before {
             let reason = if expired { DropReason::TtlExceeded } else { DropReason::TooBig };
-            let rest = total_len - before.len();
-            let mut answer = Vec::new();
-            let built = Ipv4Packet::parse(&mut before, rest, packet.offload()).is_ok_and(|original| {
-                self.outside_errors.build(kind, &original, destination, now, &mut answer)
-            });
-            return Err(Refusal { reason, answer: built.then_some(answer) });
+            return Err(self.refuse_from_outside(now, before, packet.shape(), reason));
         }
         packet.decrement_ttl()?;
         mss::clamp(packet, self.tunnel_mtu.min(self.external.mtu));
         let inner = packet.destination();
-        if !self.places.contains_key(&inner) {
+        if !self.homes.contains_key(&inner) {
             return Err(DropReason::NoSuchPeer.into());
         }
         // Not the sender's, who may be a stranger: a protocol that is passed comes from whomever it likes.
@@ -114,9 +116,9 @@ impl Gateway {
         Ok(Decision { exit, destination: inner, shape: packet.shape() })
     }
 
-    /// Which shard's NAT a packet from outside belongs to, by the port of ours that it names, or that its quotation names; and
-    /// which client's it is, if that port is published.
-    pub(super) fn home_of_inbound(&self, packet: &Ipv4Packet<'_>) -> (u8, Option<Ipv4Addr>) {
+    /// Which shard's NAT a packet from outside belongs to, by the port of ours that it names, or that its quotation
+    /// names; and which client's it is, if that port is published.
+    pub(super) fn owner_of_inbound(&self, packet: &Ipv4Packet<'_>) -> (u8, Option<Ipv4Addr>) {
         // Nobody's: it is dropped, with a reason, wherever it is.
         let Some((protocol, port)) = crate::nat::external_port(packet) else { return (self.shard, None) };
         match self.published.get(&(protocol, Endpoint::new(packet.destination(), port))) {

@@ -1,6 +1,14 @@
-//! Entrances 3 and 4: the host's kernel, and the other shards.
+//! Entrance 3: packets from the host's kernel.
 
-use super::*;
+use super::Gateway;
+use super::leave::{Decision, Exit, Origin};
+use crate::arena::{Arena, Span};
+use crate::clock::Timestamp;
+use crate::drop_reason::DropReason;
+use crate::outbox::Outbox;
+use crate::router::Verdict;
+use crate::traffic::Direction;
+use crate::wire::{Ipv4Packet, Offload};
 
 impl Gateway {
     /// Routes one packet that the host's kernel sent into the VPN subnet.
@@ -26,7 +34,7 @@ impl Gateway {
                 {
                     Err(DropReason::TooBig)
                 }
-                Verdict::Peer(address) if self.places.contains_key(&address) => {
+                Verdict::Peer(address) if self.homes.contains_key(&address) => {
                     let exit = Exit::Peer { address, client: address };
                     Ok(Decision { exit, destination: address, shape: packet.shape() })
                 }
@@ -41,55 +49,6 @@ impl Gateway {
                 self.leave(now, arena, Origin::Arena { head: packet, tails: &[] }, decision, outbox);
             }
             Err(reason) => self.drops.count_segments(reason, shape),
-        }
-    }
-
-    /// Routes what another shard found to belong here.
-    pub(super) fn route_handoff(
-        &mut self,
-        now: Timestamp,
-        arena: &mut Arena,
-        handoff: Handoff,
-        outbox: &mut Outbox,
-    ) {
-        match handoff {
-            Handoff::Initiation { from, mut datagram } | Handoff::Misdirected { from, mut datagram } => {
-                match self.tunnel.receive_forwarded(now, from, &mut datagram, &mut outbox.datagrams) {
-                    Received::Packet { peer, plaintext } => {
-                        let packet = datagram.get(plaintext).unwrap_or_default().to_vec();
-                        self.route_misdirected(now, arena, packet, peer, outbox);
-                    }
-                    Received::Drop(reason) => self.drops.count(reason),
-                    Received::Handshake { .. } | Received::Keepalive { .. } | Received::OtherShard(_) => {}
-                }
-            }
-            Handoff::ToPeer { mut packet, offload, client } => {
-                let mut shape = None;
-                let decision = Ipv4Packet::parse(&mut packet, 0, offload).and_then(|packet| {
-                    shape = Some(packet.shape());
-                    self.decide_from_shard(&packet, client)
-                });
-                match decision {
-                    Ok(decision) => self.leave(now, arena, Origin::Owned(packet), decision, outbox),
-                    Err(reason) => self.drops.count_segments(reason, shape),
-                }
-            }
-            Handoff::Inbound { packet, offload, .. } => {
-                let origin = Origin::Owned(packet);
-                self.route_from_external(now, arena, origin, offload, Entrance::Shard, outbox);
-            }
-        }
-    }
-
-    /// A packet for a peer is delivered here or not at all: see [`Entrance::Shard`].
-    fn decide_from_shard(&self, packet: &Ipv4Packet<'_>, client: Ipv4Addr) -> Result<Decision, DropReason> {
-        let destination = packet.destination();
-        match self.places.get(&destination) {
-            Some(Home::Here(_)) => {
-                let exit = Exit::Peer { address: destination, client };
-                Ok(Decision { exit, destination, shape: packet.shape() })
-            }
-            Some(Home::OnShard(_)) | None => Err(DropReason::NoSuchPeer),
         }
     }
 }

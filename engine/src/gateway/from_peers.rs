@@ -1,28 +1,33 @@
 //! Entrance 1: datagrams of the transport.
 
-use super::*;
-use crate::external::reservation::PortProtocol;
-use crate::source_route;
-use crate::tcp_reset;
-use crate::transport::MAX_TRAIN_SEGMENTS;
-use crate::tunnel::is_initiation;
-use crate::wire::ipv4::tcp_flags;
-use crate::wire::protocol;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
-/// Messages for sessions of other shards that one turn hands over at most: one train, should the kernel deliver a whole one to
-/// the wrong shard.
+use super::Gateway;
+use super::leave::{Decision, Exit, Origin};
+use super::refusal::Refusal;
+use crate::arena::{Arena, Span};
+use crate::clock::Timestamp;
+use crate::drop_reason::DropReason;
+use crate::external::reservation::PortProtocol;
+use crate::handoffs::Handoff;
+use crate::nat::{Outbound, Proto};
+use crate::outbox::Outbox;
+use crate::path::Path;
+use crate::router::Verdict;
+use crate::traffic::Direction;
+use crate::transport::MAX_TRAIN_SEGMENTS;
+use crate::tunnel::{PeerId, Received, is_initiation};
+use crate::wire::{Ipv4Packet, Offload, protocol};
+use crate::{mss, source_route};
+
+/// Messages for sessions of other shards that one turn hands over at most: one train, should the kernel deliver a whole
+/// one to the wrong shard.
 const MISDIRECTED_PER_TURN: usize = MAX_TRAIN_SEGMENTS;
-/// Where the gateway's DNS proxy listens (RFC 1035 §4.2).
-const DNS_PORT: u16 = 53;
-/// Queries over UDP and connections over TCP, together, that a peer may send the DNS proxy: per second, and at once, which is as
-/// many as it may have in flight (`MAX_IN_FLIGHT` and `SHARES` in src/tidegate/dns). A superpacket that begins within the burst
-/// passes whole, and what is beyond is owed.
-pub(super) const DNS_RATE: u32 = 500;
-pub(super) const DNS_BURST: u32 = 128;
 
 impl Gateway {
-    /// Where no peer can be, whatever it knows. Were it taken for a peer's endpoint, what is sealed for an address of the VPN
-    /// would go into our own TUN device, come back, and be sealed again, without end; and nothing can be sent to port 0.
+    /// Where no peer can be, whatever it knows. Were it taken for a peer's endpoint, what is sealed for an address of
+    /// the VPN would go into our own TUN device, come back, and be sealed again, without end; and nothing can be sent
+    /// to port 0.
     ///
     /// One train has one source, and a handoff was part of a train before: no other entrance needs to check.
     pub(super) fn check_outer_source(&self, from: SocketAddrV4) -> Result<(), DropReason> {
@@ -59,10 +64,11 @@ impl Gateway {
 
     /// What takes a datagram to another shard.
     ///
-    /// The kernel steers a whole train by its first datagram. All of a real peer's are for one shard, except for an initiation
-    /// (to shard 0) and the shorter data message right behind it, of a session that is being renewed: that one must not be
-    /// lost. A forger's train may be as mixed as it likes. So a misdirected message is handed over, but queued with the unknown
-    /// senders', and not so many in a turn that they fill the queue between the shards. It is judged there, a handshake response too.
+    /// The kernel steers a whole train by its first datagram. All of a real peer's are for one shard, except for an
+    /// initiation (to shard 0) and the shorter data message right behind it, of a session that is being renewed: that
+    /// one must not be lost. A forger's train may be as mixed as it likes. So a misdirected message is handed over, but
+    /// queued with the unknown senders', and not so many in a turn that they fill the queue between the shards. It is
+    /// judged there, a handshake response too.
     fn handoff_of(bytes: &[u8], from: Path, misdirected: &mut usize) -> Result<Handoff, DropReason> {
         if is_initiation(bytes) {
             return Ok(Handoff::Initiation { from, datagram: bytes.to_vec() });
@@ -74,23 +80,8 @@ impl Gateway {
         Ok(Handoff::Misdirected { from, datagram: bytes.to_vec() })
     }
 
-    /// Routes a packet that another shard received for a peer of ours, at once and on its own.
-    pub(super) fn route_misdirected(
-        &mut self,
-        now: Timestamp,
-        arena: &mut Arena,
-        packet: Vec<u8>,
-        peer: PeerId,
-        outbox: &mut Outbox,
-    ) {
-        match self.check_inner_source(peer, &packet) {
-            Ok(()) => self.route_unverified(now, arena, packet, peer, outbox),
-            Err(reason) => self.drops.count(reason),
-        }
-    }
-
     /// Routes a packet that did not come through the coalescer, which verifies the others' transport checksums.
-    fn route_unverified(
+    pub(super) fn route_unverified(
         &mut self,
         now: Timestamp,
         arena: &mut Arena,
@@ -108,7 +99,7 @@ impl Gateway {
     }
 
     /// Cryptokey routing: a peer speaks for its own address only.
-    fn check_inner_source(&self, peer: PeerId, packet: &[u8]) -> Result<(), DropReason> {
+    pub(super) fn check_inner_source(&self, peer: PeerId, packet: &[u8]) -> Result<(), DropReason> {
         match packet.first().ok_or(DropReason::Truncated)? >> 4 {
             4 => {}
             6 => return Err(DropReason::Ipv6),
@@ -179,7 +170,7 @@ impl Gateway {
         source_route::refuse(packet)?;
         let (client, destination) = (packet.source(), packet.destination());
         if packet.is_fragment() {
-            let exit = match self.from_peers.push(packet, now)? {
+            let exit = match self.fragments_from_peers.push(packet, now)? {
                 Some(datagram) => Exit::Reassembled(datagram),
                 None => Exit::Held,
             };
@@ -190,7 +181,7 @@ impl Gateway {
             Verdict::Peer(_) if !self.access.between_clients => {
                 return Err(self.refuse(now, packet, DropReason::Denied, 0));
             }
-            Verdict::Peer(address) if self.places.contains_key(&address) => {
+            Verdict::Peer(address) if self.homes.contains_key(&address) => {
                 self.forward_checks(now, packet, self.tunnel_mtu)?;
                 Exit::Peer { address, client }
             }
@@ -219,29 +210,9 @@ impl Gateway {
         Ok(Decision { exit, destination: packet.destination(), shape: packet.shape() })
     }
 
-    /// Whether a packet for the host asks the DNS proxy no faster than its peer may. The kernel has one queue of datagrams, and
-    /// one of connections, for what all clients ask: what overflows it might be anybody's.
-    fn check_dns_rate(
-        &mut self,
-        now: Timestamp,
-        packet: &Ipv4Packet<'_>,
-        peer: PeerId,
-    ) -> Result<(), DropReason> {
-        let is_for_dns = packet.destination() == self.gateway_address
-            && packet.ports().is_some_and(|(_, port)| port == DNS_PORT);
-        let begins = |flags: u8| flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
-        if !is_for_dns || packet.tcp().is_some_and(|tcp| !begins(tcp.flags)) {
-            return Ok(());
-        }
-        let queries = packet.shape().segment_count() as u32;
-        let peer = self.local_peers.get_mut(&peer);
-        let is_admitted = peer.is_some_and(|peer| peer.queries.take_cost(now, queries));
-        is_admitted.then_some(()).ok_or(DropReason::ClientDnsRate)
-    }
-
     /// The way of a client's packet, translated, to a port of ours.
     fn hairpin(&self, packet: &Ipv4Packet<'_>, client: Ipv4Addr) -> Exit {
-        Exit::Inbound { shard: self.home_of_inbound(packet).0, client: Some(client) }
+        Exit::Inbound { shard: self.owner_of_inbound(packet).0, client: Some(client) }
     }
 
     /// What a router does to every packet that it forwards: the TTL, the path's MTU, and the MSS of TCP.
@@ -285,7 +256,8 @@ impl Gateway {
         self.nat.expects_ports(protocol, packet.source())
     }
 
-    /// Why a packet's destination outside cannot be reached, or may not be, if so: to be known before a port is lent for it.
+    /// Why a packet's destination outside cannot be reached, or may not be, if so: to be known before a port is lent
+    /// for it.
     fn unreachable(&self, packet: &Ipv4Packet<'_>) -> Option<DropReason> {
         let destination = packet.destination();
         if self.nat.is_external(destination) {
@@ -298,8 +270,9 @@ impl Gateway {
         self.external.next_hop(destination).err()
     }
 
-    /// Whether a packet to one of our external addresses is for a port of the NAT's (RFC 4787 REQ-9: hairpinning), rather
-    /// than for the host. An ICMP error is for the port from which the packet came that it quotes (RFC 5508 REQ-7).
+    /// Whether a packet to one of our external addresses is for a port of the NAT's (RFC 4787 REQ-9: hairpinning),
+    /// rather than for the host. An ICMP error is for the port from which the packet came that it quotes (RFC 5508
+    /// REQ-7).
     fn nat_owns_destination(&self, packet: &Ipv4Packet<'_>) -> bool {
         let (protocol, port) = match crate::nat::external_port(packet) {
             Some((Proto::Tcp, port)) => (PortProtocol::Tcp, port),
@@ -307,36 +280,5 @@ impl Gateway {
             Some((Proto::Icmp, _)) | None => return false,
         };
         self.ownership.is_reserved(protocol, packet.destination(), port)
-    }
-
-    /// A refusal of a packet of a peer, with the ICMP error that tells the peer why, where one is due; or the RST.
-    fn refuse(&mut self, now: Timestamp, packet: &Ipv4Packet<'_>, reason: DropReason, mtu: usize) -> Refusal {
-        let mut answer = Vec::new();
-        let kind = match reason {
-            // A connection that we know nothing of, as after a restart: its client should make another one at once.
-            DropReason::TcpOutOfState => {
-                let due =
-                    tcp_reset::build(packet, &mut answer) && self.icmp_errors.admits(packet.source(), now);
-                return Refusal { reason, answer: due.then_some(answer) };
-            }
-            DropReason::TtlExceeded => IcmpErrorKind::TimeExceeded,
-            DropReason::TooBig => IcmpErrorKind::FragmentationNeeded { mtu: mtu as u16 },
-            DropReason::NoSuchPeer | DropReason::NextHopUnresolved => IcmpErrorKind::HostUnreachable,
-            DropReason::NoRoute => IcmpErrorKind::NetUnreachable,
-            // RFC 6888 REQ-11, RFC 5508 REQ-8: the client learns at once that the gateway refuses, rather than by a timeout.
-            DropReason::PortsExhausted
-            | DropReason::SharedPortTaken
-            | DropReason::MappingsExhausted
-            | DropReason::ClientMappingLimit
-            | DropReason::ClientShare
-            | DropReason::ClientMappingRate
-            | DropReason::SessionLimit
-            | DropReason::UnsupportedProtocol => IcmpErrorKind::AdminProhibited,
-            // RFC 1812 §5.3.9: filtered packets are answered with this code.
-            DropReason::Denied => IcmpErrorKind::AdminProhibited,
-            _ => return reason.into(),
-        };
-        let built = self.icmp_errors.build(kind, packet, self.gateway_address, now, &mut answer);
-        Refusal { reason, answer: built.then_some(answer) }
     }
 }

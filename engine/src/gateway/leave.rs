@@ -1,11 +1,21 @@
 //! The exits: to a peer, to the host, to the external interface, to another shard.
 
-use super::*;
+use std::net::Ipv4Addr;
+
+use super::from_external::Entrance;
+use super::{Gateway, HeldFrame};
+use crate::arena::{Arena, Span};
+use crate::clock::Timestamp;
+use crate::drop_reason::DropReason;
 use crate::external::LINK_HEADER_LEN;
 use crate::external::neighbor::{Asker, Resolution};
 use crate::external::next_hop::NextHop;
 use crate::fragment::fragmentation::Fragments;
-use crate::wire::Transport;
+use crate::handoffs::Handoff;
+use crate::outbox::{Bytes, DeviceFrame, Gather, Outbox, PeerFrame};
+use crate::traffic::Direction;
+use crate::tunnel::{PeerHome, PeerId};
+use crate::wire::{Ipv4Packet, Offload, Shape, Transport, VirtioNetHeader};
 
 /// The packet being routed: its head is borrowed by an [`Ipv4Packet`]; this is where it lies, and its gather list.
 pub(super) enum Origin<'t> {
@@ -54,8 +64,8 @@ pub(super) enum Exit {
     External {
         client: Ipv4Addr,
     },
-    /// One of our external addresses, on a port that the NAT of that shard owns, as if from outside; and whose packet it is
-    /// there.
+    /// One of our external addresses, on a port that the NAT of that shard owns, as if from outside; and whose packet
+    /// it is there.
     Inbound {
         shard: u8,
         client: Option<Ipv4Addr>,
@@ -78,18 +88,6 @@ struct Leaving {
     packet: Gather,
     shape: Shape,
     asker: Asker,
-}
-
-/// A packet that is not delivered, and the ICMP error that tells its sender so.
-pub(super) struct Refusal {
-    pub(super) reason: DropReason,
-    pub(super) answer: Option<Vec<u8>>,
-}
-
-impl From<DropReason> for Refusal {
-    fn from(reason: DropReason) -> Self {
-        Self { reason, answer: None }
-    }
 }
 
 impl Gateway {
@@ -138,9 +136,10 @@ impl Gateway {
         client: Ipv4Addr,
         outbox: &mut Outbox,
     ) {
-        match self.places.get(&address) {
-            Some(&Home::Here(peer)) if self.holds_own_datagram(arena, outbox, &packet, shape) => {
-                // In a train of others', should it be one, it dies alone: whoever forges it must not take these with it.
+        match self.homes.get(&address) {
+            Some(&PeerHome::Here(peer)) if self.holds_own_datagram(arena, outbox, &packet, shape) => {
+                // In a train of others', should it be one, it dies alone: whoever forges it must not take these with
+                // it.
                 for (packet, shape) in self.fragment(arena, outbox, &packet, shape, shape.segment_len()) {
                     if self.holds_own_datagram(arena, outbox, &packet, shape) {
                         self.drops.count(DropReason::OwnDatagram);
@@ -149,8 +148,8 @@ impl Gateway {
                     }
                 }
             }
-            Some(&Home::Here(peer)) => self.commit_to_peer(arena, packet, shape, peer, outbox),
-            Some(&Home::OnShard(shard)) => {
+            Some(&PeerHome::Here(peer)) => self.commit_to_peer(arena, packet, shape, peer, outbox),
+            Some(&PeerHome::OnShard(shard)) => {
                 let bytes = outbox.to_vec(&packet, arena);
                 let handoff = Handoff::ToPeer { packet: bytes, offload: shape.offload(), client };
                 outbox.handoffs.push((shard, handoff));
@@ -159,9 +158,9 @@ impl Gateway {
         }
     }
 
-    /// Whether a datagram is in it that we have sealed ourselves ([`Tunnel::is_own`]). A router that forwards the gateway's port
-    /// and sends back (NAT loopback) what is for its own outer address makes a client's endpoint of itself when that client
-    /// sends one of its messages there, through the tunnel.
+    /// Whether a datagram is in it that we have sealed ourselves ([`Tunnel::is_own`]). A router that forwards the
+    /// gateway's port and sends back (NAT loopback) what is for its own outer address makes a client's endpoint of
+    /// itself when that client sends one of its messages there, through the tunnel.
     fn holds_own_datagram(&self, arena: &Arena, outbox: &Outbox, packet: &Gather, shape: Shape) -> bool {
         if shape.transport() != Transport::Udp {
             return false;

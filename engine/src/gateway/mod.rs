@@ -5,10 +5,12 @@
 //!
 //! 1. [`Gateway::receive_datagrams`]: trains of WireGuard datagrams. `Tunnel` opens each in place, the inner source is
 //!    compared with the peer's address, consecutive segments of a flow are gathered into superpackets, and
-//!    [`Gateway::flush_peers`] routes these: to another peer, to the host, or through the NAT to the external interface.
+//!    [`Gateway::flush_peers`] routes these: to another peer, to the host, or through the NAT to the external
+//!    interface.
 //! 2. [`Gateway::receive_external`]: IPv4 packets from the external interface. The NAT finds the mapping and rewrites
 //!    the destination; the packet goes to the peer that owns it.
-//! 3. [`Gateway::receive_host`]: packets from the host's kernel, through the gateway's TUN device; of the host's own only.
+//! 3. [`Gateway::receive_host`]: packets from the host's kernel, through the gateway's TUN device; of the host's own
+//!    only.
 //! 4. [`Gateway::receive_handoff`]: packets of other shards.
 //!
 //! Whole datagrams only: fragments are reassembled where they enter, and a datagram that is too big for the way out is
@@ -16,12 +18,15 @@
 //! Superpackets stay whole from entrance to exit.
 
 mod commands;
+mod dns_rate;
 mod from_external;
 mod from_host;
 mod from_peers;
+mod from_shards;
 mod leave;
 mod port_supply;
 mod reassembly_timeout;
+mod refusal;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -38,22 +43,21 @@ use crate::external::reservation::{PortOwnership, ReserveRequest};
 use crate::fair_queue::Owner;
 use crate::fragment::reassembly::Reassembly;
 use crate::handoffs::Handoff;
-use crate::icmp_error::{IcmpErrorKind, IcmpErrors};
+use crate::icmp_error::IcmpErrors;
 use crate::messages::{Command, MappingLog, ShardStatus};
-use crate::mss;
-use crate::nat::{Endpoint, Nat, NatConfig, Outbound, Proto, ShardSlice};
-use crate::outbox::{Bytes, DeviceFrame, Gather, Outbox, PeerFrame};
+use crate::nat::{Endpoint, Nat, NatConfig, Proto, ShardSlice};
+use crate::outbox::Outbox;
 use crate::path::Path;
 use crate::prefix::Prefix;
 use crate::rate_limit::TokenBucket;
-use crate::router::{PacketRouter, Verdict};
-use crate::traffic::{Direction, Traffic};
-use crate::tunnel::{PeerConfig, PeerId, Received, Tunnel, TunnelConfig};
-use crate::wire::{CoalesceOptions, Coalescer, Ipv4Packet, Offload, Shape, VirtioNetHeader};
+use crate::router::PacketRouter;
+use crate::traffic::Traffic;
+use crate::tunnel::{PeerHome, PeerId, Tunnel, TunnelConfig};
+use crate::wire::{CoalesceOptions, Coalescer, Offload, Shape, VirtioNetHeader};
 
 use commands::Publication;
 use from_external::Entrance;
-use leave::{Decision, Exit, Origin, Refusal};
+use leave::Origin;
 use port_supply::PortSupply;
 
 /// A map with a keyed hash: clients choose some of the keys.
@@ -93,13 +97,6 @@ pub struct GatewayConfig {
     pub seed: [u8; 32],
 }
 
-/// The shard on which the peer of a VPN address lives.
-#[derive(Clone, Copy, Debug)]
-enum Home {
-    Here(PeerId),
-    OnShard(u8),
-}
-
 /// A peer that lives on this shard.
 #[derive(Clone, Copy, Debug)]
 struct LocalPeer {
@@ -126,13 +123,15 @@ pub struct Gateway {
     /// Published ports, on every shard.
     published: HashMap<(Proto, Endpoint), Publication>,
     neighbors: NeighborCache<HeldFrame>,
-    places: HashMap<Ipv4Addr, Home>,
+    /// Where the peer of each VPN address lives.
+    homes: HashMap<Ipv4Addr, PeerHome>,
     local_peers: HashMap<PeerId, LocalPeer>,
     coalescer: Coalescer<PeerId>,
-    from_peers: Reassembly,
-    from_external: Reassembly,
+    fragments_from_peers: Reassembly,
+    fragments_from_outside: Reassembly,
     icmp_errors: IcmpErrors,
-    /// Those to the outside: what they may cost is of their own, for whoever forges sources provokes as many as it likes.
+    /// Those to the outside: what they may cost is of their own, for whoever forges sources provokes as many as it
+    /// likes.
     outside_errors: IcmpErrors,
     drops: DropCounters,
     traffic: Traffic,
@@ -166,11 +165,11 @@ impl Gateway {
             ownership: config.ownership,
             mapping_log: config.mapping_log,
             published: HashMap::default(),
-            places: HashMap::default(),
+            homes: HashMap::default(),
             local_peers: HashMap::default(),
             coalescer: Coalescer::new(config.coalesce),
-            from_peers: Reassembly::default(),
-            from_external: Reassembly::default(),
+            fragments_from_peers: Reassembly::default(),
+            fragments_from_outside: Reassembly::default(),
             icmp_errors: IcmpErrors::new(config.seed),
             outside_errors: IcmpErrors::new(other(config.seed)),
             drops: DropCounters::default(),
@@ -244,7 +243,8 @@ impl Core for Gateway {
     }
 
     fn recipient(&self, packet: &[u8]) -> Owner<Ipv4Addr> {
-        // Where a port that is published for a client of another shard would be this one's, its packets come here first.
+        // Where a port that is published for a client of another shard would be this one's, its packets come here
+        // first.
         let publisher = |protocol, external| Some(self.published.get(&(protocol, external))?.client);
         self.nat.recipient(packet, publisher).map_or(Owner::Unknown, Owner::Client)
     }
@@ -309,8 +309,8 @@ impl Core for Gateway {
             self.tunnel.next_wakeup(),
             self.nat.next_expiry(),
             self.supply.next_expiry(),
-            self.from_peers.next_expiry(),
-            self.from_external.next_expiry(),
+            self.fragments_from_peers.next_expiry(),
+            self.fragments_from_outside.next_expiry(),
             self.neighbors.next_wakeup(),
         ]
         .into_iter()

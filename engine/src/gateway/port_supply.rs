@@ -1,16 +1,19 @@
-//! How the NAT gets external ports: asked for at the reserver before they run low, and given back.
+//! How the NAT gets external ports: asked for at the reserver before they run low, and returned to it.
+//! [`crate::external::reservation`] has a port's whole life.
 //!
 //! Theory of operation. A *pool* is the ports of one protocol, address and class. Each asks for its first ports before the first
 //! packet ([`Gateway::port_requests`]), and for as many again whenever it runs low; what comes is added
 //! ([`Gateway::add_ports`]). Where the reserver had fewer than were wanted, the pool leaves it in peace for
 //! [`SHORTAGE_LASTS`], and the NAT knows meanwhile that no more are to be expected.
 
+use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::*;
-use crate::external::reservation::{Batch, PortProtocol, first_ports};
-use crate::nat::{PortClass, PortDemand, PortOutlook};
+use super::{Gateway, HashMap};
+use crate::clock::Timestamp;
+use crate::external::reservation::{Batch, PortProtocol, ReserveRequest, first_ports};
+use crate::nat::{Endpoint, PRIVILEGED_PORTS, PortClass, PortDemand, PortOutlook, Proto};
 
 /// TCP ports of the first batch at most: a burst of that many connections finds its ports made, instead of having them made
 /// in its midst. And of any batch: reserving one takes some 6 us of the reserver's time.
@@ -21,8 +24,8 @@ const FIRST_BATCH: usize = 256;
 /// Ports below 1024 that all shards together begin with, at most: few clients use such source ports (NTP, IKE), and the host's
 /// own programs have use for them.
 const PRIVILEGED_BATCH: usize = 16;
-/// How many of them the pools of all shards, addresses and protocols together may have. The host has 512 to give, and what a
-/// pool has, it keeps: who finds none gets another port.
+/// How many of them the pools of all shards, addresses and protocols together may have. The host has few to give
+/// ([`PRIVILEGED_PORTS`]), and a pool does not return those that it has: who finds none gets another port.
 const PRIVILEGED_MOST: usize = 64;
 /// A shard begins with that many at least, and may have them.
 const SMALLEST_PRIVILEGED_BATCH: usize = 2;
@@ -42,7 +45,7 @@ pub(super) struct PortSupply {
     /// Pools for which there were fewer ports than were asked for the last time. They stay in `asked` until then; `None`:
     /// that is over, and whoever finds too few ports asks again.
     short: Vec<((Proto, Ipv4Addr, PortClass), Option<Timestamp>)>,
-    /// How many ports each pool has got, less those that it has given back.
+    /// How many ports each pool has got, less those that it has returned or, if privileged, ceded.
     granted: HashMap<(Proto, Ipv4Addr, PortClass), usize>,
     /// Whether the first ports of every pool were asked for: before the first packet, which should not have to wait.
     begun: bool,
@@ -108,7 +111,7 @@ impl PortSupply {
 
     fn ports(&self, class: PortClass) -> RangeInclusive<u16> {
         match class {
-            PortClass::Privileged => 512..=1023,
+            PortClass::Privileged => PRIVILEGED_PORTS,
             PortClass::Unprivileged => self.range.0..=self.range.1,
         }
     }
@@ -151,14 +154,16 @@ impl PortSupply {
         self.granted.get(&pool).copied().unwrap_or(0)
     }
 
-    /// A port of a pool is published: it is the pool's no longer. (Of unprivileged ones, those that are given back count.)
+    /// A port of a pool is published: a privileged one is counted as the pool's no longer, an unprivileged one not
+    /// until it is returned.
     pub(super) fn cede(&mut self, protocol: Proto, Endpoint { address, port }: Endpoint) {
         if PortClass::of(port) == PortClass::Privileged {
-            self.take_back(protocol, address, PortClass::Privileged, 1);
+            self.uncount(protocol, address, PortClass::Privileged, 1);
         }
     }
 
-    fn take_back(&mut self, protocol: Proto, address: Ipv4Addr, class: PortClass, ports: usize) {
+    /// The pool has so many ports less.
+    fn uncount(&mut self, protocol: Proto, address: Ipv4Addr, class: PortClass, ports: usize) {
         if let Some(granted) = self.granted.get_mut(&(protocol, address, class)) {
             *granted = granted.saturating_sub(ports);
         }
@@ -197,8 +202,8 @@ impl Gateway {
         self.update_expectations();
     }
 
-    /// What the reserver should be asked for: the first ports of every pool, and more for those that run low. And what it
-    /// gets back.
+    /// What the reserver should be asked for: the first ports of every pool, and more for those that run low. And what
+    /// is returned to it.
     pub(super) fn port_requests(&mut self) -> Vec<ReserveRequest> {
         let mut requests = self.port_returns();
         if !self.supply.begun {
@@ -215,7 +220,7 @@ impl Gateway {
             }
         }
         while let Some(demand) = self.nat.next_port_demand() {
-            let PortDemand { protocol, address, class, in_advance, .. } = demand;
+            let PortDemand { protocol, address, class, in_advance } = demand;
             requests.extend(self.port_request(protocol, address, class, in_advance));
         }
         requests
@@ -251,7 +256,7 @@ impl Gateway {
         })
     }
 
-    /// Gives the reserver what the NAT may lend no longer.
+    /// Returns to the reserver what the NAT may lend no longer.
     fn port_returns(&mut self) -> Vec<ReserveRequest> {
         let mut requests: Vec<ReserveRequest> = Vec::new();
         for (protocol, Endpoint { address, port }) in self.nat.take_returned_ports() {
@@ -281,7 +286,7 @@ impl Gateway {
             // A privileged one was published before, and has been counted then.
             let class = PortClass::Unprivileged;
             let ports = returned.iter().filter(|&&port| PortClass::of(port) == class).count();
-            self.supply.take_back(Proto::from(*protocol), *address, class, ports);
+            self.supply.uncount(Proto::from(*protocol), *address, class, ports);
         }
         requests
     }

@@ -1,26 +1,27 @@
-//! Calls: sessions that visitors can bring about for next to nothing. They make room where there is none, as in the *early
-//! drop* of Linux' conntrack.
+//! Calls: sessions that visitors can bring about for next to nothing. They make room where there is none, as in the
+//! *early drop* of Linux' conntrack, which calls such sessions *not assured*.
 //!
 //! # Theory of operation
 //!
-//! A SYN costs its sender nothing, and its source may be forged. So a connection that began with one from outside is a call
-//! until it stands, and again from the client's FIN on: a visitor that has vanished never sends its own, and what the client
-//! has long given up would be established for hours (RFC 5382 REQ-5). It is none where the client has begun it as well.
+//! A SYN costs its sender nothing, and its source may be forged. So a connection that began with one from outside is a
+//! call until it stands, and again from the client's FIN on: a visitor that has vanished never sends its own, and what
+//! the client has long given up would be established for hours (RFC 5382 REQ-5). It is none where the client has begun
+//! it as well.
 //!
-//! A datagram is as cheap, and a server answers whoever seems to ask. So each session of a published UDP port is a call.
-//! Nothing is lost with it: the mapping knows both ends and admits everybody, and the next answer opens another. It is not
-//! so with a drawn port, whose sessions are its filter.
+//! A datagram is as cheap, and a server answers whoever seems to ask. So each session of a published UDP port is a
+//! call. Nothing is lost with it: the mapping knows both ends and admits everybody, and the next answer opens another.
+//! It is not so with a drawn port, whose sessions are its filter.
 //!
-//! Calls are the first to go where no more sessions may be, as in a full accept queue: where a *mapping* has no room, its
-//! oldest call ([`Nat::evict_call_of`]); where its *client* has none, or the *shard*, the client's oldest call, at whichever
-//! of its ports ([`Nat::evict_call`]). It makes room for a visitor, also of another port, and for what the client opens
-//! itself: a flood of one port neither closes the others nor keeps the client in.
+//! Calls are the first to go where no more sessions may be, as in a full accept queue: where a *mapping* has no room,
+//! its oldest call ([`Nat::evict_call_of`]); where its *client* has none, or the *shard*, the client's oldest call, at
+//! whichever of its ports ([`Nat::evict_call`]). It makes room for a visitor, also of another port, and for what the
+//! client opens itself: a flood of one port neither closes the others nor keeps the client in.
 //!
 //! The calls of a client are a list, threaded through their links in the order in which they became calls; and where a
-//! session becomes one, it becomes the newest of its mapping as well. A session enters and leaves it when it becomes a call
-//! or is one no longer ([`Nat::note_call`]), also while the state of its connection stays the same: the client's own SYN
-//! makes it the client's, and a SYN-ACK of another number takes that back. A visitor that calls again from the same port is
-//! the newest again ([`Nat::renew_call`]).
+//! session becomes one, it becomes the newest of its mapping as well. A session enters and leaves it when it becomes a
+//! call or is one no longer ([`Nat::note_call`]), also while the state of its connection stays the same: the client's
+//! own SYN makes it the client's, and a SYN-ACK of another number takes that back. A visitor that calls again from the
+//! same port is the newest again ([`Nat::renew_call`]).
 
 use std::net::Ipv4Addr;
 
@@ -123,8 +124,8 @@ impl Nat {
         (id != NIL).then_some(id)
     }
 
-    /// Makes room for a session of `mapping`, whose client or whose shard has all that it may have, by ending the client's
-    /// oldest call. False if it has none.
+    /// Makes room for a session of `mapping`, whose client or whose shard has all that it may have, by ending the
+    /// client's oldest call. False if it has none.
     pub(super) fn evict_call(&mut self, client: Ipv4Addr, mapping: u32, now: Timestamp) -> bool {
         let Some(id) = self.oldest_call(client) else { return false };
         let called = self.table.session_links[id as usize].mapping;
@@ -135,8 +136,8 @@ impl Nat {
         true
     }
 
-    /// Makes room in a mapping that has all the sessions that it may have, by ending its oldest call. Looks at a few of the
-    /// oldest sessions; those that are alive go to the end of the list, so that the next call looks at others.
+    /// Makes room in a mapping that has all the sessions that it may have, by ending its oldest call. Looks at a few of
+    /// the oldest sessions; those that are alive go to the end of the list, so that the next call looks at others.
     pub(super) fn evict_call_of(&mut self, mapping: u32) -> bool {
         for _ in 0..RECLAIM_ATTEMPTS {
             let id = self.table.mappings[mapping as usize].first_session;

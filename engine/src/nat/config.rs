@@ -1,6 +1,7 @@
 //! What the NAT is told, and the words in which it answers.
 
 use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::wire::protocol;
@@ -40,7 +41,8 @@ pub struct NatConfig {
     pub max_new_mappings_per_second: u32,
     /// Remote endpoints that one mapping talks to.
     pub max_sessions_per_mapping: usize,
-    /// Ports that are never lent, first and last, though they are in the range: the host's programs draw theirs from them.
+    /// Ports that are never lent, first and last, though they are in the range: the host's programs draw theirs from
+    /// them.
     pub kept_ports: Option<(u16, u16)>,
     /// Whether to note which mappings begin and end, for [`Nat::take_log`](super::Nat::take_log).
     pub log_mappings: bool,
@@ -173,16 +175,9 @@ impl std::fmt::Display for Endpoint {
 pub enum Outbound {
     /// To the external interface.
     External,
-    /// Back inside (RFC 4787 REQ-9): the destination is one of our external addresses, so the caller hands the packet to
-    /// [`Nat::translate_inbound`](super::Nat::translate_inbound) of the shard that owns the destination port.
+    /// Back inside (RFC 4787 REQ-9): the destination is one of our external addresses, so the caller hands the packet
+    /// to [`Nat::translate_inbound`](super::Nat::translate_inbound) of the shard that owns the destination port.
     Hairpin,
-}
-
-/// What [`Nat::translate_inbound`](super::Nat::translate_inbound) found.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Inbound {
-    /// The client that the packet is for now: its new destination address.
-    pub client: Ipv4Addr,
 }
 
 /// The two classes of ports that a NAT does not mix (RFC 4787 REQ-3 a).
@@ -201,7 +196,14 @@ impl PortClass {
     }
 }
 
-/// A pool runs low: the shell should reserve more ports and hand them in with [`Nat::add_ports`](super::Nat::add_ports).
+/// The privileged ports that may be reserved and lent, where clients use such source ports: the upper half, from which a
+/// client program draws one if it wants one (`rresvport(3)`). Services of the host's own listen in the lower half.
+///
+/// Ports are asked for in this range, and the filter of the external interface lets it through. These two must agree: what
+/// comes for a port that the filter does not know dies there, and no counter tells.
+pub const PRIVILEGED_PORTS: RangeInclusive<u16> = 512..=1023;
+
+/// A pool runs low: the shell should reserve more ports and add them with [`Nat::add_ports`](super::Nat::add_ports).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PortDemand {
     /// TCP or UDP.
@@ -210,8 +212,6 @@ pub struct PortDemand {
     pub address: Ipv4Addr,
     /// Which ports.
     pub class: PortClass,
-    /// How many are left to draw.
-    pub free: usize,
     /// Whether these will do for now, and all clients get theirs: that there are no more is no news yet.
     pub in_advance: bool,
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::clients::Client;
 use super::config::{Endpoint, PortClass, Proto};
 use super::log::MappingEvent;
-use super::ports::{KEPT_PART, SMALLEST_TO_KEEP_OF};
+use super::ports::{SET_ASIDE_PART, SMALLEST_TO_SET_ASIDE_OF};
 use super::table::{Mapping, MappingKind, NIL, Session};
 use super::tcp::{Connection, TcpState};
 use super::{Nat, NatConfig, SESSIONS_PER_MAPPING};
@@ -98,8 +98,8 @@ impl Nat {
         Ok(self.add_session(mapping_id, remote, Some(tcp), now))
     }
 
-    /// The one place where time ends things: sessions that were idle for too long, mappings with their last session, the
-    /// rest of ports. To be called at [`Nat::next_expiry`]; calling it more often costs next to nothing.
+    /// The one place where time ends things: sessions that were idle for too long, mappings with their last session,
+    /// the rest of ports. To be called at [`Nat::next_expiry`]; calling it more often costs next to nothing.
     ///
     /// One call does a bounded amount of work; if more is due, `next_expiry` says so by lying in the past.
     pub fn expire(&mut self, now: Timestamp) {
@@ -155,15 +155,16 @@ impl Nat {
         if (full || self.is_for_others(all, most, held)) && !self.reclaim_closed(internal.address, now) {
             return Err(if full { DropReason::MappingsExhausted } else { DropReason::ClientShare });
         }
+        let default = || self.default_external_address(internal.address).ok_or(DropReason::PortsExhausted);
         let mut client = match self.clients.get(internal.address) {
             Some(client) => *client,
-            None => Client::new(self.home_of(internal.address).ok_or(DropReason::PortsExhausted)?),
+            None => Client::new(default()?),
         };
         if !client.pace.take(self.config.max_new_mappings_per_second, now) {
             return Err(DropReason::ClientMappingRate);
         }
         if !self.pools.contains(client.external) {
-            client.external = self.home_of(internal.address).ok_or(DropReason::PortsExhausted)?;
+            client.external = default()?;
         }
         let has_its_share = self.has_its_share(&client, protocol);
         let (port, kind) = self
@@ -211,7 +212,8 @@ impl Nat {
     }
 
     /// The external address that a client gets when it has no mapping: the same one each time, if the addresses are.
-    pub(super) fn home_of(&self, client: Ipv4Addr) -> Option<Ipv4Addr> {
+    /// All its mappings then have that one (RFC 4787 REQ-2: paired pooling).
+    pub(super) fn default_external_address(&self, client: Ipv4Addr) -> Option<Ipv4Addr> {
         let count = self.pools.address_count() as u64;
         let index = self.table.hasher.hash_one(client.to_bits()).checked_rem(count)?;
         self.pools.address(index as usize)
@@ -224,17 +226,17 @@ impl Nat {
             && client.by_protocol[protocol.index()] as usize > share()
     }
 
-    /// Whether what is left of `most` is for others than a client that has `held` of the `used` ones: the last part of it is for
-    /// those who have less than there would be for each, were there one client more.
+    /// Whether what is left of `most` is for others than a client that has `held` of the `used` ones: the last part of
+    /// it is for those who have less than there would be for each, were there one client more.
     fn is_for_others(&self, used: usize, most: usize, held: usize) -> bool {
-        most >= SMALLEST_TO_KEEP_OF
-            && used >= most - most / KEPT_PART
+        most >= SMALLEST_TO_SET_ASIDE_OF
+            && used >= most - most / SET_ASIDE_PART
             && held > most / (self.clients.len() + 1)
     }
 
     /// A port for a new mapping: a free one, unless the client has its share of them; else, for TCP, that of a closed
-    /// connection of the same client; else, if no more ports will come, or those are for others, one that is in use, but
-    /// not towards `remote` (RFC 7857 §3).
+    /// connection of the same client; else, if no more ports will come, or those are for others, one that is in use,
+    /// but not towards `remote` (RFC 7857 §3).
     fn draw_port(
         &mut self,
         protocol: Proto,
@@ -275,14 +277,14 @@ impl Nat {
             .map(|port| (port, MappingKind::Shared))
     }
 
-    /// Ends the one of the client's TCP mappings that was closed first, as if its last minutes were over. Looks at a few
-    /// only: nearly always the first one will do.
+    /// Ends the one of the client's TCP mappings that was closed first, as if its last minutes were over. Looks at a
+    /// few only: nearly always the first one will do.
     fn reclaim_closed(&mut self, client: Ipv4Addr, now: Timestamp) -> bool {
         let Some(client) = self.clients.get(client) else { return false };
         let mut at = client.first_closed();
         for _ in 0..RECLAIM_ATTEMPTS {
             let Some(mapping) = self.table.mappings.get(at as usize) else { return false };
-            // Of use is what gives a port back to the pool from which the next one is drawn.
+            // Of use is what releases a port to the pool from which the next one is drawn.
             let useful = mapping.external.address == client.external
                 && PortClass::of(mapping.external.port) == PortClass::Unprivileged
                 && !self.table.is_shared(Proto::Tcp, mapping.external);

@@ -16,8 +16,8 @@ use super::tcp::TcpState;
 use crate::clock::Timestamp;
 
 impl Nat {
-    /// Hands in ports that have been reserved with sockets: they are the NAT's to use from now on. Returns how many
-    /// were taken; ports of other shards, of unknown addresses and those handed in before are not.
+    /// Adds ports that have been reserved with sockets: they are the NAT's to lend from now on. Says how many were
+    /// added; ports of other shards, of unknown addresses and those added before are not.
     pub fn add_ports(&mut self, protocol: Proto, address: Ipv4Addr, ports: &[u16]) -> usize {
         if protocol == Proto::Icmp {
             return 0; // identifiers are the NAT's anyway
@@ -53,8 +53,9 @@ impl Nat {
     /// Whether ports of the protocol may still come for this client.
     pub fn expects_ports(&self, protocol: Proto, client: Ipv4Addr) -> bool {
         let known = self.clients.get(client).map(|client| client.external);
-        let external =
-            known.filter(|&external| self.pools.contains(external)).or_else(|| self.home_of(client));
+        let external = known
+            .filter(|&external| self.pools.contains(external))
+            .or_else(|| self.default_external_address(client));
         external.is_none_or(|address| self.pools.more_to_come(protocol, address))
     }
 
@@ -64,9 +65,10 @@ impl Nat {
         self.pools.set_range(range, self.config.kept_ports);
     }
 
-    /// A port that is no longer published is the caller's again, as [`Nat::take_returned_ports`] tells.
+    /// A port that was ceded and is not published after all is the caller's again, as [`Nat::take_returned_ports`]
+    /// tells.
     pub fn return_port(&mut self, protocol: Proto, external: Endpoint) {
-        self.pools.give_back(protocol, external);
+        self.pools.return_port(protocol, external);
     }
 
     /// Ports that have become the caller's again since the last call, because they are outside the range and nobody uses
@@ -75,8 +77,8 @@ impl Nat {
         self.pools.take_returned()
     }
 
-    /// Whether a packet from inside to this port of one of our external addresses is the NAT's (hairpinning), rather
-    /// than the host's.
+    /// Whether this port of one of our external addresses is this shard's: it was handed in, or a mapping has it. That
+    /// is asked before it is published, for then it is taken out of what the shard may lend.
     pub fn owns_port(&self, protocol: Proto, address: Ipv4Addr, port: u16) -> bool {
         let mapped = || self.table.find_external(protocol, Endpoint::new(address, port)).is_some();
         match protocol {
@@ -121,7 +123,7 @@ impl Nat {
         }
         let client = match self.clients.get(internal.address) {
             Some(client) => *client,
-            None => Client::new(self.home_of(internal.address).unwrap_or(external.address)),
+            None => Client::new(self.default_external_address(internal.address).unwrap_or(external.address)),
         };
         self.add_mapping(client, protocol, MappingKind::Published, internal, external, now);
         Ok(())
@@ -135,12 +137,12 @@ impl Nat {
     pub fn cede_port(&mut self, protocol: Proto, external: Endpoint) -> Result<(), PublishError> {
         let lent = self.table.find_external(protocol, external).is_some()
             || self.table.is_shared(protocol, external)
-            || !self.pools.take(protocol, external.address, external.port);
+            || !self.pools.cede(protocol, external.address, external.port);
         if lent { Err(PublishError::PortInUse) } else { Ok(()) }
     }
 
-    /// Takes a published port back; its connections end. The port is the caller's again, to be closed or handed in with
-    /// [`Nat::add_ports`]. False if it was not published.
+    /// Ends the publication of a port, and its connections. The port is the caller's again, to be unreserved, or added
+    /// with [`Nat::add_ports`]. False if it was not published.
     pub fn unpublish(&mut self, protocol: Proto, external: Endpoint, now: Timestamp) -> bool {
         match self.table.find_external(protocol, external) {
             Some(id) if self.table.mappings[id as usize].kind == MappingKind::Published => {

@@ -1,4 +1,5 @@
-//! The NAT of one shard: behaviour as RFC 4787 (UDP), RFC 5382 (TCP), RFC 5508 (ICMP), RFC 6888 and RFC 7857 ask for it.
+//! The NAT of one shard: behaviour as RFC 4787 (UDP), RFC 5382 (TCP), RFC 5508 (ICMP), RFC 6888 and RFC 7857 ask for
+//! it.
 //!
 //! # Theory of operation
 //!
@@ -9,13 +10,15 @@
 //!
 //! - `table.rs` holds mappings and sessions and finds them; `lifecycle.rs` is where they begin and end; `calls.rs` ends
 //!   what somebody outside began, where there is no room.
-//! - `tcp.rs` follows TCP connections; `icmp.rs` translates ICMP errors; `passthrough.rs` is for protocols without ports.
+//! - `tcp.rs` follows TCP connections; `icmp.rs` translates ICMP errors; `passthrough.rs` is for protocols without
+//!   ports.
 //! - `ports.rs` lends external ports; `clients.rs` bounds what one client may take; `timers.rs` says when time is up.
-//! - `manage.rs` is for the shell: settings, published ports, lists and counts. `log.rs` notes which client had which port.
+//! - `manage.rs` is for the shell: settings, published ports, lists and counts. `log.rs` notes which client had which
+//!   port.
 //!
-//! What grows, its bound, and what ends it: mappings (`max_mappings`, per client `max_mappings_per_client`) and sessions
-//! ([`SESSIONS_PER_MAPPING`] times as many) end in [`Nat::expire`]; resting ports are bounded by the ports there are and
-//! end there too; clients exist as long as they have mappings.
+//! What grows, its bound, and what ends it: mappings (`max_mappings`, per client `max_mappings_per_client`) and
+//! sessions ([`SESSIONS_PER_MAPPING`] times as many) end in [`Nat::expire`]; resting ports are bounded by the ports
+//! there are and end there too; clients exist as long as they have mappings.
 
 mod calls;
 mod clients;
@@ -38,8 +41,8 @@ mod translate;
 use std::net::Ipv4Addr;
 
 pub use config::{
-    Endpoint, Filtering, Inbound, MappingQuery, MappingState, MappingView, NatConfig, NatCounts, Outbound,
-    PortClass, PortDemand, PortOutlook, Proto, PublishError, ShardSlice,
+    Endpoint, Filtering, MappingQuery, MappingState, MappingView, NatConfig, NatCounts, Outbound,
+    PRIVILEGED_PORTS, PortClass, PortDemand, PortOutlook, Proto, PublishError, ShardSlice,
 };
 pub use log::{MappingEvent, MappingRecord};
 pub use translate::external_port;

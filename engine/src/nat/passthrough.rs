@@ -34,7 +34,8 @@ impl Nat {
         }
         // The address that its mappings have, too (RFC 4787 REQ-2); if that is gone, the one that they will have.
         let held = self.clients.get(client).map(|client| client.external);
-        let external = held.filter(|&held| self.pools.contains(held)).or_else(|| self.home_of(client));
+        let external =
+            held.filter(|&held| self.pools.contains(held)).or_else(|| self.default_external_address(client));
         packet.rewrite_source_address(external.ok_or(DropReason::PortsExhausted)?);
         Ok(())
     }

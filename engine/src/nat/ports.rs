@@ -1,14 +1,16 @@
-//! The external ports: which are ours, which are free, which rest.
+//! The external ports: which are ours, which are free, which rest. [`crate::external::reservation`] has a port's whole
+//! life; this is the middle of it.
 //!
 //! # Theory of operation
 //!
-//! A TCP or UDP port becomes ours when the shell has reserved it with a socket and hands it in ([`Pools::add`]); ICMP
+//! A TCP or UDP port becomes ours when the shell has reserved it with a socket and adds it ([`Pools::add`]); ICMP
 //! identifiers need no reservation and are ours from the start. A new mapping draws a free port at random (RFC 6056
-//! §3.3.1, with a cryptographic generator), so that nobody outside can guess it. A port that a mapping gives back may
+//! §3.3.1, with a cryptographic generator), so that nobody outside can guess it. A port that a mapping releases may
 //! rest first ([`REST`]), so that packets that are still under way for its last user do not reach the next one.
 //!
 //! The range of ports may change while mappings live. What falls outside of it is never lent again: a port that is free
-//! is given back to the shell at once, one that is lent when its mapping has ended ([`Pools::take_returned`]).
+//! is returned to the shell at once, one that is lent when its mapping has ended and it has rested
+//! ([`Pools::take_returned`]).
 
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
@@ -19,18 +21,20 @@ use super::config::{Endpoint, PortClass, PortDemand, PortOutlook, Proto, ShardSl
 use super::random::Random;
 use crate::clock::Timestamp;
 
-/// How long a freed port rests (RFC 6888 REQ-8).
+/// How long a released port rests (RFC 6888 REQ-8).
 pub(super) const REST: Duration = Duration::from_secs(120);
-/// A pool with fewer free ports than this, beside those that are kept if there are no more, asks for more: a tenth of a
-/// second's worth for a client that opens 2,000 connections per second, which the reserver needs on a busy machine.
+/// A pool with fewer free ports than this, beside those that are set aside if there are no more, asks for more: a tenth
+/// of a second's worth for a client that opens 2,000 connections per second, which the reserver needs on a busy
+/// machine.
 const LOW_WATER: usize = 224;
-/// The same for ports below 1024: few clients use them, and the host has 512 to give.
+/// The same for ports below 1024: few clients use them, and the host has few to give
+/// ([`PRIVILEGED_PORTS`](super::PRIVILEGED_PORTS)).
 const PRIVILEGED_LOW_WATER: usize = 4;
-/// When no more than this part of a pool's ports is free, and no more will come, they are for clients with few mappings.
-/// Likewise with a shard's mappings and sessions.
-pub(super) const KEPT_PART: usize = 8;
-/// Of a smaller pool nothing is kept.
-pub(super) const SMALLEST_TO_KEEP_OF: usize = 1024;
+/// This part of a pool is set aside: when no more of its ports are free, and no more will come, these are for clients
+/// with few mappings. Likewise with a shard's mappings and sessions. (What is *kept* is the host's.)
+pub(super) const SET_ASIDE_PART: usize = 8;
+/// Of a smaller pool nothing is set aside.
+pub(super) const SMALLEST_TO_SET_ASIDE_OF: usize = 1024;
 /// How many ports are looked at for one that may be shared.
 const SHARING_ATTEMPTS: usize = 32;
 
@@ -44,11 +48,11 @@ pub(super) struct Pools {
     demand: bool,
     /// The unprivileged TCP and UDP ports that may be lent.
     lendable: Lendable,
-    /// Ports that are the shell's again. Bounded by the number of ports.
+    /// Ports that are the shell's again, until it takes them. Bounded by the number of ports.
     returned: Vec<(Proto, Endpoint)>,
 }
 
-/// A range of ports without a part of it, first and last.
+/// A range of ports without those that are kept for the host's programs, first and last.
 #[derive(Debug)]
 struct Lendable {
     range: RangeInclusive<u16>,
@@ -66,7 +70,7 @@ struct AddressPools {
 struct Pool {
     privileged: Vec<u16>,
     unprivileged: Vec<u16>,
-    /// Free, lent, resting or published.
+    /// Free, lent or resting.
     owned: PortSet,
     /// Asks for ports, by class.
     demand: [bool; 2],
@@ -95,8 +99,8 @@ impl Pools {
         }
     }
 
-    /// Lends ports of `range` without those that are `kept` from now on. Other free ones are the shell's again, and so will be
-    /// those that are lent or rest, when they are free.
+    /// Lends ports of `range` without those that are `kept` from now on. Other free ones are returned, and so will be
+    /// those that are lent or rest, when they would be free.
     pub(super) fn set_range(&mut self, range: RangeInclusive<u16>, kept: Option<(u16, u16)>) {
         self.lendable = Lendable { range, kept };
         for AddressPools { address, pools } in &mut self.addresses {
@@ -114,13 +118,13 @@ impl Pools {
         }
     }
 
-    /// The ports that have become the shell's again since the last call. Costs nothing if there are none.
+    /// The ports that were returned since the last call. Costs nothing if there are none.
     pub(super) fn take_returned(&mut self) -> Vec<(Proto, Endpoint)> {
         std::mem::take(&mut self.returned)
     }
 
-    /// A port that was taken out of its pool ([`Self::take`]) is the shell's again.
-    pub(super) fn give_back(&mut self, protocol: Proto, external: Endpoint) {
+    /// A port that is in no pool, as when it was ceded ([`Self::cede`]), is the shell's again.
+    pub(super) fn return_port(&mut self, protocol: Proto, external: Endpoint) {
         self.returned.push((protocol, external));
     }
 
@@ -163,11 +167,12 @@ impl Pools {
         self.addresses.len()
     }
 
-    /// Makes the port ours. False if it was before, or the address is unknown, or it may not be lent (any more).
+    /// Makes the port ours, and free. False if it was ours before, or the address is unknown, or it may not be lent
+    /// (any more): then it is returned.
     pub(super) fn add(&mut self, protocol: Proto, address: Ipv4Addr, port: u16) -> bool {
         let may_lend = self.may_lend(protocol, port);
         if !may_lend && !self.owns(protocol, address, port) && self.contains(address) {
-            self.returned.push((protocol, Endpoint::new(address, port)));
+            self.return_port(protocol, Endpoint::new(address, port));
         }
         let Some(pool) = self.pool_mut(protocol, address) else { return false };
         let new = may_lend && pool.owned.insert(port);
@@ -177,8 +182,9 @@ impl Pools {
         new
     }
 
-    /// Takes the port out of the pool for good, whether it was free, resting or never ours. False: a mapping has it.
-    pub(super) fn take(&mut self, protocol: Proto, address: Ipv4Addr, port: u16) -> bool {
+    /// Takes the port out of the pool for good, to be published, whether it was free, resting or never ours. False: a
+    /// mapping has it.
+    pub(super) fn cede(&mut self, protocol: Proto, address: Ipv4Addr, port: u16) -> bool {
         let Some(pool) = self.pool_mut(protocol, address) else { return false };
         if !pool.owned.contains(port) {
             return true;
@@ -222,9 +228,9 @@ impl Pools {
         self.pool(protocol, address).map_or(0, |pool| pool.free(class).len())
     }
 
-    /// Whether the unprivileged ports, or the identifiers, that are left are to be kept for clients that have few.
+    /// Whether the unprivileged ports, or the identifiers, that are left are set aside for clients that have few.
     pub(super) fn runs_low(&self, protocol: Proto, address: Ipv4Addr) -> bool {
-        let is_low = |pool: &Pool| pool.kept() > 0 && pool.unprivileged.len() <= pool.kept();
+        let is_low = |pool: &Pool| pool.set_aside() > 0 && pool.unprivileged.len() <= pool.set_aside();
         self.pool(protocol, address).is_some_and(|pool| pool.outlook != PortOutlook::More && is_low(pool))
     }
 
@@ -249,13 +255,13 @@ impl Pools {
     ) -> Option<u16> {
         let pool = self.addresses.iter_mut().find(|pools| pools.address == address)?;
         let pool = &mut pool.pools[protocol.index()];
-        let kept = pool.kept();
+        let set_aside = pool.set_aside();
         let mut draw = |class| {
             let free = pool.free_mut(class);
             let port = random.below(free.len()).map(|at| free.swap_remove(at));
             let low_water = match class {
                 PortClass::Privileged => PRIVILEGED_LOW_WATER,
-                PortClass::Unprivileged => LOW_WATER + kept,
+                PortClass::Unprivileged => LOW_WATER + set_aside,
             };
             if free.len() < low_water && protocol != Proto::Icmp {
                 pool.demand[class as usize] = true;
@@ -297,7 +303,7 @@ impl Pools {
             .take(SHARING_ATTEMPTS)
     }
 
-    /// Gives a drawn port back.
+    /// A drawn port is lent no longer: from `rest_from` on it rests, or without that is free at once.
     pub(super) fn release(
         &mut self,
         protocol: Proto,
@@ -307,18 +313,18 @@ impl Pools {
     ) {
         match rest_from {
             Some(now) => self.resting.push_back(Resting { until: now + REST, protocol, address, port }),
-            None => self.put_back(protocol, address, port),
+            None => self.free_or_return(protocol, address, port),
         }
     }
 
-    /// Frees the ports that have rested enough.
+    /// The ports that have rested enough are free.
     pub(super) fn wake(&mut self, now: Timestamp) {
         while let Some(&Resting { until, protocol, address, port }) = self.resting.front() {
             if until > now {
                 return;
             }
             self.resting.pop_front();
-            self.put_back(protocol, address, port);
+            self.free_or_return(protocol, address, port);
         }
         if self.resting.is_empty() {
             self.resting = VecDeque::new();
@@ -340,11 +346,10 @@ impl Pools {
                 for class in [PortClass::Privileged, PortClass::Unprivileged] {
                     let pool = &mut pools[protocol.index()];
                     if std::mem::take(&mut pool.demand[class as usize]) {
-                        let free = pool.free(class).len();
                         let in_advance = class == PortClass::Unprivileged
                             && !std::mem::take(&mut pool.has_refused)
-                            && free >= LOW_WATER;
-                        return Some(PortDemand { protocol, address: *address, class, free, in_advance });
+                            && pool.free(class).len() >= LOW_WATER;
+                        return Some(PortDemand { protocol, address: *address, class, in_advance });
                     }
                 }
             }
@@ -353,7 +358,8 @@ impl Pools {
         None
     }
 
-    fn put_back(&mut self, protocol: Proto, address: Ipv4Addr, port: u16) {
+    /// A port that nobody uses any more is free; outside the range it is returned.
+    fn free_or_return(&mut self, protocol: Proto, address: Ipv4Addr, port: u16) {
         let may_lend = self.may_lend(protocol, port);
         // The address may have gone in the meantime, and its pool with it.
         if let Some(pool) = self.pool_mut(protocol, address) {
@@ -362,7 +368,7 @@ impl Pools {
                     pool.free_mut(protocol.class_of(port)).push(port);
                 } else {
                     pool.owned.remove(port);
-                    self.returned.push((protocol, Endpoint::new(address, port)));
+                    self.return_port(protocol, Endpoint::new(address, port));
                 }
             }
         }
@@ -391,9 +397,9 @@ impl Lendable {
 
 impl Pool {
     /// How many of its ports, or identifiers, are for clients that have few, if they are the last ones.
-    fn kept(&self) -> usize {
+    fn set_aside(&self) -> usize {
         let owned = self.owned.len();
-        if owned >= SMALLEST_TO_KEEP_OF { owned / KEPT_PART } else { 0 }
+        if owned >= SMALLEST_TO_SET_ASIDE_OF { owned / SET_ASIDE_PART } else { 0 }
     }
 
     fn free(&self, class: PortClass) -> &Vec<u16> {

@@ -7,7 +7,7 @@
 //! remote endpoint on the way out and by external and remote endpoint on the way in, and the session holds all that
 //! their translation needs; the mapping is not touched. Only the first packet of a session looks for the mapping.
 //!
-//! A mapping lives as long as it has sessions (a published one until it is taken back), so only sessions have timers.
+//! A mapping lives as long as it has sessions (a published one until it is unpublished), so only sessions have timers.
 //!
 //! Both kinds live in slabs and are referred to by number; what the packets of a session need is one cache line, and
 //! what else there is to a session lies elsewhere under the same number. The indexes hold the numbers alone and are keyed with a

@@ -6,7 +6,7 @@
 use std::net::Ipv4Addr;
 
 use super::Nat;
-use super::config::{Endpoint, Filtering, Inbound, Outbound, Proto};
+use super::config::{Endpoint, Filtering, Outbound, Proto};
 use super::icmp::{self, Message};
 use super::table::MappingKind;
 use super::tcp::{Connection, Segment, SegmentVerdict};
@@ -15,9 +15,10 @@ use crate::drop_reason::DropReason;
 use crate::wire::{Ipv4Packet, Transport};
 
 impl Nat {
-    /// Translates a packet from a client: its source becomes the external endpoint of the client's mapping, which is made
-    /// if there is none. The caller has checked that the source is the client's own, and, where the destination is one
-    /// of our external addresses, that the port is the NAT's ([`Nat::owns_port`]).
+    /// Translates a packet from a client: its source becomes the external endpoint of the client's mapping, which is
+    /// made if there is none. The caller has checked that the source is the client's own, and, where the destination is
+    /// one of our external addresses that the host has too, that the port is reserved for the NAT, on whichever shard
+    /// ([`PortOwnership::is_reserved`](crate::external::reservation::PortOwnership::is_reserved)).
     ///
     /// # Errors
     /// The reason to drop it; the packet is unchanged. Where something is exhausted, the caller tells the client
@@ -42,8 +43,8 @@ impl Nat {
         if self.pools.contains(packet.destination()) { Ok(Outbound::Hairpin) } else { Ok(Outbound::External) }
     }
 
-    /// Translates a packet from outside, or from inside by way of an external address: its destination becomes the inner
-    /// endpoint of the mapping, if there is one and its filter admits the sender.
+    /// Translates a packet from outside, or from inside by way of an external address: its destination becomes the
+    /// inner endpoint of the mapping, if there is one and its filter admits the sender.
     ///
     /// # Errors
     /// The reason to drop it, in silence; the packet is unchanged.
@@ -51,7 +52,7 @@ impl Nat {
         &mut self,
         packet: &mut Ipv4Packet<'_>,
         now: Timestamp,
-    ) -> Result<Inbound, DropReason> {
+    ) -> Result<(), DropReason> {
         if packet.is_fragment() {
             return Err(DropReason::BadFragment);
         }
@@ -63,11 +64,11 @@ impl Nat {
             Subject::Other => self.pass_inbound(packet)?,
             Subject::Flow { .. } => return Err(DropReason::UnsupportedIcmp), // a query to the host, not to us
         }
-        Ok(Inbound { client: packet.destination() })
+        Ok(())
     }
 
-    /// Begins to fetch from memory what [`Self::translate_outbound`] will need for this packet: to be called when it has
-    /// been received and waits for others. With many sessions, that is most of what a translation costs.
+    /// Begins to fetch from memory what [`Self::translate_outbound`] will need for this packet: to be called when it
+    /// has been received and waits for others. With many sessions, that is most of what a translation costs.
     pub fn prefetch_outbound(&self, packet: &[u8]) {
         if self.table.outgrows_the_cache() {
             if let Some((protocol, internal, remote)) = ends(packet) {
@@ -110,8 +111,8 @@ impl Nat {
         }
     }
 
-    /// Whether a packet from a client belongs to a TCP connection that somebody outside has begun, and nobody can take it
-    /// for the begin of another. UDP has no connections, so none of it does. Changes nothing.
+    /// Whether a packet from a client belongs to a TCP connection that somebody outside has begun, and nobody can take
+    /// it for the begin of another. UDP has no connections, so none of it does. Changes nothing.
     pub fn answers_visitor(&self, packet: &Ipv4Packet<'_>) -> bool {
         let (Some(fields), Some((from, to))) = (packet.tcp(), packet.ports()) else { return false };
         let internal = Endpoint::new(packet.source(), from);

@@ -67,7 +67,7 @@ impl Nat {
 
     fn translate_inbound(&mut self, py: Python<'_>, packet: &[u8], now: f64) -> PyResult<Cow<'static, [u8]>> {
         let now = timestamp(now)?;
-        translate(py, packet, |packet| self.0.translate_inbound(packet, now).map(drop))
+        translate(py, packet, |packet| self.0.translate_inbound(packet, now))
     }
 
     fn expire(&mut self, now: f64) -> PyResult<()> {

@@ -5,9 +5,9 @@
 //! (handshakes, cookies, keepalives, packets that waited) goes out through [`Outgoing`].
 //!
 //! *In* ([`receive`]): a data message names its session by the *receiver index* that we once gave out ([`index`]).
-//! [`Tunnel::receive`] looks up the index, asks the replay window ([`replay`]), opens the message in place ([`session`]),
-//! and only then believes it: marks its counter, takes the path that it came by as the peer's new endpoint,
-//! and moves timers. A handshake message first passes the gate of [`cookie`], then goes to [`handshake`].
+//! [`Tunnel::receive`] looks up the index, asks the replay window ([`replay`]), opens the message in place
+//! ([`session`]), and only then believes it: marks its counter, takes the path that it came by as the peer's new
+//! endpoint, and moves timers. A handshake message first passes the gate of [`cookie`], then goes to [`handshake`].
 //!
 //! *Out* ([`send`]): the caller asks for a [`Sealer`] once per train of packets and seals each in place. Without a
 //! session there is no sealer; then the caller hands its packet to [`Tunnel::enqueue`], where it waits for a handshake.
@@ -96,10 +96,13 @@ impl Outgoing {
     }
 }
 
-/// Where a peer lives.
-enum Home {
+/// Which shard a peer lives on: it alone has the peer's sessions.
+#[derive(Clone, Copy, Debug)]
+pub enum PeerHome {
+    /// This one.
     Here(PeerId),
-    Elsewhere(u8),
+    /// Another one, whose number this is.
+    OnShard(u8),
 }
 
 /// All WireGuard peers of one shard.
@@ -112,7 +115,7 @@ pub struct Tunnel {
     mtu: usize,
     unix_time_at_origin: Duration,
     peers: Peers,
-    homes: HashMap<[u8; 32], Home, RandomState>,
+    homes: HashMap<[u8; 32], PeerHome, RandomState>,
     indices: IndexTable,
     own_datagrams: OwnDatagrams,
     /// Indices of peers' that the other shards are to be told of, see [`Self::take_begun`].
@@ -157,10 +160,10 @@ impl Tunnel {
     /// Adds a peer, or changes it. Its sessions go on, unless its preshared key or cipher is another.
     pub fn set_peer(&mut self, config: &PeerConfig, now: Timestamp) -> PeerId {
         let id = match self.homes.get(&config.public_key) {
-            Some(Home::Here(id)) => *id,
+            Some(PeerHome::Here(id)) => *id,
             _ => {
                 let id = self.peers.add(|id| Peer::new(id, config));
-                self.homes.insert(config.public_key, Home::Here(id));
+                self.homes.insert(config.public_key, PeerHome::Here(id));
                 id
             }
         };
@@ -187,13 +190,13 @@ impl Tunnel {
     /// Notes that a peer lives on another shard, to which its initiations are to be sent on.
     pub fn set_peer_elsewhere(&mut self, public_key: [u8; 32], shard: u8) {
         self.remove_peer(&public_key);
-        self.homes.insert(public_key, Home::Elsewhere(shard));
+        self.homes.insert(public_key, PeerHome::OnShard(shard));
     }
 
     /// Removes a peer and all that is known of it; its id, if it lived here. Its keys are erased, and packets that
     /// waited for it are dropped as [`DropReason::NoSuchPeer`].
     pub fn remove_peer(&mut self, public_key: &[u8; 32]) -> Option<PeerId> {
-        let Some(Home::Here(id)) = self.homes.remove(public_key) else { return None };
+        let Some(PeerHome::Here(id)) = self.homes.remove(public_key) else { return None };
         let mut peer = self.peers.remove(id)?;
         peer.forget_keys(&mut self.indices);
         self.schedule.remove(&mut peer);
@@ -201,9 +204,9 @@ impl Tunnel {
         Some(id)
     }
 
-    /// What the wall clock (since 1970) showed at [`Timestamp::ORIGIN`], as far as it is known now: people and NTP set it.
-    /// Initiations bear its time, and a peer takes none that is older than one before (§5.4.2): who was started before
-    /// the clock was right would call without an answer until the end of time.
+    /// What the wall clock (since 1970) showed at [`Timestamp::ORIGIN`], as far as it is known now: people and NTP set
+    /// it. Initiations bear its time, and a peer takes none that is older than one before (§5.4.2): who was started
+    /// before the clock was right would call without an answer until the end of time.
     pub fn set_wall_clock(&mut self, unix_time_at_origin: Duration) {
         self.unix_time_at_origin = unix_time_at_origin;
     }
@@ -218,8 +221,8 @@ impl Tunnel {
         self.schedule.update(peer);
     }
 
-    /// Nothing can be sent from `address` any more: for the peers that were answered from there the route decides, until they
-    /// are heard of again.
+    /// Nothing can be sent from `address` any more: for the peers that were answered from there the route decides,
+    /// until they are heard of again.
     pub fn forget_local(&mut self, address: Ipv4Addr) {
         for peer in self.peers.iter_mut() {
             if peer.endpoint.is_some_and(|path| path.local == Some(address)) {
@@ -242,8 +245,8 @@ impl Tunnel {
     /// What there is to tell about the peer with a public key, if it lives here.
     pub fn peer_by_key(&self, public_key: &[u8; 32]) -> Option<PeerStats> {
         match self.homes.get(public_key)? {
-            Home::Here(id) => self.peer(*id),
-            Home::Elsewhere(_) => None,
+            PeerHome::Here(id) => self.peer(*id),
+            PeerHome::OnShard(_) => None,
         }
     }
 

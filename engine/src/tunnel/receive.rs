@@ -9,15 +9,15 @@ use super::messages::{CookieReply, DATA_HEADER_LEN, DataHeader, Handshake, Initi
 use super::peer::{Evidence, Peer};
 use super::session::Session;
 use super::timers::{MIN_INITIATION_INTERVAL, REKEY_AFTER_TIME_RECEIVING};
-use super::{Home, Outgoing, PeerId, Tunnel};
+use super::{Outgoing, PeerHome, PeerId, Tunnel};
 use crate::clock::Timestamp;
 use crate::drop_reason::DropReason;
 use crate::fair_queue::Owner;
 use crate::path::Path;
 
-/// What reading a handshake message costs, in bytes of bulk that a shard carries meanwhile: two Diffie-Hellmans and more, some 130 us,
-/// would be a whole superpacket's (64 KiB). A quarter of that favours those who want to be let in; how many they are is bounded
-/// elsewhere ([`super::cookie`]).
+/// What reading a handshake message costs, in bytes of bulk that a shard carries meanwhile: two Diffie-Hellmans and
+/// more, some 130 us, would be a whole superpacket's (64 KiB). A quarter of that favours those who want to be let in;
+/// how many they are is bounded elsewhere ([`super::cookie`]).
 pub const HANDSHAKE_WORK: usize = 16 * 1024;
 
 /// What became of a datagram.
@@ -64,10 +64,10 @@ impl Tunnel {
         self.walk(now, from, datagram, out, false).unwrap_or_else(Received::Drop)
     }
 
-    /// Receives a datagram that another shard does not own; it is not sent on once more. An initiation has been admitted
-    /// there, and is not judged again (the other shard's cookie would not please us). A response has not: its index
-    /// tells whose it is, so that its own shard alone judges it, by the cookie that this shard gave, whatever way it took; and who
-    /// merely steers it pays for nothing but the copy.
+    /// Receives a datagram that another shard does not own; it is not sent on once more. An initiation has been
+    /// admitted there, and is not judged again (the other shard's cookie would not please us). A response has not: its
+    /// index tells whose it is, so that its own shard alone judges it, by the cookie that this shard gave, whatever way
+    /// it took; and who merely steers it pays for nothing but the copy.
     pub fn receive_forwarded(
         &mut self,
         now: Timestamp,
@@ -82,8 +82,8 @@ impl Tunnel {
         }
     }
 
-    /// Whose datagram this seems to be, before it is opened: the peer that its index was given to, if it comes from where
-    /// that peer is.
+    /// Whose datagram this seems to be, before it is opened: the peer that its index was given to, if it comes from
+    /// where that peer is.
     pub fn sender(&self, datagram: &[u8], from: SocketAddrV4) -> Owner<PeerId> {
         let header = match Message::parse(datagram) {
             Ok(Message::Data(header)) => header,
@@ -97,25 +97,25 @@ impl Tunnel {
         self.indices.get(header.receiver).filter(is_there).map_or(Owner::Unknown, Owner::Client)
     }
 
-    /// What the handshakes that were read since the last call have cost beyond their bytes, see [`HANDSHAKE_WORK`]. Only now is it
-    /// known: what shows no right MAC, or no cookie when one is due, costs next to nothing.
+    /// What the handshakes that were read since the last call have cost beyond their bytes, see [`HANDSHAKE_WORK`].
+    /// Only now is it known: what shows no right MAC, or no cookie when one is due, costs next to nothing.
     pub fn take_work(&mut self) -> usize {
         std::mem::take(&mut self.work)
     }
 
-    /// Whether it is a datagram of this gateway's own, from whichever shard, that has come back as somebody's packet. Sealed once
-    /// more, it would come back again, and so on without end.
+    /// Whether it is a datagram of this gateway's own, from whichever shard, that has come back as somebody's packet.
+    /// Sealed once more, it would come back again, and so on without end.
     pub fn is_own(&self, datagram: &[u8]) -> bool {
         match Message::parse(datagram) {
-            Ok(Message::Data(header)) => self.own_datagrams.name(header.receiver),
+            Ok(Message::Data(header)) => self.own_datagrams.contains(header.receiver),
             Ok(Message::Initiation(message)) => self.indices.get(message.sender()).is_some(),
             Ok(Message::Response(message)) => self.indices.get(message.sender()).is_some(),
             Ok(Message::CookieReply(_)) | Err(_) => false,
         }
     }
 
-    /// The indices that peers gave out for the sessions that began since the last call. The other shards are to be told of them
-    /// ([`Self::set_begun_elsewhere`]); so there are none if there is only one.
+    /// The indices that peers gave out for the sessions that began since the last call. The other shards are to be told
+    /// of them ([`Self::set_begun_elsewhere`]); so there are none if there is only one.
     pub fn take_begun(&mut self) -> impl Iterator<Item = u32> + '_ {
         self.begun.drain(..)
     }
@@ -234,7 +234,8 @@ impl Tunnel {
         }
     }
 
-    /// Answers an initiation (§5.4.2, §5.4.3). The session that this makes waits for the initiator's first data message.
+    /// Answers an initiation (§5.4.2, §5.4.3). The session that this makes waits for the initiator's first data
+    /// message.
     fn receive_initiation(
         &mut self,
         message: Initiation<'_>,
@@ -245,8 +246,8 @@ impl Tunnel {
         self.work += HANDSHAKE_WORK;
         let initiation = self.identity.receive_initiation(message)?;
         let id = match self.homes.get(&initiation.public_key) {
-            Some(Home::Here(id)) => *id,
-            Some(Home::Elsewhere(shard)) => return Ok(Received::OtherShard(*shard)),
+            Some(PeerHome::Here(id)) => *id,
+            Some(PeerHome::OnShard(shard)) => return Ok(Received::OtherShard(*shard)),
             None => return Err(DropReason::UnknownPeer),
         };
         let peer = self.peers.get_mut(id).ok_or(DropReason::UnknownPeer)?;

@@ -10,7 +10,7 @@ fn is_reserved(port: u16) -> bool {
 }
 
 #[test]
-fn a_port_that_is_published_while_the_nat_gives_ports_back_is_reserved() {
+fn a_port_that_is_published_while_the_nat_returns_ports_is_reserved() {
     if !privileged() {
         return;
     }
@@ -24,7 +24,7 @@ fn a_port_that_is_published_while_the_nat_gives_ports_back_is_reserved() {
         let of_the_nat: Vec<u16> = (10_000..20_000).filter(|&port| is_reserved(port)).take(20).collect();
         assert_eq!(of_the_nat.len(), 20);
 
-        // The NAT gives back all that it does not lend: for a while the reserver closes sockets.
+        // The NAT returns all that it does not lend: for a while the reserver closes sockets.
         engine.set_nat(NatConfig::default(), (60_000, 60_001));
         let before = engine.reserved_ports()[0];
         wait_until("the reserver to begin", || engine.reserved_ports()[0] < before);
@@ -33,7 +33,7 @@ fn a_port_that_is_published_while_the_nat_gives_ports_back_is_reserved() {
         for &port in &published {
             // A child that another test has forked may hold a closed socket until it execs.
             let mut publish = || engine.publish(Proto::Tcp, port, Endpoint::new(CLIENT, port));
-            wait_until("a port that was given back", || publish().is_ok());
+            wait_until("a port that was returned", || publish().is_ok());
         }
         wait_until("the reserver to end", || engine.reserved_ports()[0] < 100);
         // Answered when everything before it is done.

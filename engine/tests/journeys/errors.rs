@@ -71,6 +71,7 @@ fn what_is_too_big_for_the_tunnel_is_answered_with_its_mtu_and_the_headers_its_s
             assert_eq!((error.icmp(), error.mtu()), ((3, 4), 1420));
             assert_eq!((error.quoted().from(), error.quoted().to()), (HTTPS, flow.external));
             assert_eq!(half(&error.body[8..], 2), 1500, "the length of one segment");
+            assert_eq!(error.len(), 576, "as much is quoted as an error may hold, as towards clients");
         }
     }
 }

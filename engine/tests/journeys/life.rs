@@ -73,7 +73,7 @@ fn insist(world: &mut World, client: usize, ports: std::ops::Range<u16>) -> usiz
 }
 
 #[test]
-fn the_last_eighth_of_the_ports_is_kept_for_others_however_long_two_clients_insist() {
+fn the_last_eighth_of_the_ports_is_set_aside_for_others_however_long_two_clients_insist() {
     let mut world = with_4096_ports();
     let taken = insist(&mut world, 0, 2_000..4_500) + insist(&mut world, 1, 2_000..4_500);
     assert_eq!(taken, 4_096 - 512);
@@ -123,7 +123,7 @@ fn a_client_with_a_thousand_ports_below_1024_takes_few_of_those_of_the_host() {
 }
 
 #[test]
-fn ports_that_are_kept_for_the_host_from_now_on_are_given_back_when_nobody_uses_them() {
+fn ports_that_are_kept_for_the_host_from_now_on_are_returned_when_nobody_uses_them() {
     let mut world = with_4096_ports();
     let kept = |world: &World, protocol| {
         (42_000..=44_095).filter(|&port| world.ownership.is_reserved(protocol, EXTERNAL, port)).count()

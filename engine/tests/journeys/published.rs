@@ -191,9 +191,9 @@ fn a_refused_publication_leaves_nothing_behind() {
     let service = endpoint(client_address(0), 53);
     world.publish(Proto::Udp, PORTS[0], service).unwrap();
     assert_eq!(world.publish(Proto::Udp, PORTS[1], service), Err(PublishError::EndpointPublished));
-    // The engine takes it back everywhere.
+    // The engine unpublishes it everywhere.
     let external = Endpoint::new(EXTERNAL, PORTS[1]);
-    world.tell_all(|| Command::Unpublish { protocol: Proto::Udp, external, gives_back: false });
+    world.tell_all(|| Command::Unpublish { protocol: Proto::Udp, external, returns_port: false });
     let probe = Ip::udp(endpoint(SERVER, 4_000), endpoint(EXTERNAL, PORTS[1]), b"probe");
     world.dies(DropReason::NoMapping, |world| world.arrive(&probe));
     world.arrive(&Ip::udp(endpoint(SERVER, 4_000), endpoint(EXTERNAL, PORTS[0]), b"query"));
@@ -201,17 +201,17 @@ fn a_refused_publication_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_port_whose_publication_came_to_nothing_is_given_back_by_the_shard_that_had_it() {
+fn a_port_whose_publication_came_to_nothing_is_returned_by_the_shard_that_had_it() {
     for client in [0, 1] {
         let plan = Plan { shards: 2, port_range: (40_000, 40_005), ..Plan::default() };
         let mut world = World::of(plan).connected();
         let reserved = |world: &World, port| world.ownership.is_reserved(PortProtocol::Udp, EXTERNAL, port);
-        // One that was the NAT's, and one that was not and is for the engine to give back.
+        // One that was the NAT's, and one that was not and is for the engine to unreserve.
         let all: Vec<u16> = (40_000..=40_005).filter(|&port| reserved(&world, port)).collect();
         for port in [all[0], PORTS[0]] {
             world.publish(Proto::Udp, port, endpoint(client_address(client), 53)).unwrap();
             let external = Endpoint::new(EXTERNAL, port);
-            world.tell_all(|| Command::Unpublish { protocol: Proto::Udp, external, gives_back: true });
+            world.tell_all(|| Command::Unpublish { protocol: Proto::Udp, external, returns_port: true });
         }
         let left: Vec<u16> = (40_000..=40_005).filter(|&port| reserved(&world, port)).collect();
         assert_eq!(left, all[1..]);

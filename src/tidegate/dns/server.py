@@ -29,14 +29,14 @@ MAX_PIPELINED = 16
 TCP_QUERY_RATE = 500.0
 TCP_QUERY_BURST = 128
 """Queries that all TCP connections of a source ask, per second and at once; the others wait, and the client in the end
-with them. The engine allows a client as many over UDP (`DNS_RATE`, engine/src/gateway/from_peers.rs), but does not see
+with them. The engine allows a client as many over UDP (`DNS_RATE`, engine/src/gateway/dns_rate.rs), but does not see
 queries inside connections."""
 DATAGRAMS_PER_TURN = 16
 """Datagrams that one turn of the event loop reads at most. asyncio's own transport reads one, and what a client asks
 over TCP makes turns long."""
 RECEIVE_BUFFER = 1 << 20
 """Bytes that the UDP socket asks for; the kernel doubles them, and charges a short query some 800. So some twenty
-clients can ask for as much at once as the engine lets one (`DNS_BURST`, engine/src/gateway/from_peers.rs)."""
+clients can ask for as much at once as the engine lets one (`DNS_BURST`, engine/src/gateway/dns_rate.rs)."""
 MAX_DATAGRAM_BYTES = 65_535
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h; Python has no name for it
 

@@ -51,8 +51,8 @@ impl PortOwnership {
         words.map(|word| word.load(Ordering::Relaxed).count_ones() as usize).sum()
     }
 
-    /// Notes that a port was reserved or released; false if there were more than [`MAX_ADDRESSES`] addresses. For the
-    /// owner of the sockets alone (and for tests that have none).
+    /// Notes that a port was reserved, or is so no longer; false if there were more than [`MAX_ADDRESSES`] addresses.
+    /// For the owner of the sockets alone (and for tests that have none).
     pub fn set(&self, protocol: PortProtocol, port: SocketAddrV4, reserved: bool) -> bool {
         let Some(ports) = self.slot(*port.ip(), reserved) else { return false };
         let word = word(ports.of(protocol), port.port());

@@ -30,7 +30,8 @@ pub struct ReserveRequest {
     pub count: usize,
     /// Whether nobody misses any yet.
     pub in_advance: bool,
-    /// Ports of the same protocol and address that the shard gives back. Who only gives and wants none gets no answer.
+    /// Ports of the same protocol and address that the shard returns. Who only returns ports and wants none gets no
+    /// answer.
     pub returned: Vec<u16>,
 }
 
@@ -58,7 +59,7 @@ enum ReserverCommand {
     Reserve(ReserveRequest),
     Claim(PortProtocol, SocketAddrV4, SyncSender<io::Result<()>>),
     Disclaim(PortProtocol, SocketAddrV4),
-    Release(PortProtocol, SocketAddrV4),
+    Unreserve(PortProtocol, SocketAddrV4),
     RetainAddresses(Vec<Ipv4Addr>, SyncSender<()>),
     Keep(Option<(u16, u16)>),
     Stop,
@@ -105,7 +106,7 @@ impl Reserver {
     }
 
     /// Claims one port and waits until that is done. Not for a packet's way: use it to publish a port. What was asked of
-    /// the thread before, as to give the port back, has been done by then.
+    /// the thread before, as to return the port, has been done by then.
     ///
     /// # Errors
     /// As of [`PortReservation::claim`]; `BrokenPipe` after [`Self::stop`].
@@ -122,18 +123,19 @@ impl Reserver {
     /// Ends a claim that came to nothing ([`PortReservation::disclaim`]). As [`Self::claim`], it may wait for the thread's
     /// current work.
     pub fn disclaim(&self, protocol: PortProtocol, port: SocketAddrV4) {
-        // Fails only after `Self::stop`, which has freed every port.
+        // Fails only after `Self::stop`, which has unreserved every port.
         drop(self.handle.0.send(ReserverCommand::Disclaim(protocol, port)));
     }
 
-    /// Gives back one port. As [`Self::claim`], it may wait for the thread's current work.
-    pub fn release(&self, protocol: PortProtocol, port: SocketAddrV4) {
-        // Fails only after `Self::stop`, which has freed every port.
-        drop(self.handle.0.send(ReserverCommand::Release(protocol, port)));
+    /// Unreserves one port ([`PortReservation::unreserve`]). As [`Self::claim`], it may wait for the thread's current
+    /// work.
+    pub fn unreserve(&self, protocol: PortProtocol, port: SocketAddrV4) {
+        // Fails only after `Self::stop`, which has unreserved every port.
+        drop(self.handle.0.send(ReserverCommand::Unreserve(protocol, port)));
     }
 
-    /// Gives back the ports of all other addresses, and waits until that is done. What was reserved of them before has been
-    /// delivered by then, and nothing is from then on.
+    /// Unreserves the ports of all other addresses, and waits until that is done. What was reserved of them before has
+    /// been delivered by then, and nothing is from then on.
     pub fn retain_addresses(&self, addresses: &[Ipv4Addr]) {
         let (reply, answer) = sync_channel(1);
         // Either fails only after `Self::stop`, when there are no ports at all.
@@ -148,7 +150,7 @@ impl Reserver {
         drop(self.handle.0.send(ReserverCommand::Keep(ports)));
     }
 
-    /// Ends the thread, waits for it, and frees every port. Stopping twice does nothing.
+    /// Ends the thread, waits for it, and unreserves every port. Stopping twice does nothing.
     pub fn stop(&mut self) {
         if let Some(thread) = self.thread.take() {
             // Either fails only if `deliver` has panicked, which ended the thread and was reported where it happened.
@@ -177,8 +179,8 @@ impl ReserverHandle {
     }
 }
 
-/// Requests on their way to the thread. Every shard that asks counts on an answer, so what the thread has no room for is kept
-/// and asked for again.
+/// Requests on their way to the thread. Every shard that asks counts on an answer, so what the thread has no room for
+/// waits here, and is asked for again.
 #[derive(Debug, Default)]
 pub struct PendingRequests(VecDeque<ReserveRequest>);
 
@@ -188,8 +190,8 @@ impl PendingRequests {
         self.0.is_empty()
     }
 
-    /// Asks for what was kept and for `more`, in this order. Returns false if the thread has ended: then there is nobody to
-    /// ask any more.
+    /// Asks for what waits and for `more`, in this order. Returns false if the thread has ended: then there is nobody
+    /// to ask any more.
     pub fn send(&mut self, more: Vec<ReserveRequest>, reserver: &ReserverHandle) -> bool {
         self.0.extend(more);
         while let Some(request) = self.0.pop_front() {
@@ -220,7 +222,7 @@ fn work(
         match command {
             ReserverCommand::Reserve(request) => {
                 for &port in &request.returned {
-                    reservation.give_back(request.protocol, SocketAddrV4::new(request.address, port));
+                    reservation.return_port(request.protocol, SocketAddrV4::new(request.address, port));
                 }
                 if request.count == 0 {
                     continue; // nobody waits for an answer
@@ -234,12 +236,12 @@ fn work(
                 deliver(Batch { request, ports, shortage });
             }
             ReserverCommand::Claim(protocol, port, reply) => {
-                // Nobody waits any more if this fails, and the port is theirs to release.
+                // Nobody waits any more if this fails, and the port is theirs to unreserve.
                 drop(reply.send(reservation.claim(protocol, port)));
             }
             ReserverCommand::Disclaim(protocol, port) => reservation.disclaim(protocol, port),
-            ReserverCommand::Release(protocol, port) => {
-                reservation.release(protocol, port);
+            ReserverCommand::Unreserve(protocol, port) => {
+                reservation.unreserve(protocol, port);
             }
             ReserverCommand::RetainAddresses(addresses, reply) => {
                 reservation.retain_addresses(&addresses);
@@ -251,7 +253,8 @@ fn work(
     }
 }
 
-/// The free ports of a shard, in random order: external ports are hard to guess (RFC 6056 §3.3.1).
+/// The ports that a shard may have and that nobody has reserved, in random order: external ports are hard to guess (RFC
+/// 6056 §3.3.1).
 struct Candidates {
     ports: Vec<u16>,
 }
@@ -331,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_that_are_given_back_are_the_hosts_again() {
+    fn ports_that_are_returned_are_the_hosts_again() {
         let (sender, batches) = channel();
         let reserver =
             Reserver::start(PortReservation::new(1000), move |batch| sender.send(batch).unwrap()).unwrap();
@@ -448,9 +451,10 @@ mod tests {
         handle.request(request(2)).unwrap();
         let returned = batches.recv_timeout(Duration::from_secs(10)).unwrap().ports;
         let [first, second] = [0, 1].map(|index: usize| SocketAddrV4::new(address, returned[index]));
-        // While the thread is at its batch: one port is given back, another one's publication ends, and both are published.
+        // While the thread is at its batch: one port is returned, another one's publication ends, and both are
+        // published.
         handle.request(ReserveRequest { returned: vec![first.port()], ..request(0) }).unwrap();
-        reserver.release(udp, second);
+        reserver.unreserve(udp, second);
         assert!(reserver.ownership().is_reserved(udp, address, first.port()), "as far as one can see");
         std::thread::scope(|scope| {
             let claims = [first, second].map(|port| {
@@ -461,7 +465,7 @@ mod tests {
             assert!(claims.into_iter().all(|claim| claim.join().unwrap().is_ok()));
         });
         assert!([first, second].iter().all(|&port| std::net::UdpSocket::bind(port).is_err()));
-        // What is given back from now on is the publication's.
+        // What is returned from now on is the publication's.
         handle.request(ReserveRequest { returned: vec![first.port()], ..request(1) }).unwrap();
         batches.recv_timeout(Duration::from_secs(10)).unwrap();
         std::net::UdpSocket::bind(first).unwrap_err();
@@ -505,7 +509,7 @@ mod tests {
         drop(holder);
         reserver.claim(PortProtocol::Tcp, port).unwrap();
         assert!(reserver.ownership().is_reserved(PortProtocol::Tcp, address, 63_500));
-        reserver.release(PortProtocol::Tcp, port);
+        reserver.unreserve(PortProtocol::Tcp, port);
         reserver.stop();
         assert_eq!(reserver.claim(PortProtocol::Tcp, port).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
     }

@@ -80,8 +80,8 @@ fn a_reserved_port_can_neither_be_bound_nor_shared() {
                 );
             }
         }
-        assert!(reservation.release(protocol, port));
-        assert!(!reservation.release(protocol, port));
+        assert!(reservation.unreserve(protocol, port));
+        assert!(!reservation.unreserve(protocol, port));
         match protocol {
             PortProtocol::Tcp => drop(TcpListener::bind(port).unwrap()),
             PortProtocol::Udp => drop(UdpSocket::bind(port).unwrap()),
@@ -90,7 +90,7 @@ fn a_reserved_port_can_neither_be_bound_nor_shared() {
 }
 
 #[test]
-fn a_claimed_port_stays_reserved_whatever_the_nat_gives_back() {
+fn a_claimed_port_stays_reserved_whatever_the_nat_returns() {
     let mut reservation = PortReservation::new(100);
     let ownership = reservation.ownership();
     let tcp = PortProtocol::Tcp;
@@ -108,15 +108,15 @@ fn a_claimed_port_stays_reserved_whatever_the_nat_gives_back() {
         assert_eq!(reservation.claim(tcp, port).unwrap_err().raw_os_error(), Some(libc::EADDRINUSE));
     }
     for port in [published, refused, left, new] {
-        reservation.give_back(tcp, port);
+        reservation.return_port(tcp, port);
     }
     assert_eq!([published, refused, lent, left, new].map(is_reserved), [true, true, true, false, true]);
     for port in [refused, lent, new] {
         reservation.disclaim(tcp, port);
     }
     assert_eq!([refused, lent, new].map(is_reserved), [false, true, false], "the NAT has one of them");
-    reservation.give_back(tcp, lent);
-    assert!(reservation.release(tcp, published) && !reservation.release(tcp, published));
+    reservation.return_port(tcp, lent);
+    assert!(reservation.unreserve(tcp, published) && !reservation.unreserve(tcp, published));
     assert_eq!([published, lent].map(is_reserved), [false; 2]);
 
     reservation.claim(tcp, published).unwrap();
@@ -126,7 +126,7 @@ fn a_claimed_port_stays_reserved_whatever_the_nat_gives_back() {
 }
 
 #[test]
-fn every_reserved_port_is_known_until_it_is_released() {
+fn every_reserved_port_is_known_until_it_is_unreserved() {
     let mut reservation = PortReservation::new(100);
     let ownership = reservation.ownership();
     let (taken, shortage) = reservation.reserve(PortProtocol::Udp, HERE, ports(62_300), 3);
@@ -134,14 +134,14 @@ fn every_reserved_port_is_known_until_it_is_released() {
     assert!(taken.iter().all(|&port| ownership.is_reserved(PortProtocol::Udp, HERE, port)));
     assert!(!ownership.is_reserved(PortProtocol::Tcp, HERE, taken[0]));
     assert!(!ownership.is_reserved(PortProtocol::Udp, Ipv4Addr::LOCALHOST, taken[0]));
-    reservation.release(PortProtocol::Udp, SocketAddrV4::new(HERE, taken[0]));
+    reservation.unreserve(PortProtocol::Udp, SocketAddrV4::new(HERE, taken[0]));
     assert!(!ownership.is_reserved(PortProtocol::Udp, HERE, taken[0]));
     drop(reservation);
     assert!(!ownership.is_reserved(PortProtocol::Udp, HERE, taken[1]));
 }
 
 #[test]
-fn the_ports_of_an_address_that_went_are_given_back() {
+fn the_ports_of_an_address_that_went_are_unreserved() {
     let gone = Ipv4Addr::new(127, 0, 0, 79);
     let mut reservation = PortReservation::new(100);
     let ownership = reservation.ownership();

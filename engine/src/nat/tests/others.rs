@@ -148,7 +148,7 @@ fn a_port_is_published_once_and_never_one_in_use() {
     assert_eq!(publish(Proto::Udp, external, two), Err(PublishError::PortInUse));
     let other = Endpoint::new(EXTERNAL, 8081);
     assert_eq!(publish(Proto::Udp, other, one), Err(PublishError::EndpointPublished));
-    // A free port of the pool leaves the pool, and comes back only if it is handed in again.
+    // A free port of the pool leaves the pool, and comes back only if it is added again.
     let free = Endpoint::new(EXTERNAL, 10_000);
     assert_eq!(publish(Proto::Tcp, free, two), Ok(()));
     assert_eq!(world.nat.free_ports(Proto::Tcp, EXTERNAL, PortClass::Unprivileged), 0);
@@ -276,7 +276,7 @@ fn a_range_that_shrinks_ends_no_mapping_and_lends_nothing_outside_of_it() {
 }
 
 #[test]
-fn free_ports_outside_a_smaller_range_are_given_back_at_once_and_shared_with_nobody() {
+fn free_ports_outside_a_smaller_range_are_returned_at_once_and_shared_with_nobody() {
     let mut world = World::with_ports(NatConfig::default(), 10_000..10_020);
     world.nat.set_port_range(10_000..=10_000);
     let returned = world.nat.take_returned_ports();

@@ -410,7 +410,7 @@ fn rfc_7857_a_port_is_shared_although_more_may_come_for_another_address() {
     let mut seen = Vec::new();
     for client in 2..20 {
         let client = format!("10.66.77.{client}");
-        let home = world.nat.home_of(address(&client)).unwrap();
+        let home = world.nat.default_external_address(address(&client)).unwrap();
         if seen.contains(&home) {
             continue;
         }
