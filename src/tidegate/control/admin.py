@@ -376,6 +376,7 @@ class Administration:
             external_interface=live.external.interface,
             external_addresses=list(live.external.addresses),
             next_hop=live.external.router,
+            default_route=live.external.has_default_route,
             external_trouble=live.external_trouble,
             shards=status.shards,
             offloads=dict(status.offloads),

@@ -243,6 +243,8 @@ class GatewayStatus(Answer):
     external_addresses: list[str]
     next_hop: str | None
     """The default router; `None`: only on-link destinations."""
+    default_route: bool = True
+    """Whether clients reach more than the external interface's own networks."""
     external_trouble: str | None = None
     """Why the external link cannot be used at the moment; the other fields show it as it was before."""
     shards: int
