@@ -23,6 +23,7 @@ from tests.unit.running import Running, serving, until
 from tidegate.engine import AccessPolicy
 from tidegate.errors import StoreError
 from tidegate.host import InterfaceAddress
+from tidegate.identity import parse_profile
 from tidegate.settings import Settings, load_settings
 from tidegate.settings.changes import changed_keys, is_live, with_live_changes
 from tidegate.settings.standards import FLOORS, below_the_standard
@@ -192,6 +193,31 @@ def test_other_external_addresses_reach_the_engine_without_a_restart(
             assert answer["applied"] == ["external.addresses"]
             await until(lambda: bool(editor.running.packets.links))  # the watch over the link settles first
             assert editor.running.packets.links[-1].addresses == ("192.0.2.3", "192.0.2.2")
+
+    asyncio.run(scenario())
+
+
+def test_profiles_name_the_resolvers_of_the_settings_from_a_reload_on(
+    tmp_path: Path, free_port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    remark = "names no resolver"
+
+    async def scenario() -> None:
+        async with edited(tmp_path, free_port, capsys) as editor:
+
+            async def added(name: str) -> tuple[list[str], str]:
+                code, out, err = await editor.running.cli("peer", "add", name)
+                assert code == 0
+                return list(map(str, parse_profile(out).dns)), err
+
+            servers, err = await added("alice")
+            assert servers == [], "the proxy is off"
+            assert remark in err and "[dns] profile_servers" in err
+            answer = await editor.change('[dns]\nprofile_servers = ["10.66.77.1", "192.0.2.53"]\n')
+            assert answer["applied"] == ["dns.profile_servers"]
+            servers, err = await added("bob")
+            assert servers == ["10.66.77.1", "192.0.2.53"]
+            assert remark not in err
 
     asyncio.run(scenario())
 
@@ -430,7 +456,11 @@ def test_what_is_in_force_differs_from_what_is_wanted_only_in_what_needs_a_resta
             },
             "external": {"interface": "eth9", "addresses": ["192.0.2.3"], "deny": ["10.0.0.0/8"]},
             "nat": {"udp_timeout": 130.0, "filtering": "endpoint-independent", "max_mappings": 9},
-            "dns": {"enabled": False, "upstreams": ["192.0.2.53"]},
+            "dns": {
+                "enabled": False,
+                "upstreams": ["192.0.2.53"],
+                "profile_servers": ["192.0.2.54"],
+            },
             "offloads": {"tun": False},
             "log": {"level": "debug", "format": "json"},
         }

@@ -166,6 +166,11 @@ def add(
         )
     else:
         _warn_of_importers(profile, file)
+    if not profile.dns:
+        remark(
+            "the profile names no resolver, but sends everything through the tunnel: the client asks that of its own "
+            "network, past the tunnel or in vain; name one with [dns] profile_servers"
+        )
     _warn_of_local_endpoint(profile, explicit=endpoint is not None or settings.gateway.endpoint is not None)
 
 
@@ -258,7 +263,7 @@ def _profile(
     return Profile(
         private_key=private_key,
         address=IPv4Interface(f"{added.peer.address}/32"),
-        dns=(IPv4Address(added.gateway_address),) if added.dns else (),
+        dns=tuple(map(IPv4Address, added.dns)),
         mtu=added.mtu,
         peer_public_key=decode_key(added.gateway_public_key),
         preshared_key=preshared_key,

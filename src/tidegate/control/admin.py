@@ -205,7 +205,7 @@ class Administration:
             listen_port=gateway.listen.port,
             endpoint=str(endpoint) if endpoint else None,
             mtu=gateway.tunnel_mtu,
-            dns=self._context.settings.dns.enabled,
+            dns=list(map(str, self._context.settings.profile_servers)),
         )
 
     def _check_subnet(self, peers: Iterable[Peer]) -> None:

@@ -62,8 +62,8 @@ class PeerAdded(Answer):
     endpoint: str | None
     """From the settings, or derived from the external address."""
     mtu: int
-    dns: bool
-    """Whether the gateway answers DNS."""
+    dns: list[str]
+    """The resolvers that the profile names."""
 
 
 class PeerAdd(Command[PeerAdded]):

@@ -67,6 +67,21 @@ USAGE, FAILURE = 2, 1
         ('[nat.other_protocols]\ngre = ""', 2, ["nat.other_protocols.gre: must have at least 1 character"]),
         (f'[nat.other_protocols]\n{"4" * 5000} = "alice"', 2, ["is not a protocol"]),
         (f"[dns]\nupstreams = {['192.0.2.1'] * 9}", 2, ["dns.upstreams: must have at most 8 items, not 9"]),
+        (
+            '[dns]\nprofile_servers = ["127.0.0.1"]',
+            2,
+            ["dns.profile_servers: 127.0.0.1 is the client itself"],
+        ),
+        (
+            '[dns]\nprofile_servers = ["0.0.0.0"]',
+            2,
+            ["dns.profile_servers: 0.0.0.0", "no resolver's address"],
+        ),
+        (
+            f"[dns]\nprofile_servers = {['192.0.2.1'] * 4}",
+            2,
+            ["dns.profile_servers: must have at most 3 items, not 4"],
+        ),
         ('[nat]\nother_protocols = "gre"', 2, ["nat.other_protocols", "a table"]),
         ('[nat]\ntcp_transitory_timeout = "x"', 2, ["nat.tcp_transitory_timeout", "a number"]),
         ("[nat]\nudp_timeout = inf", 2, ["nat.udp_timeout", "finite"]),
