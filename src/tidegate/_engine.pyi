@@ -175,7 +175,7 @@ class Status:
     resting_ports: int  # reserved ports that rest before they are used again
     clients: int  # clients with mappings
     drops: dict[str, int]  # by reason
-    explanations: dict[str, str]  # what these reasons mean, one sentence each
+    explanations: dict[str, str]  # what every reason there is means, one sentence each
     packets: dict[str, int]  # by direction: "from_peers", "to_peers", "from_external", "to_external", "from_host", "to_host"
     bytes: dict[str, int]
     offloads: dict[str, bool]  # those in use

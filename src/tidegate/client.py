@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import structlog
 
 from tidegate.ciphers import check_cipher
+from tidegate.daemon_thread import in_daemon_thread
 from tidegate.dns.resolvers import Resolver
 from tidegate.endpoint_search import EndpointCandidates, resolve_again
 from tidegate.engine import ClientOptions, Engine, EngineClient, PeerStatus
@@ -335,7 +336,8 @@ class Client:
 
     async def _wide_routes(self) -> frozenset[str]:
         try:
-            return frozenset(await asyncio.to_thread(self._host.wide_routes, self._routes))
+            wide = await in_daemon_thread("wide-routes", partial(self._host.wide_routes, self._routes))
+            return frozenset(wide)
         except HostNetworkError as cause:
             log.debug("the host's routes cannot be read", cause=cause.message)
             return frozenset()

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,6 +11,14 @@ from typing import IO
 
 PRIVATE_FILE = 0o600
 PRIVATE_DIRECTORY = 0o700
+
+
+def make_private(path: Path) -> None:
+    """Leaves the file (of a link, the one that it leads to) to its owner (0600), if others may do anything with it:
+    what they may read is no secret. What is no file, such as /dev/null, is left as it is. Raises `OSError`."""
+    mode = path.stat().st_mode
+    if stat.S_ISREG(mode) and mode & 0o077:
+        path.chmod(PRIVATE_FILE)
 
 
 @contextmanager

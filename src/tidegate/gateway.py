@@ -25,6 +25,7 @@ import structlog
 from tidegate.control.admin import AdminContext, Administration, Reloaded
 from tidegate.control.commands import ReloadSettings
 from tidegate.control.server import ControlServer
+from tidegate.daemon_thread import in_daemon_thread
 from tidegate.dns import DnsProxy, DnsServer, Resolver, choose_upstreams, in_flight_within
 from tidegate.dns.resolvers import DNS_PORT
 from tidegate.engine import AccessPolicy, Engine, EngineGateway, ExternalLink, GatewayOptions
@@ -38,7 +39,7 @@ from tidegate.lifecycle import Supervisor, on_signal
 from tidegate.log import RateLimit, configure_logging
 from tidegate.mapping_log import MappingLog
 from tidegate.net import Endpoint
-from tidegate.notify import notify
+from tidegate.notify import ServiceManager
 from tidegate.settings import Settings
 from tidegate.settings.changes import changed_keys, is_live, with_live_changes
 from tidegate.settings.standards import below_the_standard
@@ -70,6 +71,7 @@ class Gateway:
         self._ready = ready
         self._reread = reread or (lambda: settings)
         self._supervisor = Supervisor()
+        self._manager = ServiceManager()
         self._started_at = time.monotonic()
         self._engine: EngineGateway | None = None
         self._external: ExternalLink | None = None
@@ -90,10 +92,11 @@ class Gateway:
     async def run(self) -> None:
         """Serves until SIGTERM or SIGINT. Raises `TidegateError` if it cannot start, or if a part of it dies."""
         async with AsyncExitStack() as undo:
+            undo.callback(self._manager.close)
             await self._start(undo)
             await self._supervisor.wait()
             log.info("stopping", signal=self._supervisor.stop_signal and self._supervisor.stop_signal.name)
-            notify("STOPPING=1")
+            self._manager.tell("STOPPING=1")
 
     def request_stop(self) -> None:
         """Makes `run` return. Idempotent."""
@@ -260,7 +263,9 @@ class Gateway:
 
     async def _lock(self, state: StateDir, undo: AsyncExitStack) -> bool:
         """Takes the state directory's lock, after waiting for a command that holds it. `False` if a stop was
-        requested."""
+        requested. Warns of a directory that is not the gateway's alone."""
+        if warning := state.warning():
+            log.warning(warning)
         given_up = threading.Event()
         lock = state.lock("gateway", given_up=given_up)
         locking = asyncio.create_task(asyncio.to_thread(undo.enter_context, lock))
@@ -333,7 +338,7 @@ class Gateway:
             f"{', '.join(external.addresses)}, {peers} {'peer' if peers == 1 else 'peers'}"
         )
         self._ready(line)
-        notify(f"READY=1\nSTATUS={line}")
+        self._manager.tell(f"READY=1\nSTATUS={line}")
 
     async def _reload_on(self, hung_up: asyncio.Event, control: ControlServer) -> None:
         """Reloads the settings on SIGHUP, as `tidegate reload` does."""
@@ -341,14 +346,14 @@ class Gateway:
             await hung_up.wait()
             hung_up.clear()
             # For systemd's Type=notify-reload.
-            notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            self._manager.tell(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
             try:
                 await control.execute(ReloadSettings())
             except TidegateError as refused:
                 log.error("settings not reloaded: the old ones stay in force", cause=str(refused))
             except Exception:  # as over the control socket, no command takes the gateway down
                 log.exception("reloading the settings failed unexpectedly")
-            notify("READY=1")
+            self._manager.tell("READY=1")
 
     async def _watch_link(self, changed: asyncio.Event) -> None:
         """Whenever the host's network changes: gives the engine the new external link, and the DNS proxy the new
@@ -361,21 +366,22 @@ class Gateway:
         if self._dns_proxy is not None:
             await self._dns_proxy.look_up_upstreams()
         try:
-            network = await asyncio.to_thread(self._host.read_network)
+            network = await in_daemon_thread("host-network", self._host.read_network)
         except HostNetworkError as cause:
             self._link_is_unusable(cause.message)
             return "failed"
-        self._look_for_overlap(network)
+        await self._look_for_overlap(network)
         tun = await self._restore_tun(network)
         return tun if await self._follow_link(network, was_away) else "failed"
 
-    def _look_for_overlap(self, network: HostNetwork) -> None:
+    async def _look_for_overlap(self, network: HostNetwork) -> None:
         """Warns of what would have been refused at the start. The gateway goes on: only part of the subnet may be
         concerned, and the host's network may change again."""
         gateway = self._settings.gateway
         was, self._overlap = self._overlap, None
         try:
-            check_subnet(network, gateway.subnet, tun_name=gateway.tun_name)
+            check = partial(check_subnet, network, gateway.subnet, tun_name=gateway.tun_name)
+            await in_daemon_thread("overlap", check)  # very many routes take a while
         except HostNetworkError as cause:
             self._overlap = str(cause)
             if self._overlap != was:

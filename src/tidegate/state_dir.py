@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,6 +61,13 @@ class StateDir:
                 f"{self.path}: cannot be used as the state directory: {cause.strerror}",
                 hint="name another with --state-dir",
             ) from cause
+
+    def warning(self) -> str | None:
+        """What is wrong with the mode of the directory, which must be there; `None`: nothing. It is left as it is:
+        whoever made the directory may mean it."""
+        if not self.path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return None
+        return f"{self.path}: others can write here, and so give the gateway another key or other peers; chmod 700 it"
 
     @contextmanager
     def lock(

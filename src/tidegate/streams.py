@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from io import TextIOWrapper
 from typing import TextIO
 
 from tidegate.line_writer import LineWriter, encoded, write
@@ -34,6 +35,13 @@ def occupy_closed_descriptors() -> None:
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
+
+
+def escape_unencodable(stream: TextIO | None) -> None:
+    """Makes the stream print an escape such as ``\\xe9`` for a character that its encoding lacks, as standard error
+    does, and not raise `UnicodeEncodeError`: the name of an interface or a file may have any."""
+    if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+        stream.reconfigure(errors="backslashreplace")
 
 
 def is_terminal(stream: TextIO | None) -> bool:

@@ -16,6 +16,8 @@ LONGEST_SETTLE = 2.0
 """Maximum seconds until what others change again and again is restored again."""
 FIRST_RETRY, LONGEST_RETRY = 0.5, 60.0
 """Seconds until what failed is tried again although nothing has changed: at first, doubled each time, and at most."""
+REST = 10
+"""How many times as long as a look took there is none after it: on a host with very many routes it is work."""
 
 Outcome = Literal["whole", "restored", "partly", "failed"]
 """What a look came to. *whole*: all is as it should be; *restored*: it was not, and is again; *partly*: something was
@@ -26,12 +28,13 @@ async def keep(
     look: Callable[[], Awaitable[Outcome]], changed: asyncio.Event, supervisor: Supervisor
 ) -> None:
     """Calls `look` whenever `changed` is set, until `supervisor` is asked to stop; less and less often if another
-    program changes again and again what `look` restores.
+    program changes again and again what `look` restores, and never more than a small share of the time.
 
     What failed is tried again on the next change, and now and then without one: what would make it succeed (memory,
     descriptors) may not cause a notification.
     """
-    pause = SETTLE
+    loop = asyncio.get_running_loop()
+    pause, rested_at = SETTLE, 0.0
     retry: float | None = None
     while True:
         try:
@@ -41,11 +44,14 @@ async def keep(
             pause = SETTLE  # it has been quiet
         else:
             retry = None
-            if await supervisor.wait_for_stop(pause):
+            if await supervisor.wait_for_stop(max(pause, rested_at - loop.time())):
                 return
         changed.clear()
+        began = loop.time()
         outcome = await look()
+        rest = REST * (loop.time() - began)
+        rested_at = loop.time() + rest
         # What a look changes is notified of, too. Where it changes nothing, the next change may be the one to wait for.
         pause = min(2 * pause, LONGEST_SETTLE) if outcome in {"restored", "partly"} else SETTLE
         later = FIRST_RETRY if retry is None else min(2 * retry, LONGEST_RETRY)
-        retry = later if outcome in {"partly", "failed"} else None
+        retry = max(later, rest) if outcome in {"partly", "failed"} else None

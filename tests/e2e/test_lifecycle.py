@@ -199,6 +199,15 @@ def test_a_second_gateway_on_the_same_state_is_refused_and_disturbs_nobody(lab: 
     gateway.stop()
 
 
+def test_every_counter_is_there_before_its_first_event(lab: Lab) -> None:
+    gateway = TidegateGateway(lab)
+    gateway.start()
+    shown = gateway.command("status", "--prometheus").splitlines()
+    for never_yet in ('dropped_packets_total{reason="queue_delay"}', 'dns_events_total{event="servfail"}'):
+        assert f"tidegate_{never_yet} 0" in shown
+    gateway.stop()
+
+
 def test_a_peer_that_is_removed_is_cut_off_at_once_and_others_are_not(lab: Lab) -> None:
     gateway = TidegateGateway(lab)
     gateway.start()

@@ -52,7 +52,13 @@ class FakeStatus:
     resting_ports: int = 4
     clients: int = 1
     drops: dict[str, int] = field(default_factory=lambda: {"spoofed_source": 7, "no_mapping": 0})
-    explanations: dict[str, str] = field(default_factory=lambda: {"spoofed_source": "It lies."})
+    explanations: dict[str, str] = field(
+        default_factory=lambda: {
+            "spoofed_source": "It lies.",
+            "no_mapping": "It is not expected.",
+            "queue_delay": "It is late.",
+        }
+    )
     packets: dict[str, int] = field(default_factory=lambda: {"from_peers": 20})
     bytes: dict[str, int] = field(default_factory=lambda: {"from_peers": 2048})
     offloads: dict[str, bool] = field(default_factory=lambda: {"tun": True, "udp_gso": False})

@@ -1,8 +1,10 @@
-"""`scripts/bootstrap` builds the engine with and without Intel's library, and again when that changes."""
+"""`scripts/bootstrap` builds the engine with and without Intel's library, and again when that changes; it installs what
+is missing, and makes a virtual environment anew that does not work."""
 
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import subprocess
 from pathlib import Path
@@ -74,6 +76,130 @@ def test_the_engine_is_built_anew_where_the_library_is_no_longer_wanted(checkout
     checkout.build()
     checkout.build(TIDEGATE_WITHOUT_IPSEC_MB="1")
     assert len(set(checkout.built())) == 2
+
+
+PYTHON = """#!/bin/bash
+# As much of Python as makes an environment, whose own Python has pip; the version is in a file.
+case "$*" in
+    *sys.version_info*) cat {root}/version ;;
+    "-m venv "*)
+        [ "$3" != --clear ] || {{ rm -rf "$4"; shift; }}
+        mkdir -p "$3/bin"
+        cat >"$3/bin/python" <<'END'
+#!/bin/sh
+case "$*" in
+    "-m pip --version") [ -e "$0.has-pip" ] && echo "pip 23.0.1 from /somewhere (python $(cat "$0.has-pip"))" ;;
+    "-m pip install "*) [ -e "$0.has-pip" ] && echo pip >>{root}/calls ;;
+esac
+END
+        chmod 755 "$3/bin/python"
+        cp {root}/version "$3/bin/python.has-pip"
+        echo venv >>{root}/calls ;;
+esac
+"""
+
+
+class Environment:
+    """A checkout of which only `.venv` matters."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder
+        self.venv = folder / ".venv"
+        self.python = self.venv / "bin" / "python"
+        (folder / "scripts").mkdir()
+        shutil.copy(ROOT / "scripts" / "bootstrap", folder / "scripts")
+        (folder / "requirements.lock").touch()
+        (folder / "version").write_text("3.11\n")
+        (folder / "bin").mkdir()
+        (folder / "bin" / "python3").write_text(PYTHON.format(root=folder))
+        (folder / "bin" / "python3").chmod(0o755)
+
+    def bootstrap(self) -> list[str]:
+        """What was done: environments made, packages installed."""
+        calls = self.root / "calls"
+        calls.write_text("")
+        done = subprocess.run(
+            [self.root / "scripts" / "bootstrap", "python"],
+            env={**os.environ, "PATH": f"{self.root / 'bin'}:{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return calls.read_text().splitlines()
+
+
+def test_an_environment_is_made_once(tmp_path: Path) -> None:
+    environment = Environment(tmp_path)
+    (environment.venv / ".stamps").mkdir(parents=True)
+    note = environment.venv / ".stamps" / "no-libipsec-mb-dev"
+    note.touch()
+    assert environment.bootstrap() == ["venv", "pip"]
+    assert environment.bootstrap() == []
+    assert note.exists(), "what was tried in vain is not tried anew at once"
+
+
+@pytest.mark.parametrize("trouble", ["it was interrupted", "its python has moved"])
+def test_an_environment_that_does_not_work_is_made_anew(tmp_path: Path, trouble: str) -> None:
+    environment = Environment(tmp_path)
+    environment.bootstrap()
+    environment.python.unlink()
+    if trouble == "it was interrupted":
+        (environment.venv / ".stamps" / "python").unlink()
+        environment.python.write_text("#!/bin/sh\necho No module named pip >&2; exit 1\n")
+        environment.python.chmod(0o755)
+    else:
+        environment.python.symlink_to("/nonexistent/python3.11")
+    left = environment.venv / "bin" / "left"
+    left.touch()
+    assert environment.bootstrap() == ["venv", "pip"]
+    assert not left.exists()
+    assert environment.bootstrap() == []
+
+
+def test_another_version_of_python_gets_an_environment_of_its_own(tmp_path: Path) -> None:
+    environment = Environment(tmp_path)
+    environment.bootstrap()
+    (tmp_path / "version").write_text("3.13\n")
+    assert environment.bootstrap() == ["venv", "pip"]
+    (tmp_path / "requirements.lock").write_text("# other packages\n")
+    assert environment.bootstrap() == ["pip"]
+
+
+@pytest.mark.parametrize("script", ["bootstrap", "install"])
+def test_a_script_helps_also_where_nothing_is_set(script: str) -> None:
+    done = subprocess.run(
+        [ROOT / "scripts" / script, "--help"],
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"scripts/{script}" in done.stdout
+
+
+@pytest.mark.parametrize("is_set", [False, True])
+def test_cargo_is_found_in_the_callers_home_also_where_home_is_not_set(tmp_path: Path, is_set: bool) -> None:
+    # As under cloud-init, or in a unit of systemd's.
+    (tmp_path / "make").write_text('#!/bin/sh\necho "$PATH"\n')
+    (tmp_path / "make").chmod(0o755)
+    home = "/home/alice" if is_set else pwd.getpwuid(os.geteuid()).pw_dir
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    commands = (
+        [ROOT / ".ci" / "run"],
+        [shutil.which("make") or "make", "--silent", "--eval", 'path: ; @echo "$$PATH"', "path"],
+    )
+    for command in commands:
+        said = subprocess.run(
+            command,
+            cwd=ROOT,
+            env={"PATH": path, **({"HOME": home} if is_set else {})},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert said.splitlines()[-1].split(":")[-1] == f"{home}/.cargo/bin"
 
 
 class Debian:

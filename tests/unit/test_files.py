@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.files import atomic_write
+from tidegate.files import atomic_write, make_private
 
 
 @pytest.fixture(params=["with hard links", "without"])
@@ -83,3 +83,22 @@ def test_a_file_in_its_place_is_no_failure_where_a_directory_cannot_be_synced(
         file.write("whole")
     assert place.read_text() == "whole"
     assert names_in(place.parent) == [place.name]
+
+
+@pytest.mark.parametrize(("mode", "then"), [(0o644, 0o600), (0o660, 0o600), (0o600, 0o600), (0o400, 0o400)])
+def test_what_others_may_do_with_a_secret_is_taken_from_them(tmp_path: Path, mode: int, then: int) -> None:
+    file, link = tmp_path / "file", tmp_path / "link"
+    file.touch()
+    file.chmod(mode)
+    link.symlink_to(file)
+    make_private(link)
+    assert file.stat().st_mode & 0o777 == then
+
+
+def test_what_is_no_file_stays_open_to_others(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"  # as /dev/null would be
+    os.mkfifo(pipe)
+    for other in (pipe, tmp_path):
+        other.chmod(0o755)
+        make_private(other)
+        assert other.stat().st_mode & 0o777 == 0o755

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -316,3 +317,31 @@ def test_a_tun_device_that_cannot_be_given_its_address_back_is_tried_again(
             assert tries == 3
 
     asyncio.run(scenario())
+
+
+def test_a_gateway_that_reads_its_hosts_network_can_be_stopped_at_once(
+    settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one with a million routes."""
+    monkeypatch.setattr("tidegate.upkeep.SETTLE", 0.01)
+    reading, go_on = threading.Event(), threading.Event()
+    stopped_at = 0.0
+
+    def read() -> HostNetwork:
+        reading.set()
+        go_on.wait(5)
+        return ordinary_network()
+
+    async def scenario() -> None:
+        nonlocal stopped_at
+        async with serving(settings, capsys) as running:
+            monkeypatch.setattr(running.host, "read_network", read)
+            assert running.host.changed is not None
+            running.host.changed()
+            await until(reading.is_set)
+            stopped_at = time.monotonic()
+
+    asyncio.run(scenario())
+    took = time.monotonic() - stopped_at
+    go_on.set()
+    assert took < 2

@@ -233,6 +233,27 @@ def test_what_was_installed_is_removed_and_nothing_else(machine: Machine) -> Non
     assert machine.install("--remove").returncode == 0, "there is nothing left to remove"
 
 
+@pytest.mark.parametrize("written", ["{}/", "/{}//", "{}/../tidegate/."])
+def test_a_place_is_the_same_however_it_is_written(machine: Machine, written: str) -> None:
+    plainly: dict[str, str] = {}
+    places = {"PREFIX": machine.prefix, "BINDIR": machine.bin, "UNITDIR": machine.units}
+    otherwise = {
+        name: written.replace("tidegate", place.name).format(place) for name, place in places.items()
+    }
+    for first, then in ((otherwise, plainly), (plainly, otherwise)):
+        for environment, arguments in ((first, ()), (then, ()), (then, ("--remove",))):
+            machine.environment = environment
+            done = machine.install(*arguments)
+            assert done.returncode == 0, done.stderr
+            if not arguments:
+                assert machine.command.readlink() == Path(f"{machine.prefix}/bin/tidegate")
+                for unit in UNITS:
+                    text = (machine.units / unit.name).read_text()
+                    assert f"={machine.prefix}/bin/tidegate " in text
+        assert not machine.prefix.exists()
+        assert not any(machine.units.iterdir()) and not any(machine.bin.iterdir())
+
+
 def test_a_path_that_no_unit_can_hold_is_refused(machine: Machine) -> None:
     machine.prefix = machine.prefix.with_name("tide gate")
     done = machine.install()

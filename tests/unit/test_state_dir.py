@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import fcntl
 import os
@@ -13,8 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.conftest import CommandLine
+from tests.unit.running import serving
 from tidegate.errors import LockedError, StoreError
+from tidegate.settings import Settings
 from tidegate.state_dir import StateDir
+
+WARNING = "others can write here, and so give the gateway another key or other peers; chmod 700 it"
 
 HOLD = """
 import sys
@@ -109,3 +115,36 @@ def test_the_directory_is_for_its_owner_only(tmp_path: Path) -> None:
     state.prepare()
     state.prepare()
     assert stat.S_IMODE((tmp_path / "a" / "b").stat().st_mode) == 0o700
+
+
+OPEN = [(0o700, False), (0o755, False), (0o775, True), (0o1777, True)]
+
+
+@pytest.mark.parametrize(("mode", "said"), OPEN)
+def test_a_directory_that_others_can_write_to_is_mentioned_by_a_command(
+    tidegate: CommandLine, tmp_path: Path, mode: int, said: bool
+) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    state.chmod(mode)
+    outcome = tidegate("peer", "add", "alice", "--endpoint", "192.0.2.1:1", "--state-dir", state)
+    assert outcome.code == 0
+    assert (outcome.err == f"tidegate: warning: {state}: {WARNING}\n") == said
+    assert (outcome.err == "") != said
+
+
+@pytest.mark.parametrize(("mode", "said"), OPEN)
+def test_a_directory_that_others_can_write_to_is_mentioned_by_the_gateway(
+    settings: Settings, capsys: pytest.CaptureFixture[str], mode: int, said: bool
+) -> None:
+    settings.state_dir.mkdir()
+    settings.state_dir.chmod(mode)
+    logged = []
+
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            logged.append(capsys.readouterr().out)
+            assert (await running.cli("peer", "list"))[2] == "", "once is enough"
+
+    asyncio.run(scenario())
+    assert (f"{settings.state_dir}: {WARNING}" in logged[0]) == said

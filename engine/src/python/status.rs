@@ -7,6 +7,7 @@ use std::time::Duration;
 use pyo3::prelude::*;
 
 use crate::clock::Timestamp;
+use crate::drop_reason::DropReason;
 use crate::messages::ShardStatus;
 use crate::nat::{Endpoint, MappingRecord as Record, MappingView};
 use crate::traffic::Direction;
@@ -130,11 +131,7 @@ impl Status {
             resting_ports: shards.iter().map(|shard| shard.resting_ports).sum(),
             clients: shards.iter().map(|shard| shard.clients).sum(),
             drops: merged.drops.nonzero().map(|(reason, count)| (reason.name(), count)).collect(),
-            explanations: merged
-                .drops
-                .nonzero()
-                .map(|(reason, _)| (reason.name(), reason.explanation()))
-                .collect(),
+            explanations: DropReason::ALL.iter().map(|r| (r.name(), r.explanation())).collect(),
             packets: Direction::ALL.iter().map(|&d| (d.name(), merged.traffic.packets(d))).collect(),
             bytes: Direction::ALL.iter().map(|&d| (d.name(), merged.traffic.bytes(d))).collect(),
             offloads,

@@ -16,7 +16,7 @@ from tidegate.cli.app import command_tree
 from tidegate.cli.output import remark, unwritable
 from tidegate.cli.runtime import Runtime
 from tidegate.errors import TidegateError
-from tidegate.streams import flush, occupy_closed_descriptors, say
+from tidegate.streams import escape_unencodable, flush, occupy_closed_descriptors, say
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None, runtime: Runtime | None = None)
     of another signal. Stopping a service is not a failure: `serve` ends with 0 after SIGTERM or Ctrl-C, `connect` after
     SIGTERM."""
     occupy_closed_descriptors()
+    escape_unencodable(sys.stdout)
     exit_code = _carry_out(arguments, runtime)
     stuck = flush(sys.stdout)
     if stuck is not None and exit_code == EXIT_OK:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
+from tidegate.cli.output import remark
 from tidegate.control.client import ControlClient
 from tidegate.engine import load
 from tidegate.errors import LockedError, NotRunningError, TidegateError
@@ -85,6 +86,8 @@ def _store_alone(
 
     state.prepare()
     with state.lock("command"):
+        if warning := state.warning():
+            remark(f"warning: {warning}")
         store = SqliteStore(state.database)
         try:
             admin_context = AdminContext(

@@ -13,7 +13,7 @@ import typer
 from tidegate.cli.runtime import runtime_of
 
 if TYPE_CHECKING:
-    from tidegate.settings import Settings
+    from tidegate.settings import Settings, SettingsSources
 
 ConfigOption = Annotated[
     str | None,  # not `Path`, for which an empty text is the current directory
@@ -32,25 +32,30 @@ StateDirOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
-def read_settings(
+def settings_sources(
     context: typer.Context,
     config: str | None,
     state_dir: str | None,
     flags: dict[tuple[str, ...], tuple[str, Any]] | None = None,
-) -> Settings:
-    """Settings from file, environment and flags. `flags` maps a setting to the flag's name and its value; `None` means
-    that the flag was not given."""
-    from tidegate.settings import load_settings
+) -> SettingsSources:
+    """File, environment and flags. `flags` maps a setting to the flag's name and its value; `None` means that the flag
+    was not given."""
+    from tidegate.settings import SettingsSources
 
     given = {key: (flag, value) for key, (flag, value) in (flags or {}).items() if value is not None}
     if state_dir is not None:
         given["state_dir",] = ("--state-dir", state_dir)
-    return load_settings(
+    return SettingsSources(
         config=file_named(config, "--config") if config is not None else None,
         environment=os.environ,
         flags=given,
         default_path=runtime_of(context).default_config,
     )
+
+
+def read_settings(context: typer.Context, config: str | None, state_dir: str | None) -> Settings:
+    """The settings of a command that has no flags for single ones."""
+    return settings_sources(context, config, state_dir).read()
 
 
 def file_named(text: str, what: str) -> Path:

@@ -58,7 +58,8 @@ def written(done: str | None = None) -> Iterator[None]:
 
 def print_json(answer: BaseModel, *, done: str | None = None) -> None:
     with written(done):
-        print(answer.model_dump_json(indent=2))
+        # In ASCII, so that it is JSON whatever the encoding of the output is.
+        print(answer.model_dump_json(indent=2, ensure_ascii=True))
 
 
 class Handout:

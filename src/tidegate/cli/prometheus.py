@@ -6,7 +6,7 @@ The format is written here: it is a few lines, and the client library would be o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,9 +28,10 @@ class Family:
     samples: Mapping[Labels, float]
 
 
-def exposition(status: GatewayStatus, now: float) -> str:
-    """The whole text. `now`, in seconds since the epoch, is when the gateway gave its status."""
-    return "".join(_text(family) for family in _families(status, now) if family.samples)
+def exposition(status: GatewayStatus, reasons: Iterable[str], now: float) -> str:
+    """The whole text. `reasons` are all those for which packets may be dropped; `now`, in seconds since the epoch, is
+    when the gateway gave its status."""
+    return "".join(_text(family) for family in _families(status, reasons, now) if family.samples)
 
 
 def _text(family: Family) -> str:
@@ -49,7 +50,7 @@ def _escaped(value: str) -> str:
     return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 
-def _families(status: GatewayStatus, now: float) -> Iterator[Family]:
+def _families(status: GatewayStatus, reasons: Iterable[str], now: float) -> Iterator[Family]:
     yield Family("gauge", "build_info", "The gateway's version.", {(("version", status.version),): 1})
     yield Family("gauge", "uptime_seconds", "Since the gateway was started.", {(): status.uptime})
     yield Family("gauge", "shards", "Threads that move packets.", {(): status.shards})
@@ -80,7 +81,9 @@ def _families(status: GatewayStatus, now: float) -> Iterator[Family]:
     )
     yield Family("counter", "packets_total", "Packets moved.", _by("direction", status.packets))
     yield Family("counter", "bytes_total", "Bytes moved.", _by("direction", status.bytes))
-    yield Family("counter", "dropped_packets_total", "Packets dropped.", _by("reason", status.drops))
+    # With what has not happened yet: `increase()` does not see the first event of a counter that begins with it.
+    drops = {**dict.fromkeys(reasons, 0), **status.drops}
+    yield Family("counter", "dropped_packets_total", "Packets dropped.", _by("reason", drops))
     yield Family("counter", "dns_events_total", "Events of the DNS proxy.", _by("event", status.dns or {}))
     yield from _peer_families(status.peers, now)
 

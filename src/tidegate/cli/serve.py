@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated, Any
 
 import typer
 
-from tidegate.cli.options import ConfigOption, StateDirOption, examples, read_settings
+from tidegate.cli.options import ConfigOption, StateDirOption, examples, settings_sources
 from tidegate.cli.runtime import runtime_of
 
 EXAMPLES = examples(
@@ -68,12 +67,12 @@ def serve(
         ("dns", "enabled"): ("--dns/--no-dns", dns),
         ("log", "level"): ("--log-level", log_level),
     }
-    reread = partial(read_settings, context, config, state_dir, flags)
-    settings = reread()
+    sources = settings_sources(context, config, state_dir, flags)
+    settings = sources.read()
     configure_logging(settings.log)
     runtime = runtime_of(context)
     # If the log is JSON, programs read it, and every line must be JSON.
     ready = structlog.get_logger("tidegate.gateway").info if settings.log.format == "json" else remark
-    gateway = Gateway(settings, runtime.engine(), runtime.host(), ready=ready, reread=reread)
+    gateway = Gateway(settings, runtime.engine(), runtime.host(), ready=ready, reread=sources.read)
     with saying_in_background(report_lost_lines):
         asyncio.run(gateway.run())

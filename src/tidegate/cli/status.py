@@ -33,7 +33,7 @@ def status(
     from tidegate.cli.administration import running_gateway
     from tidegate.cli.output import print_json, written
     from tidegate.cli.prometheus import exposition
-    from tidegate.control.commands import StatusQuery
+    from tidegate.control.commands import NatStats, StatusQuery
     from tidegate.errors import UsageError
 
     if json and prometheus:
@@ -41,11 +41,12 @@ def status(
     settings = read_settings(context, config, state_dir)
     with running_gateway(settings) as gateway:
         answer = gateway.execute(StatusQuery())
+        reasons = gateway.execute(NatStats()).explanations if prometheus else {}
     if json:
         print_json(answer)
     elif prometheus:
         with written():
-            print(exposition(answer, time.time()), end="")
+            print(exposition(answer, reasons, time.time()), end="")
     else:
         _print(answer)
 
@@ -83,7 +84,6 @@ def _print(answer: GatewayStatus) -> None:
         ),
         drops_table(answer.drops),
     )
-    if answer.dns:
-        print_rich(
-            table(None, ("DNS", "count>"), [(n, str(c)) for n, c in sorted(answer.dns.items())], empty="")
-        )
+    events = sorted((event, str(count)) for event, count in (answer.dns or {}).items() if count)
+    if events:
+        print_rich(table(None, ("DNS", "count>"), events, empty=""))

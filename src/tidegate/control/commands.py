@@ -218,7 +218,7 @@ class NatCounted(Answer):
     limits: dict[str, int]
     drops: dict[str, int]
     explanations: dict[str, str]
-    """What the reasons for drops mean."""
+    """What the reasons for drops mean: all that there are."""
 
 
 class NatStats(Command[NatCounted]):

@@ -16,13 +16,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 
 import dns.rcode
 import structlog
 
+from tidegate.dns.events import none_yet
 from tidegate.dns.message import (
     PROBE,
     RETRY_ELSEWHERE,
@@ -105,10 +105,7 @@ class DnsProxy:
         self._timeout = timeout
         self.max_in_flight = max_in_flight
         self._in_flight = Places(max_in_flight)
-        self.counters: Counter[str] = Counter()
-        """queries_udp, queries_tcp, answered, unsent, malformed, servfail, truncated, overloaded, over_share,
-        refused_source, upstream_timeout, upstream_error, upstream_mismatch, tcp_connections_refused,
-        tcp_connections_over_share."""
+        self.counters = none_yet()
         self.set_upstreams(upstreams)
 
     def set_upstreams(self, upstreams: Sequence[Resolver]) -> None:

@@ -120,7 +120,8 @@ class DnsServer:
         self._udp = self._tcp = None
 
     def counters(self) -> dict[str, int]:
-        return dict(self._proxy.counters)
+        """How often each of `DNS_EVENTS` has occurred."""
+        return dict(self._proxy.counters.items())
 
     def _is_client(self, address: str) -> bool:
         """Whether a source is one of the VPN's addresses; others are counted, and get no answer."""
@@ -172,8 +173,9 @@ class DnsServer:
             return
         source: str = peer[0]
         if (refusal := self._connections.take(source)) is not None:
-            reason = "over_share" if refusal == "over_share" else "refused"
-            self._proxy.counters[f"tcp_connections_{reason}"] += 1
+            self._proxy.counters[
+                "tcp_connections_over_share" if refusal == "over_share" else "tcp_connections_refused"
+            ] += 1
             writer.close()
             return
 

@@ -11,14 +11,14 @@ import asyncio
 import secrets
 import socket
 import struct
-from collections import Counter
 
+from tidegate.dns.events import DnsCounters
 from tidegate.dns.message import Query, answers, replace_id
 from tidegate.dns.resolvers import Resolver
 
 
 class _UdpExchange(asyncio.DatagramProtocol):
-    def __init__(self, query: Query, number: int, counters: Counter[str]) -> None:
+    def __init__(self, query: Query, number: int, counters: DnsCounters) -> None:
         self._query = query
         self._number = number
         self._counters = counters
@@ -37,7 +37,7 @@ class _UdpExchange(asyncio.DatagramProtocol):
             self.answer.set_exception(cause)
 
 
-async def ask_udp(query: Query, resolver: Resolver, counters: Counter[str], fwmark: int = 0) -> bytes:
+async def ask_udp(query: Query, resolver: Resolver, counters: DnsCounters, fwmark: int = 0) -> bytes:
     """The resolver's answer, with the query's own id. The query carries `fwmark`, unless that is 0. Raises `OSError`
     (refused, unreachable, no permission for the mark); the caller sets the time limit."""
     number = secrets.randbelow(1 << 16)
@@ -63,7 +63,7 @@ def _connected(resolver: Resolver, fwmark: int) -> socket.socket:
     return made
 
 
-async def ask_tcp(query: Query, resolver: Resolver, counters: Counter[str]) -> bytes:
+async def ask_tcp(query: Query, resolver: Resolver, counters: DnsCounters) -> bytes:
     """As `ask_udp`, over TCP (RFC 7766)."""
     number = secrets.randbelow(1 << 16)
     reader, writer = await asyncio.open_connection(*resolver)

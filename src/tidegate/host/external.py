@@ -61,7 +61,7 @@ def check_subnet(network: HostNetwork, subnet: IPv4Network, *, tun_name: str) ->
             name = interface.name if interface else f"interface {entry.index}"
             raise HostNetworkError(f"subnet {subnet} overlaps {entry.address} of {name}", hint=hint)
     for route in network.routes:
-        if route.destination == DEFAULT_ROUTE or (ours is not None and route.index == ours.index):
+        if ours is not None and route.index == ours.index:
             continue
         if route.destination.prefixlen > 0 and route.destination.overlaps(subnet):
             interface = network.interface_at(route.index)

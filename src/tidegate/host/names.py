@@ -5,17 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import threading
-from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from ipaddress import AddressValueError, IPv4Address
-from typing import TypeVar
 
+from tidegate.daemon_thread import in_daemon_thread
 from tidegate.errors import HostNetworkError
 from tidegate.net import Endpoint, is_connectable
-
-T = TypeVar("T")
 
 RESOLVE_TIMEOUT = 10.0  # seconds
 
@@ -27,7 +22,7 @@ async def resolve(endpoint: Endpoint, own: IPv4Address) -> IPv4Address:
         return IPv4Address(endpoint.host)
     try:
         async with asyncio.timeout(RESOLVE_TIMEOUT):
-            found = await _in_daemon_thread(lambda: _look_up(endpoint))
+            found = await in_daemon_thread("look-up", lambda: _look_up(endpoint))
     except TimeoutError:
         raise HostNetworkError(
             f"{endpoint.host} could not be resolved within {RESOLVE_TIMEOUT:g} s"
@@ -57,27 +52,3 @@ def _look_up(endpoint: Endpoint) -> list[IPv4Address]:
     except UnicodeError:  # no IDNA encoding, as for labels of more than 63 letters
         raise socket.gaierror(socket.EAI_NONAME, "not a host name") from None
     return [IPv4Address(entry[4][0]) for entry in found]
-
-
-async def _in_daemon_thread(work: Callable[[], T]) -> T:
-    """As `asyncio.to_thread`, but neither `asyncio.run` nor the interpreter waits for the thread at the end. `work`
-    may raise `OSError`."""
-    loop = asyncio.get_running_loop()
-    outcome: asyncio.Future[T] = loop.create_future()
-
-    def run() -> None:
-        settle: Callable[[], None]
-        try:
-            settle = partial(outcome.set_result, work())
-        except OSError as cause:
-            settle = partial(outcome.set_exception, cause)
-
-        def deliver() -> None:
-            if not outcome.done():  # otherwise nobody is waiting any more
-                settle()
-
-        with suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(deliver)
-
-    threading.Thread(target=run, name="look-up", daemon=True).start()
-    return await outcome

@@ -1,7 +1,8 @@
 """rtnetlink: a snapshot of the host's network, and notifications of changes to it.
 
-pyroute2 reads and writes; it is imported on first use, because that takes a fifth of a second. Notifications need no
-parsing (whatever changed, everything is read again), so they come through a plain netlink socket in the event loop.
+pyroute2 reads and writes all but routes, which are read by `tidegate.host.route_dump`; it is imported on first use,
+because that takes a fifth of a second. Notifications need no parsing (whatever changed, everything is read again), so
+they come through a plain netlink socket in the event loop.
 """
 
 from __future__ import annotations
@@ -20,6 +21,18 @@ from tidegate.errors import HostNetworkError
 from tidegate.host import Host, HostNetwork, Interface, InterfaceAddress, Route
 from tidegate.host.ports import check_listen_port, kept_ports
 from tidegate.host.privileges import check_privileges
+from tidegate.host.route_dump import (
+    RTA_GATEWAY,
+    RTA_PREFSRC,
+    RTA_PRIORITY,
+    RTA_TABLE,
+    RTA_VIA,
+    DumpInterruptedError,
+    RouteMessage,
+    dump_routes,
+    next_hops,
+    number,
+)
 
 log = structlog.get_logger("tidegate.netlink")
 
@@ -97,7 +110,7 @@ def read_network() -> HostNetwork:
         try:
             return _read_once()
         except HostNetworkError as cause:
-            if not isinstance(cause.__cause__, NetlinkDumpInterrupted):
+            if not isinstance(cause.__cause__, NetlinkDumpInterrupted | DumpInterruptedError):
                 raise
             log.debug("the host's network changed while it was read")
     return _read_once()
@@ -113,8 +126,8 @@ def _read_once() -> HostNetwork:
             ),
             routes=tuple(
                 route
-                for message in ip.get_routes(family=socket.AF_INET)
-                if message["type"] == RTN_UNICAST
+                for message in dump_routes(socket.AF_INET, kind=RTN_UNICAST)
+                if message.kind == RTN_UNICAST
                 for route in _routes(message)
             ),
         )
@@ -220,20 +233,21 @@ def _address(message: Any) -> IPv4Interface:
     return IPv4Interface(f"{local}/{message['prefixlen']}")
 
 
-def _routes(message: Any) -> Iterator[Route]:
+def _routes(message: RouteMessage) -> Iterator[Route]:
     """A route; a multipath one as several."""
-    destination = IPv4Network(f"{message.get('RTA_DST') or '0.0.0.0'}/{message['dst_len']}")
-    source = message.get("RTA_PREFSRC")
-    hops = message.get("RTA_MULTIPATH") or [message]
-    for hop in hops:
-        if hop.get("RTA_VIA"):  # an IPv6 router for IPv4 (RFC 5549): not supported
+    attributes = message.attributes()
+    destination = message.destination(attributes)
+    assert isinstance(destination, IPv4Network)
+    source = attributes.get(RTA_PREFSRC)
+    for device, hop in next_hops(attributes):
+        if RTA_VIA in hop:  # an IPv6 router for IPv4 (RFC 5549): not supported
             continue
-        gateway = hop.get("RTA_GATEWAY")
+        gateway = hop.get(RTA_GATEWAY)
         yield Route(
             destination=destination,
             gateway=IPv4Address(gateway) if gateway else None,
-            index=hop.get("oif") if hop is not message else message.get("RTA_OIF") or 0,
-            metric=message.get("RTA_PRIORITY") or 0,
-            table=message.get("RTA_TABLE") or message["table"],
+            index=device,
+            metric=number(attributes, RTA_PRIORITY),
+            table=number(attributes, RTA_TABLE) or message.table,
             source=IPv4Address(source) if source else None,
         )

@@ -45,7 +45,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,6 +56,7 @@ from tidegate.errors import ConflictError, HostNetworkError
 from tidegate.host import MAIN_TABLE
 from tidegate.host.full_tunnel_lock import PATIENCE, already_routed_error, full_tunnel_lock
 from tidegate.host.netlink import IFF_UP, INET6_PROC, RTN_UNICAST, RTN_UNREACHABLE, rtnetlink
+from tidegate.host.route_dump import RTA_GATEWAY, RTA_OIF, RTA_TABLE, dump_routes, number
 
 log = structlog.get_logger("tidegate.routes")
 
@@ -179,7 +181,7 @@ def renew_routes(plan: RoutePlan, tun_name: str) -> Renewal:
         if not found or not found[0]["flags"] & IFF_UP:
             return "down"
         device = found[0]["index"]
-        routes_there, rules_there = _routes_there(ip, plan.routes, device), _rules_there(ip, plan)
+        routes_there, rules_there = _routes_there(plan.routes, device), _rules_there(ip, plan)
     missing: list[Callable[[], object]] = [
         *(partial(_add_rule, rule) for rule in plan.rules if rule not in rules_there),
         *(partial(_add_route, route, device) for route in plan.routes if route not in routes_there),
@@ -205,12 +207,16 @@ def wide_routes(plan: RoutePlan) -> tuple[str, ...]:
     found = []
     with rtnetlink("look for wide routes") as ip:
         for version in versions:
-            for message in ip.get_routes(family=_FAMILIES[version], table=MAIN_TABLE):
-                if not 0 < message["dst_len"] < WIDEST_LOCAL[version] or message["type"] != RTN_UNICAST:
+            for message in dump_routes(_FAMILIES[version], table=MAIN_TABLE, kind=RTN_UNICAST):
+                if not 0 < message.prefix_length < WIDEST_LOCAL[version]:
                     continue
-                destination = ip_network(f"{message.get('RTA_DST')}/{message['dst_len']}")
+                if message.table != MAIN_TABLE or message.kind != RTN_UNICAST:
+                    continue
+                attributes = message.attributes()
+                destination, router = message.destination(attributes), attributes.get(RTA_GATEWAY)
                 if not destination.is_multicast:
-                    found.append((str(destination), message.get("RTA_GATEWAY"), message.get("RTA_OIF")))
+                    way = ip_address(router) if router else None
+                    found.append((str(destination), way, number(attributes, RTA_OIF)))
         names = {link["index"]: link.get("IFLA_IFNAME") for link in ip.get_links()} if found else {}
     described = [
         destination
@@ -233,16 +239,20 @@ def _possible(plan: RoutePlan) -> RoutePlan:
     )
 
 
-def _routes_there(ip: Any, wanted: Iterable[TunnelRoute], device: int) -> set[TunnelRoute]:
+def _routes_there(wanted: Iterable[TunnelRoute], device: int) -> set[TunnelRoute]:
     """The routes into `device`, and the unreachable ones, in the tables of the wanted routes."""
     there = set()
     for version, table in {(route.destination.version, route.table) for route in wanted}:
-        for message in ip.get_routes(family=_FAMILIES[version], table=table):
-            nowhere = message["type"] == RTN_UNREACHABLE
-            if nowhere or message.get("RTA_OIF") == device:
-                address = message.get("RTA_DST") or {4: "0.0.0.0", 6: "::"}[version]
-                destination = ip_network(f"{address}/{message['dst_len']}")
-                there.add(TunnelRoute(destination, message.get("RTA_TABLE"), unreachable=nowhere))
+        family = _FAMILIES[version]
+        for message in chain(
+            dump_routes(family, table=table, device=device),
+            dump_routes(family, table=table, kind=RTN_UNREACHABLE),
+        ):
+            attributes = message.attributes()
+            nowhere = message.kind == RTN_UNREACHABLE
+            if nowhere or number(attributes, RTA_OIF) == device:
+                destination = message.destination(attributes)
+                there.add(TunnelRoute(destination, number(attributes, RTA_TABLE), unreachable=nowhere))
     return there
 
 
@@ -305,8 +315,10 @@ def _remove_ours(own: str | None = None) -> None:
             for link in ip.get_links()
             if link.get("IFLA_CARRIER") and (name := link.get("IFLA_IFNAME")) != own
         }
-        for message in ip.get_routes(family=socket.AF_INET, table=TABLE):
-            if device := alive.get(message.get("RTA_OIF")):
+        for message in dump_routes(socket.AF_INET, table=TABLE):
+            attributes = message.attributes()
+            device = alive.get(number(attributes, RTA_OIF))
+            if device and number(attributes, RTA_TABLE) == TABLE:
                 raise already_routed_error(f", {device}")
     for family in (socket.AF_INET, socket.AF_INET6) if INET6_PROC.exists() else (socket.AF_INET,):
         with rtnetlink("remove an earlier client's rules") as ip:
@@ -315,7 +327,11 @@ def _remove_ours(own: str | None = None) -> None:
                 if priority in (PRIORITY_GATEWAY, PRIORITY_MAIN, PRIORITY_TUNNEL):
                     log.info("removing a rule that an earlier client left", priority=priority)
                     ip.rule("del", family=family, priority=priority, table=message.get("FRA_TABLE"))
-            ip.flush_routes(family=family, table=TABLE)
+            if any(
+                number(message.attributes(), RTA_TABLE) == TABLE
+                for message in dump_routes(family, table=TABLE)
+            ):
+                ip.flush_routes(family=family, table=TABLE)  # decodes every route of the host
 
 
 def _route_arguments(route: TunnelRoute, device: int) -> dict[str, Any]:
@@ -348,22 +364,22 @@ def _add_route(route: TunnelRoute, device: int) -> bool:
                 raise
         else:
             return True
-        if route not in _routes_there(ip, (route,), device):
+        if route not in _routes_there((route,), device):
             raise HostNetworkError(
                 f"this host already has another route to {route.destination}",
                 hint="remove it from AllowedIPs, or use --no-routes",
             )
-        ours = route.unreachable and _is_of_a_client(ip, route)
+        ours = route.unreachable and _is_of_a_client(route)
     if ours:
         log.info("taking over another client's unreachable route", destination=str(route.destination))
     return ours
 
 
-def _is_of_a_client(ip: Any, route: TunnelRoute) -> bool:
+def _is_of_a_client(route: TunnelRoute) -> bool:
+    family = _FAMILIES[route.destination.version]
     return any(
-        (message.get("RTA_DST"), message["dst_len"], message["proto"])
-        == (str(route.destination.network_address), route.destination.prefixlen, PROTOCOL)
-        for message in ip.get_routes(family=_FAMILIES[route.destination.version], table=route.table)
+        message.protocol == PROTOCOL and message.destination(message.attributes()) == route.destination
+        for message in dump_routes(family, table=route.table, kind=RTN_UNREACHABLE)
     )
 
 

@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-import os
 import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from tidegate.errors import StoreError
-from tidegate.files import PRIVATE_FILE, atomic_write
+from tidegate.files import atomic_write, make_private
 
 KEY_BYTES = 32  # RFC 7748 §5
 KEY_TEXT_LENGTH = 44
@@ -109,8 +108,7 @@ def _gone(path: Path, peers: Sequence[str]) -> StoreError:
 
 
 def _load(path: Path) -> bytes:
-    if path.stat().st_mode & 0o077:
-        os.chmod(path, PRIVATE_FILE)  # noqa: PTH101 -- a key that others may read is no secret
+    make_private(path)
     try:
         return decode_key(path.read_text("ascii").strip())
     except (ValueError, UnicodeDecodeError):

@@ -9,7 +9,7 @@ from tidegate.settings.model import (
     OffloadSettings,
     Settings,
 )
-from tidegate.settings.sources import DEFAULT_PATH, Key, load_settings
+from tidegate.settings.sources import DEFAULT_PATH, Key, SettingsSources, load_settings
 
 __all__ = [
     "DEFAULT_PATH",
@@ -21,5 +21,6 @@ __all__ = [
     "NatSettings",
     "OffloadSettings",
     "Settings",
+    "SettingsSources",
     "load_settings",
 ]

@@ -25,8 +25,57 @@ DEFAULT_PATH = Path("/etc/tidegate/tidegate.toml")
 PREFIX = "TIDEGATE_"
 NESTED = "__"
 MAX_FILE_BYTES = 1 << 20
+NAME_ANOTHER = "name another with --config"
 Key = tuple[str, ...]
 """A setting's path, such as ``("gateway", "listen")``."""
+
+
+class SettingsSources:
+    """Where a process's settings come from. They can be read again."""
+
+    def __init__(
+        self,
+        *,
+        config: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        flags: Mapping[Key, tuple[str, Any]] | None = None,
+        default_path: Path = DEFAULT_PATH,
+    ) -> None:
+        """`config` is the file that the user named; without one, `default_path` is read if it exists. `flags` maps a
+        setting to the flag's name and its value."""
+        self._environment = environment or {}
+        self._flags = flags or {}
+        if config is None and (named := self._environment.get(PREFIX + "CONFIG")):
+            config = Path(named)
+        self._path = config or default_path
+        self._is_named = config is not None
+        self._was_read = False
+        """Whether the settings have been read with the file. It must be there from then on: what it forbade would
+        otherwise be permitted when it is moved away."""
+
+    def read(self) -> Settings:
+        """The settings of now. Raises `SettingsError`, also if the file has vanished since it was read."""
+        merged = _Merged()
+        is_there = merged.add_file(self._path)
+        if not is_there and self._was_read:
+            raise SettingsError(
+                "is gone since it was read",
+                where=str(self._path),
+                hint="put it back, or an empty file for the defaults",
+            )
+        if not is_there and self._is_named:
+            raise SettingsError("no such file", where=str(self._path), hint=NAME_ANOTHER)
+        merged.check_values()
+        merged.add_environment(self._environment)
+        merged.check_values()
+        for key, (flag, value) in self._flags.items():
+            merged.put(key, value, where=flag)
+        try:
+            settings = Settings.model_validate(merged.tree)
+        except ValidationError as invalid:
+            raise merged.explain(invalid) from None
+        self._was_read = is_there
+        return settings
 
 
 def load_settings(
@@ -36,25 +85,10 @@ def load_settings(
     flags: Mapping[Key, tuple[str, Any]] | None = None,
     default_path: Path = DEFAULT_PATH,
 ) -> Settings:
-    """The settings in force.
-
-    `config` is the file that the user named; without one, `default_path` is read if it exists. `flags` maps a
-    setting to the flag's name and its value. Raises `SettingsError`.
-    """
-    environment = environment or {}
-    if config is None and (named := environment.get(PREFIX + "CONFIG")):
-        config = Path(named)
-    merged = _Merged()
-    merged.add_file(config or default_path, required=config is not None)
-    merged.check_values()
-    merged.add_environment(environment)
-    merged.check_values()
-    for key, (flag, value) in (flags or {}).items():
-        merged.put(key, value, where=flag)
-    try:
-        return Settings.model_validate(merged.tree)
-    except ValidationError as invalid:
-        raise merged.explain(invalid) from None
+    """The settings of `SettingsSources`, read once."""
+    return SettingsSources(
+        config=config, environment=environment, flags=flags, default_path=default_path
+    ).read()
 
 
 class _Merged:
@@ -66,17 +100,17 @@ class _Merged:
         self._path: Path | None = None
         self._text = ""
 
-    def add_file(self, path: Path, *, required: bool) -> None:
-        hint = "name another with --config"
+    def add_file(self, path: Path) -> bool:
+        """Returns whether there is such a file."""
         try:
             with path.open("rb") as file:
                 raw = file.read(MAX_FILE_BYTES + 1)
         except (FileNotFoundError, NotADirectoryError):
-            if not required:
-                return
-            raise SettingsError("no such file", where=str(path), hint=hint) from None
+            return False
         except OSError as cause:
-            raise SettingsError(f"cannot be read: {cause.strerror}", where=str(path), hint=hint) from cause
+            raise SettingsError(
+                f"cannot be read: {cause.strerror}", where=str(path), hint=NAME_ANOTHER
+            ) from cause
         if len(raw) > MAX_FILE_BYTES:
             raise SettingsError(f"is larger than {MAX_FILE_BYTES} bytes", where=str(path))
         try:
@@ -96,6 +130,7 @@ class _Merged:
         except RecursionError:
             raise SettingsError("is nested too deeply", where=str(path)) from None
         self._path = path
+        return True
 
     def add_environment(self, environment: Mapping[str, str]) -> None:
         """Variables such as ``TIDEGATE_STATE_DIR`` and ``TIDEGATE_NAT__UDP_TIMEOUT``. An unknown name without ``__`` is

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from tidegate.ciphers import CIPHERS, WIREGUARD_CIPHER, CipherName
 from tidegate.errors import ConflictError, NotFoundError, StoreError
-from tidegate.files import PRIVATE_FILE
+from tidegate.files import PRIVATE_FILE, make_private
 from tidegate.store import Peer, Publication, TransportProtocol
 
 _CIPHER_CHECK = f"cipher IN {CIPHERS}"
@@ -89,13 +89,15 @@ class SqliteStore:
     """`Store` in one file."""
 
     def __init__(self, path: Path) -> None:
-        """Opens the file, or makes it (0600). Raises `StoreError`; a file that it cannot use is left unchanged."""
+        """Opens the file, or makes it; it is its owner's only (0600), for it has the peers' preshared keys. Raises
+        `StoreError`; what is in a file that it cannot use is left unchanged."""
         self._path = path
         with self._explained():
-            if path.exists() and path.stat().st_size:
-                _check_integrity(path)
-            else:
+            if not path.exists():
                 path.touch(PRIVATE_FILE)
+            _make_private(path.resolve())
+            if path.stat().st_size:
+                _check_integrity(path)
             self._engine = create_engine(
                 URL.create("sqlite", database=str(path)),
                 connect_args={"timeout": BUSY_TIMEOUT, "isolation_level": None},
@@ -298,6 +300,13 @@ def lowest_free(subnet: IPv4Network, taken: frozenset[IPv4Address]) -> IPv4Addre
         f"every address of {subnet} is taken",
         hint="remove a peer, or choose a larger [gateway] subnet",
     )
+
+
+def _make_private(path: Path) -> None:
+    """The file and those that SQLite keeps beside it, which it makes with the mode of the file."""
+    for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
+        with suppress(FileNotFoundError):
+            make_private(path.with_name(name))
 
 
 def _check_integrity(path: Path) -> None:

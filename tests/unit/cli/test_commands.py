@@ -85,51 +85,6 @@ def test_a_group_without_a_command_shows_its_help(tidegate: CommandLine) -> None
         assert outcome.err == ""
 
 
-@pytest.mark.parametrize(
-    ("file", "said"),
-    [
-        ("office-laptop-of-alice.conf", True),
-        ("sixteen-letters-.conf", True),
-        ("alice's.conf", True),
-        ("Alice_1=+.-x.conf", False),
-        ("fifteen-letters.conf", False),
-        ("sixteen-letters-.conf --cipher aes-256-gcm", False),
-    ],
-)
-def test_a_file_whose_name_importers_refuse_is_remarked_on(
-    tidegate: CommandLine, tmp_path: Path, file: str, said: bool
-) -> None:
-    name, *flags = file.split(" ")
-    state = ["--state-dir", tmp_path / "state", "--endpoint", "vpn.example:1"]
-    added = tidegate("peer", "add", "alice", "--out", tmp_path / name, *flags, *state)
-    assert added.code == 0
-    remark = f"{tmp_path / name} cannot be imported under this name"
-    assert (remark in added.err) == said, added.err
-    assert ("a name of 1 to 15 letters, digits or _=+.- before .conf" in added.err) == said
-
-
-@pytest.mark.parametrize(
-    ("host", "said"),
-    [
-        ("my_vpn.example.com", "an underscore"),
-        ("vpn.1", "a last label that begins with a digit"),
-        ("vpn.1st.", "a last label that begins with a digit"),
-        ("vpn.example.com.", None),
-        ("1.vpn-2.example", None),
-        ("vpn", None),
-        ("192.0.2.1", None),
-    ],
-)
-def test_an_endpoint_that_is_no_host_of_a_uri_is_remarked_on(
-    tidegate: CommandLine, tmp_path: Path, host: str, said: str | None
-) -> None:
-    """WireGuard's app for Android has java.net.URI parse it (RFC 2396 §3.2.2), which finds no port then."""
-    added = tidegate("peer", "add", "alice", "--state-dir", tmp_path, "--endpoint", f"{host}:51820")
-    assert added.code == 0
-    expected = f"tidegate: the endpoint {host}:51820 has {said}; WireGuard's app for Android refuses it\n"
-    assert added.err == (expected if said else "")
-
-
 def test_a_peer_without_a_known_endpoint_is_not_added(tidegate: CommandLine, tmp_path: Path) -> None:
     from tests.unit.fakes import ordinary_network
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import json
 import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
@@ -14,10 +17,13 @@ import pytest
 from rich.console import Console
 
 from tests.unit.conftest import CommandLine
+from tests.unit.fakes import FakeHost, ordinary_network
+from tests.unit.running import serving
 from tidegate.ciphers import CIPHERS, WIREGUARD_CIPHER, CipherName
 from tidegate.cli.output import Handout, print_rich, remark, table
 from tidegate.cli.peer import peer_table
 from tidegate.control.commands import PeerView
+from tidegate.settings import Settings
 
 FAILURE = "failed: tcp/8000 cannot be published: Address already in use; a program on the host may be using the port"
 
@@ -245,3 +251,27 @@ def test_a_change_whose_answer_is_lost_is_told(
     assert message.startswith("tidegate: standard output cannot be written: ")
     assert "; done nevertheless: " in message
     assert message.endswith(done)
+
+
+def test_what_the_output_cannot_spell_is_escaped(
+    settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = ordinary_network()
+    named = tuple(replace(each, name="éx") if each.name == "eth0" else each for each in network.interfaces)
+
+    async def scenario() -> None:
+        async with serving(settings, capsys, host=FakeHost(replace(network, interfaces=named))) as running:
+
+            async def shown(*arguments: str) -> str:
+                with monkeypatch.context() as patch:
+                    patch.setattr(sys, "stdout", stdout := io.TextIOWrapper(io.BytesIO(), "ascii"))
+                    code, _, err = await running.cli("status", *arguments)
+                assert (code, err) == (0, "")
+                stdout.seek(0)
+                return stdout.read()
+
+            assert "external \\xe9x 192.0.2.2" in await shown()
+            assert json.loads(await shown("--json"))["external_interface"] == "éx"
+            assert "tidegate_external_usable 1\n" in await shown("--prometheus")
+
+    asyncio.run(scenario())

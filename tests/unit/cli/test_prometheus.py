@@ -13,6 +13,7 @@ from tests.unit.conftest import CommandLine
 from tests.unit.running import serving
 from tidegate.cli.prometheus import exposition
 from tidegate.control.commands import GatewayStatus, PeerView
+from tidegate.dns.events import DNS_EVENTS
 from tidegate.settings import Settings
 
 SAMPLE = re.compile(r"(?P<name>[a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(?P<labels>.*)\})? (?P<value>\S+)")
@@ -95,6 +96,7 @@ def test_a_running_gateway_is_described(settings: Settings, capsys: pytest.Captu
             assert found[of("dropped_packets_total", reason="no_mapping")] == 0, (
                 "so that a first drop is a rise"
             )
+            assert found[of("dropped_packets_total", reason="queue_delay")] == 0, "known, and not yet counted"
             assert found[of("packets_total", direction="from_peers")] == 20
             assert found[of("bytes_total", direction="from_peers")] == 2048
             assert found[of("mappings", protocol="udp")] == 2
@@ -117,20 +119,20 @@ def test_a_running_gateway_is_described(settings: Settings, capsys: pytest.Captu
 def test_large_counts_are_exact() -> None:
     many = 2**53 - 1  # the largest that Prometheus, whose values are doubles, still tells from the next
     peer = PeerView(name="alice", address="10.66.77.2", public_key="", created_at=0, received_bytes=many)
-    text = exposition(status_of(peer), now=1000)
+    text = exposition(status_of(peer), (), now=1000)
     assert f'tidegate_peer_received_bytes_total{{peer="alice"}} {many}\n' in text
 
 
 def test_any_text_fits_in_a_label() -> None:
     name = 'a"b\\c\nd\\n,{}'
     peer = PeerView(name=name, address="10.66.77.2", public_key="", created_at=0)
-    found = samples(exposition(status_of(peer), now=1000))
+    found = samples(exposition(status_of(peer), (), now=1000))
     assert of("peer_sent_bytes_total", peer=name) in found
     assert of("peer_last_handshake_timestamp_seconds", peer=name) not in found, "it never had one"
 
 
 def test_what_is_not_well_is_visible() -> None:
-    found = samples(exposition(status_of(), now=1000))
+    found = samples(exposition(status_of(), ("no_mapping",), now=1000))
     assert found[of("build_info", version="1.2.3")] == 1
     assert found[of("uptime_seconds")] == 12.5
     assert found[of("external_usable")] == 0
@@ -138,6 +140,13 @@ def test_what_is_not_well_is_visible() -> None:
     assert found[of("offload_used", offload="tun")] == 1
     assert found[of("offload_used", offload="udp_gso")] == 0
     assert found[of("dns_events_total", event="answered")] == 3
+    assert found[of("dropped_packets_total", reason="no_mapping")] == 0
+
+
+def test_the_documentation_says_what_every_dns_event_means() -> None:
+    operation = (Path(__file__).parents[3] / "docs" / "operation.md").read_text()
+    table = operation.partition("| `event` of `dns_events_total` |")[2].partition("\n\n")[0]
+    assert tuple(re.findall(r"^\| `(\w+)` \| [A-Z]", table, re.MULTILINE)) == DNS_EVENTS
 
 
 def test_two_formats_at_once_are_refused(tidegate: CommandLine, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 from tests.unit.dns.loopback import LOOPBACK, Resolver, ask, ask_over_tcp, good, proxy, query, run
 from tests.unit.running import open_sockets, until
 from tidegate.dns import DnsProxy, DnsServer
+from tidegate.dns.events import DNS_EVENTS
 from tidegate.dns.message import replace_id
 from tidegate.dns.places import SHARES
 from tidegate.dns.server import DATAGRAMS_PER_TURN, MAX_PIPELINED, _enlarge
@@ -31,6 +32,14 @@ def test_queries_are_pipelined_on_one_tcp_connection(close_early: bool) -> None:
             answers = await ask_over_tcp(server, *(one.to_wire() for one in asked), close_early=close_early)
             assert {dns.message.from_wire(wire).id for wire in answers} == {one.id for one in asked}
             assert server.counters()["queries_tcp"] == 40
+
+    run(scenario)
+
+
+def test_every_event_is_counted_from_zero_on() -> None:
+    async def scenario() -> None:
+        async with proxy(Resolver(good)) as server:
+            assert server.counters() == dict.fromkeys(DNS_EVENTS, 0)
 
     run(scenario)
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidegate.errors import SettingsError
-from tidegate.settings import Settings, load_settings
+from tidegate.settings import Settings, SettingsSources, load_settings
 
 Write = Callable[[str], Path]
 
@@ -40,6 +40,31 @@ def test_the_environment_wins_over_the_file_and_flags_over_both(write: Write) ->
 def test_the_default_file_is_read_if_it_exists(write: Write) -> None:
     file = write("[gateway]\nshards = 4")
     assert load_settings(default_path=file).gateway.shards == 4
+
+
+@pytest.mark.parametrize("given_as", ["config", "default_path"])
+def test_a_file_that_was_read_must_be_there_ever_after(write: Write, given_as: str) -> None:
+    file = write("[gateway]\nbetween_clients = false")
+    sources = SettingsSources(**{given_as: file})  # type: ignore[arg-type]
+    assert sources.read().gateway.between_clients is False
+    file.unlink()
+    for _ in range(2):
+        with pytest.raises(SettingsError, match=f"{file}: is gone since it was read; .* an empty file"):
+            sources.read()
+    file.touch()
+    assert sources.read() == Settings()
+
+
+def test_a_default_file_that_was_never_in_force_may_go_as_it_came(write: Write) -> None:
+    file = write("")
+    file.unlink()
+    sources = SettingsSources(default_path=file)
+    assert sources.read() == Settings()
+    write("[gateway]\nshards = 1000")
+    with pytest.raises(SettingsError, match=r"gateway\.shards"):
+        sources.read()
+    file.unlink()
+    assert sources.read() == Settings()
 
 
 @pytest.fixture

@@ -82,6 +82,23 @@ def test_the_file_is_where_its_path_says_whatever_characters_it_has(tmp_path: Pa
     assert [entry.name for entry in tmp_path.iterdir()] == [name]
 
 
+def test_a_database_that_others_may_read_is_closed_to_them(tmp_path: Path, store: SqliteStore) -> None:
+    add(store, "a")
+    files = [tmp_path / name for name in ("tidegate.db", "tidegate.db-shm", "tidegate.db-wal")]
+    for file in files:
+        file.chmod(0o644)  # as one is that was restored with `cp`
+    (tmp_path / "link.db").symlink_to("tidegate.db")
+    SqliteStore(tmp_path / "link.db").close()
+    assert [oct(stat.S_IMODE(file.stat().st_mode)) for file in files] == ["0o600"] * 3
+
+
+def test_an_empty_file_that_others_may_read_is_closed_to_them(tmp_path: Path) -> None:
+    path = tmp_path / "tidegate.db"
+    path.touch(0o644)
+    SqliteStore(path).close()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
 def test_a_peer_gets_the_lowest_free_address(store: SqliteStore) -> None:
     assert [add(store, name) for name in "abc"] == ["10.66.77.2", "10.66.77.3", "10.66.77.4"]
     store.remove_peer("b")
