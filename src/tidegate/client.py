@@ -235,13 +235,14 @@ class Client:
         servers = ", ".join(map(str, profile.dns))
         if outcome == "unmanaged":
             log.warning(
-                "nothing on this host manages resolv.conf: DNS is left as it is, and names go on to the former resolver; "
-                "install systemd-resolved or resolvconf, or use --no-dns",
+                "nothing on this host manages resolv.conf: DNS is left as it is, and names go on to the former "
+                "resolver; install systemd-resolved or resolvconf, or use --no-dns",
                 servers=servers,
             )
         elif outcome == "refused":
             log.warning(
-                "the program that manages resolv.conf failed: DNS is left as it is, and names go on to the former resolver",
+                "the program that manages resolv.conf failed: DNS is left as it is, and names go on to the former "
+                "resolver",
                 servers=servers,
             )
 

@@ -349,8 +349,8 @@ class Gateway:
             self._manager.tell(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
             try:
                 await control.execute(ReloadSettings())
-            except TidegateError as refused:
-                log.error("settings not reloaded: the old ones stay in force", cause=str(refused))
+            except TidegateError as refused:  # of which `Administration` has told the log
+                log.debug("the reload on SIGHUP was refused", cause=str(refused))
             except Exception:  # as over the control socket, no command takes the gateway down
                 log.exception("reloading the settings failed unexpectedly")
             self._manager.tell("READY=1")

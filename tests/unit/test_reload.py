@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+import structlog
 
 from tests.unit.conftest import CommandLine
 from tests.unit.fakes import FakeEngine, ordinary_network
@@ -323,6 +324,24 @@ def test_sighup_reads_the_settings_anew_and_survives_a_wrong_file(
             await told("settings reloaded")
             assert [nat.udp_timeout for nat in editor.running.packets.nat] == [150.0]
             assert not editor.running.task.done()
+
+    asyncio.run(scenario())
+
+
+def test_a_reload_that_is_refused_is_in_the_gateways_log_whoever_asked_for_it(
+    tmp_path: Path, free_port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def scenario() -> None:
+        async with edited(tmp_path, free_port, capsys) as editor:
+            with structlog.testing.capture_logs() as logged:
+                _, err = await editor.refused("[nat]\nudp_timeout = 0\n")
+                os.kill(os.getpid(), signal.SIGHUP)
+                await until(lambda: len(logged) >= 2)
+            assert [line["log_level"] for line in logged] == ["warning", "warning"]
+            for line in logged:
+                assert line["event"] == "settings not reloaded: the old ones stay in force"
+                assert "tidegate.toml:5: nat.udp_timeout" in line["cause"]
+                assert line["cause"] in err
 
     asyncio.run(scenario())
 

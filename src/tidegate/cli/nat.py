@@ -128,7 +128,7 @@ def stats(
     """Show how full the NAT is, and what it dropped."""
     from tidegate.cli.administration import running_gateway
     from tidegate.cli.counters import drops_table, ports_table
-    from tidegate.cli.output import print_json, print_rich, table
+    from tidegate.cli.output import counted, print_json, print_rich, table
     from tidegate.control.commands import NatStats
 
     settings = read_settings(context, config, state_dir)
@@ -139,7 +139,8 @@ def stats(
         return
     print_rich(
         ports_table(answer.mappings, answer.reserved_ports, "protocol"),
-        f"{answer.sessions} sessions of {answer.clients} clients; {answer.resting_ports} ports resting\n",
+        f"{counted(answer.sessions, 'session')} of {counted(answer.clients, 'client')}; "
+        f"{counted(answer.resting_ports, 'port')} resting\n",
         table(
             None, ("limit", "value>"), [(name, str(value)) for name, value in answer.limits.items()], empty=""
         ),

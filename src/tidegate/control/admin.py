@@ -42,7 +42,14 @@ from tidegate.control.commands import (
 )
 from tidegate.control.publications import Publications
 from tidegate.engine import EngineGateway, EngineStatus, ExternalLink, PeerStatus
-from tidegate.errors import EngineError, NotRunningError, SettingsError, StoreError, UsageError
+from tidegate.errors import (
+    EngineError,
+    NotRunningError,
+    SettingsError,
+    StoreError,
+    TidegateError,
+    UsageError,
+)
 from tidegate.identity.keys import decode_key, encode_key, parse_public_key
 from tidegate.ip_protocols import protocol_name
 from tidegate.net import Endpoint, parse_peer_address
@@ -322,7 +329,12 @@ class Administration:
         )
 
     def _reload(self) -> SettingsReloaded:
-        reloaded = self._running().reload()
+        live = self._running()
+        try:
+            reloaded = live.reload()
+        except TidegateError as refused:
+            log.warning("settings not reloaded: the old ones stay in force", cause=str(refused))
+            raise
         self._context = replace(self._context, settings=reloaded.settings)
         unmet = [*self.pass_protocols(), *self._publications.retry()]
         for warning in unmet:  # after SIGHUP nobody gets the answer

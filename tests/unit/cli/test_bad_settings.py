@@ -132,6 +132,35 @@ def test_a_wrong_setting_is_named_with_file_line_and_remedy(
     assert tidegate.engine.gateways == []
 
 
+def test_all_that_is_wrong_in_a_file_is_named_in_the_order_of_its_lines(
+    tidegate: CommandLine, write: Write
+) -> None:
+    file = write(
+        '[nat]\ntcp_transitory_timeout = "x"\nudp_timeout = 0\n[gateway]\nlissen = 1\nshards = 65\n'
+        '[external]\ndeny = ["lan", "wan"]\n'
+    )
+    message = tidegate.refused(USAGE, "serve", "--config", file)
+    before, *found = message.split(f"{file}:")
+    assert before == "tidegate: "
+    assert found == [
+        '2: nat.tcp_transitory_timeout: must be a number, not the text "x"; ',
+        "3: nat.udp_timeout: must be greater than or equal to 1, not 0; ",
+        '5: unknown key "lissen" in [gateway]; did you mean "listen"?; ',
+        "6: gateway.shards: must be less than or equal to 64, not 65; ",
+        "8: external.deny: 'lan' is not an IPv4 prefix, such as \"192.168.0.0/16\"",
+    ]
+
+
+def test_a_file_with_nothing_right_in_it_is_told_in_one_line_that_ends(
+    tidegate: CommandLine, write: Write
+) -> None:
+    file = write("".join(f"wrong{number} = 1\n" for number in range(20_000)))
+    message = tidegate.refused(USAGE, "serve", "--config", file)
+    assert message.count(f"{file}:") == 10
+    assert f'{file}:10: unknown key "wrong9" in the settings; ' in message
+    assert message.endswith("; and 19990 more")
+
+
 def test_a_settings_file_that_is_no_text_is_named(tidegate: CommandLine, tmp_path: Path) -> None:
     file = tmp_path / "tidegate.toml"
     file.write_bytes(b"[gateway]\n\xff\xfe")
