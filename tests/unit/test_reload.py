@@ -346,6 +346,29 @@ def test_a_reload_that_is_refused_is_in_the_gateways_log_whoever_asked_for_it(
     asyncio.run(scenario())
 
 
+def test_the_gateway_judges_its_settings_where_the_command_only_has_to_find_it(
+    tmp_path: Path, free_port: int, capsys: pytest.CaptureFixture[str], tidegate: CommandLine
+) -> None:
+    async def scenario() -> None:
+        async with edited(tmp_path, free_port, capsys) as editor:
+            file = editor.write("[nat]\nudp_timeout = 0\n")
+            capsys.readouterr()
+            with structlog.testing.capture_logs() as logged:
+                message = await asyncio.to_thread(tidegate.refused, USAGE, "reload", "--config", file)
+            assert "tidegate.toml:5: nat.udp_timeout" in message
+            assert [line["event"] for line in logged] == ["settings not reloaded: the old ones stay in force"]
+
+    asyncio.run(scenario())
+    missing = tmp_path / "missing.toml"
+    assert "no such file" in tidegate.refused(USAGE, "reload", "--config", missing)
+    file = tmp_path / "wrong.toml"
+    file.write_text("state_dir = 5\n[nat]\nudp_timeout = 0\n")
+    assert f"{file}:1: state_dir: must be text, not 5" in tidegate.refused(USAGE, "reload", "--config", file)
+    state = tmp_path / "elsewhere"
+    message = tidegate.refused(FAILURE, "reload", "--config", file, "--state-dir", state)
+    assert f"no gateway is running with state directory {state}" in message
+
+
 def test_the_service_manager_is_told_of_a_reload_also_of_one_that_is_refused(
     tmp_path: Path, free_port: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

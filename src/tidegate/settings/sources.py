@@ -82,6 +82,23 @@ class SettingsSources:
         self._was_read = is_there
         return settings
 
+    def read_state_dir(self) -> Path:
+        """The state directory of now, although other settings may be wrong. Raises `SettingsError`."""
+        key, variable = ("state_dir",), f"{PREFIX}STATE_DIR"
+        merged = _Merged()
+        if key in self._flags:
+            flag, value = self._flags[key]
+            merged.put(key, value, where=flag)
+        elif text := self._environment.get(variable):
+            merged.put(key, text, where=f"${variable}")
+        elif not merged.add_file(self._path) and self._is_named:
+            raise SettingsError("no such file", where=str(self._path), hint=NAME_ANOTHER)
+        merged.tree = {"state_dir": merged.tree["state_dir"]} if "state_dir" in merged.tree else {}
+        try:
+            return Settings.model_validate(merged.tree).state_dir
+        except ValidationError as invalid:
+            raise merged.explain(invalid) from None
+
 
 def load_settings(
     *,
