@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 
     from tidegate.control.commands import MappingView
 
-app = typer.Typer(help="The NAT: mappings and counters.", no_args_is_help=True)
+app = typer.Typer(
+    help="The NAT: mappings and counters.",
+    no_args_is_help=True,
+    epilog=examples(
+        ("tidegate nat list --peer alice", "alice's mappings"),
+        ("tidegate nat stats", "how full it is, and why packets are dropped"),
+    ),
+)
 
 
 @app.command(

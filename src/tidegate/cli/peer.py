@@ -30,7 +30,15 @@ if TYPE_CHECKING:
     from tidegate.net import Endpoint
     from tidegate.settings import GatewaySettings, Settings
 
-app = typer.Typer(help="Peers: who may connect.", no_args_is_help=True)
+app = typer.Typer(
+    help="Peers: who may connect.",
+    no_args_is_help=True,
+    epilog=examples(
+        ("tidegate peer add alice --out alice.conf", "alice may connect, with this profile"),
+        ("tidegate peer list", "who may, and who has"),
+        ("tidegate peer remove alice", "she may no longer"),
+    ),
+)
 
 STDOUT = "-"
 KEEPALIVE = 25  # seconds; WireGuard's advice for clients behind a NAT
