@@ -11,7 +11,6 @@ import sys
 
 import pytest
 
-from tidegate.host import route_dump
 from tidegate.host.route_dump import DumpInterruptedError, dump_routes
 
 SETUP = """
@@ -131,7 +130,7 @@ def route(family: int, *attributes: bytes) -> bytes:
 
 
 def answers(monkeypatch: pytest.MonkeyPatch, *datagrams: bytes) -> None:
-    monkeypatch.setattr(route_dump.socket, "socket", lambda *_: Kernel(*datagrams))
+    monkeypatch.setattr(socket, "socket", lambda *_: Kernel(*datagrams))
 
 
 DONE = message(3, bytes(4))
