@@ -5,7 +5,7 @@
 //! whoever sends a packet now and then (a ping, a keystroke, an ACK) waits for nobody's bulk. Each queue is watched by
 //! [`codel`]: where its head always waits too long, heads are dropped. When all queues together outgrow their bounds,
 //! the heads of the longest one are dropped, so that nobody's flood costs somebody else's packets. A packet has its price
-//! however short it is ([`LEAST_COST`]): what counts only bytes would serve a flood of empty datagrams for nothing. What turns out
+//! however short it is ([`price`]): what counts only bytes would serve a flood of empty datagrams for nothing. What turns out
 //! to have cost more than its bytes is charged for when it was served ([`FairQueue::charge`]); that is about turns, and changes
 //! nothing in the bounds, which are about memory.
 //!
@@ -31,6 +31,11 @@ pub const QUANTUM: usize = 65_535;
 /// What a packet counts for at least, in bytes: about what the kernel's buffers, which are bounded likewise, charge for a
 /// small one.
 const LEAST_COST: usize = 256;
+
+/// What `packets` packets count for that come in one, a train or a superpacket, and have `bytes` bytes together.
+pub fn price(packets: usize, bytes: usize) -> usize {
+    bytes.max(packets.saturating_mul(LEAST_COST))
+}
 
 /// Whose packet it seems to be, before anything is verified: the usual key of these queues.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -81,7 +86,7 @@ struct Waiting<T> {
 impl<T> Waiting<T> {
     /// What it counts for in queues, turns and bounds.
     fn cost(&self) -> usize {
-        self.bytes.max(LEAST_COST)
+        price(1, self.bytes)
     }
 }
 
@@ -145,7 +150,8 @@ impl<K: Copy + Eq + Hash, T> FairQueue<K, T> {
         Amount { packets: self.packets, bytes: self.cost }
     }
 
-    /// A packet of `bytes` bytes arrived for `key`. What has to go for it is handed to `overflow`.
+    /// A packet of `bytes` bytes arrived for `key`, or what counts for as many ([`price`]). What has to go for it is handed to
+    /// `overflow`.
     pub fn push(&mut self, key: K, packet: T, bytes: usize, now: Timestamp, mut overflow: impl FnMut(T)) {
         let id = *self.by_key.entry(key).or_insert_with(|| {
             let packets = self.spare.pop().unwrap_or_default();
@@ -166,7 +172,7 @@ impl<K: Copy + Eq + Hash, T> FairQueue<K, T> {
         }
     }
 
-    /// The packet to be served next. What has waited too long is handed to `dropped`.
+    /// The packet to be served next, and its bytes as they were pushed. What has waited too long is handed to `dropped`.
     pub fn pop(&mut self, now: Timestamp, mut dropped: impl FnMut(T)) -> Option<(T, usize)> {
         loop {
             let is_new = !self.new.is_empty();

@@ -15,10 +15,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::clock::Timestamp;
 use crate::drop_reason::{DropCounters, DropReason};
-use crate::fair_queue::{Amount, FairQueue, Owner, QUANTUM};
+use crate::fair_queue::{Amount, FairQueue, Owner, QUANTUM, price};
 use crate::path::Path;
 use crate::tunnel::OWN_SESSIONS;
-use crate::wire::Offload;
+use crate::wire::{Ipv4Packet, Offload};
 
 /// Handoffs that may wait before a shard, and again inside it.
 pub const HANDOFF_QUEUE: usize = 1_024;
@@ -70,6 +70,18 @@ impl Handoff {
         match self {
             Self::Initiation { datagram, .. } | Self::Misdirected { datagram, .. } => datagram,
             Self::ToPeer { packet, .. } | Self::Inbound { packet, .. } => packet,
+        }
+    }
+
+    /// How many packets it stands for: one, if it is no superpacket, or none that makes sense.
+    pub fn packets(&mut self) -> usize {
+        match self {
+            Self::ToPeer { packet, offload, .. } | Self::Inbound { packet, offload, .. }
+                if offload.gso.is_some() =>
+            {
+                Ipv4Packet::parse(packet, 0, *offload).map_or(1, |packet| packet.shape().segment_count())
+            }
+            _ => 1,
         }
     }
 
@@ -137,9 +149,11 @@ impl Handoffs {
 
     /// Queues what has arrived. To be called after the shard's wake-up was cleared: what comes later sets it again.
     pub fn collect(&mut self, now: Timestamp) {
-        for handoff in self.arriving.try_iter().take(HANDOFF_QUEUE) {
-            let (owner, bytes) = (handoff.owner(), handoff.bytes().len());
-            self.queue.push(owner, handoff, bytes, now, |_| self.drops.count(DropReason::QueueShare));
+        for mut handoff in self.arriving.try_iter().take(HANDOFF_QUEUE) {
+            let (owner, price) = (handoff.owner(), price(handoff.packets(), handoff.bytes().len()));
+            self.queue.push(owner, handoff, price, now, |mut dropped| {
+                self.drops.add(DropReason::QueueShare, dropped.packets() as u64);
+            });
         }
     }
 
@@ -148,9 +162,11 @@ impl Handoffs {
         if self.served.reaches(TURN) {
             return None;
         }
-        let (handoff, bytes) = self.queue.pop(now, |_| self.drops.count(DropReason::QueueDelay))?;
+        let (handoff, price) = self.queue.pop(now, |mut dropped| {
+            self.drops.add(DropReason::QueueDelay, dropped.packets() as u64);
+        })?;
         self.served.packets += 1;
-        self.served.bytes += bytes;
+        self.served.bytes += price;
         Some(handoff)
     }
 
@@ -173,7 +189,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::wire::Offload;
+    use crate::wire::test_packets::{Template, payload};
+    use crate::wire::{Gso, GsoKind, Offload};
 
     const NOW: Timestamp = Timestamp::from_secs(10);
     const FLOODING: Ipv4Addr = Ipv4Addr::new(10, 66, 77, 2);
@@ -257,6 +274,51 @@ mod tests {
         assert_eq!(quiet, 400);
         assert!(handoffs.drops().get(DropReason::QueueShare) > 0);
         assert!(handoffs.drops().get(DropReason::QueueDelay) > 0);
+    }
+
+    /// A superpacket of `segments` segments of `size` bytes.
+    fn superpacket(client: Ipv4Addr, segments: usize, size: usize) -> Handoff {
+        let gso = Some(Gso { kind: GsoKind::Tcp4, segment_size: size as u16 });
+        let packet = Template { destination: client, ..Template::default() }.tcp(&payload(segments * size));
+        Handoff::ToPeer { packet, offload: Offload { gso, ..Offload::NONE }, client }
+    }
+
+    #[test]
+    fn a_superpacket_that_dies_while_it_waits_is_counted_as_its_segments() {
+        let (sender, receiver) = mpsc::sync_channel(HANDOFF_QUEUE);
+        let mut handoffs = Handoffs::new(receiver);
+        let (mut sent, mut served) = (0, 0);
+        for ms in 0..400 {
+            let now = NOW + Duration::from_millis(ms);
+            for _ in 0..20 {
+                sender.try_send(superpacket(FLOODING, 40, 1_400)).unwrap();
+                sent += 40;
+            }
+            handoffs.collect(now);
+            served += 40 * std::iter::from_fn(|| handoffs.next(now)).count() as u64;
+            handoffs.end_turn();
+        }
+        let last = NOW + Duration::from_millis(400);
+        while handoffs.is_waiting() {
+            served += 40 * std::iter::from_fn(|| handoffs.next(last)).count() as u64;
+            handoffs.end_turn();
+        }
+        let dropped =
+            [DropReason::QueueShare, DropReason::QueueDelay].map(|reason| handoffs.drops().get(reason));
+        assert!(dropped.iter().all(|&dropped| dropped > 0), "{dropped:?}");
+        assert_eq!(served + dropped.iter().sum::<u64>(), sent);
+    }
+
+    #[test]
+    fn a_superpacket_pays_for_each_of_its_segments_however_small() {
+        let (sender, receiver) = mpsc::sync_channel(HANDOFF_QUEUE);
+        let mut handoffs = Handoffs::new(receiver);
+        for _ in 0..60 {
+            sender.try_send(superpacket(FLOODING, 100, 16)).unwrap();
+        }
+        handoffs.collect(NOW);
+        let served = std::iter::from_fn(|| handoffs.next(NOW)).count();
+        assert_eq!(served, 8 * QUANTUM / (100 * 256) + 1);
     }
 
     #[test]

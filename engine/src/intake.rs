@@ -18,7 +18,8 @@ use crate::arena::{Arena, Slot, Span};
 use crate::clock::Timestamp;
 use crate::drop_reason::{DropCounters, DropReason};
 use crate::fair_queue::codel::INTERVAL;
-use crate::fair_queue::{Amount, FairQueue, Owner, QUANTUM};
+use crate::fair_queue::{Amount, FairQueue, Owner, QUANTUM, price};
+use crate::handoffs::HANDOFF_QUEUE;
 use crate::pool::Pool;
 
 /// At most this much is served in a turn while one client is alone. The longer a turn is, the less it costs per byte.
@@ -27,6 +28,10 @@ const TURN_UNCONTENDED: Amount = Amount { packets: 32, bytes: 8 * QUANTUM };
 const READ_LIMIT_UNCONTENDED: Amount = Amount { packets: 32, bytes: 2 * QUANTUM };
 /// At most this much is served in a turn while packets of several clients come: nobody can overtake what it has begun.
 const TURN_CONTENDED: Amount = Amount { packets: 32, bytes: 3 * QUANTUM };
+/// Of the datagrams of trains, and the segments of superpackets, at most so many are served in a turn: all of them may have to be
+/// handed to one other shard. With the last train, which has 128 at most (`UDP_MAX_SEGMENTS` of linux/udp.h since 6.9), they fill
+/// three quarters of the queue before it, and leave the rest to handshakes and other clients.
+const TURN_SEGMENTS: usize = HANDOFF_QUEUE * 3 / 4 - 128;
 /// At most this much is read in a turn.
 const READ_LIMIT: Amount = Amount { packets: 64, bytes: 16 * QUANTUM };
 /// How long turns are held to be contended after packets of several clients have come, or a backlog stood in the kernel.
@@ -53,6 +58,8 @@ pub trait Arrival: Copy {
     /// How many packets it is, for the drop counters: a superpacket of the external interface is one, as in all that is
     /// dropped before the router.
     fn packets(&self) -> u64;
+    /// How many packets are opened for it, or sealed, at most, one by one: that is what it is charged for.
+    fn segments(&self) -> usize;
 }
 
 /// What one device has brought.
@@ -68,6 +75,7 @@ pub struct Intake<K, T> {
     arrived: Vec<T>,
     read: Amount,
     served: Amount,
+    served_segments: usize,
     taken: Vec<Span>,
     drops: DropCounters,
 }
@@ -85,6 +93,7 @@ impl<K: Copy + Eq + Hash, T: Arrival> Intake<K, T> {
             arrived: Vec::with_capacity(NEXT_READ),
             read: Amount::default(),
             served: Amount::default(),
+            served_segments: 0,
             taken: Vec::with_capacity(TURN_UNCONTENDED.packets),
             drops: DropCounters::default(),
         }
@@ -155,7 +164,7 @@ impl<K: Copy + Eq + Hash, T: Arrival> Intake<K, T> {
             }
             *last = client.or(*last);
             let packet = if now < *contended_until { packed(packet, pool, arena) } else { packet };
-            queue.push(owner, packet, bytes, now, |packet| {
+            queue.push(owner, packet, price(packet.segments(), bytes), now, |packet| {
                 drops.add(DropReason::QueueShare, packet.packets());
                 pool.release(packet.span());
             });
@@ -165,15 +174,17 @@ impl<K: Copy + Eq + Hash, T: Arrival> Intake<K, T> {
 
     /// The packet to be served next in this turn; `None` if that was enough.
     pub fn next(&mut self, now: Timestamp) -> Option<T> {
-        if self.served.reaches(if self.is_contended(now) { TURN_CONTENDED } else { TURN_UNCONTENDED }) {
+        let limit = if self.is_contended(now) { TURN_CONTENDED } else { TURN_UNCONTENDED };
+        if self.served.reaches(limit) || self.served_segments >= TURN_SEGMENTS {
             return None;
         }
-        let (packet, bytes) = self.queue.pop(now, |packet| {
+        let (packet, price) = self.queue.pop(now, |packet| {
             self.drops.add(DropReason::QueueDelay, packet.packets());
             self.pool.release(packet.span());
         })?;
         self.served.packets += 1;
-        self.served.bytes += bytes;
+        self.served.bytes += price;
+        self.served_segments += packet.segments();
         self.taken.push(packet.span());
         Some(packet)
     }
@@ -196,6 +207,7 @@ impl<K: Copy + Eq + Hash, T: Arrival> Intake<K, T> {
         }
         self.read = Amount::default();
         self.served = Amount::default();
+        self.served_segments = 0;
     }
 }
 
@@ -237,6 +249,10 @@ mod tests {
 
         fn packets(&self) -> u64 {
             10
+        }
+
+        fn segments(&self) -> usize {
+            1
         }
     }
 

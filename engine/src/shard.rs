@@ -474,18 +474,7 @@ impl<C: Core> Shard<C> {
     // ---- What waits, in fair order.
 
     fn serve_datagrams(&mut self, now: Timestamp) {
-        while let Some(train) = self.trains.next(now) {
-            self.core.receive_datagrams(
-                now,
-                &mut self.arena,
-                train.span,
-                train.segment_size,
-                train.from,
-                &mut self.outbox,
-            );
-            self.trains.charge(self.core.tunnel().take_work());
-        }
-        self.core.flush_peers(now, &mut self.arena, &mut self.outbox);
+        serve_trains(now, &mut self.trains, &mut self.core, &mut self.arena, &mut self.outbox);
     }
 
     fn serve_external(&mut self, now: Timestamp) {
@@ -505,6 +494,21 @@ impl<C: Core> Shard<C> {
             self.links.events.push(EventKind::PortsExhausted, "the port reserver is gone");
         }
     }
+}
+
+/// Hands the core what waits in `trains`, as much as the turn may serve.
+fn serve_trains(
+    now: Timestamp,
+    trains: &mut Intake<PeerId, ReceivedTrain>,
+    core: &mut impl Core,
+    arena: &mut Arena,
+    outbox: &mut Outbox,
+) {
+    while let Some(train) = trains.next(now) {
+        core.receive_datagrams(now, arena, train.span, train.segment_size, train.from, outbox);
+        trains.charge(core.tunnel().take_work());
+    }
+    core.flush_peers(now, arena, outbox);
 }
 
 /// Hands the core what waits in `frames`, as much as the turn may serve.

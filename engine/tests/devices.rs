@@ -272,6 +272,10 @@ fn a_superpacket_that_the_kernel_refuses_is_given_back() {
         let outcome = sender.send(&[plain], &mut Vec::new());
         assert_eq!((outcome.sent, outcome.dropped), (0, 1));
         assert_eq!(outcome.error.and_then(|error| error.raw_os_error()), Some(libc::EMSGSIZE));
+
+        ip(&["link", "set", "g0", "down"]);
+        let outcome = sender.send(&[frame(good_header), frame(good_header)], &mut Vec::new());
+        assert_eq!((outcome.sent, outcome.dropped), (0, 2 * 3), "a superpacket is lost as its segments");
     });
 }
 

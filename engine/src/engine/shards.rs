@@ -189,25 +189,42 @@ pub(super) fn link_up(shards: u8, events: &Events) -> Result<Vec<(Links, Command
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
+    use std::os::fd::{AsFd, AsRawFd};
 
     use super::*;
+    use crate::drop_reason::{DropCounters, DropReason};
     use crate::handoffs::Handoff;
     use crate::tunnel::OWN_SESSIONS;
+    use crate::wire::test_packets::{ALICE, Template, payload};
+    use crate::wire::{Gso, GsoKind, Offload};
 
     fn three_shards() -> Vec<Links> {
         let events = Events::new(EventFd::new().unwrap());
         link_up(3, &events).unwrap().into_iter().map(|(links, _)| links).collect()
     }
 
+    fn misdirected() -> Handoff {
+        Handoff::Misdirected {
+            from: std::net::SocketAddrV4::new([192, 0, 2, 1].into(), 1).into(),
+            datagram: vec![4; 32],
+        }
+    }
+
+    /// How often each shard was woken since the last call.
+    fn wakes(shards: &[Links]) -> Vec<u64> {
+        let count = |links: &Links| {
+            let mut count = [0; 8];
+            // An error: it was not woken.
+            _ = crate::sys::read(links.wake.as_fd(), &mut count);
+            u64::from_ne_bytes(count)
+        };
+        shards.iter().map(count).collect()
+    }
+
     #[test]
     fn word_of_sessions_reaches_every_other_shard_however_full_the_queue_before_it_is() {
         let shards = three_shards();
-        let handoff = || Handoff::Misdirected {
-            from: std::net::SocketAddrV4::new([192, 0, 2, 1].into(), 1).into(),
-            datagram: vec![4; 32],
-        };
-        while shards[0].shards[1].queue.try_send(handoff()).is_ok() {}
+        while shards[0].shards[1].queue.try_send(misdirected()).is_ok() {}
         shards[0].tell_what_began([7, 8]);
         let heard: Vec<_> = shards.iter().map(|links| Vec::from(links.begun.take())).collect();
         assert_eq!(heard, [vec![], vec![7, 8], vec![7, 8]], "all but the one where they began");
@@ -217,19 +234,49 @@ mod tests {
     fn word_of_the_sessions_of_a_turn_wakes_each_other_shard_once_and_nobody_if_there_is_none() {
         let shards = three_shards();
         shards[0].tell_what_began([]);
-        let wakes = || -> Vec<u64> {
-            let count = |links: &Links| {
-                let mut count = [0; 8];
-                // An error: it was not woken.
-                _ = crate::sys::read(links.wake.as_fd(), &mut count);
-                u64::from_ne_bytes(count)
-            };
-            shards.iter().map(count).collect()
-        };
-        assert_eq!(wakes(), [0, 0, 0]);
+        assert_eq!(wakes(&shards), [0, 0, 0]);
         shards[0].tell_what_began(0..OWN_SESSIONS as u32);
-        assert_eq!(wakes(), [0, 1, 1]);
+        assert_eq!(wakes(&shards), [0, 1, 1]);
         shards[2].tell_what_began([7]);
-        assert_eq!(wakes(), [1, 1, 0]);
+        assert_eq!(wakes(&shards), [1, 1, 0]);
+    }
+
+    #[test]
+    fn the_handoffs_of_a_turn_wake_each_shard_that_gets_some_once() {
+        let shards = three_shards();
+        let mut drops = DropCounters::default();
+        shards[0].hand_over([1, 2, 1, 1, 2].map(|shard| (shard, misdirected())), &mut drops);
+        assert_eq!(wakes(&shards), [0, 1, 1]);
+        shards[0].hand_over([], &mut drops);
+        assert_eq!(wakes(&shards), [0, 0, 0]);
+        assert_eq!(drops.nonzero().count(), 0);
+    }
+
+    #[test]
+    fn what_is_in_the_queue_is_not_lost_because_its_shard_cannot_be_woken() {
+        let shards = three_shards();
+        let deaf = std::fs::File::open("/dev/null").unwrap();
+        let wake = shards[1].wake.as_raw_fd();
+        // SAFETY: both descriptors are open; whoever writes to the second, or closes it, finds an open one.
+        assert_eq!(unsafe { libc::dup2(deaf.as_raw_fd(), wake) }, wake, "nothing can be written to it");
+        let mut drops = DropCounters::default();
+        shards[0].hand_over([(1, misdirected())], &mut drops);
+        assert_eq!(drops.nonzero().count(), 0);
+        assert_eq!(shards[0].events.take().len(), 1, "it is told");
+    }
+
+    #[test]
+    fn a_superpacket_that_the_queue_has_no_room_for_is_counted_as_its_segments() {
+        let shards = three_shards();
+        while shards[0].shards[1].queue.try_send(misdirected()).is_ok() {}
+        let gso = Some(Gso { kind: GsoKind::Tcp4, segment_size: 1_000 });
+        let superpacket = Handoff::ToPeer {
+            packet: Template::default().tcp(&payload(3_000)),
+            offload: Offload { gso, ..Offload::NONE },
+            client: ALICE,
+        };
+        let mut drops = DropCounters::default();
+        shards[0].hand_over([(1, superpacket), (1, misdirected())], &mut drops);
+        assert_eq!(drops.get(DropReason::QueueFull), 3 + 1);
     }
 }

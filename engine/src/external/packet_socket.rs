@@ -102,6 +102,11 @@ impl Arrival for Frame {
     fn packets(&self) -> u64 {
         1
     }
+
+    fn segments(&self) -> usize {
+        // As if its headers were split, too: what the kernel says of their length is no more than a hint.
+        self.header.segment_count(self.span.len as usize)
+    }
 }
 
 /// A frame to be sent.
@@ -113,6 +118,14 @@ pub struct SendFrame<'a> {
     pub header: VirtioNetHeader,
     /// The IPv4 packet, in at most [`sys::MAX_SLICES`] - 1 pieces.
     pub slices: &'a [IoSlice<'a>],
+}
+
+impl SendFrame<'_> {
+    /// How many packets it stands for.
+    fn packets(&self) -> usize {
+        let len = self.slices.iter().map(|slice| slice.len()).sum::<usize>() + usize::from(LINK_HEADER_LEN);
+        self.header.segment_count(len.saturating_sub(self.header.headers_len()))
+    }
 }
 
 /// What the kernel counted since the last time it was asked.
@@ -260,14 +273,14 @@ impl PacketSocket {
                     Err(error) if is_invalid(&error) && is_superpacket(&batch[i]) => refused.push(index),
                     Err(error) => {
                         full = sys::would_block(&error);
-                        outcome.lose(1, error);
+                        outcome.lose(batch[i].packets(), error);
                     }
                 }
                 if full { AfterError::Stop } else { AfterError::Skip }
             });
-            outcome.dropped += batch.len() - reported;
+            let unreported = if full { &frames[n * MAX_MESSAGES + reported..] } else { &batch[reported..] };
+            outcome.dropped += unreported.iter().map(SendFrame::packets).sum::<usize>();
             if full {
-                outcome.dropped += frames.len() - n * MAX_MESSAGES - batch.len();
                 break;
             }
         }

@@ -84,9 +84,14 @@ impl Gateway {
         if let Some(peer) = self.tunnel.remove_peer(public_key) {
             self.local_peers.remove(&peer);
             // Its number is free: what this turn has for it must not be sealed for the next who gets that.
-            let before = outbox.peers.len();
-            outbox.peers.retain(|frame| frame.peer != peer);
-            self.drops.add(DropReason::NoSuchPeer, (before - outbox.peers.len()) as u64);
+            let drops = &mut self.drops;
+            outbox.peers.retain(|frame| {
+                let stays = frame.peer != peer;
+                if !stays {
+                    drops.count_segments(DropReason::NoSuchPeer, frame.shape);
+                }
+                stays
+            });
         }
         self.nat.remove_client(address, now);
         self.published.retain(|_, publication| publication.client != address);
@@ -120,8 +125,9 @@ impl Gateway {
     }
 
     fn set_external(&mut self, link: ExternalLink, host_addresses: Vec<Ipv4Addr>, now: Timestamp) {
-        let held = self.neighbors.reset(link.clone());
-        self.drops.add(DropReason::NextHopUnresolved, held.len() as u64);
+        for held in self.neighbors.reset(link.clone()) {
+            self.drops.count_segments(DropReason::NextHopUnresolved, held.shape);
+        }
         self.nat.set_external(&link.addresses, now);
         self.published.retain(|(_, external), _| link.addresses.contains(&external.address));
         self.supply.set_addresses(&link.addresses);

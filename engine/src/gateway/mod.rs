@@ -52,7 +52,7 @@ use crate::prefix::Prefix;
 use crate::rate_limit::TokenBucket;
 use crate::router::PacketRouter;
 use crate::traffic::Traffic;
-use crate::tunnel::{PeerHome, PeerId, Tunnel, TunnelConfig};
+use crate::tunnel::{HANDSHAKE_WORK, PeerHome, PeerId, Tunnel, TunnelConfig, is_handshake};
 use crate::wire::{CoalesceOptions, Coalescer, Offload, Shape, VirtioNetHeader};
 
 use commands::Publication;
@@ -62,6 +62,10 @@ use port_supply::PortSupply;
 
 /// A map with a keyed hash: clients choose some of the keys.
 type HashMap<K, V> = KeyedMap<K, V, foldhash::quality::RandomState>;
+
+/// What reading the handshake messages of one train may cost: of a peer's there is one in it, for a train comes from one endpoint.
+/// Nobody is served before a train's end, and whoever knows the gateway's public key can send trains of nothing else.
+const TRAIN_WORK: usize = 2 * HANDSHAKE_WORK;
 
 /// What one shard of a gateway needs to know from the start.
 pub struct GatewayConfig {
@@ -209,9 +213,15 @@ impl Core for Gateway {
         if let Err(reason) = self.check_outer_source(from.remote) {
             return self.drops.add(reason, train.chunks(segment_size).count() as u64);
         }
+        let work_before = self.tunnel.work();
         for datagram in train.chunks(segment_size) {
             if self.coalescer.is_full() {
                 self.route_from_peers(now, arena, outbox);
+            }
+            let is_spent = self.tunnel.work() - work_before >= TRAIN_WORK;
+            if is_spent && is_handshake(arena.get(datagram)) {
+                self.drops.count(DropReason::HandshakeRateLimited);
+                continue;
             }
             if let Err(reason) = self.receive_datagram(now, arena, datagram, from, outbox) {
                 self.drops.count(reason);

@@ -5,11 +5,13 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::mpsc::TrySendError;
 
-use super::{Links, Shard};
+use super::{HandoffSender, Links, Shard};
 use crate::clock::Timestamp;
 use crate::core::Core;
-use crate::drop_reason::DropReason;
+use crate::drop_reason::{DropCounters, DropReason};
+use crate::handoffs::Handoff;
 use crate::messages::{EventKind, Events};
 use crate::outbox::send_to_peers;
 use crate::transport::{SendTrain, Transport};
@@ -25,10 +27,40 @@ impl Links {
         }
         for other in self.shards.iter().filter(|other| !Arc::ptr_eq(&other.wake, &self.wake)) {
             remote_indices.iter().for_each(|&index| other.begun.tell(index));
-            if let Err(error) = other.wake.notify() {
-                let detail = format!("a shard cannot wake another: {error}");
-                self.events.push(EventKind::ShardFailed, detail);
+            self.wake(other);
+        }
+    }
+
+    /// Puts packets into the queues before their shards, and wakes each of these once.
+    pub(crate) fn hand_over(
+        &self,
+        handoffs: impl IntoIterator<Item = (u8, Handoff)>,
+        drops: &mut DropCounters,
+    ) {
+        let mut reached = [false; 1 + u8::MAX as usize];
+        for (shard, handoff) in handoffs {
+            let shard = usize::from(shard);
+            let queued = match self.shards.get(shard) {
+                Some(other) => other.queue.try_send(handoff),
+                None => Err(TrySendError::Disconnected(handoff)),
+            };
+            match queued {
+                Ok(()) => reached[shard] = true,
+                Err(TrySendError::Full(mut handoff) | TrySendError::Disconnected(mut handoff)) => {
+                    drops.add(DropReason::QueueFull, handoff.packets() as u64);
+                }
             }
+        }
+        for (other, _) in self.shards.iter().zip(reached).filter(|(_, is_reached)| *is_reached) {
+            self.wake(other);
+        }
+    }
+
+    /// Wakes another shard. Should that fail, what it was sent still waits for it, and is not lost.
+    fn wake(&self, other: &HandoffSender) {
+        if let Err(error) = other.wake.notify() {
+            let detail = format!("a shard cannot wake another: {error}");
+            self.events.push(EventKind::ShardFailed, detail);
         }
     }
 }
@@ -110,15 +142,7 @@ impl<C: Core> Shard<C> {
     }
 
     fn send_handoffs(&mut self) {
-        for (shard, handoff) in self.outbox.handoffs.drain(..) {
-            let sent =
-                self.links.shards.get(usize::from(shard)).is_some_and(|other| {
-                    other.queue.try_send(handoff).is_ok() && other.wake.notify().is_ok()
-                });
-            if !sent {
-                self.core.drops().count(DropReason::QueueFull);
-            }
-        }
+        self.links.hand_over(self.outbox.handoffs.drain(..), self.core.drops());
     }
 }
 

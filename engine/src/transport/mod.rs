@@ -50,7 +50,11 @@ impl Arrival for ReceivedTrain {
     }
 
     fn packets(&self) -> u64 {
-        self.datagrams().count() as u64
+        self.segments() as u64
+    }
+
+    fn segments(&self) -> usize {
+        (self.span.len as usize).div_ceil(self.segment_size.max(1))
     }
 }
 

@@ -53,7 +53,7 @@ pub use cipher::Cipher;
 pub use handshake::public_key;
 pub use own_datagrams::OWN_SESSIONS;
 pub use peer::{PeerConfig, PeerStats, PeerTraffic};
-pub use receive::{Received, is_initiation};
+pub use receive::{HANDSHAKE_WORK, Received, is_handshake, is_initiation};
 pub use send::{QUEUE_LIMIT, Sealer};
 
 use cookie::Admission;

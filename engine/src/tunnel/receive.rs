@@ -47,6 +47,11 @@ pub enum Received {
     Drop(DropReason),
 }
 
+/// Whether it is a handshake initiation or a response to one, by its type and length.
+pub fn is_handshake(datagram: &[u8]) -> bool {
+    matches!(Message::parse(datagram), Ok(Message::Initiation(_) | Message::Response(_)))
+}
+
 /// Whether it is a handshake initiation, by its type and length.
 pub fn is_initiation(datagram: &[u8]) -> bool {
     matches!(Message::parse(datagram), Ok(Message::Initiation(_)))
@@ -95,6 +100,11 @@ impl Tunnel {
             endpoint.is_some_and(|path| path.remote == from)
         };
         self.indices.get(header.receiver).filter(is_there).map_or(Owner::Unknown, Owner::Client)
+    }
+
+    /// What [`Self::take_work`] would say.
+    pub fn work(&self) -> usize {
+        self.work
     }
 
     /// What the handshakes that were read since the last call have cost beyond their bytes, see [`HANDSHAKE_WORK`].

@@ -159,6 +159,17 @@ impl VirtioNetHeader {
         })
     }
 
+    /// The length of all headers of a superpacket's frame, as [`Self::for_shape`] has noted it.
+    pub fn headers_len(self) -> usize {
+        usize::from(self.hdr_len)
+    }
+
+    /// How many segments `payload_len` bytes make behind the headers of a packet with this header: one, if it is no superpacket.
+    pub fn segment_count(self, payload_len: usize) -> usize {
+        let is_superpacket = self.gso_type & !GSO_ECN != GSO_NONE && self.gso_size > 0;
+        if is_superpacket { payload_len.div_ceil(usize::from(self.gso_size)).max(1) } else { 1 }
+    }
+
     /// The header for `packet`, see [`Self::for_shape`].
     pub fn for_packet(packet: &Ipv4Packet<'_>, link_header: u16) -> Self {
         Self::for_shape(packet.shape(), link_header)

@@ -615,5 +615,8 @@ fn a_refused_superpacket_counts_as_the_packets_that_it_stands_for_wherever_it_co
         let out = Ip::udp(endpoint(client_address(0), 9), endpoint(NEIGHBOUR, 9), &payload(3_000));
         world.send_superpacket(0, &out, 1_000);
         world.dies_times(DropReason::NextHopUnresolved, 3, |world| world.pass(Duration::from_secs(60)));
+        // The same, and the link has another router meanwhile.
+        world.send_superpacket(0, &out, 1_000);
+        world.dies_times(DropReason::NextHopUnresolved, 3, |world| world.set_router(ROUTER));
     }
 }
