@@ -37,6 +37,11 @@ log = structlog.get_logger("tidegate.client")
 
 REMINDER = 20.0
 """Seconds between reports that there has been no handshake yet."""
+WHAT_TO_CHECK = (
+    " (is its UDP port open? is the profile still valid? is this machine's clock right? "
+    'see "When a client does not connect" in docs/operation.md)'
+)
+"""What the first of these reports adds."""
 SILENCE = 20.0
 """Seconds after the first handshake until it is reported, once, that packets go out and none comes back; and until that
 is looked at again where it is not clear yet whether the gateway is there."""
@@ -229,9 +234,17 @@ class Client:
         outcome = await undo.enter_async_context(in_thread(managed))
         servers = ", ".join(map(str, profile.dns))
         if outcome == "unmanaged":
-            log.warning("nothing on this host manages resolv.conf: DNS is left as it is", servers=servers)
+            log.warning(
+                "nothing on this host manages resolv.conf: DNS is left as it is, and names go on to the former "
+                "resolver; install systemd-resolved or resolvconf, or use --no-dns",
+                servers=servers,
+            )
         elif outcome == "refused":
-            log.warning("the program that manages resolv.conf failed: DNS is left as it is", servers=servers)
+            log.warning(
+                "the program that manages resolv.conf failed: DNS is left as it is, and names go on to the former "
+                "resolver",
+                servers=servers,
+            )
 
     async def _await_handshake(self, engine: EngineClient) -> None:
         """Reports when the tunnel is up, and polls no longer after that: an idle client runs nothing."""
@@ -244,6 +257,7 @@ class Client:
             if waited >= REMINDER * (reminded + 1):
                 reminded += 1
                 text = f"no answer from {self._profile.endpoint} for {waited:.0f} s; still trying"
+                text += WHAT_TO_CHECK if reminded == 1 else ""
                 self._report(ClientEvent("waiting", text, {"seconds": round(waited)}))
             if await self._supervisor.wait_for_stop(pause):
                 return

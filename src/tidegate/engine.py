@@ -39,6 +39,11 @@ class ExternalLink:
     router: str | None
     """The default router; `None`: only on-link destinations."""
 
+    @property
+    def has_default_route(self) -> bool:
+        """Whether it leads beyond its own networks, through a router or without one."""
+        return self.router is not None or "0.0.0.0/0" in self.on_link
+
 
 @dataclass(frozen=True, slots=True)
 class AccessPolicy:

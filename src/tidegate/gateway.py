@@ -176,6 +176,8 @@ class Gateway:
         check_subnet(network, gateway.subnet, tun_name=gateway.tun_name)
         self._external = external_link(network, settings.external)
         self._own_addresses = host_addresses(network, tun_name=gateway.tun_name)
+        if not self._external.has_default_route:
+            _warn_of_no_default_route(self._external)
 
         state.prepare()
         if not await self._lock(state, undo):
@@ -349,8 +351,8 @@ class Gateway:
             self._manager.tell(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
             try:
                 await control.execute(ReloadSettings())
-            except TidegateError as refused:
-                log.error("settings not reloaded: the old ones stay in force", cause=str(refused))
+            except TidegateError as refused:  # of which `Administration` has told the log
+                log.debug("the reload on SIGHUP was refused", cause=str(refused))
             except Exception:  # as over the control socket, no command takes the gateway down
                 log.exception("reloading the settings failed unexpectedly")
             self._manager.tell("READY=1")
@@ -426,12 +428,18 @@ class Gateway:
         except OSError as cause:
             self._link_is_unusable(cause.strerror or str(cause))
             return False
-        log.info(
+        # Addresses elsewhere on the host come and go with every container that it starts and stops.
+        say = log.debug if link == self.external and not was_away else log.info
+        say(
             "the external link is back" if was_away else "the host's network changed",
             interface=link.interface,
             addresses=",".join(link.addresses),
             next_hop=link.router,
         )
+        if self.external.has_default_route and not link.has_default_route:
+            _warn_of_no_default_route(link)
+        elif link.has_default_route and not self.external.has_default_route:
+            log.info("a default route leads out of the external interface again", interface=link.interface)
         self._external, self._own_addresses = link, own
         self.external_trouble = None
         return True
@@ -460,6 +468,15 @@ class Gateway:
         """The engine noticed; the host's network may look unchanged by the time it is read."""
         self._external_was_away = True
         self._look_at_the_link()
+
+
+def _warn_of_no_default_route(link: ExternalLink) -> None:
+    """It is allowed: the clients may be meant to reach just these networks."""
+    log.warning(
+        "no default route leads out of the external interface: clients reach only its own networks",
+        interface=link.interface,
+        networks=",".join(link.on_link) or "none",
+    )
 
 
 def _access_policy(settings: Settings) -> AccessPolicy:

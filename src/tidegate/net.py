@@ -111,7 +111,7 @@ class Endpoint:
             raise ValueError(f"{quoted(text)}: IPv6 endpoints are not supported yet")
         if not colon and default_port is not None:
             host, port = text, str(default_port)
-        elif not colon:
+        elif not colon or "/" in text:  # such as a URL, whose scheme would be the host
             raise ValueError(f'{quoted(text)} is not HOST:PORT, such as "vpn.example.com:51820"')
         if not is_host_name(host) or (host.replace(".", "").isdigit() and not _is_ipv4(host)):
             raise ValueError(f"{quoted(host)} is neither a host name nor an IPv4 address")

@@ -87,7 +87,9 @@ class StateDir:
         except PermissionError:
             raise PrivilegeError(f"{self.lock_file}: permission denied", hint="run as root") from None
         except OSError as cause:
-            raise StoreError(f"{self.lock_file}: {cause.strerror}") from cause
+            raise StoreError(
+                f"{self.lock_file}: {cause.strerror}", hint="name another with --state-dir"
+            ) from cause
         try:
             _acquire(descriptor, self.path, patience, given_up or threading.Event())
             try:

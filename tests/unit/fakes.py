@@ -197,7 +197,8 @@ class FakeGateway(FakeLifecycle):
 
     def publish(self, protocol: str, external_port: int, internal: tuple[str, int]) -> None:
         if external_port in self.held:
-            raise OSError(errno.EADDRINUSE, "Address already in use")
+            place = f"{protocol} port {external_port} of {self.options.external.addresses[0]}"
+            raise OSError(errno.EADDRINUSE, f"cannot publish {place}: Address already in use")
         if external_port in (self.late_at, self._refuse_once):
             self._refuse_once = None
             raise RuntimeError("shard 1 did not answer within 2s")

@@ -92,6 +92,7 @@ def test_a_publication_is_applied_at_once_and_whole_or_not_at_all(
             code, _, err = await running.cli("publish", "add", "tcp/8000-8010", "--to", "alice:80")
             assert code == 1
             assert "tcp/8005 cannot be published" in err
+            assert "tcp/8005 cannot be published: 192.0.2.2: Address already in use; " in err
             assert running.packets.published == {}
             assert (await running.answer("publish", "list"))["publications"] == []
             assert (await running.cli("publish", "add", "udp/53", "--to", "alice"))[0] == 0
@@ -119,6 +120,10 @@ def test_a_port_that_is_taken_on_a_new_external_address_is_told_for_as_long_as_i
             tcp, udp = (await running.answer("publish", "list"))["publications"]
             assert (tcp["state"], udp["state"]) == ("failed", "active")
             assert tcp["detail"] == "tcp/8005 on 192.0.2.3: address in use"
+            why = "cannot publish tcp port 8005 of 192.0.2.3: Address already in use"
+            running.packets.failed = [("tcp", 8005, "192.0.2.3", why)]
+            tcp, _ = (await running.answer("publish", "list"))["publications"]
+            assert tcp["detail"] == "tcp/8005 on 192.0.2.3: Address already in use"
             running.packets.failed = []
             tcp, _ = (await running.answer("publish", "list"))["publications"]
             assert (tcp["state"], tcp["detail"]) == ("active", None)
@@ -237,7 +242,7 @@ def test_status_and_nat_are_shown_to_people_and_programs(
             assert (stats["sessions"], stats["clients"], stats["resting_ports"]) == (5, 1, 4)
             assert stats["explanations"]["spoofed_source"] == "It lies."
             _, shown, _ = await running.cli("nat", "stats")
-            for word in ("5 sessions of 1 clients", "4 ports resting", "spoofed_source", "It lies."):
+            for word in ("5 sessions of 1 client;", "4 ports resting", "spoofed_source", "It lies."):
                 assert word in shown
             assert (await running.cli("nat", "list", "--peer", "bob"))[0] == 1
 

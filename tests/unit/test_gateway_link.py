@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Interface, IPv4Network
 from itertools import pairwise
 
 import pytest
+import structlog
 
 from tests.unit.fakes import FakeEvent, FakeHost, ordinary_network
 from tests.unit.running import serving, until
 from tidegate.engine import ExternalLink
 from tidegate.errors import HostNetworkError
 from tidegate.host import MAIN_TABLE, HostNetwork, Interface, InterfaceAddress, Route
-from tidegate.settings import Settings
+from tidegate.settings import ExternalSettings, Settings
 from tidegate.upkeep import FIRST_RETRY, LONGEST_RETRY
 
 TUN = Interface(9, "tidegate0", None, 1420, True, False)
@@ -116,6 +118,95 @@ def test_the_hosts_own_addresses_reach_the_engine_while_the_link_cannot_be_used(
             assert len(packets.links) == 2, "and the link again, since it was away"
 
     asyncio.run(scenario())
+
+
+@pytest.fixture
+def _every_level_is_logged() -> None:
+    """Unlike in other tests, whose answers the command line prints among what is logged."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG))
+
+
+async def changed_to(host: FakeHost, network: HostNetwork, *, done: Callable[[], bool]) -> None:
+    host.network = network
+    assert host.changed is not None
+    host.changed()
+    await until(done)
+
+
+@pytest.mark.usefixtures("_every_level_is_logged")
+def test_a_gateway_without_a_default_route_serves_and_says_so_at_start_and_whenever_that_changes(
+    settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tidegate.upkeep.SETTLE", 0.01)
+    named = settings.model_copy(update={"external": ExternalSettings(interface="eth0")})
+    without, whole = ordinary_network(default=False), ordinary_network()
+    lost = "no default route leads out of the external interface: clients reach only its own networks"
+    back = "a default route leads out of the external interface again"
+
+    async def scenario() -> list[tuple[str, str]]:
+        with structlog.testing.capture_logs() as logged:
+            async with serving(named, capsys, host=FakeHost(without)) as running:
+
+                async def seen(network: HostNetwork, metric: int, line: int) -> None:
+                    links = len(running.packets.links)
+                    await changed_to(running.host, network, done=lambda: links < len(running.packets.links))
+                    status = await running.answer("status")
+                    assert (status["default_route"], status["external_trouble"]) == (bool(metric), None)
+                    text = (await running.cli("status"))[1]
+                    assert text.count("no default route: clients reach only the networks of eth0") == line
+                    metrics = (await running.cli("status", "--prometheus"))[1]
+                    assert f"\ntidegate_default_route_known {metric}\n" in metrics
+                    assert "\ntidegate_external_usable 1\n" in metrics
+
+                assert "no default route" in (await running.cli("status"))[1]
+                await seen(whole, 1, 0)
+                await seen(without, 0, 1)
+                second = InterfaceAddress(2, IPv4Interface("192.0.2.3/24"))
+                await seen(ordinary_network(default=False, addresses=(second,)), 0, 1)
+                await seen(whole, 1, 0)
+        return [
+            (line["log_level"], line["event"])
+            for line in logged
+            if "default route" in line["event"] and line["interface"] == "eth0"
+        ]
+
+    assert asyncio.run(scenario()) == [
+        ("warning", lost),
+        ("info", back),
+        ("warning", lost),
+        ("info", back),
+    ]
+
+
+@pytest.mark.usefixtures("_every_level_is_logged")
+def test_a_host_that_gets_other_addresses_is_no_news_unless_its_link_is_another(
+    settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every container that starts brings an interface with an address."""
+    monkeypatch.setattr("tidegate.upkeep.SETTLE", 0.01)
+    veth = Interface(7, "veth7", b"\x02\x00\x00\x00\x00\x07", 1500, True, True)
+    own = InterfaceAddress(7, IPv4Interface("172.17.0.1/16"))
+
+    async def scenario() -> list[str]:
+        with structlog.testing.capture_logs() as logged:
+            async with serving(settings, capsys) as running:
+                packets = running.packets
+                await changed_to(
+                    running.host,
+                    ordinary_network(interfaces=(veth,), addresses=(own,)),
+                    done=lambda: packets.host_addresses == ("192.0.2.2", "172.17.0.1"),
+                )
+                await changed_to(
+                    running.host, ordinary_network(), done=lambda: packets.host_addresses == ("192.0.2.2",)
+                )
+                other = ordinary_network(
+                    addresses=(own,),
+                    routes=(Route(IPv4Network("198.51.100.0/24"), None, 2, 0, MAIN_TABLE, None),),
+                )
+                await changed_to(running.host, other, done=lambda: len(packets.links) == 3)
+        return [line["log_level"] for line in logged if line["event"] == "the host's network changed"]
+
+    assert asyncio.run(scenario()) == ["debug", "debug", "info"]
 
 
 def test_a_route_that_comes_to_overlap_the_subnet_is_warned_of_once(

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,7 +23,7 @@ from tidegate.gateway import Gateway
 from tidegate.identity import encode_key, make_private_key, parse_profile, public_key_of, read_profile
 from tidegate.log import configure_logging
 from tidegate.net import Endpoint
-from tidegate.settings import LogSettings, Settings
+from tidegate.settings import DnsSettings, LogSettings, Settings
 from tidegate.store.sqlite import SqliteStore
 
 
@@ -59,7 +59,10 @@ def test_a_profile_has_the_running_gateways_endpoint_and_port_and_not_what_the_c
 ) -> None:
     named = Endpoint("vpn.example.net", 443)
     settings = settings.model_copy(
-        update={"gateway": settings.gateway.model_copy(update={"endpoint": named})}
+        update={
+            "gateway": settings.gateway.model_copy(update={"endpoint": named}),
+            "dns": DnsSettings(enabled=False, profile_servers=(IPv4Address("192.0.2.53"),)),
+        }
     )
 
     async def scenario() -> None:

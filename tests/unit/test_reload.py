@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+import structlog
 
 from tests.unit.conftest import CommandLine
 from tests.unit.fakes import FakeEngine, ordinary_network
@@ -23,6 +24,7 @@ from tests.unit.running import Running, serving, until
 from tidegate.engine import AccessPolicy
 from tidegate.errors import StoreError
 from tidegate.host import InterfaceAddress
+from tidegate.identity import parse_profile
 from tidegate.settings import Settings, load_settings
 from tidegate.settings.changes import changed_keys, is_live, with_live_changes
 from tidegate.settings.standards import FLOORS, below_the_standard
@@ -196,6 +198,31 @@ def test_other_external_addresses_reach_the_engine_without_a_restart(
     asyncio.run(scenario())
 
 
+def test_profiles_name_the_resolvers_of_the_settings_from_a_reload_on(
+    tmp_path: Path, free_port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    remark = "names no resolver"
+
+    async def scenario() -> None:
+        async with edited(tmp_path, free_port, capsys) as editor:
+
+            async def added(name: str) -> tuple[list[str], str]:
+                code, out, err = await editor.running.cli("peer", "add", name)
+                assert code == 0
+                return list(map(str, parse_profile(out).dns)), err
+
+            servers, err = await added("alice")
+            assert servers == [], "the proxy is off"
+            assert remark in err and "[dns] profile_servers" in err
+            answer = await editor.change('[dns]\nprofile_servers = ["10.66.77.1", "192.0.2.53"]\n')
+            assert answer["applied"] == ["dns.profile_servers"]
+            servers, err = await added("bob")
+            assert servers == ["10.66.77.1", "192.0.2.53"]
+            assert remark not in err
+
+    asyncio.run(scenario())
+
+
 def test_what_clients_may_reach_changes_in_the_engine_with_the_rest_or_not_at_all(
     tmp_path: Path, free_port: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -299,6 +326,47 @@ def test_sighup_reads_the_settings_anew_and_survives_a_wrong_file(
             assert not editor.running.task.done()
 
     asyncio.run(scenario())
+
+
+def test_a_reload_that_is_refused_is_in_the_gateways_log_whoever_asked_for_it(
+    tmp_path: Path, free_port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def scenario() -> None:
+        async with edited(tmp_path, free_port, capsys) as editor:
+            with structlog.testing.capture_logs() as logged:
+                _, err = await editor.refused("[nat]\nudp_timeout = 0\n")
+                os.kill(os.getpid(), signal.SIGHUP)
+                await until(lambda: len(logged) >= 2)
+            assert [line["log_level"] for line in logged] == ["warning", "warning"]
+            for line in logged:
+                assert line["event"] == "settings not reloaded: the old ones stay in force"
+                assert "tidegate.toml:5: nat.udp_timeout" in line["cause"]
+                assert line["cause"] in err
+
+    asyncio.run(scenario())
+
+
+def test_the_gateway_judges_its_settings_where_the_command_only_has_to_find_it(
+    tmp_path: Path, free_port: int, capsys: pytest.CaptureFixture[str], tidegate: CommandLine
+) -> None:
+    async def scenario() -> None:
+        async with edited(tmp_path, free_port, capsys) as editor:
+            file = editor.write("[nat]\nudp_timeout = 0\n")
+            capsys.readouterr()
+            with structlog.testing.capture_logs() as logged:
+                message = await asyncio.to_thread(tidegate.refused, USAGE, "reload", "--config", file)
+            assert "tidegate.toml:5: nat.udp_timeout" in message
+            assert [line["event"] for line in logged] == ["settings not reloaded: the old ones stay in force"]
+
+    asyncio.run(scenario())
+    missing = tmp_path / "missing.toml"
+    assert "no such file" in tidegate.refused(USAGE, "reload", "--config", missing)
+    file = tmp_path / "wrong.toml"
+    file.write_text("state_dir = 5\n[nat]\nudp_timeout = 0\n")
+    assert f"{file}:1: state_dir: must be text, not 5" in tidegate.refused(USAGE, "reload", "--config", file)
+    state = tmp_path / "elsewhere"
+    message = tidegate.refused(FAILURE, "reload", "--config", file, "--state-dir", state)
+    assert f"no gateway is running with state directory {state}" in message
 
 
 def test_the_service_manager_is_told_of_a_reload_also_of_one_that_is_refused(
@@ -430,7 +498,11 @@ def test_what_is_in_force_differs_from_what_is_wanted_only_in_what_needs_a_resta
             },
             "external": {"interface": "eth9", "addresses": ["192.0.2.3"], "deny": ["10.0.0.0/8"]},
             "nat": {"udp_timeout": 130.0, "filtering": "endpoint-independent", "max_mappings": 9},
-            "dns": {"enabled": False, "upstreams": ["192.0.2.53"]},
+            "dns": {
+                "enabled": False,
+                "upstreams": ["192.0.2.53"],
+                "profile_servers": ["192.0.2.54"],
+            },
             "offloads": {"tun": False},
             "log": {"level": "debug", "format": "json"},
         }

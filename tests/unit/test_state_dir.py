@@ -69,6 +69,20 @@ def test_a_full_disk_is_told_with_the_lock_that_does_not_fit(
         pass
 
 
+def test_a_lock_that_cannot_be_made_names_the_way_to_another_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(path: Path, *_: int) -> int:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(os, "open", read_only)
+    with (
+        pytest.raises(StoreError, match="lock: Read-only file system; name another with --state-dir"),
+        StateDir(tmp_path).lock("command"),
+    ):
+        pass
+
+
 def test_a_killed_holder_leaves_no_lock(tmp_path: Path) -> None:
     with hold(tmp_path, "gateway") as other:
         other.kill()

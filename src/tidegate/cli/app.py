@@ -8,6 +8,7 @@ import typer
 
 from tidegate import VERSION
 from tidegate.cli import connect, lab, nat, peer, peer_upkeep, publish, reload, serve, status
+from tidegate.cli.options import examples
 
 if TYPE_CHECKING:
     from typer._click import Command
@@ -41,7 +42,7 @@ def _root(
     pass
 
 
-@app.command("version")
+@app.command("version", epilog=examples(("tidegate version", "as --version does")))
 def version() -> None:
     """Print the version."""
     _print_version(True)

@@ -14,6 +14,8 @@ DEFAULT_INTERFACE = "tidegate-client"
 EXAMPLES = examples(
     ("tidegate connect alice.conf", "connect until Ctrl-C; routes and DNS are restored then"),
     ("tidegate connect alice.conf --no-dns", "leave the resolver as it is"),
+    ("tidegate connect alice.conf --no-routes", "only the tunnel; the routes are yours to add"),
+    ("tidegate connect bob.conf --interface tidegate-bob", "a second tunnel (at most one can be a full one)"),
     ("tidegate connect alice.conf --json", "one JSON object per event, for programs"),
 )
 

@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 
     from tidegate.control.commands import MappingView
 
-app = typer.Typer(help="The NAT: mappings and counters.", no_args_is_help=True)
+app = typer.Typer(
+    help="The NAT: mappings and counters.",
+    no_args_is_help=True,
+    epilog=examples(
+        ("tidegate nat list --peer alice", "alice's mappings"),
+        ("tidegate nat stats", "how full it is, and why packets are dropped"),
+    ),
+)
 
 
 @app.command(
@@ -128,7 +135,7 @@ def stats(
     """Show how full the NAT is, and what it dropped."""
     from tidegate.cli.administration import running_gateway
     from tidegate.cli.counters import drops_table, ports_table
-    from tidegate.cli.output import print_json, print_rich, table
+    from tidegate.cli.output import counted, print_json, print_rich, table
     from tidegate.control.commands import NatStats
 
     settings = read_settings(context, config, state_dir)
@@ -139,7 +146,8 @@ def stats(
         return
     print_rich(
         ports_table(answer.mappings, answer.reserved_ports, "protocol"),
-        f"{answer.sessions} sessions of {answer.clients} clients; {answer.resting_ports} ports resting\n",
+        f"{counted(answer.sessions, 'session')} of {counted(answer.clients, 'client')}; "
+        f"{counted(answer.resting_ports, 'port')} resting\n",
         table(
             None, ("limit", "value>"), [(name, str(value)) for name, value in answer.limits.items()], empty=""
         ),

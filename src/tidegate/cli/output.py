@@ -201,6 +201,11 @@ def _fit(natural: Sequence[int], least: Sequence[int], room: int) -> list[int] |
     return widths
 
 
+def counted(count: int, thing: str) -> str:
+    """A number of things, whose plural has an ``s``."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
 def amount(count: int) -> str:
     """A number of bytes, for people."""
     value = float(count)

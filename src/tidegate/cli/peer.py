@@ -30,7 +30,15 @@ if TYPE_CHECKING:
     from tidegate.net import Endpoint
     from tidegate.settings import GatewaySettings, Settings
 
-app = typer.Typer(help="Peers: who may connect.", no_args_is_help=True)
+app = typer.Typer(
+    help="Peers: who may connect.",
+    no_args_is_help=True,
+    epilog=examples(
+        ("tidegate peer add alice --out alice.conf", "alice may connect, with this profile"),
+        ("tidegate peer list", "who may, and who has"),
+        ("tidegate peer remove alice", "she may no longer"),
+    ),
+)
 
 STDOUT = "-"
 KEEPALIVE = 25  # seconds; WireGuard's advice for clients behind a NAT
@@ -185,6 +193,11 @@ def remark_on(profile: Profile, file: Path | None, *, explicit: bool) -> None:
         )
     else:
         _warn_of_importers(profile, file)
+    if not profile.dns:
+        remark(
+            "the profile names no resolver, but sends everything through the tunnel: the client asks that of its own "
+            "network, past the tunnel or in vain; name one with [dns] profile_servers"
+        )
     _warn_of_local_endpoint(profile, explicit=explicit)
 
 
@@ -277,7 +290,7 @@ def profile_for(
     return Profile(
         private_key=private_key,
         address=IPv4Interface(f"{added.peer.address}/32"),
-        dns=(IPv4Address(added.gateway_address),) if added.dns else (),
+        dns=tuple(map(IPv4Address, added.dns)),
         mtu=added.mtu,
         peer_public_key=decode_key(added.gateway_public_key),
         preshared_key=preshared_key,

@@ -62,6 +62,12 @@ def _families(status: GatewayStatus, reasons: Iterable[str], now: float) -> Iter
     )
     yield Family(
         "gauge",
+        "default_route_known",
+        "Whether a default route leads out of the external interface: otherwise clients reach its own networks only.",
+        {(): int(status.default_route)},
+    )
+    yield Family(
+        "gauge",
         "offload_used",
         "Whether a kernel offload is in use.",
         _by("offload", {name: int(used) for name, used in status.offloads.items()}),

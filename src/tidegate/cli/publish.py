@@ -12,7 +12,15 @@ from tidegate.cli.runtime import runtime_of
 if TYPE_CHECKING:
     from tidegate.control.commands import PublicationView
 
-app = typer.Typer(help="Published ports: external ports that lead to a peer.", no_args_is_help=True)
+app = typer.Typer(
+    help="Published ports: external ports that lead to a peer.",
+    no_args_is_help=True,
+    epilog=examples(
+        ("tidegate publish add tcp/8080 --to alice:80", "the world reaches alice's web server"),
+        ("tidegate publish list", "what is published, and whether it works"),
+        ("tidegate publish remove tcp/8080", "no longer"),
+    ),
+)
 
 PortsArgument = Annotated[
     str, typer.Argument(metavar="PROTO/PORT", help="Such as tcp/8080, or tcp/8000-8010.", show_default=False)
@@ -27,6 +35,7 @@ PortsArgument = Annotated[
             "port 8080 of the external address leads to alice's port 80",
         ),
         ("tidegate publish add udp/27000-27010 --to bob", "a range, to the same ports"),
+        ("tidegate publish add tcp/443 --to alice", "below 1024 as well; needs CAP_NET_BIND_SERVICE"),
     ),
 )
 def add(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from tidegate.cli.options import ConfigOption, JsonOption, StateDirOption, examples, read_settings
+from tidegate.cli.options import ConfigOption, JsonOption, StateDirOption, examples, settings_sources
 
 EXAMPLES = examples(
     ("tidegate reload", "apply what the settings file says now"),
@@ -27,8 +27,10 @@ def reload(
     from tidegate.cli.output import print_json, remark
     from tidegate.control.commands import ReloadSettings
     from tidegate.errors import NotRunningError
+    from tidegate.settings import Settings
 
-    settings = read_settings(context, config, state_dir)
+    # The gateway judges the rest, so that what is wrong is in its log as well.
+    settings = Settings(state_dir=settings_sources(context, config, state_dir).read_state_dir())
     try:
         with running_gateway(settings) as gateway:
             answer = gateway.execute(ReloadSettings())

@@ -55,17 +55,20 @@ def _print(answer: GatewayStatus) -> None:
     from rich.markup import escape
 
     from tidegate.cli.counters import drops_table, ports_table
-    from tidegate.cli.output import amount, duration, print_rich, table
+    from tidegate.cli.output import amount, counted, duration, print_rich, table
     from tidegate.cli.peer import peer_table
 
+    trouble = answer.external_trouble and f"not usable: {escape(answer.external_trouble)}"
+    if not trouble and not answer.default_route:
+        trouble = f"no default route: clients reach only the networks of {escape(answer.external_interface)}"
     offloads = ", ".join(name for name, used in sorted(answer.offloads.items()) if used) or "none"
     print_rich(
         f"[bold]tidegate {answer.version}[/], up {duration(answer.uptime)} (pid {answer.pid}), "
-        f"{answer.shards} {'shard' if answer.shards == 1 else 'shards'}, offloads: {offloads}",
+        f"{counted(answer.shards, 'shard')}, offloads: {offloads}",
         f"listening on {answer.listen}, subnet {answer.subnet}, gateway {answer.gateway_address}",
         f"external {answer.external_interface} {', '.join(answer.external_addresses)}, "
         f"next hop {answer.next_hop or 'none'}",
-        *([f"[red]not usable: {escape(answer.external_trouble)}[/]"] if answer.external_trouble else []),
+        *([f"[red]{trouble}[/]"] if trouble else []),
         f"public key {answer.public_key}",
         "",
         peer_table(answer.peers, running=True),

@@ -50,7 +50,14 @@ from tidegate.control.commands import (
 )
 from tidegate.control.publications import Publications
 from tidegate.engine import EngineGateway, EngineStatus, ExternalLink, PeerStatus
-from tidegate.errors import EngineError, NotRunningError, SettingsError, StoreError, UsageError
+from tidegate.errors import (
+    EngineError,
+    NotRunningError,
+    SettingsError,
+    StoreError,
+    TidegateError,
+    UsageError,
+)
 from tidegate.identity.keys import decode_key, encode_key, parse_public_key
 from tidegate.ip_protocols import protocol_key, protocol_name
 from tidegate.net import Endpoint, parse_peer_address
@@ -228,7 +235,7 @@ class Administration:
             listen_port=gateway.listen.port,
             endpoint=str(endpoint) if endpoint else None,
             mtu=gateway.tunnel_mtu,
-            dns=self._context.settings.dns.enabled,
+            dns=list(map(str, self._context.settings.profile_servers)),
         )
 
     def _check_subnet(self, peers: Iterable[Peer]) -> None:
@@ -453,7 +460,12 @@ class Administration:
         )
 
     def _reload(self) -> SettingsReloaded:
-        reloaded = self._running().reload()
+        live = self._running()
+        try:
+            reloaded = live.reload()
+        except TidegateError as refused:
+            log.warning("settings not reloaded: the old ones stay in force", cause=str(refused))
+            raise
         self._context = replace(self._context, settings=reloaded.settings)
         unmet = [*self.pass_protocols(), *self._publications.retry()]
         for warning in unmet:  # after SIGHUP nobody gets the answer
@@ -515,6 +527,7 @@ class Administration:
             external_interface=live.external.interface,
             external_addresses=list(live.external.addresses),
             next_hop=live.external.router,
+            default_route=live.external.has_default_route,
             external_trouble=live.external_trouble,
             shards=status.shards,
             offloads=dict(status.offloads),

@@ -64,8 +64,8 @@ class PeerAdded(Answer):
     endpoint: str | None
     """From the settings, or derived from the external address."""
     mtu: int
-    dns: bool
-    """Whether the gateway answers DNS."""
+    dns: list[str]
+    """The resolvers that the profile names."""
 
 
 class PeerAdd(Command[PeerAdded]):
@@ -304,6 +304,8 @@ class GatewayStatus(Answer):
     external_addresses: list[str]
     next_hop: str | None
     """The default router; `None`: only on-link destinations."""
+    default_route: bool = True
+    """Whether clients reach more than the external interface's own networks."""
     external_trouble: str | None = None
     """Why the external link cannot be used at the moment; the other fields show it as it was before."""
     shards: int

@@ -145,8 +145,11 @@ class Publications:
                 self._engine.unpublish(publication.protocol, port)
             failed = f"{publication.protocol}/{publication.first_port + len(done)} cannot be published"
             if isinstance(cause, OSError):
+                why = _without_the_port(
+                    str(cause.strerror or cause), publication.protocol, publication.first_port + len(done)
+                )
                 raise ConflictError(
-                    f"{failed}: {cause.strerror or cause}",
+                    f"{failed}: {why}",
                     hint="a program on the host may be using the port (see `ss -lntup`)",
                 ) from cause
             if isinstance(cause, RuntimeError):
@@ -178,9 +181,15 @@ class Publications:
             return None
         return next(
             (
-                f"{protocol}/{port} on {address}: {why}"
+                f"{protocol}/{port} on {address}: "
+                + _without_the_port(why, protocol, port).removeprefix(f"{address}: ")
                 for protocol, port, address, why in self._engine.failed_publications()
                 if protocol == publication.protocol and port in publication.ports
             ),
             None,
         )
+
+
+def _without_the_port(why: str, protocol: str, port: int) -> str:
+    """The engine's reason for not publishing a port, without its beginning, which names the port."""
+    return why.removeprefix(f"cannot publish {protocol} port {port} ").removeprefix("of ")

@@ -40,7 +40,7 @@ clients can ask for as much at once as the engine lets one (`DNS_BURST`, engine/
 MAX_DATAGRAM_BYTES = 65_535
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h; Python has no name for it
 
-_WITHOUT_DNS = "turn the DNS proxy off with [dns] enabled = false"
+_WITHOUT_DNS = "turn the DNS proxy off with --no-dns or [dns] enabled = false"
 _HINTS = {
     errno.EADDRINUSE: f"stop it, or {_WITHOUT_DNS}",
     errno.EADDRNOTAVAIL: "it is the gateway's own, on its TUN device: does a network manager remove it?",

@@ -94,8 +94,8 @@ def _interface(network: HostNetwork, settings: ExternalSettings, default: Route 
             raise HostNetworkError(f"there is no interface {settings.interface!r}", hint=listed)
     elif default is None:
         raise HostNetworkError(
-            "the host has no default route, so the external interface is not known",
-            hint=f"name it with --external ({listed})",
+            "the host has no default route for IPv4, so the external interface is not known",
+            hint=f"name it with --external ({listed}); it needs IPv4",
         )
     else:
         found = network.interface_at(default.index)
@@ -129,7 +129,8 @@ def _addresses(
         return settings.addresses
     if not present:
         raise HostNetworkError(
-            f"the external interface {interface.name} has no IPv4 address", hint="assign one to it"
+            f"the external interface {interface.name} has no IPv4 address",
+            hint="assign one to it: Tidegate needs IPv4",
         )
     if default is not None and default.source in present:
         return [default.source]

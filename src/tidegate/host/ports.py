@@ -53,7 +53,9 @@ def explain_bind(cause: OSError, kind: str, address: str, port: int, *, hint: st
         case errno.EADDRNOTAVAIL:
             return HostNetworkError(f"{address} is not an address of this host", hint=hint)
         case errno.EACCES | errno.EPERM:
-            return PrivilegeError(f"{where} cannot be bound: permission denied", hint="run as root")
+            return PrivilegeError(
+                f"{where} cannot be bound: permission denied", hint=f"grant CAP_NET_BIND_SERVICE, or {hint}"
+            )
     return HostNetworkError(f"{where} cannot be bound: {cause.strerror}", hint=hint)
 
 

@@ -12,6 +12,7 @@ from tidegate.settings.sources import Key
 LIVE: tuple[Key, ...] = (
     ("nat",),
     ("dns", "upstreams"),
+    ("dns", "profile_servers"),
     ("log",),
     ("external", "addresses"),
     ("external", "deny"),
@@ -44,7 +45,9 @@ def with_live_changes(running: Settings, wanted: Settings) -> Settings:
         update={
             "nat": wanted.nat,
             "log": wanted.log,
-            "dns": running.dns.model_copy(update={"upstreams": wanted.dns.upstreams}),
+            "dns": running.dns.model_copy(
+                update={"upstreams": wanted.dns.upstreams, "profile_servers": wanted.dns.profile_servers}
+            ),
             "external": running.external.model_copy(
                 update={"addresses": wanted.external.addresses, "deny": wanted.external.deny}
             ),

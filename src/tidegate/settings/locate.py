@@ -5,6 +5,7 @@ lines, which suffices for any file with its keys at the beginnings of lines, and
 """
 
 import re
+from functools import lru_cache
 
 _HEADER = re.compile(r"^\s*\[{1,2}\s*([^\[\]]+?)\s*\]{1,2}\s*(?:#.*)?$")
 _KEY = re.compile(r"^\s*((?:[\w-]+|\"[^\"]*\"|'[^']*')(?:\s*\.\s*(?:[\w-]+|\"[^\"]*\"|'[^']*'))*)\s*=")
@@ -14,6 +15,7 @@ def _parts(dotted: str) -> tuple[str, ...]:
     return tuple(part.strip().strip("\"'") for part in dotted.split("."))
 
 
+@lru_cache(maxsize=1)  # a message may name many keys of one file
 def key_lines(text: str) -> dict[tuple[str, ...], int]:
     """The line (from 1) of each key and table header."""
     lines: dict[tuple[str, ...], int] = {}

@@ -22,7 +22,14 @@ from pydantic import (
 )
 
 from tidegate.ip_protocols import MAX_OTHER_PROTOCOLS, parse_protocol, refuse_doubles
-from tidegate.net import Endpoint, ListenAddress, gateway_address_of, parse_prefix, parse_subnet
+from tidegate.net import (
+    Endpoint,
+    ListenAddress,
+    gateway_address_of,
+    is_connectable,
+    parse_prefix,
+    parse_subnet,
+)
 
 MAX_INTERFACE_NAME = 15  # IFNAMSIZ - 1, linux/if.h
 NOT_IN_INTERFACE_NAMES = "/:%"  # dev_valid_name(); and in `%d` the kernel would insert a number
@@ -30,6 +37,7 @@ ALL_PORTS = (1024, 65535)
 """What a NAT may lend (RFC 4787 REQ-3 keeps the ports below apart)."""
 MAX_DENIED = 256
 """Prefixes that can be denied to clients: their look-up is part of the hot path."""
+MAX_PROFILE_SERVERS = 3  # MAXNS, resolv.conf(5): clients may ignore more
 MAX_SHARDS = 64  # as in engine/src/engine.rs; a test compares the two
 
 
@@ -196,6 +204,18 @@ class DnsSettings(_Section):
     enabled: bool = True
     upstreams: Annotated[AddressList, Field(max_length=8)] = ()
     """By default those of /etc/resolv.conf."""
+    profile_servers: Annotated[AddressList, Field(max_length=MAX_PROFILE_SERVERS)] = ()
+    """The resolvers that profiles name; by default the proxy where it is on, otherwise none."""
+
+    @field_validator("profile_servers")
+    @classmethod
+    def _clients_can_ask_them(cls, value: tuple[IPv4Address, ...]) -> tuple[IPv4Address, ...]:
+        for address in value:
+            if address.is_loopback:
+                raise ValueError(f"{address} is the client itself: give the address at which clients find it")
+            if not is_connectable(address):
+                raise ValueError(f"{address} is no resolver's address")
+        return value
 
 
 class OffloadSettings(_Section):
@@ -233,6 +253,11 @@ class Settings(_Section):
     dns: DnsSettings = DnsSettings()
     offloads: OffloadSettings = OffloadSettings()
     log: LogSettings = LogSettings()
+
+    @property
+    def profile_servers(self) -> tuple[IPv4Address, ...]:
+        """The resolvers that profiles name."""
+        return self.dns.profile_servers or ((self.gateway.address,) if self.dns.enabled else ())
 
     @model_validator(mode="after")
     def _nothing_points_into_the_tunnel(self) -> Self:

@@ -12,7 +12,7 @@ import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -22,10 +22,15 @@ from tidegate.settings.locate import key_lines, line_of
 from tidegate.settings.messages import describe_error
 from tidegate.settings.model import Settings
 
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
 DEFAULT_PATH = Path("/etc/tidegate/tidegate.toml")
 PREFIX = "TIDEGATE_"
 NESTED = "__"
 MAX_FILE_BYTES = 1 << 20
+MAX_EXPLAINED = 10
+"""Settings whose errors one message names; it counts the others."""
 NAME_ANOTHER = "name another with --config"
 Key = tuple[str, ...]
 """A setting's path, such as ``("gateway", "listen")``."""
@@ -82,6 +87,23 @@ class SettingsSources:
         merged.add_environment(self._environment)
         merged.check_values()
         return merged
+
+    def read_state_dir(self) -> Path:
+        """The state directory of now, although other settings may be wrong. Raises `SettingsError`."""
+        key, variable = ("state_dir",), f"{PREFIX}STATE_DIR"
+        merged = _Merged()
+        if key in self._flags:
+            flag, value = self._flags[key]
+            merged.put(key, value, where=flag)
+        elif text := self._environment.get(variable):
+            merged.put(key, text, where=f"${variable}")
+        elif not merged.add_file(self._path) and self._is_named:
+            raise SettingsError("no such file", where=str(self._path), hint=NAME_ANOTHER)
+        merged.tree = {"state_dir": merged.tree["state_dir"]} if "state_dir" in merged.tree else {}
+        try:
+            return Settings.model_validate(merged.tree).state_dir
+        except ValidationError as invalid:
+            raise merged.explain(invalid) from None
 
 
 def load_settings(
@@ -209,17 +231,28 @@ class _Merged:
         return f"{self._path}:{line}" if line else str(self._path)
 
     def explain(self, invalid: ValidationError) -> SettingsError:
-        """The first error, in words for people."""
-        error = invalid.errors(include_url=False)[0]
-        location: list[str] = []
-        for part in error["loc"]:
-            # Unions and list items add parts that are not keys of the file.
-            if not isinstance(part, str) or _field_type((*location, part)) is None:
-                if error["type"] == "extra_forbidden" and part == error["loc"][-1]:
-                    location.append(str(part))
-                break
-            location.append(part)
-        key = tuple(location)
+        """The first error of each setting, in the order of the file's lines, in words for people."""
+        found: dict[Key, ErrorDetails] = {}
+        for error in invalid.errors(include_url=False):
+            found.setdefault(_key_of(error), error)
+        # A wrong value may be that of other settings as well, where it is their default.
+        wrong = [key for key in found if self._has(key)] or list(found)
+        wrong.sort(key=lambda key: line_of(self._text, key) or 0)
+        explained = [self._explain(key, found[key]) for key in wrong[:MAX_EXPLAINED]]
+        if len(wrong) == 1:
+            return explained[0]
+        left = len(wrong) - len(explained)
+        return SettingsError("; ".join([*map(str, explained), *([f"and {left} more"] if left else [])]))
+
+    def _has(self, key: Key) -> bool:
+        node: Any = self.tree
+        for part in key:
+            if not isinstance(node, dict) or part not in node:
+                return False
+            node = node[part]
+        return True
+
+    def _explain(self, key: Key, error: ErrorDetails) -> SettingsError:
         name = ".".join(key)
         if error["type"] == "extra_forbidden":
             return _unknown_key(key, self.where(key))
@@ -229,6 +262,19 @@ class _Merged:
             name, _, message = message.partition(": ")
             key = tuple(name.split("."))
         return SettingsError(f"{name}: {message}", where=self.where(key))
+
+
+def _key_of(error: ErrorDetails) -> Key:
+    """The setting that is wrong; empty where a rule for several is broken."""
+    location: list[str] = []
+    for part in error["loc"]:
+        # Unions and list items add parts that are not keys of the file.
+        if not isinstance(part, str) or _field_type((*location, part)) is None:
+            if error["type"] == "extra_forbidden" and part == error["loc"][-1]:
+                location.append(str(part))
+            break
+        location.append(part)
+    return tuple(location)
 
 
 def _unknown_key(key: Key, where: str | None) -> SettingsError:

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import NoReturn
@@ -36,6 +37,11 @@ USAGE, FAILURE = 2, 1
         (["peer", "add"], "NAME"),
         (["peer", "add", "a/b"], "'a/b'"),
         (["peer", "add", "alice", "--endpoint", "here:there"], "--endpoint"),
+        (
+            ["peer", "add", "alice", "--endpoint", "http://x"],
+            "--endpoint: 'http://x' is not HOST:PORT, such as",
+        ),
+        (["peer", "add", "alice", "--endpoint", "x:70000"], "--endpoint: '70000' is not a port (1 to 65535)"),
         (["peer", "add", "alice", "--endpoint", "0.0.0.0"], "--endpoint: '0.0.0.0' is not an address that"),
         (
             ["peer", "add", "alice", "--endpoint", "255.255.255.255:1"],
@@ -161,7 +167,11 @@ def test_a_missing_interface_is_answered_with_those_that_exist(tidegate: Command
 @pytest.mark.parametrize(
     ("network", "words"),
     [
-        (ordinary_network(default=False), ["no default route", "--external", "eth0"]),
+        (ordinary_network(default=False), ["no default route for IPv4", "--external", "eth0", "needs IPv4"]),
+        (
+            replace(ordinary_network(), addresses=()),
+            ["eth0 has no IPv4 address", "assign one to it: Tidegate needs IPv4"],
+        ),
         (
             ordinary_network(
                 interfaces=(Interface(5, "wan", b"\x02\0\0\0\0\5", 1500, False, True),),

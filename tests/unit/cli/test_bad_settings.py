@@ -67,6 +67,21 @@ USAGE, FAILURE = 2, 1
         ('[nat.other_protocols]\ngre = ""', 2, ["nat.other_protocols.gre: must have at least 1 character"]),
         (f'[nat.other_protocols]\n{"4" * 5000} = "alice"', 2, ["is not a protocol"]),
         (f"[dns]\nupstreams = {['192.0.2.1'] * 9}", 2, ["dns.upstreams: must have at most 8 items, not 9"]),
+        (
+            '[dns]\nprofile_servers = ["127.0.0.1"]',
+            2,
+            ["dns.profile_servers: 127.0.0.1 is the client itself"],
+        ),
+        (
+            '[dns]\nprofile_servers = ["0.0.0.0"]',
+            2,
+            ["dns.profile_servers: 0.0.0.0", "no resolver's address"],
+        ),
+        (
+            f"[dns]\nprofile_servers = {['192.0.2.1'] * 4}",
+            2,
+            ["dns.profile_servers: must have at most 3 items, not 4"],
+        ),
         ('[nat]\nother_protocols = "gre"', 2, ["nat.other_protocols", "a table"]),
         ('[nat]\ntcp_transitory_timeout = "x"', 2, ["nat.tcp_transitory_timeout", "a number"]),
         ("[nat]\nudp_timeout = inf", 2, ["nat.udp_timeout", "finite"]),
@@ -115,6 +130,35 @@ def test_a_wrong_setting_is_named_with_file_line_and_remedy(
         assert word in message
     assert not state.exists()
     assert tidegate.engine.gateways == []
+
+
+def test_all_that_is_wrong_in_a_file_is_named_in_the_order_of_its_lines(
+    tidegate: CommandLine, write: Write
+) -> None:
+    file = write(
+        '[nat]\ntcp_transitory_timeout = "x"\nudp_timeout = 0\n[gateway]\nlissen = 1\nshards = 65\n'
+        '[external]\ndeny = ["lan", "wan"]\n'
+    )
+    message = tidegate.refused(USAGE, "serve", "--config", file)
+    before, *found = message.split(f"{file}:")
+    assert before == "tidegate: "
+    assert found == [
+        '2: nat.tcp_transitory_timeout: must be a number, not the text "x"; ',
+        "3: nat.udp_timeout: must be greater than or equal to 1, not 0; ",
+        '5: unknown key "lissen" in [gateway]; did you mean "listen"?; ',
+        "6: gateway.shards: must be less than or equal to 64, not 65; ",
+        "8: external.deny: 'lan' is not an IPv4 prefix, such as \"192.168.0.0/16\"",
+    ]
+
+
+def test_a_file_with_nothing_right_in_it_is_told_in_one_line_that_ends(
+    tidegate: CommandLine, write: Write
+) -> None:
+    file = write("".join(f"wrong{number} = 1\n" for number in range(20_000)))
+    message = tidegate.refused(USAGE, "serve", "--config", file)
+    assert message.count(f"{file}:") == 10
+    assert f'{file}:10: unknown key "wrong9" in the settings; ' in message
+    assert message.endswith("; and 19990 more")
 
 
 def test_a_settings_file_that_is_no_text_is_named(tidegate: CommandLine, tmp_path: Path) -> None:

@@ -36,10 +36,12 @@ COMMANDS = [
     ["publish", "remove"],
     ["demo"],
     ["bench"],
+    ["version"],
 ]
+GROUPS = [["peer"], ["publish"], ["nat"]]
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("command", [*COMMANDS, *GROUPS], ids=" ".join)
 def test_every_command_has_help_with_examples(tidegate: CommandLine, command: list[str]) -> None:
     outcome = tidegate(*command, "--help")
     assert outcome.code == 0
@@ -48,13 +50,27 @@ def test_every_command_has_help_with_examples(tidegate: CommandLine, command: li
     assert f"tidegate {' '.join(command)}" in text
 
 
+def test_help_shows_how_to_connect_without_routes_and_twice_and_how_to_publish_a_privileged_port(
+    tidegate: CommandLine,
+) -> None:
+    def help_of(*command: str) -> str:
+        return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", tidegate(*command, "--help").out).split())
+
+    connect = help_of("connect")
+    assert "tidegate connect alice.conf --no-routes " in connect
+    assert "tidegate connect bob.conf --interface tidegate-bob " in connect
+    publish = help_of("publish", "add")
+    assert "tidegate publish add tcp/443 --to alice " in publish
+    assert "below 1024" in publish and "CAP_NET_BIND_SERVICE" in publish
+
+
 def test_the_help_does_not_teach_to_write_keys_where_others_may_read_them(tidegate: CommandLine) -> None:
     text = re.sub(r"\x1b\[[0-9;]*m", "", tidegate("peer", "add", "--help").out)
     assert ".conf" in text
     assert not re.search(r"> *\w+\.conf", text)
 
 
-@pytest.mark.parametrize("command", [[], ["peer"], *COMMANDS], ids=" ".join)
+@pytest.mark.parametrize("command", [[], *GROUPS, *COMMANDS], ids=" ".join)
 def test_help_fits_on_a_terminal_of_80_columns(
     tidegate: CommandLine, monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:

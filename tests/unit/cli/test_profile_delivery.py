@@ -35,6 +35,15 @@ def test_a_profile_is_printed_alone_and_can_be_redirected(tidegate: CommandLine,
     assert profile.preshared_key is not None
 
 
+def test_a_profile_names_the_resolvers_that_are_set_instead_of_the_proxy(
+    tidegate: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIDEGATE_DNS__PROFILE_SERVERS", "192.0.2.53,10.66.77.9")
+    outcome = tidegate("peer", "add", "alice", "--state-dir", tmp_path, "--endpoint", "a.b")
+    assert outcome.err == ""
+    assert [str(server) for server in parse_profile(outcome.out).dns] == ["192.0.2.53", "10.66.77.9"]
+
+
 @pytest.mark.parametrize("form", [(), ("--json",)], ids=["text", "json"])
 def test_a_profile_for_a_file_called_minus_is_printed(
     tidegate: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: tuple[str, ...]

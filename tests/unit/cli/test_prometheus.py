@@ -69,6 +69,7 @@ def status_of(*peers: PeerView) -> GatewayStatus:
         external_interface="eth0",
         external_addresses=["192.0.2.2"],
         next_hop=None,
+        default_route=False,
         external_trouble="the link is down",
         shards=2,
         offloads={"tun": True, "udp_gso": False},
@@ -101,6 +102,7 @@ def test_a_running_gateway_is_described(settings: Settings, capsys: pytest.Captu
             assert found[of("mappings", protocol="udp")] == 2
             assert found[of("reserved_ports", protocol="tcp")] == 64
             assert found[of("external_usable")] == 1
+            assert found[of("default_route_known")] == 1
             assert found[of("peer_info", peer="alice", address="10.66.77.2", cipher="chacha20-poly1305")] == 1
             assert found[of("peer_received_bytes_total", peer="alice")] == 2048
             assert found[of("peer_sent_bytes_total", peer="alice")] == 1024
@@ -136,6 +138,7 @@ def test_what_is_not_well_is_visible() -> None:
     assert found[of("build_info", version="1.2.3")] == 1
     assert found[of("uptime_seconds")] == 12.5
     assert found[of("external_usable")] == 0
+    assert found[of("default_route_known")] == 0
     assert found[of("offload_used", offload="tun")] == 1
     assert found[of("offload_used", offload="udp_gso")] == 0
     assert found[of("dns_events_total", event="answered")] == 3

@@ -49,6 +49,8 @@ def test_a_named_interface_needs_no_default_route() -> None:
     link = external_link(ordinary_network(default=False), settings(interface="eth0"))
     assert link.router is None
     assert link.on_link == ("192.0.2.0/24",)
+    assert not link.has_default_route
+    assert external_link(ordinary_network(), settings()).has_default_route
 
 
 def test_a_default_route_without_a_router_makes_everything_on_link() -> None:
@@ -56,6 +58,7 @@ def test_a_default_route_without_a_router_makes_everything_on_link() -> None:
     link = external_link(network, settings())
     assert link.router is None
     assert "0.0.0.0/0" in link.on_link
+    assert link.has_default_route
 
 
 def test_the_first_address_is_the_one_that_the_kernel_would_send_from() -> None:
