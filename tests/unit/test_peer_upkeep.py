@@ -105,7 +105,7 @@ def test_a_peer_is_enabled_although_a_program_has_taken_its_port_and_that_is_tol
             running.packets.held.add(80)
             code, _, err = await running.cli("peer", "enable", "alice")
             assert code == 0
-            assert "tidegate: warning: tcp/80 cannot be published: Address already in use" in err
+            assert "tidegate: warning: tcp/80 cannot be published: 192.0.2.2: Address already in use" in err
             assert list(running.packets.peers.values()) == [ALICE]
             assert (await port_of(running))["state"] == "failed"
 
