@@ -29,6 +29,8 @@ pub enum Command {
         address: Ipv4Addr,
         /// Where it lives.
         shard: u8,
+        /// Whether to call it at once, as far as it is known where it is.
+        call: bool,
     },
     /// A peer went.
     RemovePeer {

@@ -218,6 +218,8 @@ class EngineGateway(EngineLifecycle, Protocol):
         preshared_key: bytes | None = None,
         *,
         cipher: CipherName = WIREGUARD_CIPHER,
+        endpoint: tuple[str, int] | None = None,
+        call: bool = False,
     ) -> None: ...
     def remove_peer(self, public_key: bytes) -> bool: ...
 

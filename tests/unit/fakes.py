@@ -135,6 +135,8 @@ class FakeGateway(FakeLifecycle):
         preshared_key: bytes | None = None,
         *,
         cipher: CipherName = WIREGUARD_CIPHER,
+        endpoint: tuple[str, int] | None = None,
+        call: bool = False,
     ) -> None:
         if self.refuse_peers is not None:
             raise self.refuse_peers

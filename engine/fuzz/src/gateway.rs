@@ -335,7 +335,7 @@ impl World {
 
     fn set_peer(&mut self, client: usize, shard: u8) {
         let config = peer_config(PUBLIC_KEYS[client], None);
-        self.obey(Command::SetPeer { config, address: client_address(client), shard });
+        self.obey(Command::SetPeer { config, address: client_address(client), shard, call: false });
     }
 
     fn remove_peer(&mut self, client: usize) {

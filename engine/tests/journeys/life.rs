@@ -213,6 +213,69 @@ fn a_removed_peer_takes_its_mappings_along_and_disturbs_nobody() {
 }
 
 #[test]
+fn a_client_is_called_where_it_was_before_the_restart_and_is_reached_at_once() {
+    for shards in [1, 2] {
+        let mut world = World::with_shards(shards);
+        for client in 0..world.clients.len() {
+            world.call_peer(client, world.endpoints[client]);
+            world.send_from_host(&Ip::udp(
+                endpoint(GATEWAY, 9),
+                endpoint(client_address(client), 9),
+                b"there?",
+            ));
+            assert_eq!(world.take_one(client).data(), b"there?");
+            let shard = world.home_of(client);
+            let peers = world.status(shard).peers;
+            let peer = peers.iter().find(|peer| peer.address == Some(client_address(client))).unwrap();
+            assert_eq!(peer.last_handshake, Some(Duration::ZERO));
+        }
+        assert!(world.drops().is_empty());
+    }
+}
+
+#[test]
+fn a_client_that_is_no_longer_there_is_called_for_a_minute_and_a_half() {
+    let mut world = World::new();
+    let gone = "192.0.2.200:40000".parse().unwrap();
+    world.call_peer(0, gone);
+    assert_eq!(world.lost.len(), 1);
+    world.pass(Duration::from_secs(100));
+    let calls = world.lost.len();
+    assert!((12..=19).contains(&calls), "every five seconds: {calls}");
+    world.pass(Duration::from_secs(3600));
+    assert_eq!(world.lost.len(), calls);
+    assert_eq!(world.next_wakeup(), None);
+    world.ping(0, SERVER);
+    assert!(!world.take(0).is_empty(), "and it comes back from elsewhere");
+}
+
+#[test]
+fn nobody_is_called_inside_the_vpn() {
+    let mut world = World::new();
+    world.call_peer(0, endpoint(client_address(9), 51_820));
+    world.pass(Duration::from_secs(100));
+    assert!(world.lost.is_empty());
+    assert_eq!(world.status(0).peers.iter().filter_map(|peer| peer.endpoint).count(), 0);
+    assert!(world.drops().is_empty());
+}
+
+#[test]
+fn many_clients_are_called_one_after_another() {
+    let clients = 60;
+    let mut world = World::of(Plan { clients, ..Plan::default() });
+    let told =
+        |world: &World| world.status(0).peers.iter().filter(|peer| peer.last_handshake.is_some()).count();
+    for client in 0..clients {
+        world.call_peer(client, world.endpoints[client]);
+    }
+    assert_eq!(told(&world), 16, "at once");
+    world.pass(Duration::from_millis(100));
+    assert_eq!(told(&world), 26, "and 100 a second");
+    world.pass(SECOND);
+    assert_eq!(told(&world), clients);
+}
+
+#[test]
 fn what_a_turn_has_for_a_removed_peer_is_not_sealed_for_the_next_one_with_its_number() {
     let mut world = World::new().connected();
     // In one turn of the loop: a packet for client 0 comes, client 0 is removed, and another peer gets its number.

@@ -174,7 +174,7 @@ pub struct World {
     /// What of it the reserver keeps for the host's programs, first and last.
     pub kept_ports: Option<(u16, u16)>,
     /// Where the clients are.
-    endpoints: Vec<SocketAddrV4>,
+    pub endpoints: Vec<SocketAddrV4>,
     recorded: Option<Vec<Train>>,
     events: VecDeque<Event>,
 }
@@ -270,7 +270,19 @@ impl World {
 
     pub fn set_peer(&mut self, client: usize, shard: u8) {
         let config = peer(public_key(&client_key(client)), None);
-        self.tell_all(|| Command::SetPeer { config: config.clone(), address: client_address(client), shard });
+        self.tell_peer(client, shard, &config, false);
+    }
+
+    /// As after a restart: the client was heard of at `endpoint`, and is called there.
+    pub fn call_peer(&mut self, client: usize, endpoint: SocketAddrV4) {
+        let config = peer(public_key(&client_key(client)), Some(endpoint));
+        self.tell_peer(client, self.home_of(client) as u8, &config, true);
+        self.settle();
+    }
+
+    fn tell_peer(&mut self, client: usize, shard: u8, config: &PeerConfig, call: bool) {
+        let address = client_address(client);
+        self.tell_all(|| Command::SetPeer { config: config.clone(), address, shard, call });
     }
 
     pub fn remove_peer(&mut self, client: usize) {
