@@ -152,6 +152,7 @@ impl GatewayEngine {
                 port_budget: budget,
                 ownership: engine.ownership.clone(),
                 mapping_log: engine.mapping_log.clone(),
+                events: events.clone(),
                 coalesce: coalescing(offloads, &tun),
                 seed: random_seed()?,
             });

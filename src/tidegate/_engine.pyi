@@ -184,7 +184,8 @@ class Status:
 @final
 class Event:
     """Something that Python needs to know. `kind`: "shard_failed", "offload_disabled", "ports_exhausted",
-    "external_down", "publication_failed", "handshake_unanswered"."""
+    "external_down", "publication_failed", "handshake_unanswered", "handshake_completed" (with peers that the status
+    tells), "handshake_refused" (of each reason once a minute and shard)."""
 
     kind: str
     detail: str

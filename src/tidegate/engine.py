@@ -164,7 +164,7 @@ class EngineStatus(Protocol):
 
 class EngineEvent(Protocol):
     """Something that Python should know: "shard_failed", "offload_disabled", "ports_exhausted",
-    "external_down", "publication_failed", "handshake_unanswered"."""
+    "external_down", "publication_failed", "handshake_unanswered", "handshake_completed", "handshake_refused"."""
 
     @property
     def kind(self) -> str: ...

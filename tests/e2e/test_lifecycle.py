@@ -22,7 +22,7 @@ from tidegate.lab.hoststate import HostState
 from tidegate.lab.processes import Process
 from tidegate.lab.services import start_services
 from tidegate.lab.stacks import INNER_GATEWAY, LISTEN_PORT, TidegateClient, TidegateGateway, tidegate_command
-from tidegate.lab.topology import GATEWAY_ACCESS, INTERNET, Lab, Namespace
+from tidegate.lab.topology import CLIENT, GATEWAY_ACCESS, INTERNET, Lab, Namespace
 from tidegate.lab.waiting import pause, wait_until
 from tidegate.settings import Settings
 
@@ -122,6 +122,18 @@ def test_after_sigkill_the_tun_device_is_gone_the_next_start_works_and_the_clien
     )
     assert again.status()["peers"], "the peers were forgotten"
     again.stop()
+
+
+def test_a_client_that_is_refused_is_in_the_log_with_the_reason(lab: Lab) -> None:
+    gateway = TidegateGateway(lab)
+    gateway.start()
+    profile = gateway.add_peer("alice")
+    gateway.command("peer", "remove", "alice")
+    client = lab.client.popen([*tidegate_command(), "connect", str(profile)])
+    refused = rf'"handshake refused" detail="unknown_peer from {CLIENT}:\d+: '
+    wait_until(lambda: re.search(refused, gateway.process.output()), "the log to say so", timeout=10.0)
+    client.stop()
+    gateway.stop()
 
 
 def test_a_client_that_was_killed_does_not_stand_in_the_way_of_the_next(lab: Lab) -> None:

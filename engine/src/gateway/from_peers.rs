@@ -57,6 +57,14 @@ impl Gateway {
         }
     }
 
+    /// Counts a datagram that dies, and tells of it where it is a handshake's.
+    pub(super) fn refuse_datagram(&mut self, now: Timestamp, reason: DropReason, from: SocketAddrV4) {
+        self.drops.count(reason);
+        if let Some(detail) = self.refusals.note(now, reason, from) {
+            self.events.push(EventKind::HandshakeRefused, detail);
+        }
+    }
+
     /// What takes a datagram to another shard.
     ///
     /// The kernel steers a whole train by its first datagram. All of a real peer's are for one shard, except for an initiation

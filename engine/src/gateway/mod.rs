@@ -22,6 +22,7 @@ mod from_peers;
 mod leave;
 mod port_supply;
 mod reassembly_timeout;
+mod refusals;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -39,7 +40,7 @@ use crate::fair_queue::Owner;
 use crate::fragment::reassembly::Reassembly;
 use crate::handoffs::Handoff;
 use crate::icmp_error::{IcmpErrorKind, IcmpErrors};
-use crate::messages::{Command, MappingLog, ShardStatus};
+use crate::messages::{Command, EventKind, Events, MappingLog, ShardStatus};
 use crate::mss;
 use crate::nat::{Endpoint, Nat, NatConfig, Outbound, Proto, ShardSlice};
 use crate::outbox::{Bytes, DeviceFrame, Gather, Outbox, PeerFrame};
@@ -55,6 +56,7 @@ use commands::Publication;
 use from_external::Entrance;
 use leave::{Decision, Exit, Origin, Refusal};
 use port_supply::PortSupply;
+use refusals::Refusals;
 
 /// A map with a keyed hash: clients choose some of the keys.
 type HashMap<K, V> = KeyedMap<K, V, foldhash::quality::RandomState>;
@@ -87,6 +89,8 @@ pub struct GatewayConfig {
     pub ownership: PortOwnership,
     /// Where records of mappings go, if they are wanted.
     pub mapping_log: MappingLog,
+    /// Where to tell that handshakes were completed or refused.
+    pub events: Events,
     /// Which segments become superpackets.
     pub coalesce: CoalesceOptions,
     /// Randomness for ports, identifiers and hash keys.
@@ -123,6 +127,8 @@ pub struct Gateway {
     ownership: PortOwnership,
     supply: PortSupply,
     mapping_log: MappingLog,
+    events: Events,
+    refusals: Refusals,
     /// Published ports, on every shard.
     published: HashMap<(Proto, Endpoint), Publication>,
     neighbors: NeighborCache<HeldFrame>,
@@ -165,6 +171,8 @@ impl Gateway {
             external,
             ownership: config.ownership,
             mapping_log: config.mapping_log,
+            events: config.events,
+            refusals: Refusals::default(),
             published: HashMap::default(),
             places: HashMap::default(),
             local_peers: HashMap::default(),
@@ -215,7 +223,7 @@ impl Core for Gateway {
                 self.route_from_peers(now, arena, outbox);
             }
             if let Err(reason) = self.receive_datagram(now, arena, datagram, from, outbox) {
-                self.drops.count(reason);
+                self.refuse_datagram(now, reason, from.remote);
             }
         }
     }
@@ -338,6 +346,9 @@ impl Core for Gateway {
     fn reserve_requests(&mut self) -> Vec<ReserveRequest> {
         if let Some((records, missing)) = self.nat.take_log() {
             self.mapping_log.add(records, missing);
+        }
+        if self.tunnel.take_completed() {
+            self.events.push(EventKind::HandshakeCompleted, "");
         }
         self.port_requests()
     }

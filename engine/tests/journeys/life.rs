@@ -6,7 +6,7 @@ use std::time::Duration;
 use tidegate_engine::core::Core;
 use tidegate_engine::drop_reason::DropReason;
 use tidegate_engine::external::reservation::PortProtocol;
-use tidegate_engine::messages::Command;
+use tidegate_engine::messages::{Command, EventKind};
 use tidegate_engine::nat::{MappingEvent, MappingRecord, NatConfig, Proto};
 
 use super::flow::{Flow, HTTPS};
@@ -273,6 +273,51 @@ fn many_clients_are_called_one_after_another() {
     assert_eq!(told(&world), 26, "and 100 a second");
     world.pass(SECOND);
     assert_eq!(told(&world), clients);
+}
+
+#[test]
+fn that_handshakes_were_completed_is_told_once_in_a_turn() {
+    for shards in [1, 2] {
+        let world = World::with_shards(shards).connected();
+        let kinds: Vec<EventKind> = world.told.take().into_iter().map(|event| event.kind).collect();
+        assert_eq!(kinds, [EventKind::HandshakeCompleted], "one that nobody has read says it all");
+    }
+    let mut world = World::new().connected();
+    world.told.take();
+    world.ping(0, SERVER);
+    assert_eq!(world.told.take(), [], "a packet is no handshake");
+    world.pass(Duration::from_secs(130));
+    world.ping(0, SERVER);
+    assert_eq!(world.told.take().len(), 1, "a renewal is one");
+}
+
+#[test]
+fn whoever_is_refused_is_told_of_with_the_reason() {
+    for shards in [1, 2] {
+        let mut world = World::with_shards(shards);
+        let replayed = world.record(|world| world.ping(1, SERVER)).swap_remove(0);
+        world.remove_peer(0);
+        world.told.take();
+        world.ping(0, SERVER);
+        world.strike(replayed.from, replayed.bytes, replayed.segment_size);
+        world.settle();
+        let told = world.told.take();
+        assert!(told.iter().all(|event| event.kind == EventKind::HandshakeRefused));
+        let details: Vec<_> = told.into_iter().map(|event| event.detail).collect();
+        assert_eq!(
+            details,
+            [
+                "unknown_peer from 192.0.2.101:40000: A handshake from a key that is not a peer's.",
+                "bad_handshake from 192.0.2.102:40001: A handshake that does not decrypt, is replayed, or answers nothing.",
+            ]
+        );
+        world.pass(Duration::from_secs(59));
+        assert_eq!(world.told.take(), [], "it tries again every five seconds");
+        world.pass(Duration::from_secs(10));
+        let told = world.told.take();
+        assert_eq!(told.len(), 1);
+        assert!(told[0].detail.ends_with(" others since the last line."), "{}", told[0].detail);
+    }
 }
 
 #[test]

@@ -135,6 +135,8 @@ pub struct World {
     pub link: Link,
     pub ownership: PortOwnership,
     pub mapping_log: MappingLog,
+    /// What the gateway tells Python.
+    pub told: Events,
     /// What arrived at each client's applications, as its kernel would see it.
     pub delivered: Vec<Vec<Ip>>,
     /// What arrived at the internet, and at the gateway's host.
@@ -191,7 +193,8 @@ impl World {
     pub fn of(plan: Plan) -> Self {
         let now = Timestamp::from_secs(1_000);
         let ownership = PortOwnership::new();
-        let mapping_log = MappingLog::new(Events::new(EventFd::new().unwrap()));
+        let told = Events::new(EventFd::new().unwrap());
+        let mapping_log = MappingLog::new(told.clone());
         let shards = (0..plan.shards).map(|shard| {
             Node::new(Gateway::new(GatewayConfig {
                 shard,
@@ -207,6 +210,7 @@ impl World {
                 port_budget: 0, // small first batches
                 ownership: ownership.clone(),
                 mapping_log: mapping_log.clone(),
+                events: told.clone(),
                 coalesce: plan.coalesce,
                 seed: [shard + 1; 32],
             }))
@@ -228,6 +232,7 @@ impl World {
             link: plan.link,
             ownership,
             mapping_log,
+            told,
             delivered: vec![Vec::new(); plan.clients],
             outside: Vec::new(),
             host: Vec::new(),
