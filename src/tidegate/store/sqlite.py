@@ -194,6 +194,12 @@ class SqliteStore:
         except ValueError:
             raise _damaged(self._path, f"the address of peer {row.name!r} is {row.address!r}") from None
 
+    def _last_seen_of(self, row: Row[Any]) -> LastSeen:
+        try:
+            return LastSeen(row.handshake_at, (str(IPv4Address(row.address)), row.port))
+        except ValueError:
+            raise _damaged(self._path, f"a peer was last seen at {row.address!r}") from None
+
     def peers(self) -> Sequence[Peer]:
         with self._transaction() as connection:
             found = [self._peer_of(row) for row in connection.execute(select(_peers))]
@@ -257,7 +263,7 @@ class SqliteStore:
                     (_peers.c.id == _last_seen.c.peer_id) & (_peers.c.public_key == _last_seen.c.public_key),
                 )
             )
-            return {row.public_key: LastSeen(row.handshake_at, (row.address, row.port)) for row in rows}
+            return {row.public_key: self._last_seen_of(row) for row in rows}
 
     def set_last_seen(self, seen: Mapping[bytes, LastSeen]) -> None:
         with self._transaction() as connection:

@@ -241,6 +241,13 @@ def test_a_peer_with_another_key_has_not_been_seen(tmp_path: Path) -> None:
     assert store.last_seen() == {b"n" * 32: HERE}
 
 
+def test_an_endpoint_that_is_none_is_told_as_damage(store: SqliteStore) -> None:
+    add(store, "a", key=b"a" * 32)
+    store.set_last_seen({b"a" * 32: LastSeen(1000.0, ("nowhere", 4000))})
+    with pytest.raises(StoreError, match="the database is damaged .a peer was last seen at 'nowhere'"):
+        store.last_seen()
+
+
 def test_an_unknown_peer_is_not_found(store: SqliteStore) -> None:
     with pytest.raises(NotFoundError, match="no peer named 'x'"):
         store.peer("x")
