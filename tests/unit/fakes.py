@@ -112,6 +112,10 @@ class FakeGateway(FakeLifecycle):
         self.options = options
         self.peers: dict[bytes, str] = {}
         self.ciphers: dict[bytes, CipherName] = {}
+        self.endpoints: dict[bytes, tuple[str, int] | None] = {}
+        self.called: list[bytes] = []
+        self.statuses: dict[bytes, FakePeerStatus] = {}
+        self.refuse_status: Exception | None = None
         self.published: dict[tuple[str, int], tuple[str, int]] = {}
         self.links: list[ExternalLink] = []
         self.host_addresses = options.host_addresses
@@ -142,6 +146,9 @@ class FakeGateway(FakeLifecycle):
             raise self.refuse_peers
         self.peers[public_key] = address
         self.ciphers[public_key] = cipher
+        self.endpoints[public_key] = endpoint
+        if call:
+            self.called.append(public_key)
 
     def remove_peer(self, public_key: bytes) -> bool:
         gone = self.peers.pop(public_key, None)
@@ -216,7 +223,11 @@ class FakeGateway(FakeLifecycle):
         ][:limit]
 
     def status(self) -> FakeStatus:
-        return FakeStatus([FakePeerStatus(key, address) for key, address in self.peers.items()])
+        if self.refuse_status is not None:
+            raise self.refuse_status
+        return FakeStatus(
+            [self.statuses.get(key) or FakePeerStatus(key, address) for key, address in self.peers.items()]
+        )
 
 
 class FakeClient(FakeLifecycle):
