@@ -151,6 +151,7 @@ impl GatewayEngine {
                 port_budget: budget,
                 ownership: engine.ownership.clone(),
                 mapping_log: engine.mapping_log.clone(),
+                events: events.clone(),
                 coalesce: coalescing(offloads, &tun),
                 seed: random_seed()?,
             });
@@ -253,7 +254,8 @@ impl GatewayEngine {
         &self.mapping_log
     }
 
-    /// Adds a peer, or changes its address, preshared key or cipher.
+    /// Adds a peer, or changes its address, preshared key or cipher. `endpoint` is where it was heard of last, if that is known
+    /// from before the engine was made; with `call`, its handshake begins at once, in its turn among those of all peers.
     ///
     /// # Errors
     /// If another peer holds the address, this processor cannot run the cipher, or the engine was stopped.
@@ -263,6 +265,8 @@ impl GatewayEngine {
         address: Ipv4Addr,
         preshared_key: Option<[u8; 32]>,
         cipher: Cipher,
+        endpoint: Option<SocketAddrV4>,
+        call: bool,
     ) -> Result<(), EngineError> {
         check_cipher(cipher)?;
         if self.shards.senders.is_empty() {
@@ -288,8 +292,8 @@ impl GatewayEngine {
             // The other shards need to know where the peer lives, and no secrets.
             let preshared_key = preshared_key.clone().filter(|_| number == usize::from(shard));
             let config =
-                PeerConfig { public_key, preshared_key, endpoint: None, persistent_keepalive: None, cipher };
-            sender.send(Command::SetPeer { config, address, shard });
+                PeerConfig { public_key, preshared_key, endpoint, persistent_keepalive: None, cipher };
+            sender.send(Command::SetPeer { config, address, shard, call });
         }
         Ok(())
     }

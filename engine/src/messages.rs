@@ -29,6 +29,8 @@ pub enum Command {
         address: Ipv4Addr,
         /// Where it lives.
         shard: u8,
+        /// Whether to call it at once, as far as it is known where it is.
+        call: bool,
     },
     /// A peer went.
     RemovePeer {
@@ -192,6 +194,10 @@ pub enum EventKind {
     PublicationFailed,
     /// A client's gateway has not answered for a while: it may be elsewhere now.
     HandshakeUnanswered,
+    /// Handshakes were completed; the status tells with which peers.
+    HandshakeCompleted,
+    /// A gateway has refused handshakes.
+    HandshakeRefused,
 }
 
 impl EventKind {
@@ -204,6 +210,8 @@ impl EventKind {
             Self::ExternalDown => "external_down",
             Self::PublicationFailed => "publication_failed",
             Self::HandshakeUnanswered => "handshake_unanswered",
+            Self::HandshakeCompleted => "handshake_completed",
+            Self::HandshakeRefused => "handshake_refused",
         }
     }
 }

@@ -83,7 +83,8 @@ impl Gateway {
         (records.iter().map(|record| MappingRecord::new(record, origin)).collect(), missing)
     }
 
-    #[pyo3(signature = (public_key, address, preshared_key=None, *, cipher="chacha20-poly1305"))]
+    #[pyo3(signature = (public_key, address, preshared_key=None, *, cipher="chacha20-poly1305", endpoint=None, call=false))]
+    #[allow(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn set_peer(
         &self,
         py: Python<'_>,
@@ -91,11 +92,15 @@ impl Gateway {
         address: &str,
         preshared_key: Option<&[u8]>,
         cipher: &str,
+        endpoint: Option<(String, u16)>,
+        call: bool,
     ) -> PyResult<()> {
         let public_key = key("public_key", public_key)?;
         let preshared_key = preshared_key.map(|bytes| key("preshared_key", bytes)).transpose()?;
         let (address, cipher) = (self::address(address)?, arguments::cipher(cipher)?);
-        Ok(self.with(py, |engine| engine.set_peer(public_key, address, preshared_key, cipher))?)
+        let endpoint = endpoint.as_ref().map(arguments::endpoint).transpose()?;
+        Ok(self
+            .with(py, |engine| engine.set_peer(public_key, address, preshared_key, cipher, endpoint, call))?)
     }
 
     fn remove_peer(&self, py: Python<'_>, public_key: &[u8]) -> PyResult<bool> {

@@ -132,7 +132,7 @@ class PeerStatus:
 
     public_key: bytes
     address: str | None  # in the VPN subnet; None: the gateway, as a client sees it
-    endpoint: tuple[str, int] | None  # where its datagrams come from; None: not known yet
+    endpoint: tuple[str, int] | None  # where its datagrams come from, or came from last; None: not known yet
     last_handshake: float | None  # seconds ago; None: never
     received_bytes: int  # inner bytes received from the peer
     sent_bytes: int  # inner bytes sent to it
@@ -184,7 +184,8 @@ class Status:
 @final
 class Event:
     """Something that Python needs to know. `kind`: "shard_failed", "offload_disabled", "ports_exhausted",
-    "external_down", "publication_failed", "handshake_unanswered"."""
+    "external_down", "publication_failed", "handshake_unanswered", "handshake_completed" (with peers that the status
+    tells), "handshake_refused" (of each reason once a minute and shard)."""
 
     kind: str
     detail: str
@@ -214,9 +215,11 @@ class Gateway:
         preshared_key: bytes | None = None,
         *,
         cipher: str = "chacha20-poly1305",  # or "aes-256-gcm": ValueError where this CPU has no AES instructions
+        endpoint: tuple[str, int] | None = None,  # where it was heard of last, before this engine was made
+        call: bool = False,  # begin a handshake there at once, in turn with those of other peers
     ) -> None:
         """Adds the peer, or changes its address, preshared key and cipher; sessions of other peers are not disturbed.
-        Raises `RuntimeError` once the engine has been stopped."""
+        An endpoint inside the VPN is ignored. Raises `RuntimeError` once the engine has been stopped."""
     def remove_peer(self, public_key: bytes) -> bool:
         """Ends the peer's session and its mappings, and what is published or passed to it. `False` if there is no such
         peer."""

@@ -169,7 +169,7 @@ class EngineStatus(Protocol):
 
 class EngineEvent(Protocol):
     """Something that Python should know: "shard_failed", "offload_disabled", "ports_exhausted",
-    "external_down", "publication_failed", "handshake_unanswered"."""
+    "external_down", "publication_failed", "handshake_unanswered", "handshake_completed", "handshake_refused"."""
 
     @property
     def kind(self) -> str: ...
@@ -223,6 +223,8 @@ class EngineGateway(EngineLifecycle, Protocol):
         preshared_key: bytes | None = None,
         *,
         cipher: CipherName = WIREGUARD_CIPHER,
+        endpoint: tuple[str, int] | None = None,
+        call: bool = False,
     ) -> None: ...
     def remove_peer(self, public_key: bytes) -> bool: ...
 

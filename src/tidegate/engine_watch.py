@@ -16,9 +16,9 @@ from tidegate.log import RateLimit
 
 log = structlog.get_logger("tidegate.engine")
 
-UNLOGGED = frozenset({"handshake_unanswered"})
-"""Events without a line in the log: each attempt tells this one again for as long as the gateway is away, and the
-search for it that the client begins (`Client._search`) logs what comes of it."""
+UNLOGGED = frozenset({"handshake_unanswered", "handshake_completed"})
+"""Events without a line in the log. A client's attempts tell of the first again and again for as long as the gateway is
+away, and the search for it (`Client._search`) logs what comes of it; of the second, `PeerWatch` logs what is new."""
 
 
 async def watch_engine(

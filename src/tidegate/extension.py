@@ -150,8 +150,10 @@ class _RustGateway(_RustLifecycle):
         preshared_key: bytes | None = None,
         *,
         cipher: CipherName = WIREGUARD_CIPHER,
+        endpoint: tuple[str, int] | None = None,
+        call: bool = False,
     ) -> None:
-        self._inner.set_peer(public_key, address, preshared_key, cipher=cipher)
+        self._inner.set_peer(public_key, address, preshared_key, cipher=cipher, endpoint=endpoint, call=call)
 
     def remove_peer(self, public_key: bytes) -> bool:
         return self._inner.remove_peer(public_key)

@@ -2,8 +2,8 @@
 
 The steps, in order, undone in reverse: privileges, the external link as the host's kernel reports it, state directory
 and its lock, store, key, the packet engine (which opens every socket and the TUN device), the TUN device's address (the
-only change on the host), peers and publications, DNS proxy, control socket, and the tasks that watch link and engine. A
-step that fails undoes the ones before it: nothing is left half-done.
+only change on the host), peers and publications, DNS proxy, control socket, and the tasks that watch link, peers and
+engine. A step that fails undoes the ones before it: nothing is left half-done.
 
 A gateway that was killed leaves nothing to clean up: the TUN device and the lock vanish with the process, and
 the control socket's file is replaced.
@@ -40,6 +40,7 @@ from tidegate.log import RateLimit, configure_logging
 from tidegate.mapping_log import MappingLog
 from tidegate.net import Endpoint
 from tidegate.notify import ServiceManager
+from tidegate.peer_watch import PeerWatch
 from tidegate.settings import Settings
 from tidegate.settings.changes import changed_keys, is_live, with_live_changes
 from tidegate.settings.standards import below_the_standard
@@ -210,9 +211,11 @@ class Gateway:
         loop = asyncio.get_running_loop()
         self._look_at_the_link = partial(loop.call_soon_threadsafe, changed.set)
 
-        undo.push_async_callback(self._supervisor.stop)  # last in, first out: tasks end before what they use
         engine.start()
-        self._start_tasks(MappingLog(engine, admin.name_at), control, changed, hung_up)
+        peer_watch = PeerWatch(engine, store, admin.name_at)
+        undo.push_async_callback(peer_watch.finish)
+        undo.push_async_callback(self._supervisor.stop)  # last in, first out: tasks end before what they use
+        self._start_tasks(peer_watch, MappingLog(engine, admin.name_at), control, changed, hung_up)
         self._announce(peers, disabled)
 
     def _administration(self, store: SqliteStore, private_key: bytes) -> Administration:
@@ -240,16 +243,25 @@ class Gateway:
         return peers, disabled
 
     def _start_tasks(
-        self, mapping_log: MappingLog, control: ControlServer, changed: asyncio.Event, hung_up: asyncio.Event
+        self,
+        peer_watch: PeerWatch,
+        mapping_log: MappingLog,
+        control: ControlServer,
+        changed: asyncio.Event,
+        hung_up: asyncio.Event,
     ) -> None:
         """`changed` is set when the host's network has changed, `hung_up` on SIGHUP."""
-        handlers = {"external_down": self._external_is_down}
+        handlers = {
+            "external_down": self._external_is_down,
+            "handshake_completed": peer_watch.handshake_completed,
+        }
         self._supervisor.start(
             "engine-events",
             lambda: watch_engine(
                 self.engine, self._supervisor, handlers=handlers, read_log=mapping_log.write
             ),
         )
+        self._supervisor.start("peer-watch", lambda: peer_watch.run(self._supervisor))
         self._supervisor.start("link-watch", lambda: self._watch_link(changed))
         if self._dns is not None:
             self._supervisor.start("dns", self._dns.run)

@@ -21,8 +21,15 @@ from tidegate.lab import checks, hoststate
 from tidegate.lab.hoststate import HostState
 from tidegate.lab.processes import Process
 from tidegate.lab.services import start_services
-from tidegate.lab.stacks import INNER_GATEWAY, LISTEN_PORT, TidegateClient, TidegateGateway, tidegate_command
-from tidegate.lab.topology import GATEWAY_ACCESS, INTERNET, Lab, Namespace
+from tidegate.lab.stacks import (
+    INNER_GATEWAY,
+    LISTEN_PORT,
+    TidegateClient,
+    TidegateGateway,
+    WireguardGoClient,
+    tidegate_command,
+)
+from tidegate.lab.topology import CLIENT, GATEWAY_ACCESS, INTERNET, Lab, Namespace
 from tidegate.lab.waiting import pause, wait_until
 from tidegate.settings import Settings
 
@@ -124,6 +131,42 @@ def test_after_sigkill_the_tun_device_is_gone_the_next_start_works_and_the_clien
     again.stop()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
+@pytest.mark.parametrize("kind", [TidegateClient, WireguardGoClient], ids=["own client", "wireguard-go"])
+def test_after_a_restart_the_gateway_calls_the_client_that_was_connected(
+    lab: Lab, kind: type[TidegateClient] | type[WireguardGoClient], number: signal.Signals
+) -> None:
+    gateway = TidegateGateway(lab)
+    gateway.start()
+    client = kind(lab.client, gateway.add_peer("alice"))
+    client.start()
+    where = f"name=alice endpoint={CLIENT}:"
+    wait_until(lambda: f'"peer connected" {where}' in gateway.process.output(), "the log to say so")
+    pause(1.0)  # it is written down right after
+    gateway.process.stop(number)
+    again = TidegateGateway(lab, state=gateway.state)
+    again.start()
+    # The client says nothing, and would notice at its next rekey; at the earliest it would begin anew after 15 s.
+    wait_until(lambda: f'"peer connected" {where}' in again.process.output(), "the client", timeout=10.0)
+    inner = again.status()["peers"][0]["address"]
+    assert checks.ping(lab.gateway, inner, count=2).complete
+    assert checks.ping(lab.client, INTERNET, count=2).complete
+    client.stop()
+    again.stop()
+
+
+def test_a_client_that_is_refused_is_in_the_log_with_the_reason(lab: Lab) -> None:
+    gateway = TidegateGateway(lab)
+    gateway.start()
+    profile = gateway.add_peer("alice")
+    gateway.command("peer", "remove", "alice")
+    client = lab.client.popen([*tidegate_command(), "connect", str(profile)])
+    refused = rf'"handshake refused" detail="unknown_peer from {CLIENT}:\d+: '
+    wait_until(lambda: re.search(refused, gateway.process.output()), "the log to say so", timeout=10.0)
+    client.stop()
+    gateway.stop()
+
+
 def test_a_client_that_was_killed_does_not_stand_in_the_way_of_the_next(lab: Lab) -> None:
     gateway = TidegateGateway(lab)
     gateway.start()
@@ -164,7 +207,14 @@ def test_a_client_finds_its_gateway_again_when_its_name_means_another_address(la
     profile.write_text(profile.read_text().replace(GATEWAY_ACCESS, name))
     client = TidegateClient(lab.client, profile, set_resolver=False)
     client.start()
-    gateway.stop()  # it would call its client from the new address, and be heard
+    # Where nothing stands before the client, the gateway would call it from the new address, and be heard.
+    for line in (
+        "add table ip firewall",
+        "add chain ip firewall in { type filter hook input priority filter ; }",
+        "add rule ip firewall in iifname access ct state new drop",
+    ):
+        lab.client.run(["nft", line])
+    gateway.stop()
     lab.gateway.sysctl("net.ipv4.conf.access.promote_secondaries", "1")
     lab.gateway.ip(f"address add {moved}/24 dev access")
     lab.gateway.ip(f"address delete {GATEWAY_ACCESS}/24 dev access")

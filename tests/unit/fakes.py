@@ -119,6 +119,10 @@ class FakeGateway(FakeLifecycle):
         self.peers: dict[bytes, str] = {}
         self.removals = 0
         self.ciphers: dict[bytes, CipherName] = {}
+        self.endpoints: dict[bytes, tuple[str, int] | None] = {}
+        self.called: list[bytes] = []
+        self.statuses: dict[bytes, FakePeerStatus] = {}
+        self.refuse_status: Exception | None = None
         self.published: dict[tuple[str, int], tuple[str, int]] = {}
         self.links: list[ExternalLink] = []
         self.host_addresses = options.host_addresses
@@ -147,6 +151,8 @@ class FakeGateway(FakeLifecycle):
         preshared_key: bytes | None = None,
         *,
         cipher: CipherName = WIREGUARD_CIPHER,
+        endpoint: tuple[str, int] | None = None,
+        call: bool = False,
     ) -> None:
         if self.refuse_peers is not None:
             raise self.refuse_peers
@@ -155,6 +161,9 @@ class FakeGateway(FakeLifecycle):
             raise refusal
         self.peers[public_key] = address
         self.ciphers[public_key] = cipher
+        self.endpoints[public_key] = endpoint
+        if call:
+            self.called.append(public_key)
 
     def remove_peer(self, public_key: bytes) -> bool:
         self.removals += 1
@@ -232,7 +241,11 @@ class FakeGateway(FakeLifecycle):
         ][:limit]
 
     def status(self) -> FakeStatus:
-        return FakeStatus([FakePeerStatus(key, address) for key, address in self.peers.items()])
+        if self.refuse_status is not None:
+            raise self.refuse_status
+        return FakeStatus(
+            [self.statuses.get(key) or FakePeerStatus(key, address) for key, address in self.peers.items()]
+        )
 
 
 class FakeClient(FakeLifecycle):

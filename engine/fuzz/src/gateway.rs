@@ -80,6 +80,7 @@ impl World {
         let now = Timestamp::from_secs(1_000);
         let flags = script.byte();
         let ownership = PortOwnership::new();
+        let events = Events::new(EventFd::new().expect("a descriptor"));
         let gateway = Gateway::new(GatewayConfig {
             shard: 0,
             shards: SHARDS,
@@ -93,7 +94,8 @@ impl World {
             port_range: (40_000, 44_095),
             port_budget: 0, // small first batches
             ownership: ownership.clone(),
-            mapping_log: MappingLog::new(Events::new(EventFd::new().expect("a descriptor"))),
+            mapping_log: MappingLog::new(events.clone()),
+            events,
             coalesce: CoalesceOptions { udp: flags & 2 != 0, enabled: true },
             seed: [1; 32],
         });
@@ -337,7 +339,7 @@ impl World {
 
     fn set_peer(&mut self, client: usize, shard: u8) {
         let config = peer_config(PUBLIC_KEYS[client], None);
-        self.obey(Command::SetPeer { config, address: client_address(client), shard });
+        self.obey(Command::SetPeer { config, address: client_address(client), shard, call: false });
     }
 
     fn remove_peer(&mut self, client: usize) {

@@ -13,7 +13,7 @@ use crate::messages::{Command, PeerSnapshot, ShardStatus};
 use crate::nat::{Endpoint, NatConfig, Proto, PublishError};
 use crate::outbox::Outbox;
 use crate::rate_limit::TokenBucket;
-use crate::tunnel::{PeerConfig, PeerHome};
+use crate::tunnel::{PeerConfig, PeerHome, PeerId};
 
 /// A published port, as every shard knows it.
 #[derive(Clone, Copy, Debug)]
@@ -30,10 +30,13 @@ impl Gateway {
     /// Carries out a command.
     pub(super) fn apply_command(&mut self, now: Timestamp, command: Command, outbox: &mut Outbox) {
         match command {
-            Command::SetPeer { config, address, shard } if shard == self.shard => {
-                self.set_peer(&config, address, now);
+            Command::SetPeer { config, address, shard, call } if shard == self.shard => {
+                let peer = self.set_peer(config, address, now);
+                if call && self.tunnel.peer(peer).is_some_and(|stats| stats.endpoint.is_some()) {
+                    self.tunnel.start_handshake(peer, now, &mut outbox.datagrams);
+                }
             }
-            Command::SetPeer { config, address, shard } => {
+            Command::SetPeer { config, address, shard, .. } => {
                 self.tunnel.set_peer_elsewhere(config.public_key, shard);
                 self.homes.insert(address, PeerHome::OnShard(shard));
             }
@@ -73,11 +76,14 @@ impl Gateway {
 
     /// Adds a peer of this shard, or changes its preshared key. (A changed address is a removal and an addition: the
     /// mappings of the former address must not speak for the new one.)
-    fn set_peer(&mut self, config: &PeerConfig, address: Ipv4Addr, now: Timestamp) {
-        let peer = self.tunnel.set_peer(config, now);
+    fn set_peer(&mut self, mut config: PeerConfig, address: Ipv4Addr, now: Timestamp) -> PeerId {
+        // It was remembered, perhaps from before the subnet became larger.
+        config.endpoint = config.endpoint.filter(|&endpoint| self.check_outer_source(endpoint).is_ok());
+        let peer = self.tunnel.set_peer(&config, now);
         let queries = TokenBucket::new(DNS_RATE, DNS_BURST);
         self.local_peers.insert(peer, LocalPeer { address, queries });
         self.homes.insert(address, PeerHome::Here(peer));
+        peer
     }
 
     fn remove_peer(&mut self, public_key: &[u8; 32], address: Ipv4Addr, now: Timestamp, outbox: &mut Outbox) {

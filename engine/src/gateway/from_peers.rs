@@ -11,6 +11,7 @@ use crate::drop_reason::DropReason;
 use crate::external::next_hop::NextHop;
 use crate::external::reservation::PortProtocol;
 use crate::handoffs::Handoff;
+use crate::messages::EventKind;
 use crate::nat::{Outbound, Proto};
 use crate::outbox::Outbox;
 use crate::path::Path;
@@ -62,6 +63,14 @@ impl Gateway {
                 Ok(())
             }
             Received::Drop(reason) => Err(reason),
+        }
+    }
+
+    /// Counts a datagram that dies, and tells of it where it is a handshake's.
+    pub(super) fn refuse_datagram(&mut self, now: Timestamp, reason: DropReason, from: SocketAddrV4) {
+        self.drops.count(reason);
+        if let Some(detail) = self.refused_handshakes.note(now, reason, from) {
+            self.events.push(EventKind::HandshakeRefused, detail);
         }
     }
 

@@ -62,7 +62,7 @@ impl Gateway {
                 let packet = datagram.get(plaintext).unwrap_or_default().to_vec();
                 self.route_misdirected(now, arena, packet, ecn, peer, outbox);
             }
-            Received::Drop(reason) => self.drops.count(reason),
+            Received::Drop(reason) => self.refuse_datagram(now, reason, from.remote),
             Received::Handshake { .. } | Received::Keepalive { .. } | Received::OtherShard(_) => {}
         }
     }

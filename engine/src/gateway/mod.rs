@@ -27,6 +27,7 @@ mod leave;
 mod port_supply;
 mod reassembly_timeout;
 mod refusal;
+mod refused_handshakes;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -44,7 +45,7 @@ use crate::fair_queue::Owner;
 use crate::fragment::reassembly::Reassembly;
 use crate::handoffs::Handoff;
 use crate::icmp_error::IcmpErrors;
-use crate::messages::{Command, MappingLog, ShardStatus};
+use crate::messages::{Command, EventKind, Events, MappingLog, ShardStatus};
 use crate::nat::{Endpoint, Nat, NatConfig, Proto, ShardSlice};
 use crate::outbox::Outbox;
 use crate::prefix::Prefix;
@@ -59,6 +60,7 @@ use commands::Publication;
 use from_external::Entrance;
 use leave::Origin;
 use port_supply::PortSupply;
+use refused_handshakes::RefusedHandshakes;
 
 /// A map with a keyed hash: clients choose some of the keys.
 type HashMap<K, V> = KeyedMap<K, V, foldhash::quality::RandomState>;
@@ -95,6 +97,8 @@ pub struct GatewayConfig {
     pub ownership: PortOwnership,
     /// Where records of mappings go, if they are wanted.
     pub mapping_log: MappingLog,
+    /// Where to tell that handshakes were completed or refused.
+    pub events: Events,
     /// Which segments become superpackets.
     pub coalesce: CoalesceOptions,
     /// Randomness for ports, identifiers and hash keys.
@@ -124,6 +128,8 @@ pub struct Gateway {
     ownership: PortOwnership,
     supply: PortSupply,
     mapping_log: MappingLog,
+    events: Events,
+    refused_handshakes: RefusedHandshakes,
     /// Published ports, on every shard.
     published: HashMap<(Proto, Endpoint), Publication>,
     neighbors: NeighborCache<HeldFrame>,
@@ -169,6 +175,8 @@ impl Gateway {
             external,
             ownership: config.ownership,
             mapping_log: config.mapping_log,
+            events: config.events,
+            refused_handshakes: RefusedHandshakes::default(),
             published: HashMap::default(),
             homes: HashMap::default(),
             local_peers: HashMap::default(),
@@ -219,11 +227,11 @@ impl Core for Gateway {
             }
             let is_spent = self.tunnel.work() - work_before >= TRAIN_WORK;
             if is_spent && is_handshake(arena.get(datagram)) {
-                self.drops.count(DropReason::HandshakeRateLimited);
+                self.refuse_datagram(now, DropReason::HandshakeRateLimited, train.from.remote);
                 continue;
             }
             if let Err(reason) = self.receive_datagram(now, arena, datagram, train.from, train.ecn, outbox) {
-                self.drops.count(reason);
+                self.refuse_datagram(now, reason, train.from.remote);
             }
         }
     }
@@ -346,6 +354,9 @@ impl Core for Gateway {
     fn reserve_requests(&mut self) -> Vec<ReserveRequest> {
         if let Some((records, missing)) = self.nat.take_log() {
             self.mapping_log.add(records, missing);
+        }
+        if self.tunnel.take_completed() {
+            self.events.push(EventKind::HandshakeCompleted, "");
         }
         self.port_requests()
     }

@@ -54,6 +54,7 @@ fn idle_core() -> Client {
 
 /// Shard 0 of two, on which Alice lives; Bob lives on the other.
 fn gateway() -> Gateway {
+    let events = Events::new(EventFd::new().unwrap());
     let mut gateway = Gateway::new(GatewayConfig {
         shard: 0,
         shards: 2,
@@ -75,13 +76,14 @@ fn gateway() -> Gateway {
         port_range: (40_000, 49_999),
         port_budget: 0,
         ownership: PortOwnership::new(),
-        mapping_log: MappingLog::new(Events::new(EventFd::new().unwrap())),
+        mapping_log: MappingLog::new(events.clone()),
+        events,
         coalesce: CoalesceOptions::default(),
         seed: [1; 32],
     });
     for (key, address, shard) in [(ALICE_KEY, ALICE, 0), (BOB_KEY, BOB, 1)] {
         let config = peer(key, None);
-        let command = Command::SetPeer { config, address, shard };
+        let command = Command::SetPeer { config, address, shard, call: false };
         gateway.carry_out(NOW, command, &mut Outbox::default());
     }
     gateway

@@ -121,6 +121,8 @@ pub struct Tunnel {
     /// Indices of peers' that the other shards are to be told of, see [`Self::take_begun`].
     begun: Vec<u32>,
     admission: Admission,
+    /// Whether a handshake was completed, see [`Self::take_completed`].
+    completed: bool,
     /// Of the handshakes that we begin.
     pace: Pace,
     schedule: Schedule,
@@ -149,6 +151,7 @@ impl Tunnel {
             indices: IndexTable::new(config.shard),
             own_datagrams: OwnDatagrams::default(),
             begun: Vec::new(),
+            completed: false,
             pace: Pace::default(),
             schedule: Schedule::default(),
             work: 0,

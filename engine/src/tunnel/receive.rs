@@ -124,6 +124,11 @@ impl Tunnel {
         }
     }
 
+    /// Whether a handshake was completed since the last call.
+    pub fn take_completed(&mut self) -> bool {
+        std::mem::take(&mut self.completed)
+    }
+
     /// The indices that peers gave out for the sessions that began since the last call. The other shards are to be told
     /// of them ([`Self::set_begun_elsewhere`]); so there are none if there is only one.
     pub fn take_begun(&mut self) -> impl Iterator<Item = u32> + '_ {
@@ -202,6 +207,7 @@ impl Tunnel {
         if is_next {
             peer.sessions.confirm_next(&mut self.indices);
             peer.complete_handshake(&mut self.indices, now);
+            self.completed = true;
             peer.flush(self.mtu, now, out, &mut self.drops);
             self.schedule.update(peer);
         }
@@ -319,6 +325,7 @@ impl Tunnel {
         peer.sessions.begin_as_initiator(session, &mut self.indices);
         peer.heard_from(from, Evidence::Handshake, now);
         peer.complete_handshake(&mut self.indices, now);
+        self.completed = true;
         if peer.flush(self.mtu, now, out, &mut self.drops) == 0 {
             peer.send_keepalive(now, out);
         }

@@ -40,7 +40,7 @@ pub fn engine() -> GatewayEngine {
         shards: 2,
     };
     let mut engine = GatewayEngine::new(settings).unwrap();
-    engine.set_peer([7; 32], CLIENT, None, Cipher::default()).unwrap();
+    engine.set_peer([7; 32], CLIENT, None, Cipher::default(), None, false).unwrap();
     engine
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tidegate_engine::core::Core;
 use tidegate_engine::drop_reason::DropReason;
 use tidegate_engine::external::reservation::PortProtocol;
-use tidegate_engine::messages::Command;
+use tidegate_engine::messages::{Command, EventKind};
 use tidegate_engine::nat::{MappingEvent, MappingRecord, NatConfig, Proto};
 
 use super::flow::{Flow, HTTPS};
@@ -209,6 +209,114 @@ fn a_removed_peer_takes_its_mappings_along_and_disturbs_nobody() {
         world.pass(20 * SECOND); // it notices the silence and makes a new handshake
         world.ping(0, SERVER);
         assert!(world.take(0).iter().any(|packet| packet.source == SERVER), "it may come back");
+    }
+}
+
+#[test]
+fn a_client_is_called_where_it_was_before_the_restart_and_is_reached_at_once() {
+    for shards in [1, 2] {
+        let mut world = World::with_shards(shards);
+        for client in 0..world.clients.len() {
+            world.call_peer(client, world.endpoints[client]);
+            world.send_from_host(&Ip::udp(
+                endpoint(GATEWAY, 9),
+                endpoint(client_address(client), 9),
+                b"there?",
+            ));
+            assert_eq!(world.take_one(client).data(), b"there?");
+            let shard = world.home_of(client);
+            let peers = world.status(shard).peers;
+            let peer = peers.iter().find(|peer| peer.address == Some(client_address(client))).unwrap();
+            assert_eq!(peer.last_handshake, Some(Duration::ZERO));
+        }
+        assert!(world.drops().is_empty());
+    }
+}
+
+#[test]
+fn a_client_that_is_no_longer_there_is_called_for_a_minute_and_a_half() {
+    let mut world = World::new();
+    let gone = "192.0.2.200:40000".parse().unwrap();
+    world.call_peer(0, gone);
+    assert_eq!(world.lost.len(), 1);
+    world.pass(Duration::from_secs(100));
+    let calls = world.lost.len();
+    assert!((12..=19).contains(&calls), "every five seconds: {calls}");
+    world.pass(Duration::from_secs(3600));
+    assert_eq!(world.lost.len(), calls);
+    assert_eq!(world.next_wakeup(), None);
+    world.ping(0, SERVER);
+    assert!(!world.take(0).is_empty(), "and it comes back from elsewhere");
+}
+
+#[test]
+fn nobody_is_called_inside_the_vpn() {
+    let mut world = World::new();
+    world.call_peer(0, endpoint(client_address(9), 51_820));
+    world.pass(Duration::from_secs(100));
+    assert!(world.lost.is_empty());
+    assert_eq!(world.status(0).peers.iter().filter_map(|peer| peer.endpoint).count(), 0);
+    assert!(world.drops().is_empty());
+}
+
+#[test]
+fn many_clients_are_called_one_after_another() {
+    let clients = 60;
+    let mut world = World::of(Plan { clients, ..Plan::default() });
+    let told =
+        |world: &World| world.status(0).peers.iter().filter(|peer| peer.last_handshake.is_some()).count();
+    for client in 0..clients {
+        world.call_peer(client, world.endpoints[client]);
+    }
+    assert_eq!(told(&world), 16, "at once");
+    world.pass(Duration::from_millis(100));
+    assert_eq!(told(&world), 26, "and 100 a second");
+    world.pass(SECOND);
+    assert_eq!(told(&world), clients);
+}
+
+#[test]
+fn that_handshakes_were_completed_is_told_once_in_a_turn() {
+    for shards in [1, 2] {
+        let world = World::with_shards(shards).connected();
+        let kinds: Vec<EventKind> = world.told.take().into_iter().map(|event| event.kind).collect();
+        assert_eq!(kinds, [EventKind::HandshakeCompleted], "one that nobody has read says it all");
+    }
+    let mut world = World::new().connected();
+    world.told.take();
+    world.ping(0, SERVER);
+    assert_eq!(world.told.take(), [], "a packet is no handshake");
+    world.pass(Duration::from_secs(130));
+    world.ping(0, SERVER);
+    assert_eq!(world.told.take().len(), 1, "a renewal is one");
+}
+
+#[test]
+fn whoever_is_refused_is_told_of_with_the_reason() {
+    for shards in [1, 2] {
+        let mut world = World::with_shards(shards);
+        let replayed = world.record(|world| world.ping(1, SERVER)).swap_remove(0);
+        world.remove_peer(0);
+        world.told.take();
+        world.ping(0, SERVER);
+        world.strike(replayed.from, replayed.bytes, replayed.segment_size);
+        world.settle();
+        let told = world.told.take();
+        assert!(told.iter().all(|event| event.kind == EventKind::HandshakeRefused));
+        let details: Vec<_> = told.into_iter().map(|event| event.detail).collect();
+        assert_eq!(
+            details,
+            [
+                "unknown_peer from 192.0.2.101:40000: A handshake from a key that is not a peer's.",
+                "bad_handshake from 192.0.2.102:40001: A handshake that does not decrypt, is replayed, or answers nothing.",
+            ]
+        );
+        world.pass(Duration::from_secs(59));
+        assert_eq!(world.told.take(), [], "it tries again every five seconds");
+        world.pass(Duration::from_secs(10));
+        let told = world.told.take();
+        assert_eq!(told.len(), 1);
+        assert!(told[0].detail.ends_with(" others since the last line."), "{}", told[0].detail);
     }
 }
 

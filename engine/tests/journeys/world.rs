@@ -135,6 +135,8 @@ pub struct World {
     pub link: Link,
     pub ownership: PortOwnership,
     pub mapping_log: MappingLog,
+    /// What the gateway tells Python.
+    pub told: Events,
     /// What arrived at each client's applications, as its kernel would see it.
     pub delivered: Vec<Vec<Ip>>,
     /// What arrived at the internet, and at the gateway's host.
@@ -174,7 +176,7 @@ pub struct World {
     /// What of it the reserver keeps for the host's programs, first and last.
     pub kept_ports: Option<(u16, u16)>,
     /// Where the clients are.
-    endpoints: Vec<SocketAddrV4>,
+    pub endpoints: Vec<SocketAddrV4>,
     recorded: Option<Vec<Train>>,
     events: VecDeque<Event>,
 }
@@ -191,7 +193,8 @@ impl World {
     pub fn of(plan: Plan) -> Self {
         let now = Timestamp::from_secs(1_000);
         let ownership = PortOwnership::new();
-        let mapping_log = MappingLog::new(Events::new(EventFd::new().unwrap()));
+        let told = Events::new(EventFd::new().unwrap());
+        let mapping_log = MappingLog::new(told.clone());
         let shards = (0..plan.shards).map(|shard| {
             Node::new(Gateway::new(GatewayConfig {
                 shard,
@@ -207,6 +210,7 @@ impl World {
                 port_budget: 0, // small first batches
                 ownership: ownership.clone(),
                 mapping_log: mapping_log.clone(),
+                events: told.clone(),
                 coalesce: plan.coalesce,
                 seed: [shard + 1; 32],
             }))
@@ -228,6 +232,7 @@ impl World {
             link: plan.link,
             ownership,
             mapping_log,
+            told,
             delivered: vec![Vec::new(); plan.clients],
             outside: Vec::new(),
             host: Vec::new(),
@@ -270,7 +275,19 @@ impl World {
 
     pub fn set_peer(&mut self, client: usize, shard: u8) {
         let config = peer(public_key(&client_key(client)), None);
-        self.tell_all(|| Command::SetPeer { config: config.clone(), address: client_address(client), shard });
+        self.tell_peer(client, shard, &config, false);
+    }
+
+    /// As after a restart: the client was heard of at `endpoint`, and is called there.
+    pub fn call_peer(&mut self, client: usize, endpoint: SocketAddrV4) {
+        let config = peer(public_key(&client_key(client)), Some(endpoint));
+        self.tell_peer(client, self.home_of(client) as u8, &config, true);
+        self.settle();
+    }
+
+    fn tell_peer(&mut self, client: usize, shard: u8, config: &PeerConfig, call: bool) {
+        let address = client_address(client);
+        self.tell_all(|| Command::SetPeer { config: config.clone(), address, shard, call });
     }
 
     pub fn remove_peer(&mut self, client: usize) {

@@ -62,9 +62,14 @@ from tidegate.identity.keys import decode_key, encode_key, parse_public_key
 from tidegate.ip_protocols import protocol_key, protocol_name
 from tidegate.net import Endpoint, parse_peer_address
 from tidegate.settings import Key, Settings
-from tidegate.store import Peer, Publication, Store, check_peer_name, key_taken
+from tidegate.store import LastSeen, Peer, Publication, Store, check_peer_name, key_taken
 
 log = structlog.get_logger("tidegate.control")
+
+CALL_WITHIN = 300.0
+"""A peer whose last handshake was less than so many seconds before the gateway's start is called, for it may take its
+session for alive and wait: a session of 180 s, 60 s at most until the store knew of the handshake
+(`peer_watch.SAVE_INTERVAL`), and a minute for the restart. A client whose session is over begins anew by itself."""
 
 
 class LiveGateway(Protocol):
@@ -160,21 +165,31 @@ class Administration:
         raise UsageError(f"unknown command {type(command).__name__}")
 
     def restore(self) -> tuple[int, int]:
-        """Gives a new engine every peer that is enabled, and every publication. Returns how many peers that are, and
-        how many are disabled.
+        """Gives a new engine every peer that is enabled, and every publication, and has it call the peers that were
+        connected to the last (`CALL_WITHIN`). Returns how many peers that are, and how many are disabled.
 
         Raises `SettingsError` if a peer's address is not in the subnet, `EngineError` if the machine cannot run its
         cipher, `OSError` if the engine refuses a peer.
         """
         engine = self._running().engine
-        peers = self._store.peers()
+        peers, last_seen = self._store.peers(), self._store.last_seen()
+        now = self._context.now()
         self._check_subnet(peers)
         enabled = [peer for peer in peers if peer.enabled]
         for peer in enabled:
             self._check_own_cipher(peer)
         for peer in enabled:
             self._names[str(peer.address)] = peer.name
-            engine.set_peer(peer.public_key, str(peer.address), peer.preshared_key, cipher=peer.cipher)
+            seen = last_seen.get(peer.public_key)
+            engine.set_peer(
+                peer.public_key,
+                str(peer.address),
+                peer.preshared_key,
+                cipher=peer.cipher,
+                endpoint=seen.endpoint if seen is not None else None,
+                # A handshake in the future: the clock was set back, and nobody knows how old it is.
+                call=seen is not None and now - seen.handshake_at < CALL_WITHIN,
+            )
         self._publications.restore()
         return len(enabled), len(peers) - len(enabled)
 
@@ -300,8 +315,9 @@ class Administration:
     def _peer_views(self, status: EngineStatus | None, name: str | None = None) -> list[PeerView]:
         """Of the peer with that name, or of all."""
         counters = {entry.public_key: entry for entry in status.peers} if status is not None else {}
+        last_seen, now = self._store.last_seen(), self._context.now()
         return [
-            _peer_view(peer, counters.get(peer.public_key))
+            _peer_view(peer, counters.get(peer.public_key), last_seen.get(peer.public_key), now)
             for peer in self._store.peers()
             if name in (None, peer.name)
         ]
@@ -557,7 +573,10 @@ def _ports_for_the_log(publications: Iterable[Publication]) -> str:
     return ",".join(_ports(publications)) or "none"
 
 
-def _peer_view(peer: Peer, counters: PeerStatus | None) -> PeerView:
+def _peer_view(
+    peer: Peer, counters: PeerStatus | None, seen: LastSeen | None = None, now: float = 0.0
+) -> PeerView:
+    """`seen` tells of a peer that has made no handshake since the gateway's start; `now`: seconds since the epoch."""
     view = PeerView(
         name=peer.name,
         address=str(peer.address),
@@ -565,13 +584,18 @@ def _peer_view(peer: Peer, counters: PeerStatus | None) -> PeerView:
         created_at=peer.created_at,
         cipher=peer.cipher,
         enabled=peer.enabled,
+        endpoint=_pair(seen.endpoint) if seen is not None else None,
+        # The clock may have been set back since.
+        last_handshake=max(0.0, now - seen.handshake_at) if seen is not None else None,
     )
     if counters is None:
         return view
     return view.model_copy(
         update={
             "endpoint": _pair(counters.endpoint) if counters.endpoint else None,
-            "last_handshake": counters.last_handshake,
+            "last_handshake": (
+                counters.last_handshake if counters.last_handshake is not None else view.last_handshake
+            ),
             "received_bytes": counters.received_bytes,
             "sent_bytes": counters.sent_bytes,
             "received_packets": counters.received_packets,

@@ -44,9 +44,9 @@ class PeerView(Answer):
     enabled: bool = True
     """Whether it may connect."""
     endpoint: str | None = None
-    """Where the peer's datagrams come from."""
+    """Where the peer's datagrams come from, or came from last."""
     last_handshake: float | None = None
-    """Seconds ago."""
+    """Seconds ago, be it before the gateway's start; `None`: never."""
     received_bytes: int = 0
     sent_bytes: int = 0
     received_packets: int = 0

@@ -1,4 +1,4 @@
-"""What must survive a restart: peers and publications.
+"""What must survive a restart: peers, when they were last seen, and publications.
 
 `Store` is the whole interface; `sqlite` implements it in one file. Another store (PostgreSQL, for a fleet) would be
 another module here, and no change anywhere else. Stores are synchronous: each call is one short transaction, made from
@@ -8,7 +8,7 @@ a worker thread.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import Literal, Protocol
@@ -41,6 +41,16 @@ class Peer:
 
     def __repr__(self) -> str:
         return f"Peer(name={self.name!r}, address={self.address})"  # no keys in logs
+
+
+@dataclass(frozen=True, slots=True)
+class LastSeen:
+    """When and where a peer was heard of last."""
+
+    handshake_at: float
+    """When its last handshake was, in seconds since the epoch."""
+    endpoint: tuple[str, int]
+    """Where its authentic datagrams came from: IPv4 address and UDP port."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +142,13 @@ class Store(Protocol):
     def replace_keys(self, name: str, public_key: bytes, preshared_key: bytes | None) -> Peer:
         """Returns the peer as it is now. Raises `NotFoundError`, or `ConflictError` if a peer, this one or another, has
         the public key already."""
+
+    def last_seen(self) -> Mapping[bytes, LastSeen]:
+        """By public key, as far as it is known. A peer whose key has changed since has not been seen."""
+
+    def set_last_seen(self, seen: Mapping[bytes, LastSeen]) -> None:
+        """Notes what is known of peers, by public key; of others it stays as it was. Keys that are no peer's are
+        ignored."""
 
     def publications(self) -> Sequence[Publication]:
         """In the order of protocol and port."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -42,13 +42,20 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from tidegate.ciphers import CIPHERS, WIREGUARD_CIPHER, CipherName
 from tidegate.errors import ConflictError, NotFoundError, StoreError
 from tidegate.files import PRIVATE_FILE, make_private
-from tidegate.store import Peer, Publication, TransportProtocol, key_taken
+from tidegate.store import LastSeen, Peer, Publication, TransportProtocol, key_taken
 
 _CIPHER_CHECK = f"cipher IN {CIPHERS}"
 _UPGRADES = (
     # The first upgrades schema version 1 to 2, the next 2 to 3, and so on.
     f"ALTER TABLE peers ADD COLUMN cipher VARCHAR NOT NULL DEFAULT '{WIREGUARD_CIPHER}' CHECK ({_CIPHER_CHECK})",
     "ALTER TABLE peers ADD COLUMN enabled BOOLEAN NOT NULL DEFAULT 1 CHECK (enabled IN (0, 1))",
+    """CREATE TABLE last_seen (
+        peer_id INTEGER NOT NULL PRIMARY KEY REFERENCES peers (id) ON DELETE CASCADE,
+        public_key BLOB NOT NULL,
+        handshake_at FLOAT NOT NULL,
+        address VARCHAR NOT NULL,
+        port INTEGER NOT NULL CHECK (1 <= port AND port <= 65535)
+    )""",
 )
 SCHEMA_VERSION = 1 + len(_UPGRADES)
 BUSY_TIMEOUT = 5.0  # seconds to wait for another process's transaction
@@ -72,6 +79,16 @@ _peers = Table(
     Column("created_at", Float, nullable=False),
     Column("cipher", String, CheckConstraint(_CIPHER_CHECK), nullable=False, server_default=WIREGUARD_CIPHER),
     Column("enabled", Boolean, CheckConstraint("enabled IN (0, 1)"), nullable=False, server_default="1"),
+)
+
+_last_seen = Table(
+    "last_seen",
+    _metadata,
+    Column("peer_id", ForeignKey("peers.id", ondelete="CASCADE"), primary_key=True),
+    Column("public_key", LargeBinary, nullable=False),  # of the peer then: with another key it was not seen
+    Column("handshake_at", Float, nullable=False),
+    Column("address", String, nullable=False),
+    Column("port", Integer, CheckConstraint("1 <= port AND port <= 65535"), nullable=False),
 )
 
 _publications = Table(
@@ -183,6 +200,12 @@ class SqliteStore:
         except ValueError:
             raise _damaged(self._path, f"the address of peer {row.name!r} is {row.address!r}") from None
 
+    def _last_seen_of(self, row: Row[Any]) -> LastSeen:
+        try:
+            return LastSeen(row.handshake_at, (str(IPv4Address(row.address)), row.port))
+        except ValueError:
+            raise _damaged(self._path, f"a peer was last seen at {row.address!r}") from None
+
     def peers(self) -> Sequence[Peer]:
         with self._transaction() as connection:
             found = [self._peer_of(row) for row in connection.execute(select(_peers))]
@@ -234,7 +257,8 @@ class SqliteStore:
         with self._transaction() as connection:
             row = _peer_row(connection, name)
             publications = [p for p in _all_publications(connection) if p.peer == name]
-            connection.execute(delete(_peers).where(_peers.c.id == row.id))  # its publications go with it
+            # What was seen of it and its publications go with it.
+            connection.execute(delete(_peers).where(_peers.c.id == row.id))
             return self._peer_of(row), publications
 
     def set_peer_enabled(self, name: str, enabled: bool) -> Peer:
@@ -266,6 +290,33 @@ class SqliteStore:
                 .values(public_key=public_key, preshared_key=preshared_key)
             )
             return self._peer_of(_peer_row(connection, name))
+
+    def last_seen(self) -> Mapping[bytes, LastSeen]:
+        with self._transaction() as connection:
+            rows = connection.execute(
+                select(_last_seen).join(
+                    _peers,
+                    (_peers.c.id == _last_seen.c.peer_id) & (_peers.c.public_key == _last_seen.c.public_key),
+                )
+            )
+            return {row.public_key: self._last_seen_of(row) for row in rows}
+
+    def set_last_seen(self, seen: Mapping[bytes, LastSeen]) -> None:
+        with self._transaction() as connection:
+            holders = connection.execute(select(_peers.c.id, _peers.c.public_key)).all()
+            rows = [
+                {
+                    "peer_id": row.id,
+                    "public_key": row.public_key,
+                    "handshake_at": seen[row.public_key].handshake_at,
+                    "address": seen[row.public_key].endpoint[0],
+                    "port": seen[row.public_key].endpoint[1],
+                }
+                for row in holders
+                if row.public_key in seen
+            ]
+            if rows:
+                connection.execute(insert(_last_seen).prefix_with("OR REPLACE"), rows)
 
     def publications(self) -> Sequence[Publication]:
         with self._transaction() as connection:

@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import pytest
 
 from tidegate.errors import ConflictError, NotFoundError, StoreError, UsageError
-from tidegate.store import Publication, check_peer_name
-from tidegate.store.sqlite import SqliteStore
+from tidegate.store import LastSeen, Publication, check_peer_name
+from tidegate.store.sqlite import SCHEMA_VERSION, SqliteStore
 
 SUBNET = IPv4Network("10.66.77.0/24")
 GATEWAY = frozenset({IPv4Address("10.66.77.1")})
@@ -200,7 +200,7 @@ def test_a_store_of_version_1_is_upgraded_with_all_that_is_in_it(tmp_path: Path)
         assert [entry.external_text for entry in store.publications()] == ["tcp/8000"]
         store.close()
     with sqlite3.connect(path) as upgraded:
-        assert upgraded.execute("SELECT version FROM schema_version").fetchall() == [(3,)]
+        assert upgraded.execute("SELECT version FROM schema_version").fetchall() == [(SCHEMA_VERSION,)]
         for nonsense in ("cipher = 'rot13'", "enabled = 2"):
             with pytest.raises(sqlite3.IntegrityError, match="CHECK"):
                 upgraded.execute(f"UPDATE peers SET {nonsense}")
@@ -247,6 +247,67 @@ def test_new_keys_are_nobodys_and_all_else_stays(store: SqliteStore) -> None:
         with pytest.raises(ConflictError, match=f"peer '{holder}' already has this public key"):
             store.replace_keys("a", key, None)
     assert store.peer("a") == renewed
+
+
+def test_an_upgraded_store_has_the_tables_of_a_new_one(tmp_path: Path) -> None:
+    old, new = tmp_path / "old.db", tmp_path / "new.db"
+    with sqlite3.connect(old) as made:
+        made.executescript(VERSION_1)
+    made.close()
+
+    def columns(path: Path) -> set[tuple[object, ...]]:
+        SqliteStore(path).close()
+        with sqlite3.connect(path) as opened:
+            tables = opened.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
+            found = {
+                (table, *column[1:4], bool(column[5]))
+                for (table,) in tables
+                for column in opened.execute(f"PRAGMA table_info({table})")
+            }
+        opened.close()
+        return found
+
+    assert columns(old) == columns(new)
+
+
+HERE = LastSeen(2000.5, ("203.0.113.9", 4000))
+
+
+def test_when_and_where_a_peer_was_last_seen_is_kept(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "tidegate.db")
+    add(store, "a", key=b"a" * 32)
+    add(store, "b", key=b"b" * 32)
+    assert store.last_seen() == {}
+    store.set_last_seen({b"a" * 32: LastSeen(1000.0, ("198.51.100.7", 1)), b"x" * 32: HERE})
+    store.set_last_seen({b"a" * 32: HERE})
+    store.set_last_seen({})
+    store.close()
+    again = SqliteStore(tmp_path / "tidegate.db")
+    assert again.last_seen() == {b"a" * 32: HERE}
+    again.remove_peer("a")
+    add(again, "a", key=b"a" * 32)
+    assert again.last_seen() == {}, "it goes with its peer"
+
+
+def test_a_peer_with_another_key_has_not_been_seen(tmp_path: Path) -> None:
+    """As where the old key was stolen: nobody is to be called where its holder was."""
+    path = tmp_path / "tidegate.db"
+    store = SqliteStore(path)
+    add(store, "a", key=b"a" * 32)
+    store.set_last_seen({b"a" * 32: HERE})
+    with sqlite3.connect(path) as renewed:
+        renewed.execute("UPDATE peers SET public_key = ?", (b"n" * 32,))
+    renewed.close()
+    assert store.last_seen() == {}
+    store.set_last_seen({b"n" * 32: HERE})
+    assert store.last_seen() == {b"n" * 32: HERE}
+
+
+def test_an_endpoint_that_is_none_is_told_as_damage(store: SqliteStore) -> None:
+    add(store, "a", key=b"a" * 32)
+    store.set_last_seen({b"a" * 32: LastSeen(1000.0, ("nowhere", 4000))})
+    with pytest.raises(StoreError, match="the database is damaged .a peer was last seen at 'nowhere'"):
+        store.last_seen()
 
 
 def test_an_unknown_peer_is_not_found(store: SqliteStore) -> None:

@@ -191,7 +191,7 @@ impl World {
     pub fn hand_new_peer(&mut self, client: usize) {
         let (now, node) = (self.now, &mut self.shards[0]);
         let config = peer(public_key(&client_key(client)), Some(client_endpoint(client)));
-        let command = Command::SetPeer { config, address: client_address(client), shard: 0 };
+        let command = Command::SetPeer { config, address: client_address(client), shard: 0, call: false };
         node.core.carry_out(now, command, &mut node.outbox);
     }
 }
