@@ -297,6 +297,7 @@ def test_an_interface_that_is_made_anew_is_taken_up(scene: Scene) -> None:
     assert checks.download(lab.client, f"http://{INTERNET}/blob/anew/{size}").size == size
 
 
+@pytest.mark.alone  # under load, the gateway sees the interface half set up
 @pytest.mark.parametrize("seen", [True, False], ids=["seen", "between two looks"])
 def test_an_interface_that_was_in_another_namespace_is_taken_up_again(scene: Scene, seen: bool) -> None:
     """With its old index: the kernel has unbound the packet sockets all the same, and does not bind them again."""
