@@ -49,6 +49,10 @@ class _Connection:
     received_bytes: int
     sent_bytes: int
 
+    def goes_on_in(self, peer: PeerStatus) -> bool:
+        """Whether it can be this one still. A peer that was disabled and enabled, or removed and added, counts anew."""
+        return peer.received_bytes >= self.received_bytes and peer.sent_bytes >= self.sent_bytes
+
 
 class PeerWatch:
     """Looks at a gateway's peers."""
@@ -121,6 +125,8 @@ class PeerWatch:
             if peer.last_handshake is None or peer.endpoint is None:
                 continue
             known = self._connections.get(peer.public_key)
+            if known is not None and not known.goes_on_in(peer):
+                known = None
             remaining = REJECT_AFTER_TIME - peer.last_handshake
             if remaining > 0:
                 # An expiry that comes a moment early would find the session still alive.

@@ -49,7 +49,7 @@ async def keep(
         changed.clear()
         began = loop.time()
         outcome = await look()
-        rest = REST * (loop.time() - began)
+        rest = min(REST * (loop.time() - began), LONGEST_RETRY)
         rested_at = loop.time() + rest
         # What a look changes is notified of, too. Where it changes nothing, the next change may be the one to wait for.
         pause = min(2 * pause, LONGEST_SETTLE) if outcome in {"restored", "partly"} else SETTLE

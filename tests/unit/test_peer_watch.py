@@ -104,6 +104,24 @@ def test_a_peer_that_connects_moves_and_falls_silent_is_in_the_log(
     asyncio.run(scenario())
 
 
+def test_a_peer_that_was_disabled_and_enabled_connects_anew(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def scenario() -> None:
+        async with serving(settings, capsys) as running:
+            alice = await with_alice(running, last_handshake=0.5, endpoint=HERE)
+            alice.received_bytes = 5000
+            heard = Heard(capsys)
+            running.packets.tell(COMPLETED)
+            await until(lambda: len(heard()) == 1)
+            alice.received_bytes = 100  # as of an engine's peer that is new, and no look was between the two
+            running.packets.tell(COMPLETED)
+            await until(lambda: len(heard()) == 2)
+            assert [line["event"] for line in heard()] == ["peer connected", "peer connected"]
+
+    asyncio.run(scenario())
+
+
 def test_where_nothing_happens_nobody_looks(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     async def scenario() -> None:
         async with serving(settings, capsys) as running:
@@ -198,6 +216,10 @@ def test_who_was_connected_when_the_gateway_ended_is_called(
             assert engine.endpoints[bob] is None
             engine.statuses[alice.public_key] = alice
             assert (await running.answer("peer", "show", "alice"))["last_handshake"] >= 0
+            for change in ("disable", "enable"):
+                await running.cli("peer", change, "alice")
+            assert engine.called == [alice.public_key] * 2 * called, "likewise where it comes back"
+            assert engine.endpoints[alice.public_key] == HERE
 
     asyncio.run(scenario())
 

@@ -41,12 +41,13 @@ def status(
     settings = read_settings(context, config, state_dir)
     with running_gateway(settings) as gateway:
         answer = gateway.execute(StatusQuery())
+        now = time.time()
         reasons = gateway.execute(NatStats()).explanations if prometheus else {}
     if json:
         print_json(answer)
     elif prometheus:
         with written():
-            print(exposition(answer, reasons, time.time()), end="")
+            print(exposition(answer, reasons, now), end="")
     else:
         _print(answer)
 

@@ -171,25 +171,13 @@ class Administration:
         Raises `SettingsError` if a peer's address is not in the subnet, `EngineError` if the machine cannot run its
         cipher, `OSError` if the engine refuses a peer.
         """
-        engine = self._running().engine
         peers, last_seen = self._store.peers(), self._store.last_seen()
-        now = self._context.now()
         self._check_subnet(peers)
         enabled = [peer for peer in peers if peer.enabled]
         for peer in enabled:
             self._check_own_cipher(peer)
         for peer in enabled:
-            self._names[str(peer.address)] = peer.name
-            seen = last_seen.get(peer.public_key)
-            engine.set_peer(
-                peer.public_key,
-                str(peer.address),
-                peer.preshared_key,
-                cipher=peer.cipher,
-                endpoint=seen.endpoint if seen is not None else None,
-                # A handshake in the future: the clock was set back, and nobody knows how old it is.
-                call=seen is not None and now - seen.handshake_at < CALL_WITHIN,
-            )
+            self._set_peer(peer, last_seen.get(peer.public_key))
         self._publications.restore()
         return len(enabled), len(peers) - len(enabled)
 
@@ -264,14 +252,24 @@ class Administration:
                 )
 
     def _admit(self, peer: Peer) -> None:
-        """Gives the engine a peer. Raises `EngineError` if it refuses."""
-        self._names[str(peer.address)] = peer.name
+        """Gives the engine a peer. Raises `EngineError` if it refuses, and `StoreError`."""
         try:
-            self._running().engine.set_peer(
-                peer.public_key, str(peer.address), peer.preshared_key, cipher=peer.cipher
-            )
+            self._set_peer(peer, self._store.last_seen().get(peer.public_key))
         except (OSError, ValueError, RuntimeError) as cause:
             raise EngineError(f"the engine refuses peer {peer.name!r}: {cause}") from cause
+
+    def _set_peer(self, peer: Peer, seen: LastSeen | None) -> None:
+        """Gives the engine a peer, and has it call one that was connected a moment ago. Raises what the engine does."""
+        self._names[str(peer.address)] = peer.name
+        self._running().engine.set_peer(
+            peer.public_key,
+            str(peer.address),
+            peer.preshared_key,
+            cipher=peer.cipher,
+            endpoint=seen.endpoint if seen is not None else None,
+            # A handshake in the future: the clock was set back, and nobody knows how old it is.
+            call=seen is not None and self._context.now() - seen.handshake_at < CALL_WITHIN,
+        )
 
     def _readmit(self, peer: Peer, publications: Iterable[Publication]) -> list[str]:
         """Gives the engine a peer that has been there before, and its publications. Returns why some of these failed.
@@ -404,9 +402,9 @@ class Administration:
         warnings: list[str] = []
         if before.enabled:
             kept = self._passed
-            self._expel(before)
-            self._publications.withdraw(publications)
             try:
+                self._expel(before)
+                self._publications.withdraw(publications)
                 warnings = self._readmit(peer, publications)
             except BaseException:  # whatever it is: no command is left half-done
                 self._expel(peer)
@@ -592,7 +590,7 @@ def _peer_view(
         return view
     return view.model_copy(
         update={
-            "endpoint": _pair(counters.endpoint) if counters.endpoint else None,
+            "endpoint": _pair(counters.endpoint) if counters.endpoint else view.endpoint,
             "last_handshake": (
                 counters.last_handshake if counters.last_handshake is not None else view.last_handshake
             ),
