@@ -36,15 +36,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What mostly waits comes first: where several workers share the tests, one waits while the others work.
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Shares the tests among two workers (xdist's ``--dist loadgroup``), so that neither disturbs what the other sees.
 
-    The tests of a file stay with one worker, because they share fixtures (xdist's ``--dist loadgroup``).
+    One has the end-to-end tests, one after another. The other begins with those that mostly wait, and goes on with the
+    rest, a file at a time.
     """
     items.sort(key=lambda item: item.get_closest_marker("waits") is None)
+    end_to_end = config.rootpath / "tests" / "e2e"
     for item in items:
-        group = "waits" if item.get_closest_marker("waits") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+        group = str(item.path) if end_to_end not in item.path.parents else "end to end"
+        item.add_marker(pytest.mark.xdist_group("waits" if item.get_closest_marker("waits") else group))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -46,12 +46,6 @@ impl Span {
     pub fn take(self, len: usize) -> Self {
         Self { len: (len as u32).min(self.len), ..self }
     }
-
-    /// Its pieces of `size` bytes each; the last may be shorter.
-    pub fn chunks(self, size: usize) -> impl Iterator<Item = Self> {
-        let size = size.max(1);
-        (0..self.len as usize).step_by(size).map(move |offset| self.skip(offset).take(size))
-    }
 }
 
 /// A place to receive into: what of a buffer lies behind `start`.

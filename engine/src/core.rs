@@ -72,8 +72,9 @@ pub trait Core {
     /// Carries out a command.
     fn carry_out(&mut self, now: Timestamp, command: Command, outbox: &mut Outbox);
 
-    /// External ports that should be reserved.
-    fn reserve_requests(&mut self) -> Vec<ReserveRequest> {
+    /// The end of a turn: tells Python what there is to tell, and returns which external ports should be reserved. Not
+    /// called before there is a reserver.
+    fn end_turn(&mut self) -> Vec<ReserveRequest> {
         Vec::new()
     }
 

@@ -7,7 +7,7 @@
 //! the heads of the longest one are dropped, so that nobody's flood costs somebody else's packets. A packet has its price
 //! however short it is ([`price`]): what counts only bytes would serve a flood of empty datagrams for nothing. What turns out
 //! to have cost more than its bytes is charged for when it was served ([`FairQueue::charge`]); that is about turns, and changes
-//! nothing in the bounds, which are about memory.
+//! nothing in the bounds.
 //!
 //! It holds descriptions of packets, not their bytes, and reads no clock.
 

@@ -216,7 +216,7 @@ impl<C: Core> Shard<C> {
             self.trains.end_turn();
             self.frames.end_turn();
             self.links.handoffs.end_turn();
-            self.request_ports();
+            self.end_turn();
         }
     }
 
@@ -488,9 +488,9 @@ impl<C: Core> Shard<C> {
         }
     }
 
-    fn request_ports(&mut self) {
+    fn end_turn(&mut self) {
         let Some(reserver) = &self.links.reserver else { return };
-        if !self.port_requests.send(self.core.reserve_requests(), reserver) {
+        if !self.port_requests.send(self.core.end_turn(), reserver) {
             self.links.events.push(EventKind::PortsExhausted, "the port reserver is gone");
         }
     }

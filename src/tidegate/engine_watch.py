@@ -51,7 +51,9 @@ async def watch_engine(
                 handlers[event.kind]()
             if event.kind in UNLOGGED:
                 continue
-            suppressed = admit(event.kind)
+            # Whoever fills the log with one reason does not hide the others.
+            reason = event.detail.partition(" ")[0] if event.kind == "handshake_refused" else ""
+            suppressed = admit(event.kind + reason)
             if suppressed is not None:
                 log.warning(event.kind.replace("_", " "), detail=event.detail, suppressed=suppressed)
         read_log()

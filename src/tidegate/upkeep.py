@@ -16,8 +16,9 @@ LONGEST_SETTLE = 2.0
 """Maximum seconds until what others change again and again is restored again."""
 FIRST_RETRY, LONGEST_RETRY = 0.5, 60.0
 """Seconds until what failed is tried again although nothing has changed: at first, doubled each time, and at most."""
-REST = 10
-"""How many times as long as a look took there is none after it: on a host with very many routes it is work."""
+REST, LONGEST_REST = 10, 60.0
+"""How many times as long as a look took there is none after it, and how many seconds at most: on a host with very many
+routes it is work."""
 
 Outcome = Literal["whole", "restored", "partly", "failed"]
 """What a look came to. *whole*: all is as it should be; *restored*: it was not, and is again; *partly*: something was
@@ -49,7 +50,7 @@ async def keep(
         changed.clear()
         began = loop.time()
         outcome = await look()
-        rest = min(REST * (loop.time() - began), LONGEST_RETRY)
+        rest = min(REST * (loop.time() - began), LONGEST_REST)
         rested_at = loop.time() + rest
         # What a look changes is notified of, too. Where it changes nothing, the next change may be the one to wait for.
         pause = min(2 * pause, LONGEST_SETTLE) if outcome in {"restored", "partly"} else SETTLE

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -50,7 +51,10 @@ class Running:
     async def answer(self, *arguments: str) -> dict[str, Any]:
         code, out, err = await self.cli(*arguments, "--json")
         assert code == 0, err
-        told: dict[str, object] = json.loads(out)
+        # What the gateway logs meanwhile is on standard output, too.
+        document = re.search(r"^{$.*?^}$", out, re.MULTILINE | re.DOTALL)
+        assert document is not None, out
+        told: dict[str, object] = json.loads(document[0])
         return told
 
 

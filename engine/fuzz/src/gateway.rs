@@ -436,7 +436,7 @@ impl World {
 
     /// The reserver, which has every port of the range.
     fn reserve(&mut self) {
-        for request in self.gateway.reserve_requests() {
+        for request in self.gateway.end_turn() {
             let (protocol, address) = (request.protocol, request.address);
             for &port in &request.returned {
                 assert!(self.ownership.set(protocol, SocketAddrV4::new(address, port), false));

@@ -279,9 +279,9 @@ impl Gateway {
         }
         let translated = Ipv4Packet::parse(&mut answer, 0, Offload::NONE)
             .and_then(|mut error| self.nat.translate_inbound(&mut error, now));
-        match translated {
-            Ok(()) => self.answer_peer(peer, answer, outbox),
-            Err(reason) => self.drops.count(reason),
+        // Otherwise the session has ended meanwhile, or the protocol is not translated.
+        if translated.is_ok() {
+            self.answer_peer(peer, answer, outbox);
         }
     }
 

@@ -351,7 +351,7 @@ impl Core for Gateway {
     }
 
     /// The end of a turn.
-    fn reserve_requests(&mut self) -> Vec<ReserveRequest> {
+    fn end_turn(&mut self) -> Vec<ReserveRequest> {
         if let Some((records, missing)) = self.nat.take_log() {
             self.mapping_log.add(records, missing);
         }

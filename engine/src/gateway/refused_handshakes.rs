@@ -26,7 +26,7 @@ pub(super) struct RefusedHandshakes([Told; REASONS.len()]);
 #[derive(Default)]
 struct Told {
     last: Option<Timestamp>,
-    /// RefusedHandshakes since then.
+    /// Refusals since then.
     untold: u64,
 }
 

@@ -77,7 +77,7 @@ impl Nat {
         self.pools.take_returned()
     }
 
-    /// Whether this port of one of our external addresses is this shard's: it was handed in, or a mapping has it. That
+    /// Whether this port of one of our external addresses is this shard's: it was added, or a mapping has it. That
     /// is asked before it is published, for then it is taken out of what the shard may lend.
     pub fn owns_port(&self, protocol: Proto, address: Ipv4Addr, port: u16) -> bool {
         let mapped = || self.table.find_external(protocol, Endpoint::new(address, port)).is_some();

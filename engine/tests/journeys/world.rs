@@ -557,7 +557,7 @@ impl World {
 
     /// The reserver, which has every port of the range.
     fn reserve(&mut self, shard: usize) {
-        for request in self.shards[shard].core.reserve_requests() {
+        for request in self.shards[shard].core.end_turn() {
             self.reserve_requests += 1;
             let (protocol, address) = (request.protocol, request.address);
             for &port in &request.returned {
