@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 import structlog
 
 from tidegate.ciphers import check_cipher
-from tidegate.daemon_thread import in_daemon_thread
 from tidegate.dns.resolvers import Resolver
 from tidegate.endpoint_search import EndpointCandidates, resolve_again
 from tidegate.engine import ClientOptions, Engine, EngineClient, PeerStatus
@@ -29,7 +28,7 @@ from tidegate.identity import Profile
 from tidegate.lifecycle import Supervisor
 from tidegate.log import RateLimit
 from tidegate.settings import OffloadSettings
-from tidegate.upkeep import Outcome, keep
+from tidegate.upkeep import Outcome, Reading, keep
 
 T = TypeVar("T")
 
@@ -102,6 +101,7 @@ class Client:
         self._routes = RoutePlan(0, (), ())
         """Those in force, as far as this kernel supports them."""
         self._routes_changed = asyncio.Event()
+        self._reading = Reading()
         self._renewing = asyncio.Lock()
         self._last_renewal: Renewal = "whole"
         self._wide: frozenset[str] = frozenset()
@@ -317,7 +317,7 @@ class Client:
         changed = self._routes_changed
         with self._host.watch(changed.set):
             changed.set()  # something may have changed before the watch began
-            await keep(self._look_at_the_routes, changed, self._supervisor)
+            await keep(self._look_at_the_routes, changed, self._supervisor, self._reading)
 
     async def _look_at_the_routes(self) -> Outcome:
         wide_before, self._wide = self._wide, await self._wide_routes()
@@ -350,7 +350,7 @@ class Client:
 
     async def _wide_routes(self) -> frozenset[str]:
         try:
-            wide = await in_daemon_thread("wide-routes", partial(self._host.wide_routes, self._routes))
+            wide = await self._reading("wide-routes", partial(self._host.wide_routes, self._routes))
             return frozenset(wide)
         except HostNetworkError as cause:
             log.debug("the host's routes cannot be read", cause=cause.message)

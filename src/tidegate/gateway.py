@@ -25,7 +25,6 @@ import structlog
 from tidegate.control.admin import AdminContext, Administration, Reloaded
 from tidegate.control.commands import ReloadSettings
 from tidegate.control.server import ControlServer
-from tidegate.daemon_thread import in_daemon_thread
 from tidegate.dns import DnsProxy, DnsServer, Resolver, choose_upstreams, in_flight_within
 from tidegate.dns.resolvers import DNS_PORT
 from tidegate.engine import AccessPolicy, Engine, EngineGateway, ExternalLink, GatewayOptions
@@ -47,7 +46,7 @@ from tidegate.settings.standards import below_the_standard
 from tidegate.state_dir import StateDir
 from tidegate.store import peer_names
 from tidegate.store.sqlite import SqliteStore
-from tidegate.upkeep import Outcome, keep
+from tidegate.upkeep import Outcome, Reading, keep
 
 log = structlog.get_logger("tidegate.gateway")
 
@@ -83,6 +82,7 @@ class Gateway:
         interface that is gone, although the new one looks the same."""
         self._own_addresses: tuple[str, ...] = ()
         self._overlap: str | None = None
+        self._reading = Reading()
         """What the VPN's subnet has come to overlap since the start."""
         self._admit_warning = RateLimit(time.monotonic, burst=1).admit
         self._kept_ports: tuple[int, int] | None = None
@@ -372,7 +372,7 @@ class Gateway:
     async def _watch_link(self, changed: asyncio.Event) -> None:
         """Whenever the host's network changes: gives the engine the new external link, and the DNS proxy the new
         resolvers, and restores the TUN device."""
-        await keep(self._follow_network, changed, self._supervisor)
+        await keep(self._follow_network, changed, self._supervisor, self._reading)
 
     async def _follow_network(self) -> Outcome:
         # Before the network is read: whatever happens from here on makes the engine be told again.
@@ -380,7 +380,7 @@ class Gateway:
         if self._dns_proxy is not None:
             await self._dns_proxy.look_up_upstreams()
         try:
-            network = await in_daemon_thread("host-network", self._host.read_network)
+            network = await self._reading("host-network", self._host.read_network)
         except HostNetworkError as cause:
             self._link_is_unusable(cause.message)
             return "failed"
@@ -395,7 +395,7 @@ class Gateway:
         was, self._overlap = self._overlap, None
         try:
             check = partial(check_subnet, network, gateway.subnet, tun_name=gateway.tun_name)
-            await in_daemon_thread("overlap", check)  # very many routes take a while
+            await self._reading("overlap", check)  # very many routes take a while
         except HostNetworkError as cause:
             self._overlap = str(cause)
             if self._overlap != was:
