@@ -4,9 +4,9 @@
 //! ([`crate::intake`]); let the core route a bounded share of what waits there; send what the core put into the outbox;
 //! start over, at once if something still waits. So nobody waits long behind somebody else's bulk flow. Packets of the
 //! TUN device are routed as they come, [`TUN_PACKETS`] a turn: the device has a queue of its own in the kernel. Readiness is
-//! level-triggered, so what a turn left is taken by the next. When nothing waits, is ready or is due, the thread looks
-//! again for some microseconds if more is likely to come ([`PollWindow`]), and then waits in the kernel without a timeout:
-//! idle costs nothing.
+//! level-triggered, so what a turn left is taken by the next. Between two turns a busy thread lets others go first now and
+//! then ([`TimeSlice`]). When nothing waits, is ready or is due, the thread looks again for some microseconds if more is
+//! likely to come ([`PollWindow`]), and then waits in the kernel without a timeout: idle costs nothing.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -221,13 +221,18 @@ impl<C: Core> Shard<C> {
     }
 
     /// Waits until a device is ready or a deadline has come, and returns what time it is then. While packets wait in the
-    /// queues, it only looks.
+    /// queues, it only looks; but lets others go first if its slice is over.
     fn wait(&mut self, ready: &mut Readiness) -> io::Result<Timestamp> {
+        let mut began = monotonic_now();
+        if self.time_slice.is_over(began) {
+            std::thread::yield_now();
+            began = monotonic_now();
+            self.time_slice.begin(began);
+        }
         if self.trains.is_waiting() || self.frames.is_waiting() || self.links.handoffs.is_waiting() {
             self.epoll.wait(ready, Some(Duration::ZERO))?;
-            return Ok(monotonic_now());
+            return Ok(began);
         }
-        let began = monotonic_now();
         let ask_again = (!self.port_requests.is_empty()).then(|| began + ASK_AGAIN);
         let deadline = self.core.next_wakeup().into_iter().chain(ask_again).min();
         let until_due = deadline.map_or(Duration::MAX, |deadline| deadline.since(began));
@@ -237,7 +242,7 @@ impl<C: Core> Shard<C> {
             self.epoll.wait(ready, Some(Duration::ZERO))?;
             if !ready.is_empty() {
                 now = monotonic_now();
-                self.time_slice.waited(now.since(began));
+                self.time_slice.waited(began, now);
                 return Ok(now);
             }
             std::thread::yield_now();
@@ -253,7 +258,7 @@ impl<C: Core> Shard<C> {
         }
         now = monotonic_now();
         self.poll_window.slept(now.since(began));
-        self.time_slice.waited(now.since(began));
+        self.time_slice.waited(began, now);
         Ok(now)
     }
 

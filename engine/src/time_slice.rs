@@ -1,11 +1,16 @@
-//! How long the scheduler should let a thread run at a time.
+//! How long a thread runs at a time.
 //!
-//! Theory of operation. A thread that wakes up goes before the running one at once if it asked for a shorter slice than
-//! that one did; between equal ones it waits until the running slice is over, and the kernel looks whether it is at its
-//! ticks only, every 1 to 10 ms (EEVDF: sched(7) and the kernel's sched-eevdf.rst, from Linux 6.12 on). So a thread that
-//! carries bulk asks for slices that are shorter than other programs', and a thread that mostly sleeps, and wakes up for
-//! somebody's ping, for even shorter ones, so that it need not wait for a busy one of ours either. Nobody gets more of the
+//! Theory of operation. A thread that wakes up goes before the running one at once if its slice would be over sooner
+//! (EEVDF: sched(7) and the kernel's sched-eevdf.rst; Linux lets a thread choose its slice from 6.12 on). So a thread
+//! that carries bulk asks for slices that are shorter than other programs', and a thread that mostly sleeps, and wakes up
+//! for somebody's ping, for even shorter ones, so that it goes before a busy one of ours, too. Nobody gets more of the
 //! processor for it.
+//!
+//! But a busy thread that is in the second half of its slice goes on, and whether the slice is over the kernel looks at
+//! its ticks only, every 1 to 10 ms: as long as that, or several times as long, a ping may wait. So a busy thread itself
+//! lets others go first (sched_yield(2)) where a turn ends after the slice. Nobody who wants to run means that it goes on
+//! at once. What it loses otherwise, at most another slice (Linux 6.18), only threads of its own session or control group
+//! gain, where the kernel shares the processor among these first.
 
 use std::time::Duration;
 
@@ -26,12 +31,25 @@ pub struct TimeSlice {
     period_began: Timestamp,
     /// How long the thread has waited since then.
     waited: Duration,
+    /// Since when it runs.
+    slice_began: Timestamp,
 }
 
 impl TimeSlice {
-    /// The thread had nothing to do for `time`.
-    pub fn waited(&mut self, time: Duration) {
-        self.waited += time;
+    /// The thread had nothing to do from `since` until now.
+    pub fn waited(&mut self, since: Timestamp, now: Timestamp) {
+        self.waited += now.since(since);
+        self.slice_began = now;
+    }
+
+    /// Whether the thread has run for a whole slice, so that others should go first.
+    pub fn is_over(&self, now: Timestamp) -> bool {
+        now.since(self.slice_began) >= BUSY
+    }
+
+    /// Others have gone first, whoever wanted to, and the thread runs again.
+    pub fn begin(&mut self, now: Timestamp) {
+        self.slice_began = now;
     }
 
     /// The slice to ask for now, if it is another than the last one.
@@ -59,8 +77,9 @@ mod tests {
     fn changes(slice: &mut TimeSlice, began: Timestamp, turns: u32, waits: Duration) -> Vec<(u32, Duration)> {
         (1..=turns)
             .filter_map(|turn| {
-                slice.waited(waits);
-                slice.change(began + turn * MS).map(|changed| (turn, changed))
+                let now = began + turn * MS;
+                slice.waited(now, now + waits);
+                slice.change(now).map(|changed| (turn, changed))
             })
             .collect()
     }
@@ -85,7 +104,21 @@ mod tests {
         let mut slice = TimeSlice::default();
         slice.change(BEGAN);
         changes(&mut slice, BEGAN, 10, Duration::ZERO);
-        slice.waited(Duration::from_secs(5));
-        assert_eq!(slice.change(BEGAN + 10 * MS + Duration::from_secs(5)), Some(IDLE));
+        let (slept, woken) = (BEGAN + 10 * MS, BEGAN + 10 * MS + Duration::from_secs(5));
+        slice.waited(slept, woken);
+        assert_eq!(slice.change(woken), Some(IDLE));
+    }
+
+    #[test]
+    fn a_thread_that_ran_for_a_slice_lets_others_go_first_and_one_that_has_waited_need_not() {
+        let mut slice = TimeSlice::default();
+        slice.begin(BEGAN);
+        assert!(!slice.is_over(BEGAN + BUSY / 2));
+        assert!(slice.is_over(BEGAN + BUSY));
+        slice.begin(BEGAN + 7 * MS);
+        assert!(!slice.is_over(BEGAN + 7 * MS), "the others took their time");
+        slice.waited(BEGAN + 7 * MS, BEGAN + 8 * MS);
+        assert!(!slice.is_over(BEGAN + 8 * MS + BUSY / 2));
+        assert!(slice.is_over(BEGAN + 8 * MS + BUSY));
     }
 }
