@@ -11,8 +11,8 @@ const SHIM: &str = "src/shim.c";
 const ARCHIVE: &str = "libIPSec_MB.a";
 /// Set to anything but nothing, it leaves the library out: for packagers, and to see that the engine does without.
 const OFF: &str = "TIDEGATE_WITHOUT_IPSEC_MB";
-/// What `scripts/bootstrap` found of the library. Where that changes, it is looked for again. It stands in the workspace
-/// wherever cargo's own target directory may be, as the script does not ask for that.
+/// What `scripts/bootstrap` found of the library. Where that changes, it is looked for again. It stands in the
+/// workspace wherever cargo's own target directory may be, as the script does not ask for that.
 const FOUND: &str = "../target/ipsec-mb-found";
 
 fn main() {
@@ -49,8 +49,8 @@ fn note_that_nobody_has_looked() -> io::Result<()> {
     file.set_modified(SystemTime::UNIX_EPOCH) // not now, during the build: cargo would build once more
 }
 
-/// The static archive that the C compiler finds, if shim and archive make a shared object together, as they will have to:
-/// linked statically, the extension needs nothing more on the machine that it runs on.
+/// The static archive that the C compiler finds, if shim and archive make a shared object together, as they will have
+/// to: linked statically, the extension needs nothing more on the machine that it runs on.
 fn linkable_archive(shim: &cc::Build) -> Option<PathBuf> {
     let compiler = shim.try_get_compiler().ok()?;
     let asked = compiler.to_command().arg(format!("-print-file-name={ARCHIVE}")).output().ok()?;

@@ -87,7 +87,8 @@ fn tunnel(criterion: &mut Criterion) {
     }
 }
 
-/// The bound of sealing and opening: the AEAD of the faster library, where this machine has it, without a tunnel around it.
+/// The bound of sealing and opening: the AEAD of the faster library, where this machine has it, without a tunnel around
+/// it.
 fn fast_aead_alone(group: &mut BenchmarkGroup<'_, WallTime>, cipher: Cipher, size: usize) {
     let algorithm = match cipher {
         Cipher::ChaCha20Poly1305 => Algorithm::ChaCha20Poly1305,

@@ -1,5 +1,5 @@
-//! What the packet's way costs per byte: the checksum, splitting a superpacket, coalescing its segments; each beside its
-//! physical bound in the same group: copying the same bytes, and one system call, which is what they save.
+//! What the packet's way costs per byte: the checksum, splitting a superpacket, coalescing its segments; each beside
+//! its physical bound in the same group: copying the same bytes, and one system call, which is what they save.
 //!
 //! `cargo bench -p tidegate-engine --bench wire`
 

@@ -1,13 +1,13 @@
 //! A crowd of WireGuard clients in one process, to see what their sessions and mappings cost a gateway in memory.
 //!
-//! `crowd ENDPOINT GATEWAY_KEY INNER_GATEWAY TARGET MAPPINGS`, with one client a line on standard input: its private key
-//! (hexadecimal, as the gateway's public one) and its inner address.
+//! `crowd ENDPOINT GATEWAY_KEY INNER_GATEWAY TARGET MAPPINGS`, with one client a line on standard input: its private
+//! key (hexadecimal, as the gateway's public one) and its inner address.
 //!
 //! Each client has a UDP socket and a [`Tunnel`] of its own. It shakes hands, pings the gateway through the tunnel, and
-//! then makes its share of `MAPPINGS` at the gateway: a tenth by datagrams to `TARGET`'s echo service from as many ports
-//! (each costs the gateway a reserved port, which is an open file), the rest by pings with as many identifiers (which
-//! cost none). What is not answered is sent again; the crowd ends well only if everything was. It keeps nothing alive
-//! afterwards: sessions and mappings live on at the gateway until their timers end.
+//! then makes its share of `MAPPINGS` at the gateway: a tenth by datagrams to `TARGET`'s echo service from as many
+//! ports (each costs the gateway a reserved port, which is an open file), the rest by pings with as many identifiers
+//! (which cost none). What is not answered is sent again; the crowd ends well only if everything was. It keeps nothing
+//! alive afterwards: sessions and mappings live on at the gateway until their timers end.
 
 #![allow(clippy::indexing_slicing, reason = "the packets are its own")]
 

@@ -1,9 +1,9 @@
 //! The buffers of a shard.
 //!
 //! A shard receives into an [`Arena`], opens and rewrites in place, gathers superpackets from [`Span`]s of it, sends,
-//! and starts over: nothing on a packet's way allocates or copies payload. Which buffers still hold packets that wait is
-//! known to [`crate::pool`]. A span is a name, not a borrow, so that
-//! many may be held while the bytes behind one of them change.
+//! and starts over: nothing on a packet's way allocates or copies payload. Which buffers still hold packets that wait
+//! is known to [`crate::pool`]. A span is a name, not a borrow, so that many may be held while the bytes behind one of
+//! them change.
 
 use std::ops::Range;
 

@@ -20,8 +20,8 @@ pub const DROP: u32 = 0;
 /// Drops everything.
 pub const DROP_ALL: [Instruction; 1] = [instruction(op::RET, DROP)];
 
-/// The same in eBPF, for many sockets to share: `r0 = 0; exit`.
-pub(crate) const SILENCE: [EbpfInstruction; 2] = [ebpf(0xb7), ebpf(0x95)]; // BPF_ALU64 | BPF_MOV | BPF_K; BPF_JMP | BPF_EXIT
+/// The same in eBPF, for many sockets to share: `r0 = 0; exit` (`BPF_ALU64 | BPF_MOV | BPF_K`; `BPF_JMP | BPF_EXIT`).
+pub(crate) const SILENCE: [EbpfInstruction; 2] = [ebpf(0xb7), ebpf(0x95)];
 
 const fn ebpf(code: u8) -> EbpfInstruction {
     EbpfInstruction { code, registers: 0, offset: 0, immediate: 0 }

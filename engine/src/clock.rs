@@ -1,7 +1,7 @@
 //! Time as an argument.
 //!
-//! The core never reads a clock: every function that depends on time takes `now`. On a packet's way only [`crate::shard`] asks
-//! the kernel, once per turn of its loop, so a two-hour TCP timer is tested in microseconds.
+//! The core never reads a clock: every function that depends on time takes `now`. On a packet's way only
+//! [`crate::shard`] asks the kernel, once per turn of its loop, so a two-hour TCP timer is tested in microseconds.
 
 use std::ops::{Add, Sub};
 use std::time::Duration;
@@ -40,13 +40,14 @@ impl Timestamp {
     }
 }
 
-/// The time of the monotonic clock that goes on while the machine sleeps: a key must not be older than it may be because a
-/// notebook was closed for a night. Only the shell asks.
+/// The time of the monotonic clock that goes on while the machine sleeps: a key must not be older than it may be
+/// because a notebook was closed for a night. Only the shell asks.
 pub fn monotonic_now() -> Timestamp {
     Timestamp::from_nanos(u64::try_from(read(libc::CLOCK_BOOTTIME).as_nanos()).unwrap_or(u64::MAX))
 }
 
-/// What the wall clock, which people may set, has or would have shown at [`Timestamp::ORIGIN`], since 1970. Only the shell asks.
+/// What the wall clock, which people may set, has or would have shown at [`Timestamp::ORIGIN`], since 1970. Only the
+/// shell asks.
 pub fn unix_time_at_origin() -> Duration {
     // Both are read here: a `now` may be as old as a turn.
     read(libc::CLOCK_REALTIME).saturating_sub(read(libc::CLOCK_BOOTTIME))

@@ -30,8 +30,8 @@ pub trait Core {
         Owner::Unknown
     }
 
-    /// Which client this packet of the external interface seems to be for, so that it waits in that client's queue. Nothing has
-    /// been verified yet.
+    /// Which client this packet of the external interface seems to be for, so that it waits in that client's queue.
+    /// Nothing has been verified yet.
     fn recipient(&self, _packet: &[u8]) -> Owner<Ipv4Addr> {
         Owner::Unknown
     }

@@ -78,7 +78,8 @@ drop_reasons! {
     WrongInnerSource = "wrong_inner_source",
     /// A datagram of the tunnel's own that came back to be sealed once more: a loop somewhere outside.
     OwnDatagram = "own_datagram",
-    /// Marked by a router on the way (ECN), in place of being dropped, but the sender inside the tunnel understands losses only.
+    /// Marked by a router on the way (ECN), in place of being dropped, but the sender inside the tunnel understands
+    /// losses only.
     CongestionMarked = "congestion_marked",
 
     // The router.

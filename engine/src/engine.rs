@@ -41,7 +41,8 @@ use crate::wire::CoalesceOptions;
 
 /// Bytes of a transport socket's buffers: a few milliseconds at full speed.
 const SOCKET_BUFFER: usize = 4 << 20;
-/// Each shard has its share of the external ports: with more shards it would be small. (The receiver index has room for 256.)
+/// Each shard has its share of the external ports: with more shards it would be small. (The receiver index has room for
+/// 256.)
 const MAX_SHARDS: u8 = 64;
 
 /// Why an engine refuses.
@@ -254,8 +255,9 @@ impl GatewayEngine {
         &self.mapping_log
     }
 
-    /// Adds a peer, or changes its address, preshared key or cipher. `endpoint` is where it was heard of last, if that is known
-    /// from before the engine was made; with `call`, its handshake begins at once, in its turn among those of all peers.
+    /// Adds a peer, or changes its address, preshared key or cipher. `endpoint` is where it was heard of last, if that
+    /// is known from before the engine was made; with `call`, its handshake begins at once, in its turn among those of
+    /// all peers.
     ///
     /// # Errors
     /// If another peer holds the address, this processor cannot run the cipher, or the engine was stopped.

@@ -1,13 +1,13 @@
 //! Packets that wait for the core, those of each client in a queue of their own (FQ-CoDel, RFC 8290).
 //!
-//! Theory of operation. What has arrived is sorted by whose it is. The queues take turns by deficit round robin: each is
-//! served a [`QUANTUM`] of bytes, then the next. A queue that was empty is served before those that were not, so that
-//! whoever sends a packet now and then (a ping, a keystroke, an ACK) waits for nobody's bulk. Each queue is watched by
-//! [`codel`]: where its head always waits too long, heads are dropped. When all queues together outgrow their bounds,
-//! the heads of the longest one are dropped, so that nobody's flood costs somebody else's packets. A packet has its price
-//! however short it is ([`price`]): what counts only bytes would serve a flood of empty datagrams for nothing. What turns out
-//! to have cost more than its bytes is charged for when it was served ([`FairQueue::charge`]); that is about turns, and changes
-//! nothing in the bounds.
+//! Theory of operation. What has arrived is sorted by whose it is. The queues take turns by deficit round robin: each
+//! is served a [`QUANTUM`] of bytes, then the next. A queue that was empty is served before those that were not, so
+//! that whoever sends a packet now and then (a ping, a keystroke, an ACK) waits for nobody's bulk. Each queue is
+//! watched by [`codel`]: where its head always waits too long, heads are dropped. When all queues together outgrow
+//! their bounds, the heads of the longest one are dropped, so that nobody's flood costs somebody else's packets. A
+//! packet has its price however short it is ([`price`]): what counts only bytes would serve a flood of empty datagrams
+//! for nothing. What turns out to have cost more than its bytes is charged for when it was served
+//! ([`FairQueue::charge`]); that is about turns, and changes nothing in the bounds.
 //!
 //! It holds descriptions of packets, not their bytes, and reads no clock.
 
@@ -28,8 +28,8 @@ use crate::clock::Timestamp;
 /// Bytes that a queue is served before the others have their turn: one superpacket.
 pub const QUANTUM: usize = 65_535;
 
-/// What a packet counts for at least, in bytes: about what the kernel's buffers, which are bounded likewise, charge for a
-/// small one.
+/// What a packet counts for at least, in bytes: about what the kernel's buffers, which are bounded likewise, charge for
+/// a small one.
 const LEAST_COST: usize = 256;
 
 /// What `packets` packets count for that come in one, a train or a superpacket, and have `bytes` bytes together.
@@ -42,8 +42,8 @@ pub fn price(packets: usize, bytes: usize) -> usize {
 pub enum Owner<K> {
     /// A client's.
     Client(K),
-    /// A handshake: from somebody who wants to be a client, or to go on being one. Its turns are its own, however much other
-    /// unknown senders send.
+    /// A handshake: from somebody who wants to be a client, or to go on being one. Its turns are its own, however much
+    /// other unknown senders send.
     Handshake,
     /// From or for nobody that we know.
     Unknown,
@@ -102,8 +102,8 @@ struct Queue<K, T> {
     codel: CoDel,
 }
 
-/// Fair queues of packets `T`, one for each key `K`: as many as there are keys, at most, which are therefore nothing that
-/// strangers may choose. A queue that is found empty at its turn ends, and all end when nothing waits any more.
+/// Fair queues of packets `T`, one for each key `K`: as many as there are keys, at most, which are therefore nothing
+/// that strangers may choose. A queue that is found empty at its turn ends, and all end when nothing waits any more.
 #[derive(Debug)]
 pub struct FairQueue<K, T> {
     bounds: Amount,
@@ -150,8 +150,8 @@ impl<K: Copy + Eq + Hash, T> FairQueue<K, T> {
         Amount { packets: self.packets, bytes: self.cost }
     }
 
-    /// A packet of `bytes` bytes arrived for `key`, or what counts for as many ([`price`]). What has to go for it is handed to
-    /// `overflow`.
+    /// A packet of `bytes` bytes arrived for `key`, or what counts for as many ([`price`]). What has to go for it is
+    /// handed to `overflow`.
     pub fn push(&mut self, key: K, packet: T, bytes: usize, now: Timestamp, mut overflow: impl FnMut(T)) {
         let id = *self.by_key.entry(key).or_insert_with(|| {
             let packets = self.spare.pop().unwrap_or_default();
@@ -172,7 +172,8 @@ impl<K: Copy + Eq + Hash, T> FairQueue<K, T> {
         }
     }
 
-    /// The packet to be served next, and its bytes as they were pushed. What has waited too long is handed to `dropped`.
+    /// The packet to be served next, and its bytes as they were pushed. What has waited too long is handed to
+    /// `dropped`.
     pub fn pop(&mut self, now: Timestamp, mut dropped: impl FnMut(T)) -> Option<(T, usize)> {
         loop {
             let is_new = !self.new.is_empty();
@@ -212,8 +213,8 @@ impl<K: Copy + Eq + Hash, T> FairQueue<K, T> {
         }
     }
 
-    /// Takes heads of the longest queue: one superpacket, or so many small ones that the search for it pays. Every packet
-    /// counts for something, so where packets wait, the longest queue has one.
+    /// Takes heads of the longest queue: one superpacket, or so many small ones that the search for it pays. Every
+    /// packet counts for something, so where packets wait, the longest queue has one.
     fn shorten_longest(&mut self, overflow: &mut impl FnMut(T)) {
         let longest = self.queues.iter_mut().map(|(_, queue)| queue).max_by_key(|queue| queue.cost);
         let Some(longest) = longest else { return };
@@ -230,8 +231,8 @@ impl<K: Copy + Eq + Hash, T> FairQueue<K, T> {
         }
     }
 
-    /// What the packet that was served last has cost beyond its bytes, which nobody knew before: its queue pays, if it is still
-    /// there.
+    /// What the packet that was served last has cost beyond its bytes, which nobody knew before: its queue pays, if it
+    /// is still there.
     pub fn charge(&mut self, work: usize) {
         if let Some(queue) = self.served_last.and_then(|id| self.queues.get_mut(id)) {
             queue.deficit -= work as isize;

@@ -1,12 +1,13 @@
 //! What one shard hands to another: packets that turn out to belong there.
 //!
-//! Theory of operation. Between shards there are bounded queues that serve first come, first served, like a kernel's socket
-//! buffer. So each turn empties its own into a [`FairQueue`] ([`Handoffs::collect`]), and takes a bounded share from there
-//! ([`Handoffs::next`]): a client that floods another one on a second shard keeps nobody else's packets from being handed over, and
-//! neither do fragments or ICMP errors from outside, a flood of somebody's published port, nor handshakes.
+//! Theory of operation. Between shards there are bounded queues that serve first come, first served, like a kernel's
+//! socket buffer. So each turn empties its own into a [`FairQueue`] ([`Handoffs::collect`]), and takes a bounded share
+//! from there ([`Handoffs::next`]): a client that floods another one on a second shard keeps nobody else's packets from
+//! being handed over, and neither do fragments or ICMP errors from outside, a flood of somebody's published port, nor
+//! handshakes.
 //!
-//! Word of a session that begins ([`BegunSessions`]) is no packet and goes beside the queues: a packet that dies for want of
-//! room is sent again by somebody, the word is not.
+//! Word of a session that begins ([`BegunSessions`]) is no packet and goes beside the queues: a packet that dies for
+//! want of room is sent again by somebody, the word is not.
 
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
@@ -98,14 +99,14 @@ impl Handoff {
     }
 }
 
-/// Word for one shard of the sessions that began on the others: the indices by which it knows what is sealed in them, see
-/// [`Tunnel::is_own`](crate::tunnel::Tunnel::is_own). Shared by those who tell and the one who is told.
+/// Word for one shard of the sessions that began on the others: the indices by which it knows what is sealed in them,
+/// see [`Tunnel::is_own`](crate::tunnel::Tunnel::is_own). Shared by those who tell and the one who is told.
 #[derive(Clone, Default)]
 pub struct BegunSessions(Arc<Mutex<VecDeque<u32>>>);
 
 impl BegunSessions {
-    /// Adds the index that a peer gave out for a session. Should the shard not come to listening, the oldest give way, as where
-    /// they are remembered.
+    /// Adds the index that a peer gave out for a session. Should the shard not come to listening, the oldest give way,
+    /// as where they are remembered.
     pub fn tell(&self, remote_index: u32) {
         let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if told.len() >= OWN_SESSIONS {

@@ -108,8 +108,22 @@ impl IcmpErrors {
         now: Timestamp,
         out: &mut Vec<u8>,
     ) -> bool {
+        self.build_for(original.source(), kind, original, source, now, out)
+    }
+
+    /// As [`Self::build`], but the rate limited is that of errors to `recipient`: whoever is behind the original's source
+    /// address, which others may share (NAT).
+    pub fn build_for(
+        &mut self,
+        recipient: Ipv4Addr,
+        kind: IcmpErrorKind,
+        original: &Ipv4Packet<'_>,
+        source: Ipv4Addr,
+        now: Timestamp,
+        out: &mut Vec<u8>,
+    ) -> bool {
         out.clear();
-        let due = may_be_answered(original) && self.admits(original.source(), now);
+        let due = may_be_answered(original) && self.admits(recipient, now);
         if due {
             write_error(kind, original, source, self.draw() as u16, out);
         }

@@ -1,14 +1,14 @@
 //! What one device has brought and the core has not taken yet: its buffers, and fair queues of what lies in them.
 //!
-//! Theory of operation. A kernel's socket buffer serves first come, first served, and does not let anybody look into it.
-//! So in each turn the shard first empties it into a [`FairQueue`] ([`Intake::room`], [`Intake::accept`]), and then takes
-//! from there what the turn may serve ([`Intake::next`]). Packets that were taken are rewritten in place and sent at the
-//! turn's end; then their buffers are free again ([`Intake::end_turn`]).
+//! Theory of operation. A kernel's socket buffer serves first come, first served, and does not let anybody look into
+//! it. So in each turn the shard first empties it into a [`FairQueue`] ([`Intake::room`], [`Intake::accept`]), and then
+//! takes from there what the turn may serve ([`Intake::next`]). Packets that were taken are rewritten in place and sent
+//! at the turn's end; then their buffers are free again ([`Intake::end_turn`]).
 //!
 //! A turn reads about twice what it serves: so a backlog moves out of the kernel's buffer, and a flood beyond what the
 //! gateway can carry dies in the kernel, at less cost. Looking ahead has its price, since what waits here leaves the
-//! processor's cache. So as long as one client is alone, and nobody can be in another's way, a turn reads no more than it
-//! serves, unless its backlog stands in the kernel.
+//! processor's cache. So as long as one client is alone, and nobody can be in another's way, a turn reads no more than
+//! it serves, unless its backlog stands in the kernel.
 
 use std::hash::Hash;
 use std::ops::Range;
@@ -28,13 +28,14 @@ const TURN_UNCONTENDED: Amount = Amount { packets: 32, bytes: 8 * QUANTUM };
 const READ_LIMIT_UNCONTENDED: Amount = Amount { packets: 32, bytes: 2 * QUANTUM };
 /// At most this much is served in a turn while packets of several clients come: nobody can overtake what it has begun.
 const TURN_CONTENDED: Amount = Amount { packets: 32, bytes: 3 * QUANTUM };
-/// Of the datagrams of trains, and the segments of superpackets, at most so many are served in a turn: all of them may have to be
-/// handed to one other shard. With the last train, which has 128 at most (`UDP_MAX_SEGMENTS` of linux/udp.h since 6.9), they fill
-/// three quarters of the queue before it, and leave the rest to handshakes and other clients.
+/// Of the datagrams of trains, and the segments of superpackets, at most so many are served in a turn: all of them may
+/// have to be handed to one other shard. With the last train, which has 128 at most (`UDP_MAX_SEGMENTS` of linux/udp.h
+/// since 6.9), they fill three quarters of the queue before it, and leave the rest to handshakes and other clients.
 const TURN_SEGMENTS: usize = HANDOFF_QUEUE * 3 / 4 - 128;
 /// At most this much is read in a turn.
 const READ_LIMIT: Amount = Amount { packets: 64, bytes: 16 * QUANTUM };
-/// How long turns are held to be contended after packets of several clients have come, or a backlog stood in the kernel.
+/// How long turns are held to be contended after packets of several clients have come, or a backlog stood in the
+/// kernel.
 const CONTENTION_MEMORY: Duration = Duration::from_secs(10);
 /// The same after packets of unknown senders: a flood of them contends, a handshake or a scan now and then hardly does.
 const CONTENTION_MEMORY_UNKNOWN: Duration = Duration::from_millis(100);
@@ -109,7 +110,8 @@ impl<K: Copy + Eq + Hash, T: Arrival> Intake<K, T> {
         &self.drops
     }
 
-    /// Where to receive next, and the list to append to; `None` if that was enough for this turn, or all buffers are full.
+    /// Where to receive next, and the list to append to; `None` if that was enough for this turn, or all buffers are
+    /// full.
     pub fn room(&mut self, now: Timestamp) -> Option<(&[Slot], &mut Vec<T>)> {
         let stocked = !self.is_contended(now) && self.queue.waiting().reaches(READ_LIMIT_UNCONTENDED);
         if stocked || self.read.reaches(READ_LIMIT) {
@@ -121,11 +123,11 @@ impl<K: Copy + Eq + Hash, T: Arrival> Intake<K, T> {
         (!self.slots.is_empty()).then_some((&self.slots, &mut self.arrived))
     }
 
-    /// Queues what the last read has brought into `arena`, each packet under the owner that `owner` finds. Returns whether
-    /// there may be more.
+    /// Queues what the last read has brought into `arena`, each packet under the owner that `owner` finds. Returns
+    /// whether there may be more.
     ///
-    /// `half_full`, whether the kernel's buffer is so even now, is asked once an interval while there has always been more:
-    /// if it is, a queue stands there.
+    /// `half_full`, whether the kernel's buffer is so even now, is asked once an interval while there has always been
+    /// more: if it is, a queue stands there.
     pub fn accept(
         &mut self,
         now: Timestamp,

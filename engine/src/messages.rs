@@ -48,8 +48,8 @@ pub enum Command {
         /// What the external interface's sockets are to let through.
         filter: FilterRules,
     },
-    /// The external interface is another one, or was away: these are its new sockets, which want [`Command::SetExternal`] to
-    /// be opened.
+    /// The external interface is another one, or was away: these are its new sockets, which want
+    /// [`Command::SetExternal`] to be opened.
     ExternalSockets(Box<ExternalGateway>),
     /// Other ports are published: other packets are to be let through.
     SetFilter(FilterRules),
@@ -252,8 +252,8 @@ impl MappingLog {
         }
     }
 
-    /// Takes the oldest records, `limit` at most, and the number of those that are missing. As long as some are left, the
-    /// events' descriptor stays readable.
+    /// Takes the oldest records, `limit` at most, and the number of those that are missing. As long as some are left,
+    /// the events' descriptor stays readable.
     pub fn take(&self, limit: usize) -> (Vec<MappingRecord>, u64) {
         let mut queue = self.0.records.lock().unwrap_or_else(PoisonError::into_inner);
         let count = limit.min(queue.len());
@@ -269,8 +269,8 @@ impl MappingLog {
 
 /// Events on their way up: a bounded queue and a descriptor that is readable while it holds something.
 ///
-/// When nobody listens, the newest events are dropped: the first ones tell the cause. A shard's failure is told all the same:
-/// it takes the last place, unless another one has it, for one is enough to end the gateway.
+/// When nobody listens, the newest events are dropped: the first ones tell the cause. A shard's failure is told all the
+/// same: it takes the last place, unless another one has it, for one is enough to end the gateway.
 #[derive(Clone)]
 pub struct Events(Arc<EventQueue>);
 

@@ -1,7 +1,8 @@
 //! What a turn of the loop produces: packets for the devices, sealed trains for the transport.
 //!
 //! The core decides and rewrites headers in place; the payload stays in the [`Arena`] and is only named here, until
-//! [`send_to_peers`] seals it out of there. The shell ([`crate::shard`]) hands the outbox to the devices at the end of the turn.
+//! [`send_to_peers`] seals it out of there. The shell ([`crate::shard`]) hands the outbox to the devices at the end of
+//! the turn.
 
 use std::ops::Range;
 
@@ -212,8 +213,8 @@ impl TrainBuffer {
         &self.bytes[train.range.clone()]
     }
 
-    /// Whether what is in it is to be sent before up to `bytes` bytes for `peer` are sealed: because they do not fit, or
-    /// because a ping of somebody else's should not wait until they are done.
+    /// Whether what is in it is to be sent before up to `bytes` bytes for `peer` are sealed: because they do not fit,
+    /// or because a ping of somebody else's should not wait until they are done.
     fn is_due(&self, peer: PeerId, bytes: usize) -> bool {
         let is_full = self.used + bytes > self.bytes.len();
         let others_wait = self.last_peer != Some(peer) && bytes >= BULK_BYTES;
@@ -251,10 +252,11 @@ impl TrainBuffer {
     }
 }
 
-/// Seals the packets for peers, and hands all that is for peers to `send`, some trains at a time, in the order in which it leaves.
+/// Seals the packets for peers, and hands all that is for peers to `send`, some trains at a time, in the order in which
+/// it leaves.
 ///
-/// What the tunnel has made itself comes first: packets that waited for a session are older than what came in the turn that brought
-/// it. What it adds meanwhile, handshakes of peers without a session, comes last.
+/// What the tunnel has made itself comes first: packets that waited for a session are older than what came in the turn
+/// that brought it. What it adds meanwhile, handshakes of peers without a session, comes last.
 pub fn send_to_peers<C: Core>(
     outbox: &mut Outbox,
     core: &mut C,

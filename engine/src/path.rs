@@ -4,8 +4,9 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 /// Where a peer is, and by which of our addresses it knows us.
 ///
-/// On a host with several addresses the kernel picks the source of what is sent by the route alone. But a NAT or a firewall
-/// before the peer lets in answers only from where its datagrams went: so they leave from the address that was addressed.
+/// On a host with several addresses the kernel picks the source of what is sent by the route alone. But a NAT or a
+/// firewall before the peer lets in answers only from where its datagrams went: so they leave from the address that was
+/// addressed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Path {
     /// The peer's end.

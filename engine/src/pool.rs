@@ -2,11 +2,11 @@
 //!
 //! Theory of operation. A device receives into *slots*: the rest of a buffer, behind what came into it before. A buffer
 //! with room for another packet of the largest size is *ready*; one that has none rests until all of its packets have
-//! gone, and begins anew. So many small packets share a buffer without being copied, and the buffer that was used last is
-//! used next, while it is still in the processor's cache.
+//! gone, and begins anew. So many small packets share a buffer without being copied, and the buffer that was used last
+//! is used next, while it is still in the processor's cache.
 //!
-//! A small packet that waits long would keep a buffer from receiving that could take two large ones. Where that threatens,
-//! small packets are copied out of the slots into a buffer that nothing is received into ([`Pool::pack`]).
+//! A small packet that waits long would keep a buffer from receiving that could take two large ones. Where that
+//! threatens, small packets are copied out of the slots into a buffer that nothing is received into ([`Pool::pack`]).
 
 use crate::arena::{BUFFER_SIZE, LARGEST_PACKET, Slot, Span};
 
@@ -52,8 +52,8 @@ impl Pool {
         }
     }
 
-    /// Fills `slots` with places to receive into, `limit` at most, each in another buffer. They stay lent until the next
-    /// call; what was received is named by [`Self::keep`].
+    /// Fills `slots` with places to receive into, `limit` at most, each in another buffer. They stay lent until the
+    /// next call; what was received is named by [`Self::keep`].
     pub fn lend(&mut self, limit: usize, slots: &mut Vec<Slot>) {
         slots.clear();
         let mut at = self.ready.len();
@@ -71,8 +71,9 @@ impl Pool {
         }
     }
 
-    /// Where a packet of `len` bytes may be copied to, close behind others; `None` if no buffer is empty. It is to be named
-    /// by [`Self::keep`] then. All that came into slots is to be kept before: until then, what it lies in seems empty.
+    /// Where a packet of `len` bytes may be copied to, close behind others; `None` if no buffer is empty. It is to be
+    /// named by [`Self::keep`] then. All that came into slots is to be kept before: until then, what it lies in seems
+    /// empty.
     pub fn pack(&mut self, len: usize) -> Option<Slot> {
         let with_room = self.packing.filter(|&place| self.uses[place].end + len <= BUFFER_SIZE);
         let place = match with_room {
@@ -95,8 +96,8 @@ impl Pool {
         buffer.end = packet.range().end.next_multiple_of(ALIGNMENT);
     }
 
-    /// A packet that was kept has been copied elsewhere, before anything else was received into its buffer: what it took of
-    /// that can be had again.
+    /// A packet that was kept has been copied elsewhere, before anything else was received into its buffer: what it
+    /// took of that can be had again.
     pub fn take_back(&mut self, packet: Span) {
         let buffer = &mut self.uses[packet.buffer as usize - self.first];
         // Slots begin at such places, and the packet less than that behind its slot's begin, after its link header.
@@ -222,8 +223,8 @@ mod tests {
         assert_eq!(lend(&mut pool, 1), [Slot::whole(0)]);
     }
 
-    /// How many slots are lent, how long the packet is that comes into each, whether such packets are packed, and which of
-    /// those that wait goes then.
+    /// How many slots are lent, how long the packet is that comes into each, whether such packets are packed, and which
+    /// of those that wait goes then.
     fn step() -> impl Strategy<Value = (usize, usize, bool, prop::sample::Index)> {
         (
             1..9usize,

@@ -1,4 +1,5 @@
-//! The Python module `tidegate._engine`: with `python/` the only place that knows PyO3. Its types are described in `_engine.pyi`.
+//! The Python module `tidegate._engine`: with `python/` the only place that knows PyO3. Its types are described in
+//! `_engine.pyi`.
 
 mod arguments;
 mod nat;

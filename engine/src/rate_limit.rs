@@ -40,7 +40,8 @@ impl TokenBucket {
         has_one
     }
 
-    /// Takes one token, in advance where there is none, and tells when it is there. Not for a rate of zero, which has none.
+    /// Takes one token, in advance where there is none, and tells when it is there. Not for a rate of zero, which has
+    /// none.
     pub fn reserve(&mut self, now: Timestamp) -> Timestamp {
         let at = self.next(now);
         self.full_at = self.full_at.max(now) + Duration::from_nanos(self.interval);

@@ -3,10 +3,11 @@
 //! Theory of operation. A turn: wait for a device, a command or a deadline; empty what is ready into the fair queues
 //! ([`crate::intake`]); let the core route a bounded share of what waits there; send what the core put into the outbox;
 //! start over, at once if something still waits. So nobody waits long behind somebody else's bulk flow. Packets of the
-//! TUN device are routed as they come, [`TUN_PACKETS`] a turn: the device has a queue of its own in the kernel. Readiness is
-//! level-triggered, so what a turn left is taken by the next. Between two turns a busy thread lets others go first now and
-//! then ([`TimeSlice`]). When nothing waits, is ready or is due, the thread looks again for some microseconds if more is
-//! likely to come ([`PollWindow`]), and then waits in the kernel without a timeout: idle costs nothing.
+//! TUN device are routed as they come, [`TUN_PACKETS`] a turn: the device has a queue of its own in the kernel.
+//! Readiness is level-triggered, so what a turn left is taken by the next. Between two turns a busy thread lets others
+//! go first now and then ([`TimeSlice`]). When nothing waits, is ready or is due, the thread looks again for some
+//! microseconds if more is likely to come ([`PollWindow`]), and then waits in the kernel without a timeout: idle costs
+//! nothing.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -53,9 +54,9 @@ const ASK_AGAIN: Duration = Duration::from_millis(10);
 /// Commands, or ARP messages, that one turn carries out, at most.
 const MESSAGES_PER_TURN: usize = 64;
 
-/// What a segment that is split off a frame costs beyond its bytes, in bytes of bulk: it is a packet that is routed on its own, and
-/// handed to another shard as often as not. With that, what one turn splits fills at most three quarters of the queue before
-/// that shard, and leaves the rest to handshakes and other clients.
+/// What a segment that is split off a frame costs beyond its bytes, in bytes of bulk: it is a packet that is routed on
+/// its own, and handed to another shard as often as not. With that, what one turn splits fills at most three quarters
+/// of the queue before that shard, and leaves the rest to handshakes and other clients.
 const SEGMENT_WORK: usize = 2 * 1024;
 
 /// The devices of one shard.
@@ -187,8 +188,8 @@ impl<C: Core> Shard<C> {
     /// Runs until told to stop.
     ///
     /// # Errors
-    /// What the kernel says of the epoll instance, or that the TUN device was deleted; a device's other trouble is counted
-    /// or told as an event, and survived.
+    /// What the kernel says of the epoll instance, or that the TUN device was deleted; a device's other trouble is
+    /// counted or told as an event, and survived.
     pub fn run(mut self) -> io::Result<()> {
         let mut ready = Readiness::with_capacity(8);
         loop {
@@ -220,15 +221,10 @@ impl<C: Core> Shard<C> {
         }
     }
 
-    /// Waits until a device is ready or a deadline has come, and returns what time it is then. While packets wait in the
-    /// queues, it only looks; but lets others go first if its slice is over.
+    /// Waits until a device is ready or a deadline has come, and returns what time it is then. While packets wait in
+    /// the queues, it only looks; but lets others go first if its slice is over.
     fn wait(&mut self, ready: &mut Readiness) -> io::Result<Timestamp> {
-        let mut began = monotonic_now();
-        if self.time_slice.is_over(began) {
-            std::thread::yield_now();
-            began = monotonic_now();
-            self.time_slice.begin(began);
-        }
+        let began = self.let_others_go_first();
         if self.trains.is_waiting() || self.frames.is_waiting() || self.links.handoffs.is_waiting() {
             self.epoll.wait(ready, Some(Duration::ZERO))?;
             return Ok(began);
@@ -260,6 +256,18 @@ impl<C: Core> Shard<C> {
         self.poll_window.slept(now.since(began));
         self.time_slice.waited(began, now);
         Ok(now)
+    }
+
+    /// Hands the processor to whoever waits for it if this thread's slice is over. Returns what time it is then.
+    fn let_others_go_first(&mut self) -> Timestamp {
+        let now = monotonic_now();
+        if !self.time_slice.is_over(now) {
+            return now;
+        }
+        std::thread::yield_now();
+        let now = monotonic_now();
+        self.time_slice.begin(now);
+        now
     }
 
     fn receive(&mut self, now: Timestamp, token: u64) -> io::Result<Turn> {

@@ -1,8 +1,9 @@
-//! Packets that name the routers by which they want to travel: IPv4's options Loose and Strict Source Route (RFC 791 §3.1).
+//! Packets that name the routers by which they want to travel: IPv4's options Loose and Strict Source Route (RFC 791
+//! §3.1).
 //!
-//! Each of these routers is the destination until it has put the next one there. So the destination that is looked at here
-//! does not tell where such a packet ends, and it could leave for an address that clients may reach, to end at one that they may
-//! not. Nobody needs them; routers drop them by default (RFC 7126 §4.3.5, §4.4.5).
+//! Each of these routers is the destination until it has put the next one there. So the destination that is looked at
+//! here does not tell where such a packet ends, and it could leave for an address that clients may reach, to end at one
+//! that they may not. Nobody needs them; routers drop them by default (RFC 7126 §4.3.5, §4.4.5).
 
 use crate::drop_reason::DropReason;
 use crate::wire::ipv4::{Ipv4Packet, MIN_HEADER_LEN};
@@ -25,8 +26,8 @@ pub fn refuse(packet: &Ipv4Packet<'_>) -> Result<(), DropReason> {
     Ok(())
 }
 
-/// Whether the list of options has a source route. What follows an option whose length makes no sense is not looked at: no
-/// router can find it either.
+/// Whether the list of options has a source route. What follows an option whose length makes no sense is not looked at:
+/// no router can find it either.
 fn has_source_route(mut options: &[u8]) -> bool {
     loop {
         let len = match *options {

@@ -422,8 +422,8 @@ pub(crate) fn tun_set_offload(fd: BorrowedFd<'_>, flags: libc::c_uint) -> io::Re
         .map(drop)
 }
 
-/// Asks the scheduler to let the calling thread run soon rather than long: slices of `slice` instead of some milliseconds
-/// (`sched_setattr(2)`; EEVDF heeds it from Linux 6.12 on). [`crate::time_slice`] says why.
+/// Asks the scheduler to let the calling thread run soon rather than long: slices of `slice` instead of some
+/// milliseconds (`sched_setattr(2)`; EEVDF heeds it from Linux 6.12 on). [`crate::time_slice`] says why.
 ///
 /// A thread that was given another policy on purpose keeps it, and everyone keeps their nice value.
 pub(crate) fn run_in_slices_of(slice: std::time::Duration) -> io::Result<()> {

@@ -1,7 +1,7 @@
 //! The RST that tells a client that its connection is no more (RFC 9293 §3.10.7.1).
 //!
-//! Theory of operation. After a restart of the gateway, the clients' segments belong to connections that the NAT does not
-//! know. Were they only dropped, the applications behind them would wait until their own patience ends, which is
+//! Theory of operation. After a restart of the gateway, the clients' segments belong to connections that the NAT does
+//! not know. Were they only dropped, the applications behind them would wait until their own patience ends, which is
 //! minutes. A RST, as their far end would send it if it knew the connection no longer, lets them connect anew at once.
 //!
 //! Only a client's own segment is answered, whose source the tunnel has authenticated, and only to that client: so

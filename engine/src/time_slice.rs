@@ -2,15 +2,15 @@
 //!
 //! Theory of operation. A thread that wakes up goes before the running one at once if its slice would be over sooner
 //! (EEVDF: sched(7) and the kernel's sched-eevdf.rst; Linux lets a thread choose its slice from 6.12 on). So a thread
-//! that carries bulk asks for slices that are shorter than other programs', and a thread that mostly sleeps, and wakes up
-//! for somebody's ping, for even shorter ones, so that it goes before a busy one of ours, too. Nobody gets more of the
-//! processor for it.
+//! that carries bulk asks for slices that are shorter than other programs', and a thread that mostly sleeps, and wakes
+//! up for somebody's ping, for even shorter ones, so that it goes before a busy one of ours, too. Nobody gets more of
+//! the processor for it.
 //!
 //! But a busy thread that is in the second half of its slice goes on, and whether the slice is over the kernel looks at
-//! its ticks only, every 1 to 10 ms: as long as that, or several times as long, a ping may wait. So a busy thread itself
-//! lets others go first (sched_yield(2)) where a turn ends after the slice. Nobody who wants to run means that it goes on
-//! at once. What it loses otherwise, at most another slice (Linux 6.18), only threads of its own session or control group
-//! gain, where the kernel shares the processor among these first.
+//! its ticks only, every 1 to 10 ms: as long as that, or several times as long, a ping may wait. So a busy thread
+//! itself lets others go first (sched_yield(2)) where a turn ends after the slice. Nobody who wants to run means that
+//! it goes on at once. What it loses otherwise, at most another slice (Linux 6.18), only threads of its own session or
+//! control group gain, where the kernel shares the processor among these first.
 
 use std::time::Duration;
 
@@ -73,7 +73,8 @@ mod tests {
     const BEGAN: Timestamp = Timestamp::from_secs(10);
     const MS: Duration = Duration::from_millis(1);
 
-    /// Turns of a millisecond, of which the thread waits for `waits`: what it asks for, and after how many milliseconds.
+    /// Turns of a millisecond, of which the thread waits for `waits`: what it asks for, and after how many
+    /// milliseconds.
     fn changes(slice: &mut TimeSlice, began: Timestamp, turns: u32, waits: Duration) -> Vec<(u32, Duration)> {
         (1..=turns)
             .filter_map(|turn| {

@@ -71,12 +71,12 @@ impl Tun {
 
     /// Receives one packet into `buffer`, from the byte `offset` on; `None` if there is none.
     ///
-    /// Behind `offset` there must be room for the largest packet ([`LARGEST_PACKET`]): the kernel cuts off what does not
-    /// fit.
+    /// Behind `offset` there must be room for the largest packet ([`LARGEST_PACKET`]): the kernel cuts off what does
+    /// not fit.
     ///
     /// # Errors
-    /// [`Self::is_gone`] after the device was deleted, and what else the kernel says. (From a device that is down nothing
-    /// comes, neither packets nor errors.)
+    /// [`Self::is_gone`] after the device was deleted, and what else the kernel says. (From a device that is down
+    /// nothing comes, neither packets nor errors.)
     pub fn receive(
         &mut self,
         arena: &mut Arena,

@@ -151,9 +151,9 @@ impl AsRawFd for EventFd {
     }
 }
 
-/// Wakes a thread that waits in [`Epoll::wait`] at a time of [`monotonic_now`](crate::clock::monotonic_now), which goes on
-/// while the machine sleeps. The timeouts of epoll do not: after a night, what was due in a minute would be due a minute
-/// later. Level-triggered: readable from the time it was set to until [`Self::silence`].
+/// Wakes a thread that waits in [`Epoll::wait`] at a time of [`monotonic_now`](crate::clock::monotonic_now), which goes
+/// on while the machine sleeps. The timeouts of epoll do not: after a night, what was due in a minute would be due a
+/// minute later. Level-triggered: readable from the time it was set to until [`Self::silence`].
 #[derive(Debug)]
 pub struct AlarmClock {
     fd: OwnedFd,
@@ -176,8 +176,8 @@ impl AlarmClock {
         Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) }, set_to: None })
     }
 
-    /// Lets it ring at `deadline` at the latest. Where it is set to an earlier time, it is left so: deadlines mostly move
-    /// on, and ringing once for nothing costs less than setting it for each packet.
+    /// Lets it ring at `deadline` at the latest. Where it is set to an earlier time, it is left so: deadlines mostly
+    /// move on, and ringing once for nothing costs less than setting it for each packet.
     ///
     /// # Errors
     /// None is expected.

@@ -1,4 +1,5 @@
-//! AES-256-GCM and ChaCha20-Poly1305 of Intel's Multi-Buffer Crypto library (`intel-ipsec-mb`), behind a safe interface.
+//! AES-256-GCM and ChaCha20-Poly1305 of Intel's Multi-Buffer Crypto library (`intel-ipsec-mb`), behind a safe
+//! interface.
 //!
 //! Where the processor has AVX-512 with IFMA and VAES, that library needs a sixth to two fifths less time for a
 //! datagram than the engine's other library (`docs/performance.md`); elsewhere it is slower, and [`Key::new`] gives

@@ -156,9 +156,10 @@ impl Manager {
     }
 }
 
-/// Whether the processor has what makes the library faster than others: without these it is slower. The library is asked
-/// again, in `shim.c`, and wants more; but version 1.3 never reads XCR0, so it takes for given what the kernel, or a
-/// hypervisor, has not enabled. This does (`avx512ifma` is told only with the state of its registers), and may not go.
+/// Whether the processor has what makes the library faster than others: without these it is slower. The library is
+/// asked again, in `shim.c`, and wants more; but version 1.3 never reads XCR0, so it takes for given what the kernel,
+/// or a hypervisor, has not enabled. This does (`avx512ifma` is told only with the state of its registers), and may not
+/// go.
 fn is_worth_it() -> bool {
     std::arch::is_x86_feature_detected!("avx512ifma")
         && std::arch::is_x86_feature_detected!("vaes")

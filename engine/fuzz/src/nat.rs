@@ -1,9 +1,9 @@
 //! Hostile clients, hostile strangers and time against the NAT: `scripts/fuzz nat`.
 //!
 //! The input is a script. Packets in it are the fuzzer's own bytes, with lengths and checksums made right so that they
-//! get beyond the first check; sources are clients' on the inside, as the tunnel guarantees. Nothing may panic, a packet
-//! that comes out must be well-formed with a right checksum, one that is dropped must be unchanged, the limits must
-//! hold, and in the end time must take everything away.
+//! get beyond the first check; sources are clients' on the inside, as the tunnel guarantees. Nothing may panic, a
+//! packet that comes out must be well-formed with a right checksum, one that is dropped must be unchanged, the limits
+//! must hold, and in the end time must take everything away.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;

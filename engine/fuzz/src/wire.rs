@@ -1,8 +1,8 @@
 //! One packet or many through the header view, the splitter and the coalescer.
 //!
 //! A view that was made is consistent, rewriting keeps right what was right, the pieces of a superpacket are packets
-//! with right checksums, and what the coalescer gathers, split again, is what was pushed: every byte of it, in the order
-//! of each flow.
+//! with right checksums, and what the coalescer gathers, split again, is what was pushed: every byte of it, in the
+//! order of each flow.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;

@@ -8,9 +8,9 @@
 //! was published before a restart is published before the first packet. ([`crate::external::reservation`] has a port's
 //! whole life.)
 //!
-//! When an address goes, so do its reserved ports; when another one is the first, everything is published there. What is
-//! refused there is remembered with its reason, and tried again at the next change. When the interface is another one,
-//! or was away, every shard gets new sockets.
+//! When an address goes, so do its reserved ports; when another one is the first, everything is published there. What
+//! is refused there is remembered with its reason, and tried again at the next change. When the interface is another
+//! one, or was away, every shard gets new sockets.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -82,8 +82,8 @@ impl GatewayEngine {
             Err(error) => self.shards.events.push(EventKind::PublicationFailed, error.to_string()),
         }
         let filter = self.filter();
-        // First the sockets, so that no shard takes ports of an address that went for those of one that came back: what was
-        // reserved of it before is in the shards' queues when this returns.
+        // First the sockets, so that no shard takes ports of an address that went for those of one that came back: what
+        // was reserved of it before is in the shards' queues when this returns.
         self.ports.retain_addresses(&self.external_addresses);
         self.shards.tell_all(|| Command::SetExternal {
             link: link.clone(),
@@ -110,7 +110,8 @@ impl GatewayEngine {
                 self.withdraw(protocol, port, former);
             }
             let Some(address) = address else { continue };
-            // Once a shard has not answered, no other port waits for it: whoever needs the engine would wait for them all.
+            // Once a shard has not answered, no other port waits for it: whoever needs the engine would wait for them
+            // all.
             let outcome = match &silence {
                 Some(silence) => Err(silence.clone()),
                 None => self.publish_on(address, protocol, port, publication).map_err(|error| {
@@ -267,9 +268,9 @@ impl GatewayEngine {
             match self.shards.ask(order) {
                 Ok(answers) => answers,
                 Err(silence) => {
-                    // A shard that is late finds both orders, in their order. If the port was ours, one of its mappings may
-                    // have it: then it goes on being the NAT's. Else the shard has ceded it by then, and is the one to
-                    // return it.
+                    // A shard that is late finds both orders, in their order. If the port was ours, one of its mappings
+                    // may have it: then it goes on being the NAT's. Else the shard has ceded it by then, and is the one
+                    // to return it.
                     self.shards.tell_all(|| Command::Unpublish { protocol, external, returns_port: true });
                     self.ports.disclaim(reserved, place);
                     return Err(silence);

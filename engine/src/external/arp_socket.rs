@@ -1,7 +1,7 @@
 //! ARP on the external interface (RFC 826): requests out, the replies to them in.
 //!
-//! The kernel's own neighbour table is neither read nor written. The filter lets in what is addressed to us (replies, and
-//! the requests that the host's kernel answers), and what announces its own sender (gratuitous ARP, RFC 5227 §3);
+//! The kernel's own neighbour table is neither read nor written. The filter lets in what is addressed to us (replies,
+//! and the requests that the host's kernel answers), and what announces its own sender (gratuitous ARP, RFC 5227 §3);
 //! whether one was asked for is for [`super::neighbor`] to judge.
 
 use std::io;

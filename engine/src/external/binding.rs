@@ -1,8 +1,9 @@
 //! Whether the interface is still the one that our sockets were bound to.
 //!
-//! When an interface is deleted, or moved to another network namespace, the kernel unbinds the packet sockets on it for ever
-//! (`NETDEV_UNREGISTER` in `packet_notifier`, net/packet/af_packet.c). If it comes back with its old index, nothing about it
-//! tells that they receive nothing any more. Their owners are the shards; so this is a socket beside them, that shares their fate.
+//! When an interface is deleted, or moved to another network namespace, the kernel unbinds the packet sockets on it for
+//! ever (`NETDEV_UNREGISTER` in `packet_notifier`, net/packet/af_packet.c). If it comes back with its old index,
+//! nothing about it tells that they receive nothing any more. Their owners are the shards; so this is a socket beside
+//! them, that shares their fate.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -17,8 +18,8 @@ const NOTHING: u16 = 0;
 pub struct Binding(OwnedFd);
 
 impl Binding {
-    /// Binds to the interface `ifindex`. To be opened before the sockets that it stands for, so that it is not bound to what
-    /// came after them.
+    /// Binds to the interface `ifindex`. To be opened before the sockets that it stands for, so that it is not bound to
+    /// what came after them.
     ///
     /// # Errors
     /// `EPERM` without `CAP_NET_RAW`, `ENODEV` without the interface.

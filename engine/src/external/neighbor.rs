@@ -1,23 +1,24 @@
 //! The link addresses of our neighbours (RFC 826), without I/O.
 //!
 //! Theory of operation. [`NeighborCache::resolve`] answers at once: with the address, or that it is being asked for, or
-//! that nobody answers. Meanwhile the caller may leave packets here ([`NeighborCache::hold`], as much as is usual in a kernel).
-//! [`NeighborCache::poll`] is the one place where requests are made and entries expire; it wants to be called at
-//! [`NeighborCache::next_wakeup`]. ARP frames go to [`NeighborCache::receive`], which believes only what was asked for, so
-//! that nobody on the link can plant an address unasked. What says that a known neighbour has moved to another link
-//! address raises a *doubt*, be it said unasked or as if in answer to a question that only the known address was asked: the
-//! neighbour is asked there, and only if it is silent for a second is it resolved anew. So a router that was replaced is
-//! found about a second after its successor has said anything, and one that is there cannot be supplanted.
+//! that nobody answers. Meanwhile the caller may leave packets here ([`NeighborCache::hold`], as much as is usual in a
+//! kernel). [`NeighborCache::poll`] is the one place where requests are made and entries expire; it wants to be called
+//! at [`NeighborCache::next_wakeup`]. ARP frames go to [`NeighborCache::receive`], which believes only what was asked
+//! for, so that nobody on the link can plant an address unasked. What says that a known neighbour has moved to another
+//! link address raises a *doubt*, be it said unasked or as if in answer to a question that only the known address was
+//! asked: the neighbour is asked there, and only if it is silent for a second is it resolved anew. So a router that was
+//! replaced is found about a second after its successor has said anything, and one that is there cannot be supplanted.
 //!
-//! An entry's life: *resolving* (three broadcast requests, a second apart), then *known*, or *failed* for five seconds, in which who
-//! wants to send there is to be told so ([`NeighborCache::has_failed`]).
-//! A known neighbour that is still in use after 30 seconds is asked again, by unicast, while packets go on; if it does
-//! not answer three times, it is resolved anew. A neighbour that is not used for 60 seconds is forgotten.
+//! An entry's life: *resolving* (three broadcast requests, a second apart), then *known*, or *failed* for five seconds,
+//! in which who wants to send there is to be told so ([`NeighborCache::has_failed`]). A known neighbour that is still
+//! in use after 30 seconds is asked again, by unicast, while packets go on; if it does not answer three times, it is
+//! resolved anew. A neighbour that is not used for 60 seconds is forgotten.
 //!
 //! One client can ask for all addresses of a large link, most of which nobody has. So none takes more places, be its
-//! neighbours known or not, nor more of the room for packets that wait, than is still free ([`shares`]). Once a quarter of
-//! the places is taken, a neighbour that does not answer has its own for one request, that is, a second, and not for the eight
-//! of three requests and their failure; so a scan goes on, and the link still sees at most a request a second for each place.
+//! neighbours known or not, nor more of the room for packets that wait, than is still free ([`shares`]). Once a quarter
+//! of the places is taken, a neighbour that does not answer has its own for one request, that is, a second, and not for
+//! the eight of three requests and their failure; so a scan goes on, and the link still sees at most a request a second
+//! for each place.
 
 mod shares;
 
@@ -298,9 +299,9 @@ impl<P> Entry<P> {
         std::mem::take(&mut self.held)
     }
 
-    /// Somebody whom nobody asked says that the neighbour is at `claimed`. If that is news, the neighbour is to be asked, or
-    /// given up, at the time that is returned. It is asked at once if it is not already, but not more often than once a
-    /// second, whatever is said.
+    /// Somebody whom nobody asked says that the neighbour is at `claimed`. If that is news, the neighbour is to be
+    /// asked, or given up, at the time that is returned. It is asked at once if it is not already, but not more often
+    /// than once a second, whatever is said.
     fn doubt(&mut self, claimed: MacAddress, now: Timestamp) -> Option<Timestamp> {
         match &mut self.state {
             State::Known { mac, confirmed, probe, doubted: doubted @ false } if *mac != claimed => {

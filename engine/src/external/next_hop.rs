@@ -44,8 +44,8 @@ impl ExternalLink {
         }
     }
 
-    /// The address under which a neighbour knows us: one in a network that it shares with us, the smallest one, since many
-    /// stations do not answer a request from elsewhere. Of several, or if there is none, the first.
+    /// The address under which a neighbour knows us: one in a network that it shares with us, the smallest one, since
+    /// many stations do not answer a request from elsewhere. Of several, or if there is none, the first.
     pub fn face_towards(&self, neighbor: Ipv4Addr) -> Ipv4Addr {
         let shared = |&&address: &&Ipv4Addr| {
             let networks = self.on_link.iter().filter(|on_link| on_link.contains(neighbor));

@@ -10,9 +10,9 @@
 //! which a program picks the shard by port, and only then does [`PacketSocket::set_filter`] let packets in. So nothing
 //! is queued that was not asked for, and nothing reaches the wrong shard while there are only some of them.
 //!
-//! A frame of a kind of offload that a virtio-net header cannot express is lost, and the kernel says `EINVAL`. If others
-//! came before it in one recvmmsg(2), that is said by the next call on the socket, be it to receive or to send: so the first
-//! `EINVAL` to something that is sent is not believed.
+//! A frame of a kind of offload that a virtio-net header cannot express is lost, and the kernel says `EINVAL`. If
+//! others came before it in one recvmmsg(2), that is said by the next call on the socket, be it to receive or to send:
+//! so the first `EINVAL` to something that is sent is not believed.
 //!
 //! AF_PACKET rather than raw sockets: a firewall's INPUT policy blinds raw sockets, raw sockets deliver reassembled
 //! datagrams without offload metadata, and raw sends above the MTU fail.
@@ -305,7 +305,8 @@ impl PacketSocket {
         Ok(PacketStatistics { passed, overruns })
     }
 
-    /// Frames lost since the last call because the kernel could not describe them, or because they were no whole frames.
+    /// Frames lost since the last call because the kernel could not describe them, or because they were no whole
+    /// frames.
     pub fn take_undescribable(&mut self) -> u64 {
         std::mem::take(&mut self.undescribable)
     }

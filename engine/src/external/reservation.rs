@@ -9,12 +9,14 @@
 //! And since the port is taken by the rules of the system itself, no program can get it, by bind(2) or by connect(2),
 //! nor does the NAT get a port that a program holds.
 //!
-//! The filter is attached before the socket can receive, and locked. All sockets share one program where the process may
-//! load one (eBPF, `CAP_BPF`); elsewhere each has a copy, which costs some 9 us and 4 KiB of the kernel's memory more.
-//! Neither SO_REUSEADDR nor SO_REUSEPORT is set: the kernel lets two sockets share a port only if both ask for it.
+//! The filter is attached before the socket can receive, and locked. All sockets share one program where the process
+//! may load one (eBPF, `CAP_BPF`); elsewhere each has a copy, which costs some 9 us and 4 KiB of the kernel's memory
+//! more. Neither SO_REUSEADDR nor SO_REUSEPORT is set: the kernel lets two sockets share a port only if both ask for
+//! it.
 //!
 //! Sockets cost descriptors, so `RLIMIT_NOFILE` bounds how many ports there are ([`raise_nofile_limit`], [`budget`]).
-//! Opening hundreds takes milliseconds, so it happens on a thread of its own ([`Reserver`]) and never on a packet's way.
+//! Opening hundreds takes milliseconds, so it happens on a thread of its own ([`Reserver`]) and never on a packet's
+//! way.
 //!
 //! # A port's life
 //!
@@ -46,10 +48,10 @@
 //!   (`Pools::return_port`), and the reserver, told by the shard, closes the socket ([`PortReservation::return_port`]);
 //! - *claim*: it is to be published ([`PortReservation::claim`]). Its socket, opened for that if there was none, stays
 //!   open whatever the NAT returns;
-//! - *cede*: the shard in whose pool it is takes it out (`Pools::cede`), so that nobody is lent what is published. If it
-//!   is still on its way there, it is not added; if it is lent, it is not ceded, and the claim comes to nothing;
-//! - *disclaim*: a claim that came to nothing ends ([`PortReservation::disclaim`]). The port is what it was before, or the
-//!   host's if the NAT has returned it since;
+//! - *cede*: the shard in whose pool it is takes it out (`Pools::cede`), so that nobody is lent what is published. If
+//!   it is still on its way there, it is not added; if it is lent, it is not ceded, and the claim comes to nothing;
+//! - *disclaim*: a claim that came to nothing ends ([`PortReservation::disclaim`]). The port is what it was before, or
+//!   the host's if the NAT has returned it since;
 //! - *unreserve*: it is published no longer, or was ceded and not published after all, and the engine has the socket
 //!   closed ([`PortReservation::unreserve`]). Where a shard has not answered, it may have ceded the port or not, and is
 //!   told to return it if it has (`Command::Unpublish`).
@@ -58,8 +60,9 @@
 //!
 //! # What is kept, and what is claimed
 //!
-//! Some ports can be *kept* for the host's programs ([`PortReservation::keep`]): the kernel draws ports for these (connect(2), and
-//! bind(2) to port 0) from a range of its own, and where all of that were reserved, the host could not even ask for a name.
+//! Some ports can be *kept* for the host's programs ([`PortReservation::keep`]): the kernel draws ports for these
+//! (connect(2), and bind(2) to port 0) from a range of its own, and where all of that were reserved, the host could not
+//! even ask for a name.
 //!
 //! A port that is published is *claimed*. It may be one that was reserved for the NAT to lend; that the NAT returns it
 //! then, perhaps for a reason from before it was published, does not count: a claimed port is reserved until the claim
@@ -175,8 +178,9 @@ impl PortReservation {
 
     /// Reserves ports out of `candidates`, in their order, until there are `count`.
     ///
-    /// Candidates that are reserved already, that a program of the host holds, or that are kept for one, are passed over. Whatever is
-    /// returned is reserved, also beside a [`Shortage`]. Of an address that has gone there are none, even if the host has it.
+    /// Candidates that are reserved already, that a program of the host holds, or that are kept for one, are passed
+    /// over. Whatever is returned is reserved, also beside a [`Shortage`]. Of an address that has gone there are none,
+    /// even if the host has it.
     pub fn reserve(
         &mut self,
         protocol: PortProtocol,
@@ -210,15 +214,15 @@ impl PortReservation {
         (ports, None)
     }
 
-    /// How many of `count` ports to reserve at once: pools grow by doubling, and as long as there is enough for all, the
-    /// last one to grow should not find that the others' halves took it. Who needs more asks again.
+    /// How many of `count` ports to reserve at once: pools grow by doubling, and as long as there is enough for all,
+    /// the last one to grow should not find that the others' halves took it. Who needs more asks again.
     fn step(&self, count: usize) -> usize {
         let free = self.budget.saturating_sub(self.sockets.len());
         count.min((free / STEP_PART).max(SMALLEST_STEP))
     }
 
-    /// How many of `count` ports a shard may have. When the budget runs low, a shard with more than its part of it leaves
-    /// the rest to the others: else the clients of one would take the ports of all.
+    /// How many of `count` ports a shard may have. When the budget runs low, a shard with more than its part of it
+    /// leaves the rest to the others: else the clients of one would take the ports of all.
     fn room(&self, shard: u8, shards: u8, count: usize) -> usize {
         let free = self.budget.saturating_sub(self.sockets.len());
         let set_aside = self.budget / SET_ASIDE_PART;
@@ -357,8 +361,8 @@ fn silent_socket(
 }
 
 /// Opens a socket for which the kernel takes packets of a protocol without ports to be delivered, so that it does not
-/// answer them with *protocol unreachable* (`ip_protocol_deliver_rcu`): but for this address only, and the socket's filter
-/// drops each. A protocol that a kernel module serves (`ip_gre`, `sctp`) is still answered by that module.
+/// answer them with *protocol unreachable* (`ip_protocol_deliver_rcu`): but for this address only, and the socket's
+/// filter drops each. A protocol that a kernel module serves (`ip_gre`, `sctp`) is still answered by that module.
 ///
 /// # Errors
 /// Without `CAP_NET_RAW`; `EADDRNOTAVAIL` for an address that the host has not.
@@ -401,9 +405,9 @@ pub fn budget(descriptors: u64) -> usize {
 /// This part of the budget all first ports of one kind may be.
 const FIRST_PART: usize = 4;
 
-/// How many ports of a kind to reserve before the first packet in each of so many pools (an address of a shard): `most`, as
-/// long as that is a quarter of those `available` for all together, so that every pool has some however few there are, and
-/// most go to whoever turns out to need them.
+/// How many ports of a kind to reserve before the first packet in each of so many pools (an address of a shard):
+/// `most`, as long as that is a quarter of those `available` for all together, so that every pool has some however few
+/// there are, and most go to whoever turns out to need them.
 pub fn first_ports(available: usize, pools: usize, most: usize) -> usize {
     (available / FIRST_PART / pools.max(1)).clamp(1, most)
 }

@@ -1,9 +1,10 @@
 //! When a queue stands: Controlled Delay (CoDel, RFC 8289).
 //!
-//! Theory of operation. A queue that soaks up a burst is good; one that never gets shorter only makes everybody wait. So
-//! not its length counts but how long its head has waited: if that was more than [`TARGET`] for a whole [`INTERVAL`],
-//! the head is dropped, and further heads at times that lie ever closer together, until the wait is below the target
-//! again. A sender with congestion control slows down by the first drops; whoever does not is dropped ever more often.
+//! Theory of operation. A queue that soaks up a burst is good; one that never gets shorter only makes everybody wait.
+//! So not its length counts but how long its head has waited: if that was more than [`TARGET`] for a whole
+//! [`INTERVAL`], the head is dropped, and further heads at times that lie ever closer together, until the wait is below
+//! the target again. A sender with congestion control slows down by the first drops; whoever does not is dropped ever
+//! more often.
 
 use std::time::Duration;
 

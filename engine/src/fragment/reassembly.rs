@@ -12,9 +12,9 @@
 //!
 //! A flood of fragments must not stop anybody's fragments but its sender's (RFC 4787 REQ-14a): each source has its own
 //! share of datagrams and memory, within which its oldest datagram makes room. Where all shares together leave no room,
-//! the oldest datagram of the source that holds the most does: whoever forges a hundred sources holds as much of each as
-//! anybody, and must not keep what it has against those who come later.
-//! [`Reassembly::expire`] is the one place where time takes its toll.
+//! the oldest datagram of the source that holds the most does: whoever forges a hundred sources holds as much of each
+//! as anybody, and must not keep what it has against those who come later. [`Reassembly::expire`] is the one place
+//! where time takes its toll.
 
 use std::cmp::Reverse;
 use std::net::Ipv4Addr;

@@ -268,11 +268,12 @@ impl Gateway {
     pub(super) fn give_up(&mut self, now: Timestamp, held: HeldFrame, outbox: &mut Outbox) {
         let HeldFrame { asker, mut packet, shape, .. } = held;
         self.drops.count_segments(DropReason::NextHopUnresolved, shape);
-        let Some(&PeerHome::Here(peer)) = asker.and_then(|client| self.homes.get(&client)) else { return };
+        let Some(client) = asker else { return };
+        let Some(&PeerHome::Here(peer)) = self.homes.get(&client) else { return };
         let mut answer = Vec::new();
         let is_due = Ipv4Packet::parse(&mut packet, 0, shape.offload()).is_ok_and(|packet| {
             let kind = IcmpErrorKind::HostUnreachable;
-            self.icmp_errors.build(kind, &packet, self.gateway_address, now, &mut answer)
+            self.icmp_errors.build_for(client, kind, &packet, self.gateway_address, now, &mut answer)
         });
         if !is_due {
             return;

@@ -65,8 +65,9 @@ use refused_handshakes::RefusedHandshakes;
 /// A map with a keyed hash: clients choose some of the keys.
 type HashMap<K, V> = KeyedMap<K, V, foldhash::quality::RandomState>;
 
-/// What reading the handshake messages of one train may cost: of a peer's there is one in it, for a train comes from one endpoint.
-/// Nobody is served before a train's end, and whoever knows the gateway's public key can send trains of nothing else.
+/// What reading the handshake messages of one train may cost: of a peer's there is one in it, for a train comes from
+/// one endpoint. Nobody is served before a train's end, and whoever knows the gateway's public key can send trains of
+/// nothing else.
 const TRAIN_WORK: usize = 2 * HANDSHAKE_WORK;
 
 /// What one shard of a gateway needs to know from the start.

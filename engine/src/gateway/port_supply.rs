@@ -1,8 +1,8 @@
 //! How the NAT gets external ports: asked for at the reserver before they run low, and returned to it.
 //! [`crate::external::reservation`] has a port's whole life.
 //!
-//! Theory of operation. A *pool* is the ports of one protocol, address and class. Each asks for its first ports before the first
-//! packet ([`Gateway::port_requests`]), and for as many again whenever it runs low; what comes is added
+//! Theory of operation. A *pool* is the ports of one protocol, address and class. Each asks for its first ports before
+//! the first packet ([`Gateway::port_requests`]), and for as many again whenever it runs low; what comes is added
 //! ([`Gateway::add_ports`]). Where the reserver had fewer than were wanted, the pool leaves it in peace for
 //! [`SHORTAGE_LASTS`], and the NAT knows meanwhile that no more are to be expected.
 
@@ -15,14 +15,14 @@ use crate::clock::Timestamp;
 use crate::external::reservation::{Batch, PortProtocol, ReserveRequest, first_ports};
 use crate::nat::{Endpoint, PRIVILEGED_PORTS, PortClass, PortDemand, PortOutlook, Proto};
 
-/// TCP ports of the first batch at most: a burst of that many connections finds its ports made, instead of having them made
-/// in its midst. And of any batch: reserving one takes some 6 us of the reserver's time.
+/// TCP ports of the first batch at most: a burst of that many connections finds its ports made, instead of having them
+/// made in its midst. And of any batch: reserving one takes some 6 us of the reserver's time.
 const LARGEST_BATCH: usize = 2_048;
-/// UDP ports of the first batch at most (a resolver's or QUIC client's flows are few beside the TCP connections of a page);
-/// and as many TCP ports, however small the range is.
+/// UDP ports of the first batch at most (a resolver's or QUIC client's flows are few beside the TCP connections of a
+/// page); and as many TCP ports, however small the range is.
 const FIRST_BATCH: usize = 256;
-/// Ports below 1024 that all shards together begin with, at most: few clients use such source ports (NTP, IKE), and the host's
-/// own programs have use for them.
+/// Ports below 1024 that all shards together begin with, at most: few clients use such source ports (NTP, IKE), and the
+/// host's own programs have use for them.
 const PRIVILEGED_BATCH: usize = 16;
 /// How many of them the pools of all shards, addresses and protocols together may have. The host has few to give
 /// ([`PRIVILEGED_PORTS`]), and a pool does not return those that it has: who finds none gets another port.
@@ -42,8 +42,8 @@ pub(super) struct PortSupply {
     /// How many ports all shards together may reserve.
     budget: usize,
     asked: Vec<(Proto, Ipv4Addr, PortClass)>,
-    /// Pools for which there were fewer ports than were asked for the last time. They stay in `asked` until then; `None`:
-    /// that is over, and whoever finds too few ports asks again.
+    /// Pools for which there were fewer ports than were asked for the last time. They stay in `asked` until then;
+    /// `None`: that is over, and whoever finds too few ports asks again.
     short: Vec<((Proto, Ipv4Addr, PortClass), Option<Timestamp>)>,
     /// How many ports each pool has got, less those that it has returned or, if privileged, ceded.
     granted: HashMap<(Proto, Ipv4Addr, PortClass), usize>,
@@ -64,7 +64,8 @@ impl PortSupply {
         }
     }
 
-    /// When [`Self::expire`] has something to do: as long as a shortage lasts, clients are told that there are no ports.
+    /// When [`Self::expire`] has something to do: as long as a shortage lasts, clients are told that there are no
+    /// ports.
     pub(super) fn next_expiry(&self) -> Option<Timestamp> {
         self.short.iter().filter_map(|&(_, until)| until).min()
     }
@@ -80,8 +81,8 @@ impl PortSupply {
         }
     }
 
-    /// Whether there are more ports of the protocol and address. Unless there are none, a pool that is empty has asked for some (or
-    /// does so at the end of this turn), and they may come any moment.
+    /// Whether there are more ports of the protocol and address. Unless there are none, a pool that is empty has asked
+    /// for some (or does so at the end of this turn), and they may come any moment.
     fn outlook(&self, protocol: Proto, address: Ipv4Addr) -> PortOutlook {
         let pool = (protocol, address, PortClass::Unprivileged);
         let shortage = self.short.iter().find(|(short, _)| *short == pool);
@@ -123,9 +124,8 @@ impl PortSupply {
         (first..=last).len() - kept
     }
 
-    /// How many ports to ask for: as many as there are, so that growth keeps pace with the need. None where a pool has all of
-    /// the privileged ones that it may have.
-    /// `pools`: how many addresses of how many shards share what there is.
+    /// How many ports to ask for: as many as there are, so that growth keeps pace with the need. None where a pool has
+    /// all of the privileged ones that it may have. `pools`: how many addresses of how many shards share what there is.
     fn batch(&self, protocol: Proto, address: Ipv4Addr, class: PortClass, pools: usize) -> usize {
         match (class, protocol) {
             (PortClass::Privileged, _) => {
@@ -263,7 +263,8 @@ impl Gateway {
             let Some(protocol) = PortProtocol::of(protocol) else { continue }; // identifiers have no range
             let external = Endpoint::new(address, port);
             if let Some(publication) = self.published.get_mut(&(Proto::from(protocol), external)) {
-                publication.was_ours = true; // published while it was on its way: to be returned if that comes to nothing
+                // Published while it was on its way: to be returned if that comes to nothing.
+                publication.was_ours = true;
                 continue;
             }
             let same = |request: &ReserveRequest| (request.protocol, request.address) == (protocol, address);

@@ -31,7 +31,8 @@ struct Told {
 }
 
 impl RefusedHandshakes {
-    /// Notes that a datagram from `from` died. Gives what there is to tell of it, if it was a handshake's and it is time.
+    /// Notes that a datagram from `from` died. Gives what there is to tell of it, if it was a handshake's and it is
+    /// time.
     pub(super) fn note(&mut self, now: Timestamp, reason: DropReason, from: SocketAddrV4) -> Option<String> {
         let told = &mut self.0[REASONS.iter().position(|&known| known == reason)?];
         if told.last.is_some_and(|last| now.since(last) < INTERVAL) {

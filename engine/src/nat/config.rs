@@ -196,11 +196,11 @@ impl PortClass {
     }
 }
 
-/// The privileged ports that may be reserved and lent, where clients use such source ports: the upper half, from which a
-/// client program draws one if it wants one (`rresvport(3)`). Services of the host's own listen in the lower half.
+/// The privileged ports that may be reserved and lent, where clients use such source ports: the upper half, from which
+/// a client program draws one if it wants one (`rresvport(3)`). Services of the host's own listen in the lower half.
 ///
-/// Ports are asked for in this range, and the filter of the external interface lets it through. These two must agree: what
-/// comes for a port that the filter does not know dies there, and no counter tells.
+/// Ports are asked for in this range, and the filter of the external interface lets it through. These two must agree:
+/// what comes for a port that the filter does not know dies there, and no counter tells.
 pub const PRIVILEGED_PORTS: RangeInclusive<u16> = 512..=1023;
 
 /// A pool runs low: the shell should reserve more ports and add them with [`Nat::add_ports`](super::Nat::add_ports).

@@ -7,8 +7,8 @@
 //! The quoted packet's near end is then translated back, as is the error's own address, and nothing else changes: type
 //! and code, the rest of the quotation, and the session, which an error neither refreshes nor ends.
 //!
-//! Errors are easily forged, so they are believed only if what they quote was really sent: the session must be live and,
-//! for TCP, the quoted sequence number in flight (RFC 5927 §4.1).
+//! Errors are easily forged, so they are believed only if what they quote was really sent: the session must be live
+//! and, for TCP, the quoted sequence number in flight (RFC 5927 §4.1).
 
 use super::Nat;
 use super::config::{Endpoint, Proto};

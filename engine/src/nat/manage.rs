@@ -37,15 +37,16 @@ impl Nat {
         self.pools.free(protocol, address, class)
     }
 
-    /// A pool that has become low since it was last asked for, or `None`. To be called in a loop, once per turn: it costs
-    /// nothing if there is none.
+    /// A pool that has become low since it was last asked for, or `None`. To be called in a loop, once per turn: it
+    /// costs nothing if there is none.
     pub fn next_port_demand(&mut self) -> Option<PortDemand> {
         self.pools.next_demand()
     }
 
-    /// Says whether ports of the protocol and address may still come. While they may, an empty pool is not an exhausted one: no
-    /// port is shared, and whatever finds no port should try again in a moment. Unless they are sure to come, the last part of a
-    /// pool is for clients that have less than their share, and the others share. To begin with, none are expected.
+    /// Says whether ports of the protocol and address may still come. While they may, an empty pool is not an exhausted
+    /// one: no port is shared, and whatever finds no port should try again in a moment. Unless they are sure to come,
+    /// the last part of a pool is for clients that have less than their share, and the others share. To begin with,
+    /// none are expected.
     pub fn expect_ports(&mut self, protocol: Proto, address: Ipv4Addr, outlook: PortOutlook) {
         self.pools.set_outlook(protocol, address, outlook);
     }
@@ -59,8 +60,8 @@ impl Nat {
         external.is_none_or(|address| self.pools.more_to_come(protocol, address))
     }
 
-    /// Lends ports of this range from now on (to begin with, 1024 to 65535), less those that the settings keep: others that are
-    /// lent stay lent as long as their mappings live. ICMP identifiers and ports below 1024 have no range.
+    /// Lends ports of this range from now on (to begin with, 1024 to 65535), less those that the settings keep: others
+    /// that are lent stay lent as long as their mappings live. ICMP identifiers and ports below 1024 have no range.
     pub fn set_port_range(&mut self, range: RangeInclusive<u16>) {
         self.pools.set_range(range, self.config.kept_ports);
     }
@@ -71,8 +72,8 @@ impl Nat {
         self.pools.return_port(protocol, external);
     }
 
-    /// Ports that have become the caller's again since the last call, because they are outside the range and nobody uses
-    /// them any more, or by [`Nat::return_port`]. It costs nothing if there are none.
+    /// Ports that have become the caller's again since the last call, because they are outside the range and nobody
+    /// uses them any more, or by [`Nat::return_port`]. It costs nothing if there are none.
     pub fn take_returned_ports(&mut self) -> Vec<(Proto, Endpoint)> {
         self.pools.take_returned()
     }
@@ -92,8 +93,8 @@ impl Nat {
         self.pools.contains(address)
     }
 
-    /// Publishes `external`, whose port the caller has reserved, for `internal`: everybody may send to it. A mapping that
-    /// `internal` has already ends, for its external port would no longer be the one that answers.
+    /// Publishes `external`, whose port the caller has reserved, for `internal`: everybody may send to it. A mapping
+    /// that `internal` has already ends, for its external port would no longer be the one that answers.
     ///
     /// This is to be called on the shard where the client lives, whichever shard the port belongs to: the caller brings
     /// the port's packets there.
@@ -129,8 +130,8 @@ impl Nat {
         Ok(())
     }
 
-    /// Takes a port out of the pool, if it is there, because a client publishes it: here or, as every shard has ports of
-    /// its own, on another shard. Until then the port could be lent as well.
+    /// Takes a port out of the pool, if it is there, because a client publishes it: here or, as every shard has ports
+    /// of its own, on another shard. Until then the port could be lent as well.
     ///
     /// # Errors
     /// [`PublishError::PortInUse`] if it is lent already.
@@ -179,8 +180,8 @@ impl Nat {
         }
     }
 
-    /// What was noted of mappings that began or ended since the last call, in order, and how many records there was no room
-    /// for; `None` if nothing happened, or no log is wanted.
+    /// What was noted of mappings that began or ended since the last call, in order, and how many records there was no
+    /// room for; `None` if nothing happened, or no log is wanted.
     pub fn take_log(&mut self) -> Option<(Vec<MappingRecord>, u64)> {
         (!self.log.is_empty()).then(|| self.log.take())
     }

@@ -244,8 +244,8 @@ impl Pools {
         self.resting.len()
     }
 
-    /// Draws a free port, of `class` if there is one; a privileged one may be replaced by an unprivileged one, never the
-    /// other way round (RFC 4787 REQ-3 a).
+    /// Draws a free port, of `class` if there is one; a privileged one may be replaced by an unprivileged one, never
+    /// the other way round (RFC 4787 REQ-3 a).
     pub(super) fn draw(
         &mut self,
         protocol: Proto,
@@ -275,8 +275,8 @@ impl Pools {
         }
     }
 
-    /// Asks for unprivileged ports, as drawing one from a pool that runs low does: for a client that gets none of those that
-    /// are left. Identifiers are all there.
+    /// Asks for unprivileged ports, as drawing one from a pool that runs low does: for a client that gets none of those
+    /// that are left. Identifiers are all there.
     pub(super) fn ask(&mut self, protocol: Proto, address: Ipv4Addr) {
         if protocol == Proto::Icmp {
             return;

@@ -10,9 +10,9 @@
 //! A mapping lives as long as it has sessions (a published one until it is unpublished), so only sessions have timers.
 //!
 //! Both kinds live in slabs and are referred to by number; what the packets of a session need is one cache line, and
-//! what else there is to a session lies elsewhere under the same number. The indexes hold the numbers alone and are keyed with a
-//! secret, so that nobody can choose endpoints that collide. Lists are threaded through the records: the sessions of a
-//! mapping, the mappings of a client and its calls (`calls.rs`), each from the oldest to the newest.
+//! what else there is to a session lies elsewhere under the same number. The indexes hold the numbers alone and are
+//! keyed with a secret, so that nobody can choose endpoints that collide. Lists are threaded through the records: the
+//! sessions of a mapping, the mappings of a client and its calls (`calls.rs`), each from the oldest to the newest.
 
 use std::hash::BuildHasher;
 use std::net::Ipv4Addr;

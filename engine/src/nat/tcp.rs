@@ -101,8 +101,8 @@ impl Segment {
         self.flags & MASK == tcp_flags::SYN
     }
 
-    /// Whether its receiver may take it for a call: SYN without ACK, whatever else it has, for that may be processed after
-    /// the SYN has been answered (RFC 9293 §3.10.7.2).
+    /// Whether its receiver may take it for a call: SYN without ACK, whatever else it has, for that may be processed
+    /// after the SYN has been answered (RFC 9293 §3.10.7.2).
     pub(super) fn may_open(&self) -> bool {
         self.has(tcp_flags::SYN) && !self.has(tcp_flags::ACK)
     }
@@ -288,9 +288,9 @@ impl Connection {
         self.state
     }
 
-    /// Whether somebody outside began it, the client did not, and it does not stand: the handshake is not complete, which
-    /// whoever forges the source of a SYN never completes; or the client has sent its FIN, which whoever has vanished never
-    /// answers; or all is over.
+    /// Whether somebody outside began it, the client did not, and it does not stand: the handshake is not complete,
+    /// which whoever forges the source of a SYN never completes; or the client has sent its FIN, which whoever has
+    /// vanished never answers; or all is over.
     pub(super) fn is_only_a_call(&self) -> bool {
         (self.state != TcpState::Established || self.client.has(Progress::FINISHED)) && self.is_visit()
     }
@@ -435,8 +435,8 @@ impl Connection {
 
     /// RFC 5382 REQ-10, RFC 7857 §2.2, RFC 5961 §3.2: believed only where the client's TCP will believe it.
     fn inbound_reset(&mut self, segment: &Segment) -> SegmentVerdict {
-        // A refusal of our SYN has no sequence number of its own, but must acknowledge the SYN (RFC 9293 §3.10.7.3); also
-        // where somebody had called before, with a number that was never answered.
+        // A refusal of our SYN has no sequence number of its own, but must acknowledge the SYN (RFC 9293 §3.10.7.3);
+        // also where somebody had called before, with a number that was never answered.
         if self.is_answered_by(segment) {
             self.close_by_reset();
             return SegmentVerdict::Pass;

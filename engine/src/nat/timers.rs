@@ -101,8 +101,9 @@ impl Wheel {
             self.current = self.current.max(now.as_secs());
             return None;
         };
-        // Not `tick` itself, for its slot may hold more. What is put back now has a deadline of `now` or later, so it is
-        // due after `tick`, and at most at `current + SLOTS - 1`: never in this slot again, so that the caller's loop ends.
+        // Not `tick` itself, for its slot may hold more. What is put back now has a deadline of `now` or later, so it
+        // is due after `tick`, and at most at `current + SLOTS - 1`: never in this slot again, so that the caller's
+        // loop ends.
         self.current = tick - 1;
         let id = self.heads[(tick % SLOTS) as usize];
         self.cancel(sessions, id);

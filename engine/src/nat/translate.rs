@@ -37,7 +37,8 @@ impl Nat {
             }
             Subject::Error => self.translate_error_outbound(packet)?,
             Subject::Other => self.pass_outbound(packet)?,
-            Subject::Flow { .. } => return Err(DropReason::UnsupportedIcmp), // the reply to a query that we let nobody send
+            // The reply to a query that we let nobody send.
+            Subject::Flow { .. } => return Err(DropReason::UnsupportedIcmp),
         }
         self.identifications.renew(packet, &self.table.hasher);
         if self.pools.contains(packet.destination()) { Ok(Outbound::Hairpin) } else { Ok(Outbound::External) }

@@ -1,11 +1,11 @@
 //! Small packets of several lengths, made alike so that they leave as one train.
 //!
 //! Theory of operation. A train takes datagrams of one length (only its last may be shorter), and each train passes the
-//! kernel's whole UDP path at both ends, whatever is in it. The small packets of many connections, SYN, ACK, request and
-//! FIN one behind another, would leave as almost as many trains as there are packets. WireGuard lets zeros follow a
-//! packet, which every receiver cuts off by the packet's own length, and so the neighbours of one peer are padded to the
-//! longest of them. Only small packets are: none grows by more than some hundred bytes, and the acknowledgements of a bulk
-//! transfer, which are of one length as they are, not at all.
+//! kernel's whole UDP path at both ends, whatever is in it. The small packets of many connections, SYN, ACK, request
+//! and FIN one behind another, would leave as almost as many trains as there are packets. WireGuard lets zeros follow a
+//! packet, which every receiver cuts off by the packet's own length, and so the neighbours of one peer are padded to
+//! the longest of them. Only small packets are: none grows by more than some hundred bytes, and the acknowledgements of
+//! a bulk transfer, which are of one length as they are, not at all.
 
 use super::PeerFrame;
 

@@ -1,12 +1,13 @@
 //! Who is served first when several peers have packets in one turn: deficit round robin (Shreedhar and Varghese, 1996).
 //!
-//! Theory of operation. Sealing is the most expensive step of a packet's way, and a turn may bring some superpackets for one
-//! peer and a ping for another. In the order of their arrival the ping would wait for all of them. So the peers take
-//! turns: in each round every peer is served [`QUANTUM`] bytes, and what it has beyond waits for the next. A peer's own
-//! packets keep their order. Nothing is held back beyond the turn, so no queue stands here, and nothing is dropped.
+//! Theory of operation. Sealing is the most expensive step of a packet's way, and a turn may bring some superpackets
+//! for one peer and a ping for another. In the order of their arrival the ping would wait for all of them. So the peers
+//! take turns: in each round every peer is served [`QUANTUM`] bytes, and what it has beyond waits for the next. A
+//! peer's own packets keep their order. Nothing is held back beyond the turn, so no queue stands here, and nothing is
+//! dropped.
 //!
-//! The queues before the core ([`crate::intake`]) order packets by whose they are, but not those of the TUN device and of
-//! other shards, and those between clients by their sender.
+//! The queues before the core ([`crate::intake`]) order packets by whose they are, but not those of the TUN device and
+//! of other shards, and those between clients by their sender.
 
 use super::PeerFrame;
 

@@ -1,7 +1,7 @@
 //! What a turn sends: the outbox, emptied into the devices.
 //!
-//! A superpacket that a device refuses is split here and sent in pieces, and from then on all are. Whatever the kernel has no
-//! room for dies and is counted.
+//! A superpacket that a device refuses is split here and sent in pieces, and from then on all are. Whatever the kernel
+//! has no room for dies and is counted.
 
 use std::io;
 use std::sync::Arc;

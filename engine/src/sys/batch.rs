@@ -156,8 +156,9 @@ impl ReceiveBatch {
         usize::try_from(size).ok().filter(|&size| size > 0)
     }
 
-    /// From which of the host's addresses to answer, if `IP_PKTINFO` tells. That is `ipi_spec_dst`: the address to which the
-    /// message was sent, or, if that was a broadcast (`ipi_addr` has it), the one that the kernel would answer it from.
+    /// From which of the host's addresses to answer, if `IP_PKTINFO` tells. That is `ipi_spec_dst`: the address to
+    /// which the message was sent, or, if that was a broadcast (`ipi_addr` has it), the one that the kernel would
+    /// answer it from.
     pub(crate) fn local(&self, message: usize) -> Option<Ipv4Addr> {
         packet_info_local(self.control(message))
     }
@@ -275,8 +276,8 @@ impl SendBatch {
     /// Sends the next [`MAX_MESSAGES`] messages without waiting, and returns how many it took from the iterator.
     ///
     /// `report` hears of each message, by its index and in order, whether the kernel took it; after it answered
-    /// [`AfterError::Stop`] to a refusal, the rest is left and not reported, after [`AfterError::Again`] it hears of the same
-    /// message once more.
+    /// [`AfterError::Stop`] to a refusal, the rest is left and not reported, after [`AfterError::Again`] it hears of
+    /// the same message once more.
     pub(crate) fn send<'a>(
         &mut self,
         fd: BorrowedFd<'_>,

@@ -68,7 +68,8 @@ pub struct SendTrain<'a> {
     pub to: Path,
     /// Its datagrams.
     pub bytes: &'a [u8],
-    /// Bytes of each datagram but the last, which may be shorter. A size of 0, or beyond the bytes, makes it one datagram.
+    /// Bytes of each datagram but the last, which may be shorter. A size of 0, or beyond the bytes, makes it one
+    /// datagram.
     pub segment_size: usize,
 }
 

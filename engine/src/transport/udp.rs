@@ -4,13 +4,14 @@
 //! consecutive datagrams of one sender, and says of which size they were. `sendmmsg` sends several trains, each with
 //! `UDP_SEGMENT`. Nothing waits: where the kernel has no room, datagrams die and are counted, as on any link.
 //!
-//! UDP GSO is broken on some kernels and drivers. If the kernel refuses a train with `EIO` or `EINVAL`, the train goes out
-//! datagram by datagram. Where the kernel refuses those as well, it says nothing about trains. Most other refusals are about a
-//! route, so only those towards many destinations, without a train that was taken between them, switch GSO off for good; many
-//! towards few let it rest ([`Refusals`]). [`Transport::gso`] tells.
+//! UDP GSO is broken on some kernels and drivers. If the kernel refuses a train with `EIO` or `EINVAL`, the train goes
+//! out datagram by datagram. Where the kernel refuses those as well, it says nothing about trains. Most other refusals
+//! are about a route, so only those towards many destinations, without a train that was taken between them, switch GSO
+//! off for good; many towards few let it rest ([`Refusals`]). [`Transport::gso`] tells.
 //!
-//! On a host with several addresses each datagram tells to which it was sent (`IP_PKTINFO`), and answers leave from there
-//! ([`Path::local`]). Should the host have lost that address, they leave from another, and [`SendOutcome::gone`] tells.
+//! On a host with several addresses each datagram tells to which it was sent (`IP_PKTINFO`), and answers leave from
+//! there ([`Path::local`]). Should the host have lost that address, they leave from another, and [`SendOutcome::gone`]
+//! tells.
 //!
 //! Several shards share the port by `SO_REUSEPORT`. A program in the kernel reads the *receiver index* of each message
 //! and picks the shard that handed it out, so that a peer stays on its shard wherever it roams
@@ -39,8 +40,8 @@ pub struct UdpOptions {
     pub gro: bool,
     /// Whether other sockets of this gateway share the port (`SO_REUSEPORT`).
     pub reuse_port: bool,
-    /// Whether to answer from the address that was addressed, on a socket that listens on all of them. For those who are
-    /// called: a caller, whose own address may change at any time, leaves it to the route, or it would not roam.
+    /// Whether to answer from the address that was addressed, on a socket that listens on all of them. For those who
+    /// are called: a caller, whose own address may change at any time, leaves it to the route, or it would not roam.
     pub sticky_source: bool,
     /// The mark of sent packets (`SO_MARK`), by which routing rules know them; 0: none.
     pub fwmark: u32,
@@ -107,7 +108,8 @@ impl UdpTransport {
         if options.sticky_source && listen.ip().is_unspecified() {
             set(libc::IPPROTO_IP, libc::IP_PKTINFO, 1, "IP_PKTINFO")?;
         }
-        // Where it is refused, the ECN field cannot be told, and the tunnel does without, as it would if nobody marked anything.
+        // Where it is refused, the ECN field cannot be told, and the tunnel does without, as it would if nobody marked
+        // anything.
         sys::set_option(socket, libc::IPPROTO_IP, libc::IP_RECVTOS, 1u32).ok();
         // A kernel that knows UDP_SEGMENT accepts the size 0, which means "off".
         let gso = options.gso && sys::set_option(socket, SOL_UDP, libc::UDP_SEGMENT, 0u32).is_ok();
@@ -322,9 +324,9 @@ fn refuses_trains(error: &io::Error) -> bool {
 
 /// How trains were refused lately, with `EIO` or `EINVAL`.
 ///
-/// One of these alone says little. Kernels before 6.14 mean the MTU of a route by `EINVAL`; `EIO` may be about one route's
-/// IPsec policy, or about the one of several devices that makes no checksums. Peers behind such a route, even if they are
-/// alone for a while, must not cost all the others their trains for good.
+/// One of these alone says little. Kernels before 6.14 mean the MTU of a route by `EINVAL`; `EIO` may be about one
+/// route's IPsec policy, or about the one of several devices that makes no checksums. Peers behind such a route, even
+/// if they are alone for a while, must not cost all the others their trains for good.
 #[derive(Default)]
 struct Refusals {
     /// How many the kernel has refused since it took one.
@@ -336,8 +338,8 @@ struct Refusals {
 }
 
 impl Refusals {
-    /// So many destinations, and the kernel takes no trains at all. So many in a row, be it towards one (a client has no more),
-    /// and then `EIO`, and trains rest: to have each refused costs more than to send it datagram by datagram.
+    /// So many destinations, and the kernel takes no trains at all. So many in a row, be it towards one (a client has
+    /// no more), and then `EIO`, and trains rest: to have each refused costs more than to send it datagram by datagram.
     const ENOUGH: u32 = 64;
     /// How many batches go out without trains before they are tried again: some seconds' worth of a busy gateway.
     const REST: u32 = 16_384;

@@ -1,10 +1,10 @@
 //! Which library seals and opens the data messages of a session.
 //!
 //! `aws-lc-rs` can do it on every processor. Two libraries need a sixth to two fifths less time where the processor is
-//! right for them (`docs/performance.md`): Intel's Multi-Buffer library with AVX-512, if it was there at the build, and,
-//! for AES-256-GCM alone, `ring` with VAES but no AVX-512. Short messages of ChaCha20-Poly1305 are left to `aws-lc-rs`
-//! where Intel's seals the others: for them it is as fast, and has less code to fetch when a ping comes after a rest. All
-//! compute the same functions of the same keys and nonces, so the other end cannot tell which it was.
+//! right for them (`docs/performance.md`): Intel's Multi-Buffer library with AVX-512, if it was there at the build,
+//! and, for AES-256-GCM alone, `ring` with VAES but no AVX-512. Short messages of ChaCha20-Poly1305 are left to
+//! `aws-lc-rs` where Intel's seals the others: for them it is as fast, and has less code to fetch when a ping comes
+//! after a rest. All compute the same functions of the same keys and nonces, so the other end cannot tell which it was.
 
 use std::hint::black_box;
 
@@ -59,8 +59,8 @@ pub enum Library {
 }
 
 /// With how many threads Intel's library before its version 1.4 is used. There each message writes a variable that all
-/// threads share (`imb_errno`; intel-ipsec-mb issue 112): of two threads at once that seal ChaCha20-Poly1305, 1,408 bytes
-/// each, it takes 2 to 3 % of the time. With many, the cache line of it goes around more slowly than they seal.
+/// threads share (`imb_errno`; intel-ipsec-mb issue 112): of two threads at once that seal ChaCha20-Poly1305, 1,408
+/// bytes each, it takes 2 to 3 % of the time. With many, the cache line of it goes around more slowly than they seal.
 const THREADS_BEFORE_1_4: u8 = 4;
 
 impl Library {
@@ -131,8 +131,8 @@ impl RingKey {
 }
 
 impl Drop for RingKey {
-    /// `ring` leaves keys in memory: another key takes the place of this one. (What its constructor left on the stack is
-    /// out of reach.)
+    /// `ring` leaves keys in memory: another key takes the place of this one. (What its constructor left on the stack
+    /// is out of reach.)
     fn drop(&mut self) {
         if let Ok(zeros) = Self::ready(&[0; 32]) {
             *self.0 = zeros;
@@ -142,7 +142,8 @@ impl Drop for RingKey {
 }
 
 impl Key {
-    /// `key` for the AEAD of `cipher`, with `library`, or with `aws-lc-rs` where that has no memory left for this thread.
+    /// `key` for the AEAD of `cipher`, with `library`, or with `aws-lc-rs` where that has no memory left for this
+    /// thread.
     ///
     /// # Errors
     /// [`Refused`] by a library that takes no key of 32 bytes, which there is not.

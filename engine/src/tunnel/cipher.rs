@@ -49,8 +49,8 @@ impl Cipher {
         Self::ALL.into_iter().find(|cipher| cipher.name() == name)
     }
 
-    /// Whether this processor can run it at its proper speed. The AEAD library has AES in software as well,
-    /// which is slower than ChaCha20-Poly1305: whoever asks for AES-256-GCM there asks for the opposite of what it is for.
+    /// Whether this processor can run it at its proper speed. The AEAD library has AES in software as well, which is
+    /// slower than ChaCha20-Poly1305: whoever asks for AES-256-GCM there asks for the opposite of what it is for.
     pub fn is_available(self) -> bool {
         match self {
             Self::ChaCha20Poly1305 => true,

@@ -3,9 +3,9 @@
 //!
 //! *mac1* proves that the sender knows our public key. Above [`LOAD_THRESHOLD`] handshake messages per second the
 //! gateway is *under load*, and demands *mac2* too: a MAC under a cookie that it sent to the very address that the
-//! message claims to come from. Whoever shows it is then held to [`SOURCE_RATE`] messages per second, and all together to
-//! [`TOTAL_RATE`]. So a flood from forged addresses costs two hashes a message, and one from real addresses is bounded,
-//! however many they are.
+//! message claims to come from. Whoever shows it is then held to [`SOURCE_RATE`] messages per second, and all together
+//! to [`TOTAL_RATE`]. So a flood from forged addresses costs two hashes a message, and one from real addresses is
+//! bounded, however many they are.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
@@ -35,8 +35,9 @@ pub const LOAD_THRESHOLD: u32 = 200;
 pub const SOURCE_RATE: u32 = 20;
 /// How many it may send at once (as in Linux).
 pub const SOURCE_BURST: u32 = 5;
-/// Handshake messages per second that are read in all while we are under load: a quarter to half of a core's time. Whoever has
-/// more addresses than that gets no more; and 1,000 peers whose gateway was restarted are back within seconds.
+/// Handshake messages per second that are read in all while we are under load: a quarter to half of a core's time.
+/// Whoever has more addresses than that gets no more; and 1,000 peers whose gateway was restarted are back within
+/// seconds.
 pub const TOTAL_RATE: u32 = 2_000;
 /// How many at once: a tenth of a second's.
 pub const TOTAL_BURST: u32 = 200;

@@ -18,9 +18,9 @@ use crate::clock::Timestamp;
 use crate::path::Path;
 use crate::rate_limit::TokenBucket;
 
-/// How often a peer may be somewhere new, at once and then per second. The kernel keeps some packets for each neighbour whose
-/// link address it asks for, and charges them to the socket that all peers of the shard share: who was somewhere else with
-/// each message would fill it.
+/// How often a peer may be somewhere new, at once and then per second. The kernel keeps some packets for each neighbour
+/// whose link address it asks for, and charges them to the socket that all peers of the shard share: who was somewhere
+/// else with each message would fill it.
 pub const MOVES_AT_ONCE: u32 = 3;
 const MOVES_PER_SECOND: u32 = 1;
 
@@ -144,7 +144,8 @@ impl Peer {
         self.timers.forget_handshake();
     }
 
-    /// An authentic message came from `from`: the peer is there now (§2.1), unless it was somewhere new too often lately.
+    /// An authentic message came from `from`: the peer is there now (§2.1), unless it was somewhere new too often
+    /// lately.
     pub fn follow(&mut self, from: Path, by: Evidence, now: Timestamp) {
         if self.whereabouts.believes(self.endpoint.map(|path| path.remote), from.remote, by, now) {
             self.endpoint = Some(from);
@@ -171,7 +172,8 @@ impl Peer {
 /// By what kind of message a peer is heard of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Evidence {
-    /// A handshake. They are rare, and whoever begins anew has to be answered: what data messages have used up does not count.
+    /// A handshake. They are rare, and whoever begins anew has to be answered: what data messages have used up does not
+    /// count.
     Handshake,
     /// A data message.
     Data,
@@ -192,8 +194,9 @@ impl Default for Whereabouts {
 }
 
 impl Whereabouts {
-    /// Whether a peer that was last heard of at `old` is believed to be at `new`. It may go back to where it was before as often
-    /// as it likes: that is nowhere new, and whoever moved it by a copy of its message holds it there no longer than its next one.
+    /// Whether a peer that was last heard of at `old` is believed to be at `new`. It may go back to where it was before
+    /// as often as it likes: that is nowhere new, and whoever moved it by a copy of its message holds it there no
+    /// longer than its next one.
     fn believes(
         &mut self,
         old: Option<SocketAddrV4>,

@@ -15,13 +15,13 @@ use crate::path::Path;
 
 /// Packets that may wait for a session with one peer (as in Linux: `MAX_STAGED_PACKETS`).
 pub const QUEUE_LIMIT: usize = 128;
-/// Handshakes per second that we begin, with all peers together: half of what puts us under load, so that their responses
-/// alone, those to retries included, do not make us ask for cookies.
+/// Handshakes per second that we begin, with all peers together: half of what puts us under load, so that their
+/// responses alone, those to retries included, do not make us ask for cookies.
 pub const INITIATION_RATE: u32 = LOAD_THRESHOLD / 2;
 /// How many at once: each costs two Diffie-Hellmans and a key pair, some 130 us of a turn that nobody can interrupt.
 pub const INITIATION_BURST: u32 = 16;
-/// How many of them are begun anew for want of an answer, per second, beside the others: nobody waits for a handshake behind
-/// those with peers that are not there.
+/// How many of them are begun anew for want of an answer, per second, beside the others: nobody waits for a handshake
+/// behind those with peers that are not there.
 pub const RETRY_RATE: u32 = INITIATION_RATE / 2;
 /// And at once.
 pub const RETRY_BURST: u32 = INITIATION_BURST / 2;
@@ -49,8 +49,8 @@ impl Sealer<'_> {
         self.endpoint
     }
 
-    /// Pads packets from now on to `len` bytes at least, so that their datagrams are of one length. (Zeros behind a packet
-    /// are nothing new to a receiver, which cuts them off by the packet's own length.)
+    /// Pads packets from now on to `len` bytes at least, so that their datagrams are of one length. (Zeros behind a
+    /// packet are nothing new to a receiver, which cuts them off by the packet's own length.)
     pub fn pad_to(&mut self, len: usize) {
         self.least = len;
     }
@@ -153,8 +153,8 @@ impl Tunnel {
         self.want_handshake(peer, now, out);
     }
 
-    /// Begins a handshake now, if the last one is not too recent; otherwise when it no longer is. It may have to wait for
-    /// those of other peers.
+    /// Begins a handshake now, if the last one is not too recent; otherwise when it no longer is. It may have to wait
+    /// for those of other peers.
     pub(super) fn want_handshake(&mut self, id: PeerId, now: Timestamp, out: &mut Outgoing) {
         let Some(peer) = self.peers.get_mut(id) else { return };
         peer.timers.want_handshake(now);
@@ -278,7 +278,8 @@ impl Peer {
     }
 }
 
-/// Whether sealing with `session` should renew it (§6.2): only the initiator does because of its age, so that not both do at once.
+/// Whether sealing with `session` should renew it (§6.2): only the initiator does because of its age, so that not both
+/// do at once.
 fn needs_renewal(session: &Session, now: Timestamp) -> bool {
     session.is_initiator && session.age(now) >= REKEY_AFTER_TIME || session.is_worn()
 }

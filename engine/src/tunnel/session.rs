@@ -41,7 +41,8 @@ impl Session {
     /// The session between `local_index` and `remote_index`.
     ///
     /// # Errors
-    /// [`DropReason::BadHandshake`] if the AEAD library refuses the keys, which it does not for keys of the right length.
+    /// [`DropReason::BadHandshake`] if the AEAD library refuses the keys, which it does not for keys of the right
+    /// length.
     pub fn new(
         keys: &TransportKeys,
         (cipher, library): (Cipher, Library),

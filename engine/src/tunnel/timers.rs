@@ -61,8 +61,8 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// Takes the next place, and tells when it comes. A call that was in vain before comes behind all the others, which never
-    /// wait for such.
+    /// Takes the next place, and tells when it comes. A call that was in vain before comes behind all the others, which
+    /// never wait for such.
     fn reserve(&mut self, in_vain_before: bool, now: Timestamp) -> Timestamp {
         if in_vain_before { self.retries.reserve(self.first.next(now)) } else { self.first.reserve(now) }
     }
@@ -91,8 +91,8 @@ pub struct Timers {
     pub persistent: Option<Timestamp>,
     /// The random delay of the running attempt's retries.
     jitter: Duration,
-    /// A packet has set a deadline where there was none. Only that brings the earliest one forward: deadlines that packets
-    /// move, they move back.
+    /// A packet has set a deadline where there was none. Only that brings the earliest one forward: deadlines that
+    /// packets move, they move back.
     is_new: bool,
 }
 
@@ -180,8 +180,8 @@ impl Schedule {
         self.0.first().map(|&(at, _)| at)
     }
 
-    /// Brings the peer's wake-up forward if a packet has set an earlier deadline. For the packet's way: usually there is
-    /// nothing to do.
+    /// Brings the peer's wake-up forward if a packet has set an earlier deadline. For the packet's way: usually there
+    /// is nothing to do.
     pub fn bring_forward(&mut self, peer: &mut Peer) {
         let Timers { wakeup, is_new, .. } = &mut peer.timers;
         let (wakeup, is_new) = (*wakeup, std::mem::take(is_new));

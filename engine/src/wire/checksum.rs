@@ -124,8 +124,8 @@ const LANES: usize = 16;
 const BLOCK_LEN: usize = 4 * LANES;
 
 /// The sum of whole blocks. Lanes of 32-bit words accumulate in 64 bits: the shape that the compiler turns into vector
-/// code. It does so twice, and the processor is asked once which it can run: with AVX2 1,420 bytes take 13 ns, with what
-/// every x86-64 has 24 ns (`benches/wire.rs`). What the compiler makes of it for AVX-512 is slower than either.
+/// code. It does so twice, and the processor is asked once which it can run: with AVX2 1,420 bytes take 13 ns, with
+/// what every x86-64 has 24 ns (`benches/wire.rs`). What the compiler makes of it for AVX-512 is slower than either.
 #[multiversion::multiversion(targets("x86_64+avx2"))]
 fn sum_blocks(blocks: &[u8]) -> u64 {
     let mut lanes = [0u64; LANES];

@@ -20,8 +20,9 @@
 //!
 //! Any other packet of a flow ends what the flow has open, so that order within a flow is kept.
 //!
-//! A wrong transport checksum is never made right. The superpacket's is made anew, so no segment may join it unverified;
-//! and so that it does not depend on its neighbours whether damage gets through, a packet that travels alone is verified as well.
+//! A wrong transport checksum is never made right. The superpacket's is made anew, so no segment may join it
+//! unverified; and so that it does not depend on its neighbours whether damage gets through, a packet that travels
+//! alone is verified as well.
 
 use crate::arena::{Arena, Span};
 use crate::drop_reason::DropReason;

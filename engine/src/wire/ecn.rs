@@ -32,8 +32,8 @@ impl Ecn {
         }
     }
 
-    /// Carries `self`, which a datagram of the tunnel came with, over to the IPv4 packet that was inside. A packet that is no
-    /// IPv4 packet, or is cut short, is left to whoever reads it next.
+    /// Carries `self`, which a datagram of the tunnel came with, over to the IPv4 packet that was inside. A packet that
+    /// is no IPv4 packet, or is cut short, is left to whoever reads it next.
     ///
     /// # Errors
     /// [`DropReason::CongestionMarked`]: the mark may not get lost, and the packet's sender would not understand it.

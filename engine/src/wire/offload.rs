@@ -99,11 +99,11 @@ impl VirtioNetHeader {
         b
     }
 
-    /// The metadata of `packet`, an IPv4 packet that came with this header; `None` for a kind that Tidegate never asked for,
-    /// and for what has to be split first ([`Self::split_encapsulated`]).
+    /// The metadata of `packet`, an IPv4 packet that came with this header; `None` for a kind that Tidegate never asked
+    /// for, and for what has to be split first ([`Self::split_encapsulated`]).
     ///
-    /// A partial checksum that is not the packet's own, but of what it carries (in GRE, say), is finished here: from here
-    /// on a packet's checksum is that of its transport header, and nobody would know of another.
+    /// A partial checksum that is not the packet's own, but of what it carries (in GRE, say), is finished here: from
+    /// here on a packet's checksum is that of its transport header, and nobody would know of another.
     pub fn offload_of(self, packet: &mut [u8]) -> Option<Offload> {
         let offload = self.offload()?;
         if let Some(gso) = offload.gso {
@@ -164,7 +164,8 @@ impl VirtioNetHeader {
         usize::from(self.hdr_len)
     }
 
-    /// How many segments `payload_len` bytes make behind the headers of a packet with this header: one, if it is no superpacket.
+    /// How many segments `payload_len` bytes make behind the headers of a packet with this header: one, if it is no
+    /// superpacket.
     pub fn segment_count(self, payload_len: usize) -> usize {
         let is_superpacket = self.gso_type & !GSO_ECN != GSO_NONE && self.gso_size > 0;
         if is_superpacket { payload_len.div_ceil(usize::from(self.gso_size)).max(1) } else { 1 }
@@ -175,8 +176,8 @@ impl VirtioNetHeader {
         Self::for_shape(packet.shape(), link_header)
     }
 
-    /// The header for a packet of this shape; `link_header` is the length of the link header that precedes it (0 on TUN, 14 on
-    /// Ethernet: `csum_start` and `hdr_len` count from the frame's first byte).
+    /// The header for a packet of this shape; `link_header` is the length of the link header that precedes it (0 on
+    /// TUN, 14 on Ethernet: `csum_start` and `hdr_len` count from the frame's first byte).
     pub fn for_shape(shape: Shape, link_header: u16) -> Self {
         let mut header = Self::default();
         let offload = shape.offload();

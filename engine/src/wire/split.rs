@@ -3,9 +3,10 @@
 //! # Theory of operation
 //!
 //! A superpacket is a head (all headers, perhaps payload) and a gather list of payload slices. [`Segments`] walks it
-//! once: [`Segments::next_into`] writes one complete IPv4 packet after another into the caller's buffers. Where the whole
-//! superpacket lies in one piece, as almost always, [`SegmentsInPlace`] need not copy: it puts each segment together where
-//! its payload lies, by writing its headers over the end of the payload before it, which has been sealed by then.
+//! once: [`Segments::next_into`] writes one complete IPv4 packet after another into the caller's buffers. Where the
+//! whole superpacket lies in one piece, as almost always, [`SegmentsInPlace`] need not copy: it puts each segment
+//! together where its payload lies, by writing its headers over the end of the payload before it, which has been sealed
+//! by then.
 //!
 //! Per superpacket the headers are summed once, without the words that differ from segment to segment; per segment the
 //! headers are copied, and the differing words are set and added:

@@ -13,8 +13,8 @@ fn receiving_on(index: u32) -> Vec<String> {
     ours.map(|row| row[8].to_string()).collect()
 }
 
-/// From now on no descriptor is added to an epoll instance by this thread, nor by those that it starts: `ENOSPC`, as where the
-/// user watches too many (`/proc/sys/fs/epoll/max_user_watches`, which is the whole machine's).
+/// From now on no descriptor is added to an epoll instance by this thread, nor by those that it starts: `ENOSPC`, as
+/// where the user watches too many (`/proc/sys/fs/epoll/max_user_watches`, which is the whole machine's).
 fn refuse_to_watch() {
     const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
     const UNLESS: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;

@@ -1,5 +1,5 @@
-//! What clients may not reach by the operator's word: each other, or the gateway's own network (203.0.113.0/24, in which
-//! its external address, its neighbour and its router are).
+//! What clients may not reach by the operator's word: each other, or the gateway's own network (203.0.113.0/24, in
+//! which its external address, its neighbour and its router are).
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
@@ -237,8 +237,8 @@ fn somebody_who_forges_a_call_from_a_denied_network_does_not_let_a_client_in_the
     assert_eq!(world.take_one(0).from(), LAN_WEB);
     world.is_denied(0, &Ip::tcp(service, LAN_WEB, &syn(1), &[]));
 
-    // Nor after an answer, which the true server refuses; nor with what else it might take for a call: it may answer a SYN
-    // whatever comes with it (RFC 9293 §3.10.7.2).
+    // Nor after an answer, which the true server refuses; nor with what else it might take for a call: it may answer a
+    // SYN whatever comes with it (RFC 9293 §3.10.7.2).
     let answer = Tcp { acknowledgment: 71, flags: SYN | ACK, ..syn(500) };
     world.send(0, &Ip::tcp(service, LAN_WEB, &answer, &[]));
     assert_eq!(world.take_one_outside().to(), LAN_WEB);

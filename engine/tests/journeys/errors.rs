@@ -306,6 +306,25 @@ fn a_neighbour_that_does_not_answer_is_told_to_be_unreachable() {
 }
 
 #[test]
+fn a_client_that_knocks_at_silent_neighbours_does_not_use_up_the_errors_of_the_others() {
+    let mut world = World::new().connected();
+    world.arp_is_silent = true;
+    let knock = |world: &mut World, client, port, neighbour| {
+        let to = endpoint(Ipv4Addr::new(203, 0, 113, neighbour), 443);
+        world.send(client, &Ip::udp(endpoint(client_address(client), port), to, b"is anybody there"));
+    };
+    for port in 0..100 {
+        knock(&mut world, 0, 50_000 + port, 80);
+    }
+    world.pass(Duration::from_millis(10));
+    knock(&mut world, 1, 50_000, 81);
+    world.pass(Duration::from_secs(3));
+    let told = world.take(0).len();
+    assert!((10..=25).contains(&told), "{told}");
+    assert_eq!(world.take_one(1).icmp(), (3, 1));
+}
+
+#[test]
 fn a_router_that_does_not_answer_makes_what_is_behind_it_unreachable() {
     let coalesce = CoalesceOptions { udp: true, ..CoalesceOptions::default() };
     let mut world = World::of(Plan { coalesce, ..Plan::default() }).connected();

@@ -1,5 +1,5 @@
-//! What may befall packets on their way, as decorators: each wraps a stream of packets and is one itself, so that faults
-//! are stacked rather than switched on. The same seed does the same.
+//! What may befall packets on their way, as decorators: each wraps a stream of packets and is one itself, so that
+//! faults are stacked rather than switched on. The same seed does the same.
 //!
 //! [`super::link::Link`] does it to sealed datagrams, where authentication finds any damage; this is for the packets
 //! themselves, before they are sealed and after they were opened, where nothing but their checksums does.

@@ -1,6 +1,6 @@
-//! Streams of TCP whose segments are lost, repeated, overtaken and damaged on their way to us, or differ in what must not be
-//! merged. Merging and splitting is invisible: what comes out is what went in, segment by segment and in order, without
-//! what was damaged.
+//! Streams of TCP whose segments are lost, repeated, overtaken and damaged on their way to us, or differ in what must
+//! not be merged. Merging and splitting is invisible: what comes out is what went in, segment by segment and in order,
+//! without what was damaged.
 
 use std::net::SocketAddrV4;
 

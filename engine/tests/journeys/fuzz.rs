@@ -24,8 +24,8 @@ const WALKS: u32 = 200;
 const MAX_MAPPINGS: usize = 16;
 const MAX_MAPPINGS_PER_CLIENT: usize = 10;
 const PORTS: (u16, u16) = (40_000, 40_015);
-/// What no walk here comes to: it takes floods, or two clients on the last port, or a router that sends back, or a kernel, or the
-/// loop around the core.
+/// What no walk here comes to: it takes floods, or two clients on the last port, or a router that sends back, or a
+/// kernel, or the loop around the core.
 const OUT_OF_REACH: [DropReason; 16] = [
     DropReason::CookieRequired,
     DropReason::HandshakeRateLimited,
@@ -250,7 +250,8 @@ fn command(world: &mut World, dice: &mut Dice, client: usize, published: &mut us
     }
 }
 
-/// All that a step decides, drawn from its seed (xorshift64, Marsaglia 2003): so a walk shrinks to the steps that matter.
+/// All that a step decides, drawn from its seed (xorshift64, Marsaglia 2003): so a walk shrinks to the steps that
+/// matter.
 struct Dice(u64);
 
 impl Dice {

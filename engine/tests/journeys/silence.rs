@@ -20,7 +20,8 @@ fn to_server(client: usize) -> Ip {
     Ip::udp(endpoint(client_address(client), 5_000), endpoint(SERVER, 9), b"data")
 }
 
-/// A client's core checks what it is given: this gives it to the link as a malicious client would, sealed but unchecked.
+/// A client's core checks what it is given: this gives it to the link as a malicious client would, sealed but
+/// unchecked.
 fn from_peer(world: &mut World, client: usize, bytes: &[u8]) {
     world.seal_unchecked(client, bytes);
     world.settle();

@@ -144,7 +144,8 @@ pub struct World {
     pub host: Vec<Ip>,
     /// The same for what crossed to the kernels whole, before it was split: how many packets.
     pub device_packets: usize,
-    /// Whether the router forwards what comes from inside to [`LOOPBACK`] to the gateway, as from itself, and back (NAT loopback).
+    /// Whether the router forwards what comes from inside to [`LOOPBACK`] to the gateway, as from itself, and back (NAT
+    /// loopback).
     pub loops_back: bool,
     /// Who has sent there, by the port from which the router forwards it, and how much it has sent back to them.
     looped: Vec<SocketAddrV4>,

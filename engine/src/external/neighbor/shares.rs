@@ -1,8 +1,8 @@
 //! How much of the neighbour cache each client takes.
 //!
 //! Nobody may take more than is still free (the *dynamic threshold* of Choudhury and Hahne, IEEE/ACM Transactions on
-//! Networking 6(2), 1998): alone it gets half, two get a third each, and there is always something left for the next one.
-//! A neighbour is charged to whoever asked for it first, though all may use it.
+//! Networking 6(2), 1998): alone it gets half, two get a third each, and there is always something left for the next
+//! one. A neighbour is charged to whoever asked for it first, though all may use it.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -10,7 +10,8 @@ use std::net::Ipv4Addr;
 use super::MAX_HELD;
 use crate::fair_queue::Amount;
 
-/// On whose behalf a neighbour is asked for: the client's whose packet goes there. `None`: our own, who answer somebody outside.
+/// On whose behalf a neighbour is asked for: the client's whose packet goes there. `None`: our own, who answer somebody
+/// outside.
 pub type Asker = Option<Ipv4Addr>;
 
 /// What all of them take.

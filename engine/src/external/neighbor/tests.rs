@@ -232,7 +232,8 @@ fn a_neighbour_in_use_is_confirmed_by_unicast_while_packets_go_on() {
 
 #[test]
 fn who_answers_to_a_question_that_another_was_asked_is_not_believed() {
-    // The router is there: however soon somebody else answers in its place, it stays, and is not asked more often for it.
+    // The router is there: however soon somebody else answers in its place, it stays, and is not asked more often for
+    // it.
     let mut cache = learnt();
     for question in [30, 60, 90] {
         assert_eq!(cache.resolve(ROUTER, A_CLIENT, at(question)), Resolution::Known(ROUTER_MAC));
@@ -314,9 +315,9 @@ fn nobody_takes_more_places_than_are_left_and_the_router_always_has_one() {
     assert_eq!([A_CLIENT, ANOTHER_CLIENT].map(|asker| taken_by(&mut cache, asker)), [511, 256]);
 }
 
-/// One client asks for addresses that nobody has, so many a second, for ten seconds, and a packet waits for each as long as
-/// there is room. Of ten new neighbours of another meanwhile: for how many a packet waits at once. And how many requests the
-/// link saw in the last second.
+/// One client asks for addresses that nobody has, so many a second, for ten seconds, and a packet waits for each as
+/// long as there is room. Of ten new neighbours of another meanwhile: for how many a packet waits at once. And how many
+/// requests the link saw in the last second.
 fn during_a_scan(per_second: u32) -> (usize, usize) {
     let (mut cache, mut let_in, mut requests) = (cache(), 0, 0);
     for ms in 0..10_000u32 {

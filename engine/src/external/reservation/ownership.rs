@@ -64,8 +64,8 @@ impl PortOwnership {
         true
     }
 
-    /// Where the ports of `address` are noted. If they are nowhere and `new` is wanted: an unused place, or else that of
-    /// an address without ports.
+    /// Where the ports of `address` are noted. If they are nowhere and `new` is wanted: an unused place, or else that
+    /// of an address without ports.
     fn slot(&self, address: Ipv4Addr, new: bool) -> Option<&AddressPorts> {
         let known = self.0.iter().map_while(OnceLock::get).find(|ports| ports.is_of(address));
         if known.is_some() || !new {

@@ -105,8 +105,8 @@ impl Reserver {
         self.ownership.clone()
     }
 
-    /// Claims one port and waits until that is done. Not for a packet's way: use it to publish a port. What was asked of
-    /// the thread before, as to return the port, has been done by then.
+    /// Claims one port and waits until that is done. Not for a packet's way: use it to publish a port. What was asked
+    /// of the thread before, as to return the port, has been done by then.
     ///
     /// # Errors
     /// As of [`PortReservation::claim`]; `BrokenPipe` after [`Self::stop`].
@@ -120,8 +120,8 @@ impl Reserver {
         answer.recv().map_err(gone)?
     }
 
-    /// Ends a claim that came to nothing ([`PortReservation::disclaim`]). As [`Self::claim`], it may wait for the thread's
-    /// current work.
+    /// Ends a claim that came to nothing ([`PortReservation::disclaim`]). As [`Self::claim`], it may wait for the
+    /// thread's current work.
     pub fn disclaim(&self, protocol: PortProtocol, port: SocketAddrV4) {
         // Fails only after `Self::stop`, which has unreserved every port.
         drop(self.handle.0.send(ReserverCommand::Disclaim(protocol, port)));
@@ -143,8 +143,8 @@ impl Reserver {
         answer.recv().ok();
     }
 
-    /// Other ports are kept for the host's programs ([`PortReservation::keep`]). As [`Self::claim`], it may wait for the thread's
-    /// current work.
+    /// Other ports are kept for the host's programs ([`PortReservation::keep`]). As [`Self::claim`], it may wait for
+    /// the thread's current work.
     pub fn keep(&self, ports: Option<(u16, u16)>) {
         // Fails only after `Self::stop`, when there are no ports at all.
         drop(self.handle.0.send(ReserverCommand::Keep(ports)));

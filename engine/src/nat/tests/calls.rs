@@ -181,8 +181,8 @@ fn a_guessed_segment_amid_a_handshake_does_not_prepare_a_reset() {
     }
 }
 
-/// A client with 64 sessions at most, because that is what it may have, or because all may have no more. One of its ports
-/// can be flooded, and its line is to another.
+/// A client with 64 sessions at most, because that is what it may have, or because all may have no more. One of its
+/// ports can be flooded, and its line is to another.
 struct Flooded {
     line: Line,
     flooded: Endpoint,

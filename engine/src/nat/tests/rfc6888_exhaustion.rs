@@ -1,4 +1,5 @@
-//! RFC 6888: Common Requirements for Carrier-Grade NATs: what one client may take, and what happens when there is no more.
+//! RFC 6888: Common Requirements for Carrier-Grade NATs: what one client may take, and what happens when there is no
+//! more.
 
 use super::*;
 

@@ -333,7 +333,8 @@ fn a_response_that_another_shard_hands_over_is_judged_by_its_own_shard_and_that_
     assert!(matches!(handed_over(&mut world, BOB, &response).0, Received::Handshake { .. }));
 }
 
-/// The kernel would ask for the link address of each place, and keep packets meanwhile in the buffer of a socket that is everybody's.
+/// The kernel would ask for the link address of each place, and keep packets meanwhile in the buffer of a socket that
+/// is everybody's.
 #[test]
 fn data_moves_a_peer_at_a_bounded_rate_and_a_handshake_at_once() {
     let mut world = World::connected();

@@ -2,10 +2,10 @@
 //!
 //! # Theory of operation
 //!
-//! The kernel's GRO looks into GRE, IP in IP and 6in4, although no such tunnel ends on the host, and merges the TCP segments
-//! inside. The frame then says `GSO_TCPV4` or `GSO_TCPV6`, and its outer protocol is the tunnel's. Behind the entrance nobody
-//! looks into a protocol that has no ports, so there it becomes again what was sent: [`Layers::parse`] walks the headers down
-//! to TCP, and each segment gets a copy of them all, in which is made anew:
+//! The kernel's GRO looks into GRE, IP in IP and 6in4, although no such tunnel ends on the host, and merges the TCP
+//! segments inside. The frame then says `GSO_TCPV4` or `GSO_TCPV6`, and its outer protocol is the tunnel's. Behind the
+//! entrance nobody looks into a protocol that has no ports, so there it becomes again what was sent: [`Layers::parse`]
+//! walks the headers down to TCP, and each segment gets a copy of them all, in which is made anew:
 //!
 //! | word | value |
 //! |---|---|
@@ -16,8 +16,8 @@
 //! | CWR | on the first only (RFC 3168 §6.1.2) |
 //! | checksums of TCP, IPv4, and of GRE if it has one | complete |
 //!
-//! What GRO merges is known here, except for IPv6 with extension headers. What is built otherwise, or whose lengths do not
-//! agree, is refused; so is what has more segments than anybody makes ([`VirtioNetHeader::MAX_SPLIT_SEGMENTS`]).
+//! What GRO merges is known here, except for IPv6 with extension headers. What is built otherwise, or whose lengths do
+//! not agree, is refused; so is what has more segments than anybody makes ([`VirtioNetHeader::MAX_SPLIT_SEGMENTS`]).
 
 use super::{F_NEEDS_CSUM, GSO_ECN, GSO_TCPV4, GSO_TCPV6, VirtioNetHeader};
 use crate::wire::checksum::{Sum, checksum};
@@ -53,12 +53,13 @@ const TCP_HEADER_LEN: usize = 20;
 const MAX_BYTES: usize = 4 * MAX_PACKET_LEN;
 
 impl VirtioNetHeader {
-    /// Segments of one superpacket that [`Self::split_encapsulated`] makes, at most. Ethernet's frames make some 45, and an MSS of
-    /// 536, which is small, 123. Should they be many more, nobody sends them legitimately, and each is a packet to route.
+    /// Segments of one superpacket that [`Self::split_encapsulated`] makes, at most. Ethernet's frames make some 45,
+    /// and an MSS of 536, which is small, 123. Should they be many more, nobody sends them legitimately, and each is a
+    /// packet to route.
     pub const MAX_SPLIT_SEGMENTS: usize = 512;
 
-    /// The segments of `packet`, an IPv4 packet that came with this header and carries a TCP superpacket in a tunnel; `None` if
-    /// it is anything else, or its lengths do not agree.
+    /// The segments of `packet`, an IPv4 packet that came with this header and carries a TCP superpacket in a tunnel;
+    /// `None` if it is anything else, or its lengths do not agree.
     pub fn split_encapsulated(self, packet: &[u8]) -> Option<Vec<Vec<u8>>> {
         let inner = match self.gso_type & !GSO_ECN {
             GSO_TCPV4 => ETHERTYPE_IPV4,

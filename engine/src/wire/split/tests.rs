@@ -11,8 +11,8 @@ fn gso(kind: GsoKind, segment_size: u16) -> Offload {
 
 const PARTIAL: Offload = Offload { gso: None, checksum: ChecksumState::Partial };
 
-/// Splits `bytes`, of which only the first `head_len` are in the head and the rest in slices of `slice_len`. In one piece,
-/// they are split in place as well, into the same segments.
+/// Splits `bytes`, of which only the first `head_len` are in the head and the rest in slices of `slice_len`. In one
+/// piece, they are split in place as well, into the same segments.
 fn split(bytes: &[u8], head_len: usize, slice_len: usize, offload: Offload) -> Vec<Vec<u8>> {
     let (head, tail) = bytes.split_at(head_len);
     let mut head = head.to_vec();

@@ -69,7 +69,8 @@ impl Tunnel {
         }
     }
 
-    /// What GRO makes of segments: the first one, with lengths, flags and payload of all. (Checksums are to be made anew.)
+    /// What GRO makes of segments: the first one, with lengths, flags and payload of all. (Checksums are to be made
+    /// anew.)
     fn merges(self, payload: &[u8]) -> Vec<u8> {
         self.sends(0, FIRST | MIDDLE | LAST, payload)
     }
