@@ -22,8 +22,9 @@ from ipaddress import IPv4Interface
 
 import structlog
 
-from tidegate.control.admin import AdminContext, Administration, Reloaded
+from tidegate.control.admin import Administration
 from tidegate.control.commands import ReloadSettings
+from tidegate.control.context import AdminContext, Reloaded
 from tidegate.control.server import ControlServer
 from tidegate.dns import DnsProxy, DnsServer, Resolver, choose_upstreams, in_flight_within
 from tidegate.dns.resolvers import DNS_PORT
@@ -160,7 +161,7 @@ class Gateway:
             applied=",".join(map(".".join, applied)) or "none",
             needs_restart=",".join(map(".".join, needs_restart)) or "none",
         )
-        return Reloaded(settings, applied, needs_restart, warnings)
+        return Reloaded(applied, needs_restart, warnings)
 
     async def _start(self, undo: AsyncExitStack) -> None:
         settings, gateway = self._settings, self._settings.gateway
@@ -220,7 +221,7 @@ class Gateway:
 
     def _administration(self, store: SqliteStore, private_key: bytes) -> Administration:
         context = AdminContext(
-            self._settings,
+            lambda: self._settings,
             partial(public_key_of, private_key),
             self._suggested_endpoint,
             time.time,

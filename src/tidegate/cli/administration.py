@@ -79,7 +79,8 @@ def administration(
 def _store_alone(
     settings: Settings, state: StateDir, host: Host | None, engine: Callable[[], Engine]
 ) -> Iterator[Executor]:
-    from tidegate.control.admin import AdminContext, Administration
+    from tidegate.control.admin import Administration
+    from tidegate.control.context import AdminContext
     from tidegate.identity import load_or_make_private_key, public_key_of
     from tidegate.store import peer_names
     from tidegate.store.sqlite import SqliteStore
@@ -91,7 +92,7 @@ def _store_alone(
         store = SqliteStore(state.database)
         try:
             admin_context = AdminContext(
-                settings,
+                lambda: settings,
                 lambda: public_key_of(load_or_make_private_key(state.key, partial(peer_names, store))),
                 lambda: suggested_endpoint(settings, host),
                 time.time,

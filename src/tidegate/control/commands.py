@@ -1,6 +1,9 @@
 """The commands that a gateway understands, and its answers: what the command line and the control socket exchange.
 
 Requests and answers are plain data with stable names: `--json` prints the answers unchanged.
+
+`Administration` (`admin`) carries out ``status`` and ``reload``, and hands ``peer.*`` to `peers`, ``publish.*`` to
+`publications`, and ``nat.*`` to `views`.
 """
 
 from __future__ import annotations

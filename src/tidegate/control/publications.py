@@ -1,4 +1,10 @@
-"""Published ports: in the store, and at once in the engine where one runs."""
+"""Published ports: in the store, and at once in the engine where one runs.
+
+A new publication is refused, and taken out of the store again, if one of its ports cannot be had. One that is in the
+store already is kept: at a restart, or when its peer is enabled again, a program on the host may have taken a port
+meanwhile. Then it counts as failed, is listed so, and is tried again at each reload. While its peer is disabled, only
+the store has it.
+"""
 
 from __future__ import annotations
 
