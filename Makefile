@@ -15,8 +15,10 @@ VENV := .venv
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 
 FUZZ_SECONDS ?= 60
+# Podman where both are there.
+CONTAINER_ENGINE ?= $(firstword $(shell command -v podman docker))
 
-.PHONY: help build install uninstall demo guard test test-rust test-python check format bench fuzz mutants lock clean
+.PHONY: help build install uninstall image demo guard test test-rust test-python check format bench fuzz mutants lock clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -30,6 +32,10 @@ install: ## /usr/local/bin/tidegate and its systemd units, apart from this check
 
 uninstall: ## takes away what `install` installed; settings and state stay (root)
 	@$(AS_ROOT) scripts/install --remove
+
+image: ## `tidegate`, a container image, with podman or docker; docs/operation.md says how to run it (root)
+	@$(AS_ROOT) $(or $(CONTAINER_ENGINE),$(error an image is built by podman or docker; on Debian: apt install podman)) \
+	    build --file Containerfile --tag tidegate .
 
 demo: build ## a client, the gateway and the internet on this machine, shown step by step (root)
 	@$(AS_ROOT) $(VENV)/bin/tidegate demo

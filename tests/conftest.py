@@ -33,6 +33,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="end-to-end tests with every offload of the gateway and of its own client switched off",
     )
+    parser.addoption(
+        "--image",
+        metavar="NAME",
+        help="also the tests of a container image, which Podman has under this name",
+    )
 
 
 @pytest.hookimpl(tryfirst=True)

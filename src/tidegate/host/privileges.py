@@ -28,17 +28,26 @@ def effective_capabilities(status: Path = Path("/proc/self/status")) -> int:
 def check_privileges(needed: tuple[int, ...] = (CAP_NET_ADMIN, CAP_NET_RAW)) -> None:
     """Raises `PrivilegeError` if a capability or the TUN device is missing."""
     have = effective_capabilities()
+    is_root = os.geteuid() == 0  # root without a permission is most likely that of a container
     missing = [_NAMES[number] for number in needed if not have >> number & 1]
     if missing:
+        needs = f"this needs {' and '.join(missing)}"
+        if not is_root:
+            raise PrivilegeError(needs, hint="run as root, or grant the capability")
+        options = " ".join(f"--cap-add {name.removeprefix('CAP_')}" for name in missing)
         raise PrivilegeError(
-            f"this needs {' and '.join(missing)}", hint="run as root, or grant the capability"
+            f"{needs}, which root lacks here", hint=f"in a container, start it with {options}"
         )
+    device = f"--device {TUN_DEVICE}"
     if not TUN_DEVICE.exists():
         raise PrivilegeError(
-            f"{TUN_DEVICE} does not exist", hint="run `modprobe tun`, or pass the device into the container"
+            f"{TUN_DEVICE} does not exist", hint=f"run `modprobe tun`, or start the container with {device}"
         )
     if not os.access(TUN_DEVICE, os.R_OK | os.W_OK):
-        raise PrivilegeError(f"{TUN_DEVICE} cannot be opened: permission denied", hint="run as root")
+        raise PrivilegeError(
+            f"{TUN_DEVICE} cannot be opened: permission denied",
+            hint=f"in a container, start it with {device}" if is_root else "run as root",
+        )
 
 
 def raise_open_file_limit() -> int:

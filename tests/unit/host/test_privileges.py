@@ -1,14 +1,78 @@
-"""The limit of open files, raised as far as the kernel allows."""
+"""What a process that lacks a permission is told, and the limit of open files, raised as far as the kernel allows."""
 
 from __future__ import annotations
 
+import os
 import resource
 from pathlib import Path
 
 import pytest
 import structlog.testing
 
-from tidegate.host.privileges import raise_open_file_limit
+from tidegate.errors import PrivilegeError
+from tidegate.host.privileges import CAP_NET_ADMIN, CAP_NET_RAW, check_privileges, raise_open_file_limit
+
+
+@pytest.fixture
+def granted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Root with both capabilities and a TUN device, whatever runs the tests. Returns the device."""
+    device = tmp_path / "tun"
+    device.touch()
+    monkeypatch.setattr("tidegate.host.privileges.TUN_DEVICE", device)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(
+        "tidegate.host.privileges.effective_capabilities", lambda: 1 << CAP_NET_ADMIN | 1 << CAP_NET_RAW
+    )
+    return device
+
+
+def refusal() -> str:
+    with pytest.raises(PrivilegeError) as refused:
+        check_privileges()
+    return str(refused.value)
+
+
+@pytest.mark.usefixtures("granted")
+def test_root_that_lacks_a_capability_is_told_how_a_container_gets_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    check_privileges()
+    monkeypatch.setattr("tidegate.host.privileges.effective_capabilities", lambda: 1 << CAP_NET_ADMIN)
+    assert (
+        refusal()
+        == "this needs CAP_NET_RAW, which root lacks here; in a container, start it with --cap-add NET_RAW"
+    )
+    monkeypatch.setattr("tidegate.host.privileges.effective_capabilities", lambda: 0)
+    assert refusal() == (
+        "this needs CAP_NET_ADMIN and CAP_NET_RAW, which root lacks here; "
+        "in a container, start it with --cap-add NET_ADMIN --cap-add NET_RAW"
+    )
+
+
+@pytest.mark.usefixtures("granted")
+def test_another_user_that_lacks_a_capability_is_told_to_become_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr("tidegate.host.privileges.effective_capabilities", lambda: 0)
+    assert refusal() == "this needs CAP_NET_ADMIN and CAP_NET_RAW; run as root, or grant the capability"
+
+
+def test_a_missing_tun_device_is_told_with_how_a_container_gets_it(granted: Path) -> None:
+    granted.unlink()
+    assert refusal() == (
+        f"{granted} does not exist; run `modprobe tun`, or start the container with --device {granted}"
+    )
+
+
+# A device that is mounted as a volume is there, but its cgroup forbids to open it.
+def test_root_that_may_not_open_the_tun_device_is_told_how_a_container_may(
+    granted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert refusal() == (
+        f"{granted} cannot be opened: permission denied; in a container, start it with --device {granted}"
+    )
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert refusal() == f"{granted} cannot be opened: permission denied; run as root"
 
 
 @pytest.fixture
