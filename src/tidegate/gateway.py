@@ -83,8 +83,8 @@ class Gateway:
         interface that is gone, although the new one looks the same."""
         self._own_addresses: tuple[str, ...] = ()
         self._overlap: str | None = None
-        self._reading = Reading()
         """What the VPN's subnet has come to overlap since the start."""
+        self._reading = Reading()
         self._admit_warning = RateLimit(time.monotonic, burst=1).admit
         self._kept_ports: tuple[int, int] | None = None
         self._dns: DnsServer | None = None
